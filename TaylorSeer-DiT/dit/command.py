@@ -1,0 +1,152 @@
+"""What sample.py and sample_ddp.py share: flags that choose model, sampler and classes, and what they make."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache_dic import Cache, Run
+from dit.config import CONFIGS, DiTConfig, dit_config
+from dit.data import CLASS_NAMES
+from dit.decode import VAES, Decoder, load_decoder
+from dit.model import DiT
+from dit.sampler import Sampler
+from dit.weights import load_dit
+from seerkit.attention import BACKENDS
+from seerkit.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.cli import Parser, non_negative_int, positive_float, positive_int
+from seerkit.seeds import SampleGenerators
+
+EMBEDDED = "fashion-mnist"
+DEFAULTS = {"interval": 4, "max_order": 4, "warmup_steps": 2}  # the authors' recommendation for DiT
+PAPER_ORDERS = {3: 3, 4: 4, 5: 3}  # order by interval in the paper's DiT table
+IMAGENET_SHOWN = [207, 360, 387, 974, 88, 979, 417, 279]  # the classes of the official sample.py
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_model_flags(parser: Parser, *, guidance_scale: float) -> None:
+    """Flags of the model and the sampler; names the reference has are the reference's."""
+    parser.add_argument("--model", choices=tuple(CONFIGS), default=EMBEDDED, help="fashion-mnist is the embedded model")
+    parser.add_argument(
+        "--image-size", type=positive_int, help="pixels; 256 or 512 for DiT-XL/2 (default: the model's own)"
+    )
+    parser.add_argument("--ckpt", type=Path, help="checkpoint file or folder (default: the embedded or published one)")
+    parser.add_argument(
+        "--vae", default="ema", help=f"{', '.join(VAES)}, a folder or a hub repository; latent models only"
+    )
+    parser.add_argument("--num-sampling-steps", type=positive_int, default=50)
+    parser.add_argument(
+        "--cfg-scale", type=positive_float, default=guidance_scale, help="guidance weight; 1 switches it off"
+    )
+    parser.add_argument("--guide-all-channels", action="store_true", help="guide the fourth latent channel, too")
+    solver = parser.add_mutually_exclusive_group()
+    solver.add_argument("--ddim-sample", action="store_true", help="DDIM with eta 0, as in the paper (the default)")
+    solver.add_argument("--ddpm-sample", action="store_true", help="DDPM with learned variance")
+    parser.add_argument(
+        "--seed", "--global-seed", type=non_negative_int, default=0, help="sample i depends on seed and i alone"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
+    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+    add_cache_flags(parser, **DEFAULTS)
+
+
+def caches(args: argparse.Namespace) -> dict[str, Cache]:
+    """The caches that the flags ask for, each checked against the number of steps."""
+    made = caches_from_flags(
+        args,
+        interval=DEFAULTS["interval"],
+        orders=PAPER_ORDERS,
+        max_order=DEFAULTS["max_order"],
+        compare_intervals=tuple(PAPER_ORDERS),
+    )
+    for cache in made.values():
+        cache.plan(args.num_sampling_steps)
+    return made
+
+
+def config_of(args: argparse.Namespace) -> DiTConfig:
+    return dit_config(args.model, image_size=args.image_size)
+
+
+def class_names(config: DiTConfig) -> list[str]:
+    """Names where they are known, else numbers."""
+    known = CLASS_NAMES if config.num_classes == len(CLASS_NAMES) else ()
+    return list(known) or [str(i) for i in range(config.num_classes)]
+
+
+def chosen_classes(text: str | None, config: DiTConfig) -> list[int]:
+    """Class numbers from `0,3,sandal`; None takes all of a small model, the official eight of ImageNet."""
+    names = class_names(config)
+    if text is None:
+        return IMAGENET_SHOWN if config.num_classes == 1000 else list(range(config.num_classes))
+    chosen = []
+    for part in (part.strip() for part in text.split(",")):
+        number = names.index(part) if part in names else int(part) if part.isdecimal() else -1
+        if not 0 <= number < config.num_classes:
+            known = f" or a name: {', '.join(names)}" if names[0] != "0" else ""
+            raise ValueError(f"class {part!r} is not known; give numbers 0 … {config.num_classes - 1}{known}")
+        chosen.append(number)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples to make together: their indices, which give the noise, and their classes."""
+
+    indices: list[int]
+    classes: list[int]
+
+
+class Pipeline:
+    """A loaded model with its sampler and decoder: batches in, latents and images out."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        self.args, self.device, self.config = args, device, config_of(args)
+        dtype = PRECISIONS[args.precision]
+        self.model: DiT = load_dit(self.config, args.ckpt, device=device, dtype=dtype, attention=args.attention)
+        self.decoder: Decoder = load_decoder(self.config, args.vae, device)
+        self.sampler = Sampler(self.model, args.num_sampling_steps, **sampler_settings(args))
+
+    def sample(
+        self, cache: Cache | None, batch: Batch, callback: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[Tensor, Run]:
+        """Final latents (B, C, H, W) in float32 and the run; a sample's noise comes from its own index."""
+        generators = SampleGenerators(self.args.seed, batch.indices)
+        noise = generators.randn(
+            self.config.in_channels, self.config.input_size, self.config.input_size, device=self.device
+        )
+        y = torch.tensor(batch.classes, device=self.device)
+        return self.sampler.run(noise, y, cache=cache, generators=generators, callback=callback)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3 or 1, H, W) in [-1, 1] on the CPU."""
+        return self.decoder(latents.to(self.device)).float().cpu()
+
+
+def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "solver": "ddpm" if args.ddpm_sample else "ddim",
+        "guidance_scale": args.cfg_scale,
+        "guidance_channels": None if args.guide_all_channels else 3,
+    }
+
+
+def resolved(args: argparse.Namespace, config: DiTConfig) -> dict[str, Any]:
+    """The configuration as it will run, for --dry-run and records."""
+    return {
+        "model": args.model,
+        "config": asdict(config),
+        "num_steps": args.num_sampling_steps,
+        **sampler_settings(args),
+        "precision": args.precision,
+        "attention": args.attention,
+        "seed": args.seed,
+        "ckpt": str(args.ckpt) if args.ckpt else None,
+        "vae": args.vae if config.in_channels == 4 else None,
+    }

@@ -1,0 +1,254 @@
+"""DiT (Peebles & Xie 2023, arXiv 2212.09748) as embed, blocks, head; parameter names are facebookresearch/DiT's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from cache_dic import Site, Step, Tokens, residual
+from dit.config import DiTConfig
+from seerkit.attention import attention_backend
+from seerkit.embeddings import sincos_position_2d, timestep_embedding
+from seerkit.flops import step_flops
+from seerkit.modulation import SLICE_BYTES, ModulationTable, Rows
+
+EPS = 1e-6  # of every LayerNorm
+FREQUENCY_DIM = 256  # channels of the sinusoidal timestep embedding
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (B, L, D) scaled and shifted by (B, 1, D) each."""
+    return x * (1 + scale) + shift
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """LayerNorm without affine parameters: the modulation takes their place."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        size = config.patch_size
+        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, kernel_size=size, stride=size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(self.proj(x), "b d h w -> b (h w) d")
+
+
+class TimestepEmbedder(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        frequencies = timestep_embedding(t, FREQUENCY_DIM)
+        return self.mlp(frequencies.to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedder(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(config.num_classes + config.has_null_class, config.hidden_size)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DiTConfig, backend: str) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attend = attention_backend(backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.num_heads)
+        return self.proj(rearrange(self.attend(q, k, v), "b h l d -> b l (h d)"))
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width = int(config.hidden_size * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.hidden_size, width)
+        self.fc2 = nn.Linear(width, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class DiTBlock(nn.Module):
+    SITES = ("attn", "mlp")
+    GATES = (2, 5)  # rows of the modulation that gate the two sites
+
+    def __init__(self, config: DiTConfig, backend: str) -> None:
+        super().__init__()
+        self.attn = Attention(config, backend)
+        self.mlp = Mlp(config)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden_size, 6 * config.hidden_size))
+
+    def modulation(self, c: Tensor) -> Tensor:
+        """Conditions (..., B, D) -> (..., B, 6, D)."""
+        return self.adaLN_modulation[1](c).unflatten(-1, (6, -1))
+
+    def gates(self, c: Tensor) -> Tensor:
+        """The gates alone: conditions (S, B, D) -> (S, 2, B, D)."""
+        linear = self.adaLN_modulation[1]
+        rows = [part.unflatten(0, (6, -1))[list(self.GATES)].flatten(0, 1) for part in (linear.weight, linear.bias)]
+        return F.linear(c, *rows).unflatten(-1, (len(self.GATES), -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor, modulation: Tensor, site: Site = residual) -> Tensor:
+        """x (B, L, D), modulation (B, 6, D) -> (B, L, D)."""
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
+        x = site(x, gate_msa, self.attn(modulate(layer_norm(x), shift_msa, scale_msa)))
+        x = site(x, gate_mlp, self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp)))
+        return x
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.hidden_size, config.patch_size**2 * config.out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden_size, 2 * config.hidden_size))
+
+    def modulation(self, c: Tensor) -> Tensor:
+        """Conditions (..., B, D) -> (..., B, 2, D)."""
+        return self.adaLN_modulation[1](c).unflatten(-1, (2, -1))
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x (B, L, D), modulation (B, 2, D) -> (B, L, patch² · out_channels)."""
+        shift, scale = modulation.unsqueeze(2).unbind(1)
+        return self.linear(modulate(layer_norm(x), shift, scale))
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """Shift, scale and gate: `blocks` holds (B, 6, D) a block, None at a forecast step; `head` is (B, 2, D)."""
+
+    blocks: Sequence[Tensor] | None
+    head: Tensor
+
+
+class Blocks(nn.ModuleList):
+    """The transformer blocks in order; called, they are the residual additions alone."""
+
+    def forward(self, x: Tensor, modulation: Modulation, site: Site = residual) -> Tensor:
+        for block, rows in zip(self, modulation.blocks, strict=True):
+            x = block(x, rows, site)
+        return x
+
+
+class DiT(nn.Module):
+    """Diffusion transformer with adaLN-Zero blocks, in three parts: `embed`, `blocks`, `head`.
+
+    attention: a name from `seerkit.attention.BACKENDS`.
+    """
+
+    def __init__(self, config: DiTConfig, *, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        side = config.input_size // config.patch_size
+        self.register_buffer("pos_embed", sincos_position_2d(config.hidden_size, side, side).unsqueeze(0))
+        self.x_embedder = PatchEmbed(config)
+        self.t_embedder = TimestepEmbedder(config)
+        self.y_embedder = LabelEmbedder(config)
+        self.blocks = Blocks([DiTBlock(config, attention) for _ in range(config.depth)])
+        self.final_layer = FinalLayer(config)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Latents (B, C, H, W) -> tokens (B, L, D)."""
+        size = self.config.input_size
+        if x.shape[1:] != (self.config.in_channels, size, size):
+            raise ValueError(
+                f"latents of shape {tuple(x.shape)} do not fit a model for (B, {self.config.in_channels}, {size}, {size})"
+            )
+        return self.x_embedder(x) + self.pos_embed
+
+    def condition(self, t: Tensor, y: Tensor) -> Tensor:
+        """SiLU of timestep plus class embedding, which every modulation is linear in.
+
+        t: timesteps (B,) or (S, 1); y: labels (B,), num_classes standing for "no class". Returns (B, D) or (S, B, D).
+        """
+        return F.silu(self.t_embedder(t) + self.y_embedder(y))
+
+    def modulation(self, c: Tensor) -> Modulation:
+        """Modulation of one step for conditions c (B, D)."""
+        return Modulation([block.modulation(c) for block in self.blocks], self.final_layer.modulation(c))
+
+    def head(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Tokens (B, L, D) -> prediction (B, out_channels, H, W)."""
+        patches = self.final_layer(x, modulation.head)  # (B, L, p·p·C)
+        size, side = self.config.patch_size, self.config.input_size // self.config.patch_size
+        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=side, w=side, p=size, q=size)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, cache: Step | None = None) -> Tensor:
+        """Predict noise (and variance) of latents x (B, C, H, W) at timesteps t (B,) for classes y (B,).
+
+        cache: a step of a run that was started for these timesteps and classes; its table then stands for t and y.
+        """
+        x0 = self.embed(x)
+        if cache is None:
+            modulation = self.modulation(self.condition(t, y))
+            return self.head(self.blocks(x0, modulation), modulation)
+        modulation = cache.modulation
+        return self.head(cache(x0, lambda site: self.blocks(x0, modulation, site)), modulation)
+
+    def tokens(self, latents: Tensor) -> Tokens:
+        """The token stream for latents (B, C, H, W)."""
+        return Tokens(
+            batch=len(latents),
+            length=self.config.num_tokens,
+            dim=self.config.hidden_size,
+            num_sites=sum(len(block.SITES) for block in self.blocks),
+            dtype=self.pos_embed.dtype,
+        )
+
+    def modulation_table(
+        self, timesteps: Tensor, full_steps: Sequence[int], gated_steps: Sequence[int], *, y: Tensor
+    ) -> ModulationTable:
+        """Modulation of a run over timesteps (S,) for classes y (B,): full rows, gates alone, head rows."""
+        c = self.condition(timesteps.unsqueeze(1), y)  # (S, B, D)
+
+        def block_rows(steps: list[int]) -> Sequence[tuple[Tensor, ...]]:
+            return list(zip(*(block.modulation(c[steps]) for block in self.blocks), strict=True))
+
+        def gate_rows(steps: list[int]) -> Tensor:
+            return torch.cat([block.gates(c[steps]) for block in self.blocks], dim=1)  # (steps, sites, B, D)
+
+        def rows_in_a_slice(vectors: int) -> int:
+            return SLICE_BYTES // (vectors * c[0].numel() * c.element_size())
+
+        per_block, sites = 6 * self.config.depth, self.config.depth * len(DiTBlock.SITES)
+        return ModulationTable(
+            blocks=Rows(block_rows, full_steps, rows_in_a_slice(per_block)),
+            gates=Rows(gate_rows, gated_steps, rows_in_a_slice(sites)),
+            head=Rows(lambda steps: self.final_layer.modulation(c[steps]), range(len(c)), rows_in_a_slice(2)),
+            assemble=Modulation,
+        )
+
+    def step_flops(self, latents: Tensor, *, y: Tensor) -> tuple[int, int]:
+        """Operations of a full and of a forecast step."""
+        return step_flops(self, latents, {"y": y})
+
+    def initialize(self, seed: int) -> "DiT":
+        """Weights to start training from, as facebookresearch/DiT draws them: gates and output at zero."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+            nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+            nn.init.zeros_(self.x_embedder.proj.bias)
+            for weight in (self.y_embedder.embedding_table.weight, *(self.t_embedder.mlp[i].weight for i in (0, 2))):
+                nn.init.normal_(weight, std=0.02)
+            for module in (*(block.adaLN_modulation[1] for block in self.blocks), self.final_layer.adaLN_modulation[1]):
+                nn.init.zeros_(module.weight)
+            nn.init.zeros_(self.final_layer.linear.weight)
+        return self

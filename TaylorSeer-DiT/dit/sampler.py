@@ -1,0 +1,149 @@
+"""DDIM and DDPM sampling with learned variance and classifier-free guidance (facebookresearch/DiT sample.py)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cache_dic import Cache, Run, make_cache
+from dit.diffusion import Diffusion
+from dit.model import DiT
+from seerkit.seeds import SampleGenerators
+
+Callback = Callable[[int, Tensor], None]
+
+
+def sample(
+    model: DiT,
+    noise: Tensor,
+    y: Tensor,
+    num_steps: int = 50,
+    *,
+    cache: Cache | None = None,
+    callback: Callback | None = None,
+    **settings,
+) -> Tensor:
+    """Latents (B, C, H, W) sampled from standard normal noise of that shape for classes y (B,).
+
+    cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
+    `Sampler`. Raises ValueError for classes, shapes or settings out of range.
+    """
+    return Sampler(model, num_steps, **settings).run(noise, y, cache=cache, callback=callback)[0]
+
+
+class Sampler:
+    """A sampling procedure: solver, number of steps and guidance.
+
+    solver: "ddim" (eta 0) or "ddpm" (needs `generators`, one a sample, for its noise). guidance_scale 1 runs no unconditional
+    branch. guidance_channels: the official code guides the first three latent channels only; None guides all.
+    """
+
+    SOLVERS = ("ddim", "ddpm")
+
+    def __init__(
+        self,
+        model: DiT,
+        num_steps: int = 50,
+        *,
+        solver: str = "ddim",
+        guidance_scale: float = 1.5,
+        guidance_channels: int | None = 3,
+    ) -> None:
+        config = model.config
+        if solver not in self.SOLVERS:
+            raise ValueError(f"solver {solver!r} is unknown; choose from {', '.join(self.SOLVERS)}")
+        if not guidance_scale >= 0:
+            raise ValueError(f"guidance_scale = {guidance_scale} must be at least 0 (1 is no guidance)")
+        if guidance_scale != 1 and not config.has_null_class:
+            raise ValueError(f"guidance_scale = {guidance_scale} needs a model trained with class dropout; use 1")
+        self.model, self.num_steps, self.solver, self.guidance_scale = model, num_steps, solver, guidance_scale
+        self.guided_channels = min(guidance_channels or config.in_channels, config.in_channels)
+        self.diffusion = Diffusion.respaced(num_steps)
+
+    @torch.inference_mode()
+    def run(
+        self,
+        noise: Tensor,
+        y: Tensor,
+        *,
+        cache: Cache | None = None,
+        generators: SampleGenerators | None = None,
+        callback: Callback | None = None,
+    ) -> tuple[Tensor, Run]:
+        """Final latents, in the dtype of `noise`, and the run with its record of what was computed."""
+        self._check(noise, y, generators)
+        indices = range(self.num_steps - 1, -1, -1)  # the process runs from most to least noise
+        timesteps = self.diffusion.timesteps.flip(0).to(noise.device)
+        batch, labels = self._branches(noise), self._labels(y)
+        # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
+        run = (cache or make_cache("uncached")).start(self.model, batch, timesteps, y=labels)
+        x = noise
+        for step, index in enumerate(indices):
+            batch = self._branches(x)
+            output = self.model(batch, timesteps[step].expand(len(batch)), labels, cache=run.at(step))
+            x = self._solve(
+                x, torch.full((len(x),), index, device=x.device), self._guide(output.to(x.dtype)), generators
+            )
+            if callback is not None:
+                callback(step, x)
+        return x, run
+
+    def _branches(self, x: Tensor) -> Tensor:
+        """What the model gets: conditional and unconditional rows in one batch, in the model's dtype."""
+        x = x.to(self.model.pos_embed.dtype)
+        return x if self.guidance_scale == 1 else torch.cat([x, x])
+
+    def _labels(self, y: Tensor) -> Tensor:
+        return y if self.guidance_scale == 1 else torch.cat([y, torch.full_like(y, self.model.config.num_classes)])
+
+    def _guide(self, output: Tensor) -> Tensor:
+        return output if self.guidance_scale == 1 else guide(output, self.guidance_scale, self.guided_channels)
+
+    def _solve(self, x: Tensor, index: Tensor, output: Tensor, generators: SampleGenerators | None) -> Tensor:
+        eps, v = output[:, : x.shape[1]], output[:, x.shape[1] :]
+        if self.solver == "ddim":
+            return ddim_step(self.diffusion, x, index, eps)
+        log_variance = self.diffusion.log_variance(v, index) if self.model.config.learn_sigma else None
+        noise = generators.randn(*x.shape[1:], device=x.device, dtype=x.dtype)
+        return ddpm_step(self.diffusion, x, index, eps, log_variance, noise)
+
+    def _check(self, noise: Tensor, y: Tensor, generators: SampleGenerators | None) -> None:
+        classes = self.model.config.num_classes
+        if y.ndim != 1 or len(y) != len(noise) or y.dtype != torch.int64:
+            raise ValueError(f"{len(noise)} samples need as many int64 classes, got {tuple(y.shape)} of {y.dtype}")
+        if len(y) and not 0 <= y.min() <= y.max() < classes:
+            wrong = [c for c in y.tolist() if not 0 <= c < classes]
+            raise ValueError(f"class {wrong[0]} is out of range; the model knows 0 … {classes - 1}")
+        if self.solver == "ddpm" and generators is None:
+            raise ValueError("the ddpm solver draws noise at every step: pass generators")
+
+
+def guide(output: Tensor, guidance_scale: float, channels: int) -> Tensor:
+    """Classifier-free guidance: output (2B, C, …), conditional half first -> (B, C, …).
+
+    Only the first `channels` channels are guided; the rest (variance, and DiT's fourth latent channel) stay conditional, as
+    in the official code.
+    """
+    conditional, unconditional = output.chunk(2)
+    guided = unconditional[:, :channels] + guidance_scale * (conditional - unconditional)[:, :channels]
+    return torch.cat([guided, conditional[:, channels:]], dim=1)
+
+
+def ddim_step(diffusion: Diffusion, x: Tensor, index: Tensor, eps: Tensor) -> Tensor:
+    """x_i -> x_{i-1} without noise (DDIM, arXiv 2010.02502, Eq. 12 with σ = 0)."""
+    alpha_bar = diffusion.at("alphas_bar_previous", index, x)
+    return alpha_bar.sqrt() * diffusion.predict_x0(x, index, eps) + (1 - alpha_bar).sqrt() * eps
+
+
+def ddpm_step(
+    diffusion: Diffusion, x: Tensor, index: Tensor, eps: Tensor, log_variance: Tensor | None, noise: Tensor
+) -> Tensor:
+    """x_i -> x_{i-1} by the posterior (DDPM, arXiv 2006.11239, Eq. 6 and 7); the last step, i = 0, adds no noise.
+
+    log_variance: learned, or None for the upper bound β (DDPM's fixed-large choice).
+    """
+    mean = diffusion.posterior_mean(diffusion.predict_x0(x, index, eps), x, index)
+    if log_variance is None:
+        log_variance = diffusion.at("log_variance_max", index, x)
+    noisy = (index > 0).to(x).reshape(-1, 1, 1, 1)
+    return mean + noisy * torch.exp(0.5 * log_variance) * noise

@@ -1,0 +1,194 @@
+"""Sample a DiT with a caching method, or with several beside the uncached run: a labelled grid, a table, a JSON record."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_dic import Cache
+from dit import DiT, DiTConfig
+from dit.command import (
+    EMBEDDED,
+    Batch,
+    Pipeline,
+    add_model_flags,
+    caches,
+    chosen_classes,
+    class_names,
+    config_of,
+    resolved,
+)  # fmt: skip
+from evaluation.classifier import class_accuracy, load_classifier
+from evaluation.metrics import psnr, summarize_psnr
+from seerkit.cli import Parser, positive_int, run_command, show_log
+from seerkit.compare import UNCACHED, Outcome, latency, run_caches
+from seerkit.distributed import resolve_device
+from seerkit.files import writable_directory, write_json
+from seerkit.flops import sampling_flops
+from seerkit.media import labelled_grid, save_png, to_uint8
+from seerkit.records import conditions
+from seerkit.tables import number, text_table
+
+EXAMPLES = """
+python TaylorSeer-DiT/sample.py --compare
+python TaylorSeer-DiT/sample.py --method taylorseer --interval 4 --max-order 4 --classes sandal,bag
+python TaylorSeer-DiT/sample.py --model DiT-XL/2 --image-size 256 --cfg-scale 4.0 --compare
+python TaylorSeer-DiT/sample.py --model DiT-XL/2 --image-size 256 --interval 3 4 5 --dry-run
+"""
+
+
+def parse_args(argv: list[str] | None):
+    parser = Parser(__doc__, EXAMPLES)
+    add_model_flags(parser, guidance_scale=2.0)
+    parser.add_argument("--classes", help="comma-separated numbers or names (default: all, or the official eight)")
+    parser.add_argument("--num-classes", type=positive_int, help="of the model; checked against it")
+    parser.add_argument("--per-class", type=positive_int, default=5, help="samples a class; the grid shows the first")
+    parser.add_argument("--batch-size", type=positive_int, help="samples a model call (default: one of each class)")
+    parser.add_argument("--out", type=Path, help="output folder (default: outputs/dit/MODEL)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print configuration, full steps, FLOPs and kept bytes, and stop"
+    )
+    parser.add_argument(
+        "--test-FLOPs", action="store_true", dest="test_flops", help="print the FLOPs of every cache and stop"
+    )
+    parser.add_argument("--json", action="store_true", help="print the record instead of the table")
+    args = parser.parse_args(argv)
+    config = config_of(args)
+    if args.num_classes not in (None, config.num_classes):
+        parser.error(f"--num-classes {args.num_classes} does not fit {args.model}, which has {config.num_classes}")
+    return args
+
+
+def make_batches(classes: list[int], per_class: int, batch_size: int) -> list[Batch]:
+    """All samples, numbered row by row of the grid: sample i is of class i mod len(classes)."""
+    labels = classes * per_class
+    starts = range(0, len(labels), batch_size)
+    return [Batch(list(range(s, min(s + batch_size, len(labels)))), labels[s : s + batch_size]) for s in starts]
+
+
+def count(config: DiTConfig, cache: Cache, num_steps: int, batch_size: int, guided: bool) -> dict[str, Any]:
+    """FLOPs, full steps and kept bytes of a batch, from the model on the meta device."""
+    with torch.device("meta"):
+        model = DiT(config)
+        latents = torch.empty(
+            batch_size * (2 if guided else 1), config.in_channels, config.input_size, config.input_size
+        )
+        labels = torch.empty(len(latents), dtype=torch.int64)
+    return sampling_flops(model, cache, num_steps, latents, y=labels)
+
+
+def table(rows: list[dict[str, Any]], *, accuracy: bool) -> str:
+    """The comparison as text."""
+    header = ["method", "full steps", "TFLOPs", "FLOPs ratio", "latency s", "latency ratio", "cache MiB", "PSNR dB"]
+    lines = []
+    for row in rows:
+        shown = [
+            row["label"],
+            f"{len(row['full_steps'])}/{row['num_steps']}",
+            number(row["flops_T"], 3),
+            number(row["flops_ratio"], 2, "x"),
+            f"{row['latency']['median_s']:.2f} ({row['latency']['min_s']:.2f}-{row['latency']['max_s']:.2f})",
+            number(row["latency"]["ratio"], 2, "x"),
+            number(row["kept_bytes"] / 2**20, 1),
+            number(row["psnr"]["mean"] if row["psnr"] else None, 2),
+        ]
+        lines.append([*shown, number(row["class_accuracy"] * 100, 1, " %")] if accuracy else shown)
+    return text_table([*header, "class accuracy"] if accuracy else header, lines)
+
+
+def judge(
+    pipeline: Pipeline, outcomes: dict[str, Outcome], labels: list[int]
+) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """uint8 images by label, and PSNR to the uncached samples and class accuracy where they can be had."""
+    images = {
+        label: to_uint8(torch.cat([pipeline.decode(part) for part in o.latents])) for label, o in outcomes.items()
+    }
+    classifier = load_classifier() if pipeline.args.model == EMBEDDED else None
+    scores = {}
+    for label, pixels in images.items():
+        compared = UNCACHED in images and label != UNCACHED
+        scores[label] = {
+            "psnr": summarize_psnr(psnr(pixels, images[UNCACHED])) if compared else None,
+            "class_accuracy": class_accuracy(
+                classifier, torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(labels)
+            )
+            if classifier is not None
+            else None,
+        }
+    return images, scores
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    config, chosen = config_of(args), caches(args)
+    classes = chosen_classes(args.classes, config)
+    batch_size = args.batch_size or len(classes)
+    settings = {**resolved(args, config), "classes": classes, "per_class": args.per_class, "batch_size": batch_size}
+    guided = args.cfg_scale != 1
+    counts = {
+        label: count(config, cache, args.num_sampling_steps, batch_size, guided) for label, cache in chosen.items()
+    }
+    if args.test_flops:
+        print(json.dumps(counts, indent=2))
+        return
+    if args.dry_run:
+        print(json.dumps({"settings": settings, "batch": counts}, indent=2))
+        return
+
+    device = resolve_device(args.device)
+    out = writable_directory(args.out or Path("outputs/dit") / args.model.replace("/", "-"))
+    if not args.json:
+        show_log()
+    pipeline = Pipeline(args, device)
+    batches = make_batches(classes, args.per_class, batch_size)
+    outcomes = run_caches(chosen, batches, pipeline.sample, num_steps=args.num_sampling_steps, device=device)
+    images, scores = judge(pipeline, outcomes, classes * args.per_class)
+    timings = latency(outcomes)
+    rows = []
+    for label, outcome in outcomes.items():
+        run = outcome.record
+        rows.append(
+            {
+                "label": label,
+                **{key: counts[label][key] for key in ("flops_T", "flops_T_uncached", "flops_ratio")},
+                "latency": timings[label],
+                "peak_bytes": outcome.peak_bytes,
+                **scores[label],
+                **run,
+            }
+        )
+    record = {
+        "command": "TaylorSeer-DiT/sample.py",
+        "settings": settings,
+        "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached samples",
+        "num_samples": len(classes) * args.per_class,
+        "real_test_accuracy": load_classifier().test_accuracy if args.model == EMBEDDED else None,
+        "rows": rows,
+        "conditions": conditions(device, pipeline.model.pos_embed.dtype),
+    }
+    names = class_names(config)
+    grid = labelled_grid(
+        [images[label][: len(classes)] for label in outcomes],
+        [label.replace("-", "\n", 1) for label in outcomes],
+        [names[c] for c in classes],
+    )
+    save_png(out / "grid.png", grid, settings)
+    write_json(out / "record.json", record)
+    if args.json:
+        print(json.dumps(record))
+        return
+    print(
+        f"\n{args.model}, {len(classes) * args.per_class} samples in batches of {batch_size}, {args.num_sampling_steps} steps"
+    )
+    print(table(rows, accuracy=args.model == EMBEDDED))
+    if args.model == EMBEDDED:
+        print(
+            f"class accuracy by the shipped in-domain classifier; on the real test images {record['real_test_accuracy']:.1%}"
+        )
+    print(f"images: {out / 'grid.png'}\nrecord: {out / 'record.json'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,19 @@
+"""Forecast caching for diffusion transformers: when to compute (schedule), what to predict (forecast), where to keep (engine).
+
+    from cache_dic import make_cache
+    cache = make_cache(method="taylorseer", interval=4, max_order=4, warmup_steps=2)
+
+Needs torch alone.
+"""
+
+from cache_dic.cache import Cache, Run, Step
+from cache_dic.engine import ENGINES, Tokens
+from cache_dic.methods import METHODS, accepted_settings, make_cache, register
+from cache_dic.plan import Plan
+from cache_dic.schedule import SCHEDULES
+from cache_dic.site import Site, residual
+
+__all__ = [
+    "ENGINES", "METHODS", "SCHEDULES", "Cache", "Plan", "Run", "Site", "Step", "Tokens",
+    "accepted_settings", "make_cache", "register", "residual",
+]  # fmt: skip

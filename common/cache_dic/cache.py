@@ -1,0 +1,251 @@
+"""A cache is a recipe; a run is its state for one sampling run and guidance branch; a step of it goes to the model.
+
+    cache = make_cache(method="taylorseer", interval=4, max_order=4, warmup_steps=2)
+    run = cache.start(model, latents, timesteps, y=labels)
+    for step, t in enumerate(timesteps):
+        output = model(latents, t, labels, cache=run.at(step))
+
+Nothing is kept in the model: an interrupted run is thrown away, the next one starts clean.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cache_dic.engine import ENGINES, Engine, EngineSettings, Tokens
+from cache_dic.forecast import Forecaster
+from cache_dic.plan import Plan, describe_steps
+from cache_dic.schedule import SCHEDULES
+from cache_dic.site import Site
+
+log = logging.getLogger("cache_dic")
+GIB = 2**30
+
+
+class Table(Protocol):
+    """The modulation of every step of a run (`seerkit.modulation.ModulationTable`)."""
+
+    def at(self, step: int) -> Any: ...
+    def gates(self, steps: Sequence[int]) -> Tensor: ...
+    def forget_before(self, step: int) -> None: ...
+
+
+class Backbone(Protocol):
+    """What a model offers to be cached: it is written as embed, blocks, head, and its blocks call sites."""
+
+    def tokens(self, latents: Tensor) -> Tokens:
+        """Shape of the token stream and number of sites for latents of this shape."""
+
+    def modulation_table(
+        self, timesteps: Tensor, full_steps: Sequence[int], gated_steps: Sequence[int], **conditions: Any
+    ) -> Table:
+        """Modulation of full steps, gates of `gated_steps`, for timesteps (S,) in sampling order."""
+
+    def step_flops(self, latents: Tensor, **conditions: Any) -> tuple[int, int]:
+        """Operations of the model in a full and in a forecast step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Schedule, forecaster and engine: everything about caching that is known before a model is.
+
+    schedule: a name in SCHEDULES; schedule_settings its arguments. engine: a name in ENGINES. telemetry: compare a forecast
+    with every full step after the first. memory_limit: bytes the run may keep; None takes what the device has free.
+    """
+
+    method: str
+    schedule: str
+    schedule_settings: dict[str, Any] = field(default_factory=dict)
+    forecaster: Forecaster
+    engine: str = "folded"
+    engine_settings: EngineSettings = field(default_factory=EngineSettings)
+    telemetry: bool = False
+    memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine {self.engine!r} is unknown; choose from {', '.join(ENGINES)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r} is unknown; choose from {', '.join(SCHEDULES)}")
+
+    @property
+    def label(self) -> str:
+        """A short string for file names and row labels: `taylorseer-N4-W2-O4`, the engine only if it is not folded."""
+        settings = {**self.schedule_settings, **vars(self.forecaster)}
+        short = {"interval": "N", "max_order": "O", "warmup_steps": "W"}
+        parts = [f"{short[k]}{v}" if k in short else f"{k}={_compact(v)}" for k, v in settings.items()]
+        return "-".join([self.method, *parts, *([] if self.engine == "folded" else [self.engine])])
+
+    def plan(self, num_steps: int) -> Plan:
+        """Full steps and forecast weights of a run of `num_steps`; ValueError where the settings do not fit it."""
+        full_steps = SCHEDULES[self.schedule](num_steps, **self.schedule_settings)
+        return Plan(num_steps, full_steps, self.forecaster, observed=self.telemetry)
+
+    def kept_bytes(self, num_steps: int, tokens: Tokens) -> dict[str, int]:
+        """Bytes of features that each engine would keep, this cache's own among them."""
+        plan = self.plan(num_steps)
+        return {name: engine.kept_bytes(plan, tokens, self.engine_settings) for name, engine in ENGINES.items()}
+
+    def work_flops(self, num_steps: int, tokens: Tokens) -> int:
+        """Operations of the engine over a run: folding and forecasting, 2 a multiply-add."""
+        return ENGINES[self.engine].work_flops(self.plan(num_steps), tokens)
+
+    def start(self, model: Backbone, latents: Tensor, timesteps: Tensor, **conditions: Any) -> "Run":
+        """A fresh run over `timesteps` (S,), in sampling order, for latents and conditions as the model will get them.
+
+        Raises ValueError if the model has no sites, the settings do not fit the number of steps, or what the run would keep
+        does not fit the device.
+        """
+        num_steps = len(timesteps)
+        plan, tokens = self.plan(num_steps), model.tokens(latents)
+        if tokens.num_sites < 1:
+            raise ValueError(f"{type(model).__name__} has no sites: there is nothing to cache")
+        self._check_memory(num_steps, tokens, latents.device)
+        # A stack engine asks for no gates; the others need those of every step that they predict.
+        gated = plan.predicted_steps if self.engine != "stack" else ()
+        table = model.modulation_table(timesteps, plan.full_steps, gated, **conditions)
+        run = Run(self, plan, tokens, table)
+        if log.isEnabledFor(logging.INFO) and not latents.is_meta:  # on the meta device a run is only counted
+            log.info(run.describe(model.step_flops(latents, **conditions)))
+        return run
+
+    def _check_memory(self, num_steps: int, tokens: Tokens, device: torch.device) -> None:
+        """ValueError with the sizes, and the settings that would fit, if the run keeps more than the device has."""
+        limit = self.memory_limit if self.memory_limit is not None else free_bytes(device)
+        kept = self.kept_bytes(num_steps, tokens)
+        if limit is None or kept[self.engine] <= limit:
+            return
+        fitting = [f"engine={name} ({size / GIB:.2f} GiB)" for name, size in kept.items() if size <= limit]
+        for order in range(getattr(self.forecaster, "max_order", 0) - 1, -1, -1):
+            size = replace(self, forecaster=replace(self.forecaster, max_order=order)).kept_bytes(num_steps, tokens)
+            if size[self.engine] <= limit:
+                fitting.append(f"max_order={order} ({size[self.engine] / GIB:.2f} GiB)")
+                break
+        if tokens.batch > 1 and (rows := int(limit * tokens.batch / kept[self.engine])):
+            fitting.append(f"a batch of {rows} rows instead of {tokens.batch}")
+        raise ValueError(
+            f"the {self.engine} engine would keep {kept[self.engine] / GIB:.2f} GiB, but {limit / GIB:.2f} GiB are free on "
+            f"{device}; what would fit: {', '.join(fitting) or 'nothing: a smaller resolution is needed'}"
+        )
+
+
+class Run:
+    """State of one sampling run of one guidance branch; made by `Cache.start`."""
+
+    def __init__(self, cache: Cache, plan: Plan, tokens: Tokens, table: Table) -> None:
+        self.cache, self.plan, self.tokens, self.table = cache, plan, tokens, table
+        self.engine: Engine = ENGINES[cache.engine](plan, tokens, table.gates, cache.engine_settings)
+        self.steps: list[dict[str, Any]] = []  # what was computed, a dictionary a step
+        self.broken = False
+
+    def at(self, step: int) -> "Step":
+        """The handle of `step` (0-based, in sampling order) to call the model with; steps are taken once and in order."""
+        if self.broken or step != len(self.steps):
+            reason = "a step of this run failed" if self.broken else f"step {len(self.steps)} is next"
+            raise ValueError(f"step {step} cannot be taken: {reason}; start a new run")
+        if step >= self.plan.num_steps:
+            raise ValueError(f"step {step} is past the {self.plan.num_steps} steps that this run was started for")
+        return Step(self, step)
+
+    @property
+    def kept_bytes(self) -> int:
+        """The most bytes of features kept from one step to the next."""
+        return type(self.engine).kept_bytes(self.plan, self.tokens, self.cache.engine_settings)
+
+    def describe(self, step_flops: tuple[int, int]) -> str:
+        """What the run will do, in one line; `step_flops` are the model's for a full and a forecast step."""
+        plan, t = self.plan, self.tokens
+        ratio = flops_ratio(plan, step_flops, type(self.engine).work_flops(plan, t))
+        return (
+            f"{self.cache.method}: {len(plan.full_steps)} of {plan.num_steps} steps full "
+            f"({describe_steps(plan.full_steps)}), {t.num_sites} sites of {t.batch}x{t.length}x{t.dim} {t.dtype}, "
+            f"{self.cache.engine} engine keeps {self.kept_bytes / 2**20:.1f} MiB, {ratio:.2f}x fewer FLOPs expected"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What was done, for a JSON record: settings, plan, and every step as it was really computed."""
+        return {
+            "method": self.cache.method,
+            "engine": self.cache.engine,
+            "schedule": {"name": self.cache.schedule, **self.cache.schedule_settings},
+            "forecaster": {"name": type(self.cache.forecaster).__name__, **vars(self.cache.forecaster)},
+            "num_steps": self.plan.num_steps,
+            "full_steps": [entry["step"] for entry in self.steps if entry["kind"] == "full"],
+            "sites": self.tokens.num_sites,
+            "kept_bytes": self.kept_bytes,
+            "steps": self.steps,
+        }
+
+
+class Step:
+    """One step of a run, handed to the model as `cache=`."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.run, self.step = run, step
+        self.is_full = run.plan.is_full(step)
+
+    @property
+    def modulation(self) -> Any:
+        """The backbone's modulation for this step, from the run's table."""
+        return self.run.table.at(self.step)
+
+    def __call__(self, x0: Tensor, blocks: Callable[[Site], Tensor]) -> Tensor:
+        """Tokens x0 (B, L, D) before the blocks -> tokens after them: `blocks(site)` at a full step, else a forecast.
+
+        `blocks` runs the model's blocks on x0 with the given site.
+        """
+        run = self.run
+        expected = (run.tokens.batch, run.tokens.length, run.tokens.dim)
+        if tuple(x0.shape) != expected:
+            raise ValueError(f"tokens of shape {tuple(x0.shape)} reached a run started for {expected}; start a new run")
+        run.broken = True  # until this step has ended well
+        if self.is_full:
+            x, entry = self._full(x0, blocks)
+        else:
+            x, entry = run.engine.forecast(self.step, x0), {"kind": "forecast", "sites": 0}
+        run.steps.append({"step": self.step, **entry})
+        run.table.forget_before(self.step + 1)
+        run.broken = False
+        return x
+
+    def _full(self, x0: Tensor, blocks: Callable[[Site], Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        run = self.run
+        site = run.engine.record(self.step)
+        x = blocks(site)
+        if site.calls != run.tokens.num_sites:
+            raise RuntimeError(f"the blocks called {site.calls} sites, the model declares {run.tokens.num_sites}")
+        entry: dict[str, Any] = {"kind": "full", "sites": site.calls}
+        if run.plan.observed and self.step in run.plan.weights:
+            error = (run.engine.forecast(self.step, x0) - x).float().norm() / x.float().norm()
+            entry["forecast_error"] = error.item()
+        run.engine.finish(self.step, x0, x)
+        return x, entry
+
+
+def _compact(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def flops_ratio(plan: Plan, step_flops: tuple[int, int], work_flops: int) -> float:
+    """Operations of the uncached run over those of this one, the engine's own work included."""
+    full, forecast = step_flops
+    cached = len(plan.full_steps) * full + len(plan.forecast_steps) * forecast + work_flops
+    return plan.num_steps * full / cached
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that new tensors on `device` can take, in bytes; None where it cannot be told."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,100 @@
+"""What: a forecaster gives the weights of the features at the last full steps, the same for every site.
+
+    pred(step) = Σ_m weights(full_steps, step)[m] · F(full step m)
+
+A forecaster is an object with `weights(full_steps, step)`: `full_steps` are all full steps so far, ascending, `step` a later
+one. It returns one weight for each of the last K of them, oldest first; K ≥ 1 is its choice and may grow during a run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Forecaster(Protocol):
+    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reuse:
+    """The latest feature as it is (FORA, arXiv 2407.01425)."""
+
+    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+        return (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taylor:
+    """TaylorSeer (arXiv 2503.06923): backward differences for derivatives in a Taylor sum over step indices.
+
+    Differences are divided by the latest gap only, as in the released code, so order 2 and up is not polynomial
+    interpolation; `Newton` is. With `warmup_steps` w they are formed from step w - 1 on, one order more a full step.
+    """
+
+    max_order: int = 1
+    warmup_steps: int = 3
+
+    def __post_init__(self) -> None:
+        check_order(self.max_order)
+
+    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+        count = min(self.max_order + 1, len(full_steps))
+        nodes = full_steps[-count:]
+        # The recursion is linear in the features: run on unit vectors, its factors are the weights.
+        units = [[float(i == j) for j in range(count)] for i in range(count)]
+        factors: list[list[float]] = []
+        for position, node in enumerate(nodes):
+            gap = node - nodes[position - 1]
+            differences = node > self.warmup_steps - 2
+            factors = taylor_update(factors if differences else [], units[position], gap, self.max_order)
+        return taylor_sum(factors, step - nodes[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newton:
+    """Newton's divided differences over the last max_order + 1 full steps: the polynomial through those features.
+
+    Exact for features polynomial in the step up to that degree, whatever the gaps; in Lagrange form.
+    """
+
+    max_order: int = 1
+
+    def __post_init__(self) -> None:
+        check_order(self.max_order)
+
+    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+        nodes = full_steps[-(self.max_order + 1) :]
+        weights = []
+        for node in nodes:
+            weight = 1.0
+            for other in nodes:
+                if other != node:
+                    weight *= (step - other) / (node - other)
+            weights.append(weight)
+        return weights
+
+
+def taylor_update(factors: list[list[float]], feature: list[float], gap: int, max_order: int) -> list[list[float]]:
+    """New factors after a full step (Eq. 6): order 0 is the feature, order i + 1 = (new order i - old order i) / gap.
+
+    factors: old ones, lowest order first, empty to begin at order 0; all are vectors of one length.
+    """
+    new = [feature]
+    for old in factors[:max_order]:
+        new.append([(a - b) / gap for a, b in zip(new[-1], old, strict=True)])
+    return new
+
+
+def taylor_sum(factors: list[list[float]], offset: int) -> list[float]:
+    """Σ_i factors[i] · offset^i / i!, the forecast `offset` steps after the last full one (Eq. 5)."""
+    total, term = [0.0] * len(factors[0]), 1.0
+    for order, factor in enumerate(factors):
+        total = [t + term * f for t, f in zip(total, factor, strict=True)]
+        term *= offset / (order + 1)
+    return total
+
+
+def check_order(max_order: int) -> None:
+    """ValueError if the order of a forecast is negative."""
+    if max_order < 0:
+        raise ValueError(f"max_order = {max_order} must be at least 0 (0 reuses the latest feature)")

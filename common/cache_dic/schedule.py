@@ -1,0 +1,63 @@
+"""When: which sampling steps run the network. Pure functions of the number of steps, known before the first one.
+
+Steps count up from 0 in sampling order; the result is the ascending tuple of full steps. `SCHEDULES` names the rules.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+
+def taylorseer(num_steps: int, *, interval: int, warmup_steps: int) -> tuple[int, ...]:
+    """The first `warmup_steps` steps, then every `interval`-th after the last of them (Shenyi-Z/TaylorSeer).
+
+    The last step is not forced to be full. Example: 50 steps, interval 6, warm-up 3: 0 1 2 8 14 20 26 32 38 44.
+    """
+    check_periodic(num_steps, interval, warmup_steps)
+    return (*range(warmup_steps), *range(warmup_steps - 1 + interval, num_steps, interval))
+
+
+def diffusers(num_steps: int, *, interval: int, warmup_steps: int) -> tuple[int, ...]:
+    """The rule of diffusers' TaylorSeer hook: after the warm-up, full when (step - warmup_steps - 1) % interval == 0.
+
+    Example: warm-up 3, interval 5: 0 1 2 4 9 14 …, so the first gap differs from `taylorseer`.
+    """
+    check_periodic(num_steps, interval, warmup_steps)
+    return tuple(s for s in range(num_steps) if s < warmup_steps or (s - warmup_steps - 1) % interval == 0)
+
+
+def fora(num_steps: int, *, interval: int) -> tuple[int, ...]:
+    """Step 0, and every step whose distance from the last one is a multiple of `interval` (prathebaselva/FORA)."""
+    check_periodic(num_steps, interval, 1)
+    return tuple(s for s in range(num_steps) if s == 0 or (num_steps - 1 - s) % interval == 0)
+
+
+def explicit(num_steps: int, *, full_steps: Sequence[int]) -> tuple[int, ...]:
+    """A list of full steps given by hand: ascending, without repeats, from 0, below `num_steps`."""
+    steps = tuple(full_steps)
+    if any(not isinstance(s, int) or isinstance(s, bool) for s in steps):
+        raise ValueError(f"full_steps = {steps} must be integers")
+    if not steps or steps[0] != 0 or any(a >= b for a, b in itertools.pairwise(steps)):
+        raise ValueError(
+            f"full_steps = {steps} must ascend without repeats and begin with 0: nothing to forecast from before"
+        )
+    if steps[-1] >= num_steps:
+        raise ValueError(f"full_steps ends with {steps[-1]}, but the run has steps 0 … {num_steps - 1}")
+    return steps
+
+
+SCHEDULES: dict[str, Callable[..., tuple[int, ...]]] = {
+    "taylorseer": taylorseer,
+    "diffusers": diffusers,
+    "fora": fora,
+    "explicit": explicit,
+}
+
+
+def check_periodic(num_steps: int, interval: int, warmup_steps: int) -> None:
+    """ValueError naming the value if a periodic schedule is impossible."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps} must be at least 1")
+    if interval < 1:
+        raise ValueError(f"interval = {interval} must be at least 1 (1 computes every step)")
+    if not 1 <= warmup_steps <= num_steps:
+        raise ValueError(f"warmup_steps = {warmup_steps} must lie between 1 and the number of steps, {num_steps}")

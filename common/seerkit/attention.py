@@ -1,0 +1,49 @@
+"""Scaled dot-product attention with interchangeable backends.
+
+`sdpa` (PyTorch's fused kernels) is the default and the only one that is always there. `flash` uses flash-attn when it is
+installed, `flash4` puts FlashAttention-4 under PyTorch's own call, `reference` writes out the equation.
+"""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's fused attention; q, k, v (B, H, L, d) -> (B, H, L, d)."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / sqrt(d)) v written out; shapes as `sdpa`."""
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, H, L, L)
+    return scores.softmax(dim=-1) @ v
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """flash-attn 2 (fp16 or bf16 on CUDA); shapes as `sdpa`."""
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+
+_BACKENDS: dict[str, AttentionFn] = {"sdpa": sdpa, "flash": flash, "flash4": sdpa, "reference": reference}
+_PACKAGES = {"flash": "flash_attn", "flash4": "flash_attn"}
+BACKENDS = tuple(_BACKENDS)
+
+
+def attention_backend(name: str) -> AttentionFn:
+    """The attention function called `name`; ValueError if it is unknown or its package is not installed."""
+    if name not in _BACKENDS:
+        raise ValueError(f"attention backend {name!r} is unknown; choose from {', '.join(BACKENDS)}")
+    package = _PACKAGES.get(name)
+    if package and importlib.util.find_spec(package) is None:
+        raise ValueError(f"attention backend {name!r} needs the package {package}; install it or choose 'sdpa'")
+    if name == "flash4":
+        torch.nn.attention.activate_flash_attention_impl("FA4")
+    return _BACKENDS[name]

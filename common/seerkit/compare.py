@@ -1,0 +1,62 @@
+"""Run several caches on the same inputs: samples, what was computed, latency, memory, each against the uncached run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cache_dic import Cache, Run
+from seerkit.timing import peak_memory, reset_peak_memory, spread, timed
+
+Batch = TypeVar("Batch")
+SampleBatch = Callable[[Cache, Batch, Callable[[int, Tensor], None]], tuple[Tensor, Run]]
+"""`sample(cache, batch, callback)` -> final latents and the run; the callback is called after every step."""
+
+UNCACHED = "uncached"
+
+
+@dataclass
+class Outcome:
+    """What one cache did: latents of all batches on the CPU, the last run's record, seconds a batch."""
+
+    latents: list[Tensor] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+
+def run_caches(
+    caches: dict[str, Cache], batches: Sequence[Batch], sample: SampleBatch, *, num_steps: int, device: torch.device
+) -> dict[str, Outcome]:
+    """Sample every batch with every cache, in turn batch by batch so that a drift of the machine's speed falls on all alike.
+
+    The first call, which pays for kernels and memory, is dropped: the cheapest cache goes once before.
+    """
+    outcomes = {label: Outcome() for label in caches}
+    cheapest = min(caches.values(), key=lambda cache: len(cache.plan(num_steps).full_steps))
+    sample(cheapest, batches[0], lambda *_: None)
+    with tqdm(total=len(batches) * len(caches) * num_steps, unit="step", mininterval=0.5) as bar:
+        for batch in batches:
+            for label, cache in caches.items():
+                bar.set_description(label)
+                outcome = outcomes[label]
+                reset_peak_memory(device)
+                (latents, run), seconds = timed(lambda c=cache, b=batch: sample(c, b, lambda *_: bar.update()), device)
+                outcome.latents.append(latents.cpu())
+                outcome.seconds.append(seconds)
+                outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
+                outcome.record = run.record()
+    return outcomes
+
+
+def latency(outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
+    """Per label: seconds a batch (median, spread), and the ratio of the uncached median to it where there is one."""
+    baseline = spread(outcomes[UNCACHED].seconds)["median_s"] if UNCACHED in outcomes else None
+    table = {}
+    for label, outcome in outcomes.items():
+        timing = spread(outcome.seconds)
+        table[label] = {**timing, "ratio": baseline / timing["median_s"] if baseline else None}
+    return table

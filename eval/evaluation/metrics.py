@@ -1,0 +1,135 @@
+"""Distances between images, tensors and feature distributions, in float64, with NumPy alone (tensors are accepted)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def psnr(images: ArrayLike, reference: ArrayLike) -> Array:
+    """Peak signal-to-noise ratio in dB of each image, 10 log10(255² / MSE); inf where an image equals its reference.
+
+    images, reference: uint8, (B, H, W, C). Returns (B,). Average with `summarize_psnr`.
+    """
+    images, reference = _numpy(images), _numpy(reference)
+    if images.dtype != np.uint8 or reference.dtype != np.uint8:
+        raise ValueError(
+            f"psnr takes uint8 images, got {images.dtype} and {reference.dtype}; use seerkit.media.to_uint8"
+        )
+    if images.shape != reference.shape or images.ndim != 4 or not images.size:
+        raise ValueError(f"images {images.shape} and reference {reference.shape} must both be the same (B, H, W, C)")
+    difference = images.astype(np.float64) - reference
+    mse = np.square(difference).mean(axis=(1, 2, 3))  # (B,)
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255.0**2 / mse)
+
+
+def summarize_psnr(values: ArrayLike) -> dict[str, float | int | None]:
+    """What a record keeps of the PSNR of many images; None stands for infinity, which JSON does not have.
+
+    mean_db: mean of the images' decibels, as the caching papers report it, over the images that differ from their
+    reference; the `num_identical` others would make it infinite. pooled_db: PSNR of the mean squared error over all
+    images, ruled by the worst ones and so never above mean_db where no image is identical.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    return {
+        "mean_db": float(finite.mean()) if finite.size else None,
+        "pooled_db": float(-10 * np.log10(np.mean(10 ** (-values / 10)))) if finite.size else None,
+        "num_images": int(values.size),
+        "num_identical": int(values.size - finite.size),
+    }
+
+
+def relative_error(a: ArrayLike, b: ArrayLike) -> float:
+    """‖a − b‖₂ / ‖b‖₂ over all elements, b the reference; 0 if both are zero, inf if b alone is."""
+    a, b = _numpy(a).astype(np.float64), _numpy(b).astype(np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"a is {a.shape} but its reference b is {b.shape}")
+    difference, norm = np.linalg.norm((a - b).ravel()), np.linalg.norm(b.ravel())
+    if norm == 0:
+        return 0.0 if difference == 0 else math.inf
+    return float(difference / norm)
+
+
+def gaussian_statistics(features: ArrayLike) -> tuple[Array, Array]:
+    """Mean (D,) and unbiased covariance (D, D) of features (N, D), N of at least 2."""
+    features = _numpy(features).astype(np.float64)
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features {features.shape} must be (N, D) with at least two rows")
+    if not np.isfinite(features).all():
+        raise ValueError("features hold values that are not finite")
+    return features.mean(axis=0), np.cov(features, rowvar=False).reshape(features.shape[1], features.shape[1])
+
+
+def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
+    """Squared Fréchet distance of the Gaussians fitted to features (N, D) and (M, D) (arXiv 1706.08500, Eq. 6).
+
+    Only on Inception-v3 features is it FID; name it after the extractor otherwise. It is biased upwards, more so the
+    fewer the samples: compare equal counts only.
+    """
+    return gaussian_frechet_distance(*gaussian_statistics(features_a), *gaussian_statistics(features_b))
+
+
+def gaussian_frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> float:
+    """‖μa − μb‖² + tr(Σa + Σb − 2 (Σa Σb)^½): squared 2-Wasserstein distance of Gaussians (Dowson and Landau 1982).
+
+    The usual matrix square root of the unsymmetric product Σa Σb turns complex or fails for singular covariances. Here
+    tr (Σa Σb)^½ = ‖Σa^½ Σb^½‖_*, the sum of singular values of symmetric roots' product: real, and stable for them too.
+    """
+    mean_a, cov_a, mean_b, cov_b = (_numpy(value).astype(np.float64) for value in (mean_a, cov_a, mean_b, cov_b))
+    shapes = (mean_a.shape, cov_a.shape, mean_b.shape, cov_b.shape)
+    dim = mean_a.size
+    if shapes != ((dim,), (dim, dim), (dim,), (dim, dim)):
+        raise ValueError(f"means and covariances are {', '.join(map(str, shapes))}; their dimensions D must be equal")
+    difference = mean_a - mean_b
+    cross = np.linalg.svd(_symmetric_root(cov_a) @ _symmetric_root(cov_b), compute_uv=False).sum()
+    return max(0.0, float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
+
+
+def _symmetric_root(covariance: Array) -> Array:
+    """Square root of a positive semi-definite matrix; eigenvalues at the level of rounding count as zero."""
+    values, vectors = np.linalg.eigh(covariance)
+    floor = len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+    if values[0] < -1e-6 * max(values[-1], 0.0) or not np.isfinite(values).all():
+        raise ValueError(f"covariance is not positive semi-definite: its lowest eigenvalue is {values[0]:.3g}")
+    return (vectors * np.sqrt(np.where(values > floor, values, 0.0))) @ vectors.T
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Callable[[Array], float] = np.mean,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of independent values (N, ...) (Efron and Tibshirani 1993, ch. 13).
+
+    For paired runs (same seeds with and without a cache) pass the differences.
+    """
+    values = _numpy(values).astype(np.float64)
+    if values.ndim == 0 or len(values) < 2:
+        raise ValueError(f"a bootstrap needs at least two values, got shape {values.shape}")
+    if not 0 < level < 1 or num_resamples < 1:
+        raise ValueError(f"level {level} must lie in (0, 1) and num_resamples {num_resamples} be at least 1")
+    draw = np.random.default_rng(seed)
+    resampled = [statistic(values[draw.integers(len(values), size=len(values))]) for _ in range(num_resamples)]
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value` for a record: JSON has no infinity and no NaN, None stands for both."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _numpy(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):  # a tensor; bf16 has no NumPy dtype
+        value = value.detach().cpu()
+        return (value.double() if value.is_floating_point() else value).numpy()
+    return np.asarray(value)

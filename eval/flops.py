@@ -1,0 +1,123 @@
+"""Count the operations of a sampling run with and without a cache, on the meta device: no weights, no accelerator."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from evaluation.backbones import BACKBONES, PRECISIONS, add_workload_flags, cache_of, describe, workload_of
+from seerkit.cli import Parser, run_command
+from seerkit.files import write_json
+from seerkit.flops import sampling_flops
+from seerkit.records import conditions
+from seerkit.tables import number, text_table
+
+EXAMPLES = """
+python eval/flops.py --model DiT-XL/2 --interval 4 --max-order 4 --warmup-steps 2
+python eval/flops.py --model DiT-XL/2 --method fora --interval 5 --json
+python eval/flops.py --model DiT-XL/2 --image-size 512 --precision bf16 --engine layerwise
+"""
+UNITS = "flops_T: 10^12 operations, 2 a multiply-add; kept_bytes: the most bytes of features kept between two steps"
+
+
+def parse_args(argv: list[str] | None):
+    parser = Parser(__doc__, EXAMPLES)
+    add_workload_flags(parser, argv)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    parser.add_argument("--out", type=Path, help="a JSON file of rows to add this one to, in place of the same run's")
+    return parser.parse_args(argv)
+
+
+def count(args) -> dict[str, Any]:
+    """The record of one run: settings, counts, and what the paper's own counter would have printed."""
+    backbone, workload, cache = BACKBONES[args.model], workload_of(args), cache_of(args)
+    dtype = PRECISIONS[args.precision]
+    with torch.device("meta"):
+        case = backbone.build(workload).to(dtype)
+    counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
+    record = {
+        "label": cache.label,
+        "method": cache.method,
+        "engine": cache.engine,
+        "schedule": {"name": cache.schedule, **cache.schedule_settings},
+        "forecaster": {"name": type(cache.forecaster).__name__, **vars(cache.forecaster)},
+        **counts,
+        "settings": describe(args, case),
+        "units": UNITS,
+        "conditions": {**conditions(torch.device("meta"), dtype), "device": "none: counted on the meta device"},
+    }
+    published = backbone.published_step_flops(case.model.config, case.rows)
+    if published is not None:
+        full_steps = len(counts["full_steps"])
+        full, forecast = published
+        record["published_convention"] = {
+            "flops_T": (full_steps * full + (args.num_steps - full_steps) * forecast) / 1e12,
+            "flops_T_uncached": args.num_steps * full / 1e12,
+            "flops_T_full_step": full / 1e12,
+            "flops_T_forecast_step": forecast / 1e12,
+            "difference": backbone.difference(case.model.config, case.rows, counts, args.num_steps),
+        }
+    return record
+
+
+def add_row(path: Path, record: dict[str, Any]) -> None:
+    """Write `record` among the rows of a JSON file, in place of an earlier one of the same run; ValueError if it is no such file."""
+    rows = []
+    if path.exists():
+        try:
+            rows = json.loads(path.read_text())["rows"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"--out {path} exists and holds no rows of this command; name another file") from error
+
+    def run(row: dict[str, Any]) -> tuple:
+        return row["label"], row["settings"]
+
+    kept = [row for row in rows if run(row) != run(json.loads(json.dumps(record)))]
+    write_json(path, {"command": "eval/flops.py", "rows": [*kept, record]})
+
+
+def text(record: dict[str, Any]) -> str:
+    """The count as a reader wants it: where the operations go, and what each engine would keep."""
+    s, full_steps = record["settings"], len(record["full_steps"])
+    forecasts = s["num_steps"] - full_steps
+    parts = [
+        ("full step", record["flops_T_full_step"], full_steps),
+        ("forecast step", record["flops_T_forecast_step"], forecasts),
+    ]
+    lines = [[name, number(each, 5), str(times), number(each * times, 4)] for name, each, times in parts]
+    lines.append([f"{record['engine']} engine", "", "", number(record["flops_T_engine"], 4)])
+    lines.append(["run", "", str(s["num_steps"]), number(record["flops_T"], 4)])
+    lines.append(["uncached run", number(record["flops_T_full_step"], 5), str(s["num_steps"]), number(record["flops_T_uncached"], 4)])
+    kept = [[name, number(size / 2**20, 1)] for name, size in record["kept_bytes"].items()]
+    shown = [
+        f"{s['model']}, {s['rows']} rows of {s['tokens']} tokens, {s['sites']} sites, {s['precision']}: {record['label']}",
+        f"full steps ({full_steps} of {s['num_steps']}): {' '.join(map(str, record['full_steps']))}",
+        "",
+        text_table(["", "TFLOPs a step", "steps", "TFLOPs"], lines),
+        f"{record['flops_ratio']:.2f}x fewer than uncached",
+        "",
+        text_table(["features kept by", "MiB"], kept),
+    ]
+    theirs = record.get("published_convention")
+    if theirs:
+        terms = [[t["term"], f"{t['flops_T']:+.4f}"] for t in theirs["difference"]]
+        shown += [
+            "",
+            text_table(
+                ["from the paper's counter to this one", "TFLOPs"],
+                [["the paper's counter", number(theirs["flops_T"], 4)], *terms, ["this count", number(record["flops_T"], 4)]],
+            ),
+        ]
+    return "\n".join(shown)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    record = count(args)
+    if args.out:
+        add_row(args.out, record)
+    print(json.dumps(record) if args.json else text(record))
+
+
+if __name__ == "__main__":
+    run_command(main)

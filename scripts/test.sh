@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Check style and run the tests: bash scripts/test.sh [pytest options], e.g. -m "not slow" or tests/test_scripts.py -n 0
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+python -m ruff check .
+python -m ruff format --check .
+# One thread a worker: two workers with torch's own threads on two cores only wait for each other.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec python -m pytest -n "${TEST_WORKERS:-2}" "$@"

@@ -1,0 +1,89 @@
+"""A toy backbone in the three-part form, small enough to enumerate schedules on."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cache_dic import Site, Step, Tokens, residual
+
+
+class ToyTable:
+    def __init__(self, modulation) -> None:
+        self.modulation = modulation
+
+    def at(self, step: int):
+        return self.modulation[step]
+
+    def gates(self, steps: Sequence[int]) -> Tensor:
+        return torch.stack([self.modulation[s].gates for s in steps])
+
+    def forget_before(self, step: int) -> None:
+        pass
+
+
+class Toy(nn.Module):
+    """x + gate_l(t, y) · tanh(W_l mean-mixed x), l = 1 … sites; the head scales by a function of t."""
+
+    def __init__(self, num_sites: int = 5, dim: int = 6, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(num_sites)
+
+        def draw(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype) / dim**0.5)
+
+        self.config = SimpleNamespace(num_sites=num_sites, dim=dim)
+        self.weights = nn.ParameterList([draw(dim, dim) for _ in range(num_sites)])
+        self.rates, self.label = draw(num_sites, dim), draw(4, dim)
+
+    def modulation(self, t: Tensor, y: Tensor):
+        gates = torch.sin(t.to(self.rates.dtype) * self.rates.unsqueeze(1) + self.label[y])  # (sites, B, D)
+        return SimpleNamespace(gates=gates, head=torch.cos(t.to(self.rates.dtype)))
+
+    def blocks(self, x: Tensor, modulation, site: Site = residual) -> Tensor:
+        for weight, gate in zip(self.weights, modulation.gates, strict=True):
+            x = site(x, gate.unsqueeze(1), torch.tanh((x + x.mean(1, keepdim=True)) @ weight))
+        return x
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, cache: Step | None = None) -> Tensor:
+        modulation = self.modulation(t, y) if cache is None else cache.modulation
+        x = self.blocks(x, modulation) if cache is None else cache(x, lambda site: self.blocks(x, modulation, site))
+        return x * modulation.head
+
+    def tokens(self, latents: Tensor) -> Tokens:
+        batch, length, dim = latents.shape
+        return Tokens(batch=batch, length=length, dim=dim, num_sites=len(self.weights), dtype=self.rates.dtype)
+
+    def modulation_table(self, timesteps: Tensor, full_steps, gated_steps, *, y: Tensor) -> ToyTable:
+        return ToyTable([self.modulation(t, y) for t in timesteps])
+
+    def step_flops(self, latents: Tensor, *, y: Tensor) -> tuple[int, int]:
+        return 1000, 1
+
+
+@pytest.fixture
+def make_toy():
+    return Toy
+
+
+@pytest.fixture
+def trajectory():
+    """`trajectory(model, cache, num_steps)` -> (latents after every step, the run), an Euler loop from seeded noise."""
+
+    def sample(model, cache, num_steps: int = 20, *, batch: int = 2, length: int = 3, seed: int = 0):
+        dtype, dim = model.rates.dtype, model.config.dim
+        x = torch.randn(batch, length, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+            dtype
+        )
+        y = torch.arange(batch) % 4
+        timesteps = torch.linspace(1, 0.1, num_steps, dtype=torch.float64)
+        run = cache.start(model, x, timesteps, y=y)
+        states = []
+        for step in range(num_steps):
+            x = x - model(x, timesteps[step], y, cache=run.at(step)) / num_steps
+            states.append(x)
+        return torch.stack(states), run
+
+    return sample

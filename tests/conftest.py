@@ -1,0 +1,38 @@
+"""For all tests: gpu tests skip with their reason, slow ones go first and have longer, `need` for optional packages."""
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+
+SLOW_TIMEOUT_S = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            reason = f"needs a CUDA device, and torch {torch.__version__} sees none"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+    # Stable, so that every worker sees one order; a slow test begun last would keep the others waiting.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[[str], ModuleType]:
+    """`need("xfuser")` imports an optional package, or skips the test and says why.
+
+    pytest.importorskip catches ImportError alone; torchvision raises RuntimeError where its build differs from torch's,
+    and xfuser NotImplementedError where torch has no accelerator.
+    """
+
+    def import_or_skip(name: str) -> ModuleType:
+        try:
+            return importlib.import_module(name)
+        except (ImportError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+            pytest.skip(f"needs {name}, which does not import here: {type(error).__name__}: {error}")
+
+    return import_or_skip

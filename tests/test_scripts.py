@@ -1,0 +1,197 @@
+"""The shell scripts parse, setup.sh does its work once, and every command explains itself."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHELL_SCRIPTS = [*sorted(ROOT.glob("scripts/**/*.sh")), ROOT / ".ci" / "run"]
+COMMANDS = sorted(
+    file
+    for root in ("TaylorSeer*", "eval")
+    for file in ROOT.glob(f"{root}/**/*.py")
+    if 'if __name__ == "__main__"' in file.read_text()
+)
+
+# Stands in for python in an environment: makes environments and "installs" by writing down what it was asked for.
+FAKE_PYTHON = r"""#!/usr/bin/env bash
+case "$1 $2" in
+  "-m venv") echo "venv" >>"$LOG"; mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+  "-m pip") ;;
+  "-m uv") [[ "$3" == --version ]] || { echo "${@:4}" >>"$LOG"; [[ -z "$FAIL" ]]; } ;;
+  "-c import sys; sys.exit(sys.version_info < (3, 11))") [[ -z "$OLD" ]] ;;
+  "-c "*) ;;
+  "scripts/unmet_requirements.py "*) if [[ -s "$LOG" ]]; then echo -n "$STUCK"; else echo -n "$UNMET"; fi ;;
+  "-V ") echo "Python 3.${OLD:-11}.0" ;;
+  *) exit 9 ;;
+esac
+"""
+
+
+class Checkout:
+    """A repository in a folder with a space in its name, with a python that only pretends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a checkout"
+        (self.root / "scripts").mkdir(parents=True)
+        shutil.copy(ROOT / "scripts" / "setup.sh", self.root / "scripts")
+        for name in ("pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, self.root)
+        self.fake = folder / "fake bin"
+        self.add_python(self.fake / "python3")
+        for version in (11, 12, 13):
+            self.add_python(self.fake / f"python3.{version}")
+        self.log = folder / "log"
+        self.log.touch()
+
+    def add_python(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FAKE_PYTHON)
+        path.chmod(0o755)
+
+    def bash(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        environment = {"PATH": f"{self.fake}:/usr/bin:/bin", "LOG": str(self.log)}
+        environment |= dict.fromkeys(("FAIL", "OLD", "UNMET", "STUCK"), "")
+        command = ["bash", *arguments]
+        return subprocess.run(
+            command, cwd="/", env={**environment, **variables}, capture_output=True, text=True, check=False
+        )
+
+    def setup(self, **variables: str) -> subprocess.CompletedProcess:
+        return self.bash(str(self.root / "scripts" / "setup.sh"), **variables)
+
+    @property
+    def did(self) -> list[str]:
+        return self.log.read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return Checkout(tmp_path)
+
+
+@pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=lambda path: path.name)
+def test_script_parses_and_is_executable(script):
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.access(script, os.X_OK)
+    assert script.read_text().startswith("#!/usr/bin/env bash\n")
+
+
+def test_setup_installs_the_pinned_set_once(checkout):
+    first = checkout.setup()
+    assert first.returncode == 0, first.stderr
+    assert checkout.did[0] == "venv"
+    assert checkout.did[1].endswith("-c constraints.txt -e .[all,dev]")
+    second = checkout.setup()
+    assert (second.returncode, second.stderr) == (0, "")
+    assert second.stdout == first.stdout == f"{checkout.root.resolve()}/.venv/bin\n"
+    assert len(checkout.did) == 2
+
+
+def test_setup_installs_again_when_the_pins_change(checkout):
+    checkout.setup()
+    with (checkout.root / "constraints.txt").open("a") as file:
+        file.write("another==1.0\n")
+    checkout.setup()
+    assert [line.split()[0] for line in checkout.did] == ["venv", "install", "install"]
+
+
+def test_setup_light_leaves_out_extras_and_is_met_by_the_full_set(checkout):
+    assert checkout.setup(LIGHT="1").returncode == 0
+    assert checkout.did[-1].endswith("-e .[dev]")
+    assert "constraints.txt" not in checkout.did[-1].split()
+    checkout.setup()
+    assert checkout.did[-1].endswith("-e .[all,dev]")
+    done = len(checkout.did)
+    checkout.setup(LIGHT="1")
+    assert len(checkout.did) == done
+
+
+def test_setup_that_failed_is_tried_again(checkout):
+    assert checkout.setup(FAIL="1").returncode != 0
+    assert checkout.setup().returncode == 0
+    assert [line.split()[0] for line in checkout.did] == ["venv", "install", "install"]
+
+
+def test_setup_refuses_an_old_python_in_one_line(checkout):
+    done = checkout.setup(OLD="9")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("setup: error: Python 3.11 or newer is needed")
+    assert checkout.did == []
+
+
+def test_setup_that_installed_and_still_lacks_something_says_so(checkout):
+    done = checkout.setup(STUCK="a torchvision that fits")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(".venv still lacks a torchvision that fits\n")
+    checkout.setup()
+    assert [line.split()[0] for line in checkout.did] == ["venv", "install", "install"]
+
+
+@pytest.mark.parametrize("kind", ["virtual", "conda"])
+def test_setup_uses_the_active_environment(checkout, tmp_path, kind):
+    active = tmp_path / "active env"
+    checkout.add_python(active / "bin" / "python")
+    conda = {"CONDA_PREFIX": str(active), "CONDA_DEFAULT_ENV": "mine"}
+    variables = {"VIRTUAL_ENV": str(active)} if kind == "virtual" else conda
+    met = checkout.setup(**variables)
+    assert (met.stdout, met.stderr, checkout.did) == (f"{active}/bin\n", "", [])
+    lacking = checkout.setup(UNMET="timm>=1 (not installed)", **variables)
+    assert lacking.returncode == 0
+    assert "lacks timm>=1 (not installed)" in lacking.stderr
+    assert checkout.did[-1].startswith(f"install --python {active}/bin/python")
+    assert not (checkout.root / ".venv").exists()
+
+
+def test_setup_leaves_condas_base_alone(checkout, tmp_path):
+    base = tmp_path / "base"
+    checkout.add_python(base / "bin" / "python")
+    done = checkout.setup(CONDA_PREFIX=str(base), CONDA_DEFAULT_ENV="base")
+    assert done.stdout == f"{checkout.root.resolve()}/.venv/bin\n"
+
+
+def test_sourced_setup_puts_python_first_and_reports_failure(checkout):
+    script = checkout.root / "scripts" / "setup.sh"
+    done = checkout.bash("-euc", 'source "$1"; source "$1"; command -v python; echo "$PATH"', "-", str(script))
+    python, path = done.stdout.splitlines()
+    assert python == f"{checkout.root.resolve()}/.venv/bin/python"
+    assert path.count(".venv/bin") == 1
+    (checkout.root / "constraints.txt").write_text("")
+    failed = checkout.bash("-euc", 'source "$1"; echo went on', "-", str(script), FAIL="1")
+    assert failed.returncode != 0
+    assert "went on" not in failed.stdout
+
+
+def test_unmet_requirements_are_those_missing_or_of_another_version():
+    unmet = runpy.run_path(str(ROOT / "scripts" / "unmet_requirements.py"))["unmet"]
+    project = {
+        "name": "ours",
+        "dependencies": ["pytest>=1", "torch<0.1", "no-such-package; python_version < '3'"],
+        "optional-dependencies": {"all": ["ours[plot]"], "plot": ["no-such-package>=2"], "unasked": ["another-one"]},
+    }
+    found = list(unmet(project, ["all"]))
+    assert found[0].startswith("torch<0.1 (has ")
+    assert found[1:] == ["no-such-package>=2 (not installed)"]
+
+
+def test_this_environment_meets_the_requirements():
+    script = ROOT / "scripts" / "unmet_requirements.py"
+    done = subprocess.run([sys.executable, script, "dev"], capture_output=True, text=True, check=True)
+    assert done.stdout == "", "bash scripts/setup.sh brings what is missing"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_command_explains_itself(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert "examples:" in done.stdout
+    assert list(tmp_path.iterdir()) == []
