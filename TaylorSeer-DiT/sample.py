@@ -20,10 +20,10 @@ from dit.command import (
     config_of,
     resolved,
 )  # fmt: skip
-from evaluation.classifier import class_accuracy, load_classifier
+from evaluation.classifier import Classifier, class_accuracy, load_classifier
 from evaluation.metrics import psnr, summarize_psnr
 from seerkit.cli import Parser, positive_int, run_command, show_log
-from seerkit.compare import UNCACHED, Outcome, latency, run_caches
+from seerkit.compare import UNCACHED, latency, run_caches
 from seerkit.distributed import resolve_device
 from seerkit.files import writable_directory, write_json
 from seerkit.flops import sampling_flops
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None):
     add_model_flags(parser, guidance_scale=2.0)
     parser.add_argument("--classes", help="comma-separated numbers or names (default: all, or the official eight)")
     parser.add_argument("--num-classes", type=positive_int, help="of the model; checked against it")
-    parser.add_argument("--per-class", type=positive_int, default=5, help="samples a class; the grid shows the first")
+    parser.add_argument("--per-class", type=positive_int, default=4, help="samples a class; the grid shows the first")
     parser.add_argument("--batch-size", type=positive_int, help="samples a model call (default: one of each class)")
     parser.add_argument("--out", type=Path, help="output folder (default: outputs/dit/MODEL)")
     parser.add_argument(
@@ -92,32 +92,23 @@ def table(rows: list[dict[str, Any]], *, accuracy: bool) -> str:
             f"{row['latency']['median_s']:.2f} ({row['latency']['min_s']:.2f}-{row['latency']['max_s']:.2f})",
             number(row["latency"]["ratio"], 2, "x"),
             number(row["kept_bytes"] / 2**20, 1),
-            number(row["psnr"]["mean"] if row["psnr"] else None, 2),
+            number(row["psnr"]["mean_db"] if row["psnr"] else None, 2),
         ]
         lines.append([*shown, number(row["class_accuracy"] * 100, 1, " %")] if accuracy else shown)
     return text_table([*header, "class accuracy"] if accuracy else header, lines)
 
 
-def judge(
-    pipeline: Pipeline, outcomes: dict[str, Outcome], labels: list[int]
-) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """uint8 images by label, and PSNR to the uncached samples and class accuracy where they can be had."""
-    images = {
-        label: to_uint8(torch.cat([pipeline.decode(part) for part in o.latents])) for label, o in outcomes.items()
-    }
-    classifier = load_classifier() if pipeline.args.model == EMBEDDED else None
-    scores = {}
+def judge(images: dict[str, np.ndarray], labels: list[int], classifier: Classifier | None) -> dict[str, dict[str, Any]]:
+    """By label: PSNR to the uncached samples and class accuracy, None where they cannot be had; images are uint8."""
+    targets, scores = torch.tensor(labels), {}
     for label, pixels in images.items():
         compared = UNCACHED in images and label != UNCACHED
+        tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         scores[label] = {
             "psnr": summarize_psnr(psnr(pixels, images[UNCACHED])) if compared else None,
-            "class_accuracy": class_accuracy(
-                classifier, torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(labels)
-            )
-            if classifier is not None
-            else None,
+            "class_accuracy": class_accuracy(classifier, tensor, targets) if classifier is not None else None,
         }
-    return images, scores
+    return scores
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -142,9 +133,13 @@ def main(argv: list[str] | None = None) -> None:
     if not args.json:
         show_log()
     pipeline = Pipeline(args, device)
+    classifier = load_classifier() if args.model == EMBEDDED else None
     batches = make_batches(classes, args.per_class, batch_size)
     outcomes = run_caches(chosen, batches, pipeline.sample, num_steps=args.num_sampling_steps, device=device)
-    images, scores = judge(pipeline, outcomes, classes * args.per_class)
+    images = {
+        label: to_uint8(torch.cat([pipeline.decode(part) for part in o.latents])) for label, o in outcomes.items()
+    }
+    scores = judge(images, classes * args.per_class, classifier)
     timings = latency(outcomes)
     rows = []
     for label, outcome in outcomes.items():
@@ -164,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         "settings": settings,
         "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached samples",
         "num_samples": len(classes) * args.per_class,
-        "real_test_accuracy": load_classifier().test_accuracy if args.model == EMBEDDED else None,
+        "real_test_accuracy": classifier.test_accuracy if classifier is not None else None,
         "rows": rows,
         "conditions": conditions(device, pipeline.model.pos_embed.dtype),
     }
@@ -182,8 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"\n{args.model}, {len(classes) * args.per_class} samples in batches of {batch_size}, {args.num_sampling_steps} steps"
     )
-    print(table(rows, accuracy=args.model == EMBEDDED))
-    if args.model == EMBEDDED:
+    print(table(rows, accuracy=classifier is not None))
+    if classifier is not None:
         print(
             f"class accuracy by the shipped in-domain classifier; on the real test images {record['real_test_accuracy']:.1%}"
         )

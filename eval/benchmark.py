@@ -1,6 +1,5 @@
 """Time full steps, forecast steps and whole runs, cached and not, with the same kernels in one process, on random weights."""
 
-import functools
 import json
 import statistics
 from collections.abc import Callable
@@ -270,7 +269,7 @@ def measure(args) -> dict[str, Any]:
             device=device,
             repeats=args.repeats,
             dropped=args.dropped,
-            tick=functools.partial(bar.update),
+            tick=bar.update,
         )
         timings = time_steps(bench, cache)
     together = composed(timings, cache, args.num_steps)
@@ -310,7 +309,7 @@ def text(record: dict[str, Any]) -> str:
     rows += [(f"modulation table of a run, {name}", timing) for name, timing in record["modulation_table"].items()]
     rows += [(f"whole run, {label}", timing) for label, timing in (record["whole_run"] or {}).items()]
     shown = [
-        [name, *(number(1e3 * t[key], 2) for key in ("median_s", "min_s", "max_s")), str(t["repeats"]), f"{t['median_s'] / plain:.2%}"]
+        [name, *(number(1e3 * t[key], 2) for key in ("median_s", "min_s", "max_s")), str(t["repeats"]), number(t["median_s"] / plain, 4)]
         for name, t in rows
     ]
     speedup = record["speedup"]
@@ -322,7 +321,7 @@ def text(record: dict[str, Any]) -> str:
         [
             f"{s['model']} on random weights, {s['rows']} rows of {s['tokens']} tokens, {len(record['flops']['full_steps'])} of "
             f"{s['num_steps']} steps full, {record['conditions']['dtype']}, {record['conditions']['device']}: {record['label']}",
-            text_table(["", "median ms", "min ms", "max ms", "timings", "of a full step"], shown),
+            text_table(["", "median ms", "min ms", "max ms", "timings", "in full steps"], shown),
             "",
             f"speed-up: measured {number(speedup['measured'], 2, 'x')}, composed {number(speedup['composed'], 2, 'x')}, "
             f"FLOPs {number(speedup['flops'], 2, 'x')}",

@@ -21,9 +21,9 @@ traffic of its own feature and of 2 J / G accumulators; past 16 little is left t
 
 GROUP_BYTES = 2**29  # features held for one fold, at most, where nothing else is asked for
 
-_CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**26}
-"""Working set of the torch backend: on a CPU half of a core's second-level cache (of 2 MiB), on other devices a bound on
-the memory taken beside the accumulators."""
+_CHUNK_ELEMENTS = 2**15
+"""Elements of one feature that a CPU thread takes at a time: the least that torch gives a thread of its own, and with 8 to
+16 features still near the size of a second-level cache (2 MiB)."""
 
 
 def group_size(num_sites: int, site_bytes: int, budget_bytes: int) -> int:
@@ -95,34 +95,33 @@ def _has_triton() -> bool:
 def _fold_torch(
     accumulators: Tensor, slots: Sequence[int], features: Sequence[Tensor], coefficients: Tensor, fresh: Sequence[bool]
 ) -> None:
-    """Take one chunk of samples and tokens of all the slots at a time, small enough to stay in cache for all features."""
-    _, batch, tokens, channels = accumulators.shape
+    """Take a chunk of samples and tokens at a time, small enough to stay in cache while all slots take their sums of it."""
+    _, batch, tokens, _ = accumulators.shape
     dtype = torch.promote_types(accumulators.dtype, torch.float32)
     coefficients = coefficients.to(dtype).expand(-1, -1, batch, -1)[:, :, :, None]  # (J, G, B, 1, D)
-    samples_at_once, tokens_at_once = batch, tokens
-    if not torch.compiler.is_compiling():  # a compiler makes its own loops
-        samples_at_once, tokens_at_once = _chunk(accumulators, len(slots), dtype)
-
+    samples_at_once, tokens_at_once = _chunk(accumulators)
     for b in range(0, batch, samples_at_once):
         samples = slice(b, b + samples_at_once)
-        weights = coefficients[:, :, samples].unbind(1)
+        weights = [of_slot.unbind(0) for of_slot in coefficients[:, :, samples].unbind(0)]
         for t in range(0, tokens, tokens_at_once):
             part = (samples, slice(t, t + tokens_at_once))
             rows = accumulators[:, *part].unbind(0)
-            rows = [rows[slot] for slot in slots]  # each (b, l, D)
-            old = [torch.zeros_like(row) if new else row for row, new in zip(rows, fresh, strict=True)]
-            total = torch.stack(old).to(dtype)  # (J, b, l, D)
-            for feature, weight in zip(features, weights, strict=True):
-                total.addcmul_(feature[part].to(dtype), weight)
-            for row, new in zip(rows, total.unbind(0), strict=True):
-                row.copy_(new)
+            terms = [feature[part].to(dtype) for feature in features]  # each (b, l, D)
+            for slot, new, of_slot in zip(slots, fresh, weights, strict=True):
+                row = rows[slot]
+                if new:
+                    row.zero_()
+                total = row.to(dtype)  # the row itself where it has this dtype
+                for term, weight in zip(terms, of_slot, strict=True):
+                    total.addcmul_(term, weight)
+                if row.dtype != dtype:
+                    row.copy_(total)
 
 
-def _chunk(accumulators: Tensor, num_slots: int, dtype: torch.dtype) -> tuple[int, int]:
+def _chunk(accumulators: Tensor) -> tuple[int, int]:
     """(samples, tokens) of a chunk. Whole samples first: a chunk reads the coefficients of its samples in full."""
     _, batch, tokens, channels = accumulators.shape
-    num_bytes = (
-        _CHUNK_BYTES["cpu"] * torch.get_num_threads() if accumulators.device.type == "cpu" else _CHUNK_BYTES["cuda"]
-    )
-    num_tokens = num_bytes // (num_slots * channels * dtype.itemsize)
+    if accumulators.device.type != "cpu" or torch.compiler.is_compiling():  # no such cache; a compiler makes its own loops
+        return batch, tokens
+    num_tokens = _CHUNK_ELEMENTS * torch.get_num_threads() // channels
     return max(1, min(batch, num_tokens // tokens)), max(1, min(tokens, num_tokens))

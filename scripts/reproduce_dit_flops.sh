@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The FLOPs column of the paper's DiT-XL/2 table (256x256, 50 steps, guidance): published row, our count, and the difference.
+# Counts on the meta device, so it needs no weights and no GPU; about a minute. Writes results/dit/flops.json.
+# Usage: bash scripts/reproduce_dit_flops.sh [FOLDER]   (default: results)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+results="${1:-results}"
+mkdir -p "$results/dit"
+rm -f "$results/dit/flops.json"
+for interval in 3 4 5; do # --max-order is left to the paper's choice for the interval
+  python eval/flops.py --model DiT-XL/2 --method taylorseer --interval "$interval" --warmup-steps 2 --out "$results/dit/flops.json" >/dev/null
+done
+for interval in 3 4 5; do
+  python eval/flops.py --model DiT-XL/2 --method fora --interval "$interval" --warmup-steps 2 --out "$results/dit/flops.json" >/dev/null
+done
+python eval/tables.py --results "$results" --print dit-flops

@@ -1,0 +1,223 @@
+"""sample.py on the debug model: what it writes and prints, and every bad input in one line with exit code 2."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dit import DiT, dit_config
+from seerkit.cli import run_command
+from seerkit.media import read_png_settings
+from seerkit.weights import export_safetensors
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = ROOT / "TaylorSeer-DiT" / "sample.py"
+
+
+@pytest.fixture(scope="module")
+def command():
+    """The module of sample.py, its main to be called in this process."""
+    spec = importlib.util.spec_from_file_location("dit_sample_command", COMMAND)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A debug model with every weight random."""
+    model, generator = DiT(dit_config("debug")), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    path = tmp_path_factory.mktemp("weights") / "debug.safetensors"
+    export_safetensors(path, model.state_dict())
+    return path
+
+
+def run(command, capsys, *flags: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command."""
+    with pytest.raises(SystemExit) as stop:
+        run_command(command.main, [str(flag) for flag in flags])
+    return (stop.value.code, *capsys.readouterr())
+
+
+def test_compare_writes_grid_and_record_and_prints_the_table(command, capsys, checkpoint, tmp_path):
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--compare", "--num-sampling-steps", 12, "--out", tmp_path]
+    code, out, err = run(command, capsys, *flags)
+    assert code == 0, err
+    labels = ["uncached"] + [f"taylorseer-N{n}-W2-O{o}" for n, o in ((3, 3), (4, 4), (5, 3))] + [
+        f"fora-N{n}-W2" for n in (3, 4, 5)
+    ]  # fmt: skip
+    rows = [line.split()[0] for line in out.splitlines() if line.split() and line.split()[0] in labels]
+    assert rows == labels
+    assert "folded engine keeps" in err, "the run announces what it keeps"
+
+    record = json.loads((tmp_path / "record.json").read_text())
+    by_label = {row["label"]: row for row in record["rows"]}
+    assert by_label["uncached"]["flops_ratio"] == 1
+    assert by_label["uncached"]["psnr"] is None
+    assert by_label["taylorseer-N4-W2-O4"]["full_steps"] == [0, 1, 5, 9]
+    assert by_label["taylorseer-N4-W2-O4"]["psnr"]["mean_db"] > 0
+    assert by_label["taylorseer-N4-W2-O4"]["flops_ratio"] > 2
+    assert [s["kind"] for s in by_label["fora-N5-W2"]["steps"]].count("full") == len(
+        by_label["fora-N5-W2"]["full_steps"]
+    )
+    assert record["conditions"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.height > 7 * 64
+    assert read_png_settings(tmp_path / "grid.png")["model"] == "debug"
+
+
+def test_json_is_one_object_and_samples_do_not_depend_on_the_batch(command, capsys, checkpoint, tmp_path):
+    common = [
+        "--model",
+        "debug",
+        "--ckpt",
+        checkpoint,
+        "--num-sampling-steps",
+        6,
+        "--interval",
+        3,
+        "--json",
+        "--compare",
+    ]
+    scores = {}
+    for size in (1, 2, 6):
+        code, out, _ = run(
+            command, capsys, *common, "--batch-size", size, "--per-class", 2, "--out", tmp_path / str(size)
+        )
+        assert code == 0
+        record = json.loads(out)
+        assert record["num_samples"] == 6
+        scores[size] = [row["psnr"]["mean_db"] for row in record["rows"][1:]]
+    assert scores[1] == pytest.approx(scores[2], abs=0.05) == pytest.approx(scores[6], abs=0.05)
+
+
+def test_dry_run_shows_steps_flops_and_bytes_of_every_engine(command, capsys):
+    code, out, _ = run(
+        command, capsys, "--model", "DiT-XL/2", "--image-size", 256, "--per-class", 1, "--batch-size", 1, "--dry-run"
+    )
+    assert code == 0
+    shown = json.loads(out)["batch"]["taylorseer-N4-W2-O4"]
+    assert shown["full_steps"] == [0, 1, *range(5, 50, 4)]
+    assert shown["flops_T_uncached"] == pytest.approx(23.74, rel=0.005)
+    assert shown["flops_T"] == pytest.approx(6.66, rel=0.005)
+    assert set(shown["kept_bytes"]) == {"folded", "layerwise", "stack"}
+
+
+def test_reference_flags_are_accepted(command, capsys):
+    flags = "--ddim-sample --num-sampling-steps 50 --interval 4 --max-order 4 --cfg-scale 4.0 --image-size 256 --seed 1"
+    code, out, _ = run(
+        command, capsys, "--model", "DiT-XL/2", *flags.split(), "--vae", "mse", "--num-classes", 1000, "--test-FLOPs"
+    )
+    assert code == 0
+    assert json.loads(out)["taylorseer-N4-W2-O4"]["flops_ratio"] == pytest.approx(3.56, abs=0.01)
+
+
+def test_a_method_of_ones_own(command, capsys, checkpoint, tmp_path):
+    """The README's plug-in, as a file beside the baselines."""
+    readme = (ROOT / "README.md").read_text()
+    code = readme.split("<!-- plugin -->")[1].split("```python\n")[1].split("```")[0]
+    plugin = tmp_path / "damped.py"
+    plugin.write_text(code)
+    completed = subprocess.run(
+        [sys.executable, COMMAND, "--model", "debug", "--ckpt", checkpoint, "--num-sampling-steps", "8", "--compare",
+         "--plugin", plugin, "--method", "damped", "taylorseer", "--set", "damping=0.8", "--interval", "3",
+         "--out", tmp_path, "--json"],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert completed.returncode == 0, completed.stderr
+    labels = [row["label"] for row in json.loads(completed.stdout)["rows"]]
+    assert labels == ["uncached", "damped-N3-W2-damping=0.8", "taylorseer-N3-W2-O3"]
+
+
+BAD = {
+    "method": (["--method", "taylor"], "method 'taylor' is unknown; choose from taylorseer"),
+    "model": (["--model", "DiT-H/2"], "invalid choice: 'DiT-H/2'"),
+    "engine": (["--engine", "fast"], "invalid choice: 'fast'"),
+    "unknown flag": (["--intervall", "3"], "unrecognized arguments: --intervall 3"),
+    "interval": (["--interval", "0"], "argument --interval: 0 must be at least 1"),
+    "interval text": (["--interval", "four"], "argument --interval: 'four' is not an integer"),
+    "order": (["--max-order", "-1"], "argument --max-order: -1 must be at least 0"),
+    "order without effect": (["--method", "fora", "--max-order", "2"], "max_order = 2 has no effect with fora"),
+    "warm-up": (["--warmup-steps", "60"], "warmup_steps = 60 must lie between 1 and the number of steps, 50"),
+    "full steps": (["--full-steps", "0,70"], "full_steps ends with 70, but the run has steps 0 … 49"),
+    "too many steps": (["--num-sampling-steps", "2000"], "number of sampling steps 2000 must lie between 1 and 1000"),
+    "class": (["--classes", "0,3"], "class '3' is not known; give numbers 0 … 2"),
+    "number of classes": (["--num-classes", "7"], "--num-classes 7 does not fit debug, which has 3"),
+    "guidance": (["--cfg-scale", "nan"], "argument --cfg-scale: nan must be above 0 and finite"),
+    "image size": (["--image-size", "30"], "image size 30 does not fit debug"),
+    "device": (["--device", "cuda"], "device 'cuda' is not there"),
+    "device name": (["--device", "gpu"], "device 'gpu' is unknown"),
+    "checkpoint": (["--ckpt", "nowhere.pt"], "nowhere.pt"),
+    "attention": (["--attention", "flash"], "needs the package flash_attn"),
+    "memory": (["--memory-limit-gib", "0.0000001"], "what would fit"),
+    "setting": (["--set", "damping"], "'damping' is not KEY=VALUE"),
+    "plugin": (["--plugin", "nowhere.py"], "--plugin nowhere.py is not a file"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_exit_code_2(command, capsys, checkpoint, tmp_path, flags, message):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    common = ["--model", "debug", *([] if "--ckpt" in flags else ["--ckpt", checkpoint]), "--out", tmp_path / "out"]
+    code, out, err = run(command, capsys, *common, *flags)
+    lines = [line for line in err.splitlines() if "error:" in line]
+    assert code == 2
+    assert out == ""
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in err
+
+
+def test_damaged_weights_leave_earlier_results_alone(command, capsys, checkpoint, tmp_path):
+    """Truncated, wrong shape, NaN and pickled code: named, and the record of the run before is untouched."""
+    common = ["--model", "debug", "--num-sampling-steps", 4, "--interval", 2, "--out", tmp_path / "out"]
+    assert run(command, capsys, *common, "--ckpt", checkpoint)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    state = DiT(dit_config("debug")).state_dict()
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(checkpoint.read_bytes()[:-100])
+    wrong, nan, code = tmp_path / "wrong.pt", tmp_path / "nan.pt", tmp_path / "code.pt"
+    torch.save({**state, "final_layer.linear.bias": torch.zeros(5)}, wrong)
+    torch.save({**state, "final_layer.linear.bias": torch.full((32,), float("nan"))}, nan)
+    torch.save({"ema": pytest.approx(1)}, code)
+    for path, message in [
+        (truncated, "truncated.safetensors"),
+        (wrong, "final_layer.linear.bias"),
+        (nan, "final_layer.linear.bias"),
+        (code, "code"),
+    ]:
+        exit_code, _, err = run(command, capsys, *common, "--ckpt", path)
+        assert exit_code == 2
+        assert message in err
+        assert "Traceback" not in err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_unwritable_output_is_named(command, capsys, checkpoint, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code, _, err = run(command, capsys, "--model", "debug", "--ckpt", checkpoint, "--out", blocked / "out")
+    assert code == 2
+    assert f"output directory {blocked / 'out'} cannot be written" in err
+
+
+def test_missing_official_weights_say_where_and_how(command, capsys, monkeypatch, tmp_path):
+    """Nothing is sampled; one line names the file, the places looked at and the command that fetches it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("seerkit.weights.CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "seerkit.weights._download", lambda file: (_ for _ in ()).throw(OSError("no network in this test"))
+    )
+    code, _, err = run(command, capsys, "--model", "DiT-XL/2", "--image-size", 256, "--out", tmp_path / "out")
+    assert code == 2
+    for part in ("DiT-XL-2-256x256.pt", "curl -L", "https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt"):
+        assert part in err
