@@ -8,9 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
+
 from cache_dic import ENGINES, Cache, Run, make_cache
 from evaluation.backbones import (
-    BACKBONES, PRECISIONS, Backbone, Case, Workload, add_workload_flags, cache_of, describe, workload_of,
+    BACKBONES,
+    PRECISIONS,
+    Backbone,
+    Case,
+    Workload,
+    add_workload_flags,
+    cache_of,
+    describe,
+    workload_of,
 )  # fmt: skip
 from seerkit.cli import Parser, non_negative_int, positive_int, run_command
 from seerkit.compare import UNCACHED, latency, run_caches
@@ -20,8 +31,6 @@ from seerkit.flops import sampling_flops
 from seerkit.records import conditions
 from seerkit.tables import number, text_table
 from seerkit.timing import peak_memory, reset_peak_memory, spread, timed
-from torch import Tensor
-from tqdm import tqdm
 
 EXAMPLES = """
 python eval/benchmark.py --model debug --device cpu
@@ -175,7 +184,9 @@ def time_steps(bench: Bench, cache: Cache) -> dict[str, Any]:
     forecast, peak = {}, {}
     for name in engines:
         reset_peak_memory(bench.device)
-        pairs, forecasts = time_engine(bench, replace(cache, engine=name), pairs=bench.num_timings if name == "folded" else 0)
+        pairs, forecasts = time_engine(
+            bench, replace(cache, engine=name), pairs=bench.num_timings if name == "folded" else 0
+        )
         forecast[name], peak[name] = bench.summary(forecasts), peak_memory(bench.device)
         if name == "folded":
             plain, folded = (bench.summary(list(seconds)) for seconds in zip(*pairs, strict=True))
@@ -189,7 +200,9 @@ def time_steps(bench: Bench, cache: Cache) -> dict[str, Any]:
             "folded": bench.summary(time_table(bench, cache)),
         },
         "peak_bytes": peak,
-        "peak_bytes_of": "allocated on the device" if bench.device.type == "cuda" else "the process so far, in this order",
+        "peak_bytes_of": "allocated on the device"
+        if bench.device.type == "cuda"
+        else "the process so far, in this order",
     }
 
 
@@ -251,7 +264,9 @@ def measure(args) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     backbone, workload, cache = BACKBONES[args.model], workload_of(args), cache_of(args)
     if not cache.plan(args.num_steps).forecast_steps:
-        raise ValueError(f"{cache.label} forecasts none of {args.num_steps} steps; choose a larger interval or more steps")
+        raise ValueError(
+            f"{cache.label} forecasts none of {args.num_steps} steps; choose a larger interval or more steps"
+        )
     torch.manual_seed(args.seed)
     with torch.device(device):
         case = backbone.build(workload).to(dtype)
@@ -309,7 +324,12 @@ def text(record: dict[str, Any]) -> str:
     rows += [(f"modulation table of a run, {name}", timing) for name, timing in record["modulation_table"].items()]
     rows += [(f"whole run, {label}", timing) for label, timing in (record["whole_run"] or {}).items()]
     shown = [
-        [name, *(number(1e3 * t[key], 2) for key in ("median_s", "min_s", "max_s")), str(t["repeats"]), number(t["median_s"] / plain, 4)]
+        [
+            name,
+            *(number(1e3 * t[key], 2) for key in ("median_s", "min_s", "max_s")),
+            str(t["repeats"]),
+            number(t["median_s"] / plain, 4),
+        ]
         for name, t in rows
     ]
     speedup = record["speedup"]
@@ -317,10 +337,11 @@ def text(record: dict[str, Any]) -> str:
         [goal["name"], number(goal["value"], 4), goal["goal"], {True: "yes", False: "no", None: "–"}[goal["met"]]]
         for goal in record["goals"].values()
     ]
+    full_steps, made = len(record["flops"]["full_steps"]), record["conditions"]
     return "\n".join(
         [
-            f"{s['model']} on random weights, {s['rows']} rows of {s['tokens']} tokens, {len(record['flops']['full_steps'])} of "
-            f"{s['num_steps']} steps full, {record['conditions']['dtype']}, {record['conditions']['device']}: {record['label']}",
+            f"{s['model']} on random weights, {s['rows']} rows of {s['tokens']} tokens, {made['dtype']}, {made['device']}",
+            f"{record['label']}, {full_steps} of {s['num_steps']} steps full",
             text_table(["", "median ms", "min ms", "max ms", "timings", "in full steps"], shown),
             "",
             f"speed-up: measured {number(speedup['measured'], 2, 'x')}, composed {number(speedup['composed'], 2, 'x')}, "

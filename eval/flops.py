@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from evaluation.backbones import BACKBONES, PRECISIONS, add_workload_flags, cache_of, describe, workload_of
 from seerkit.cli import Parser, run_command
 from seerkit.files import write_json
@@ -61,7 +62,10 @@ def count(args) -> dict[str, Any]:
 
 
 def add_row(path: Path, record: dict[str, Any]) -> None:
-    """Write `record` among the rows of a JSON file, in place of an earlier one of the same run; ValueError if it is no such file."""
+    """Write `record` among the rows of a JSON file, in place of an earlier one of the same run.
+
+    Raises ValueError if the file is there and is not of this form.
+    """
     rows = []
     if path.exists():
         try:
@@ -87,7 +91,14 @@ def text(record: dict[str, Any]) -> str:
     lines = [[name, number(each, 5), str(times), number(each * times, 4)] for name, each, times in parts]
     lines.append([f"{record['engine']} engine", "", "", number(record["flops_T_engine"], 4)])
     lines.append(["run", "", str(s["num_steps"]), number(record["flops_T"], 4)])
-    lines.append(["uncached run", number(record["flops_T_full_step"], 5), str(s["num_steps"]), number(record["flops_T_uncached"], 4)])
+    lines.append(
+        [
+            "uncached run",
+            number(record["flops_T_full_step"], 5),
+            str(s["num_steps"]),
+            number(record["flops_T_uncached"], 4),
+        ]
+    )
     kept = [[name, number(size / 2**20, 1)] for name, size in record["kept_bytes"].items()]
     shown = [
         f"{s['model']}, {s['rows']} rows of {s['tokens']} tokens, {s['sites']} sites, {s['precision']}: {record['label']}",
@@ -105,7 +116,11 @@ def text(record: dict[str, Any]) -> str:
             "",
             text_table(
                 ["from the paper's counter to this one", "TFLOPs"],
-                [["the paper's counter", number(theirs["flops_T"], 4)], *terms, ["this count", number(record["flops_T"], 4)]],
+                [
+                    ["the paper's counter", number(theirs["flops_T"], 4)],
+                    *terms,
+                    ["this count", number(record["flops_T"], 4)],
+                ],
             ),
         ]
     return "\n".join(shown)

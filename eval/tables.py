@@ -28,7 +28,9 @@ def parse_args(argv: list[str] | None):
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the Markdown file with the markers")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a table is not that of the records")
+    action.add_argument(
+        "--check", action="store_true", help="change nothing; exit code 1 if a table is not that of the records"
+    )
     action.add_argument("--print", choices=tuple(TABLES), dest="shown", help="print one table and change nothing")
     return parser.parse_args(argv)
 
@@ -51,7 +53,8 @@ def made_with(*facts: str | None) -> str:
 def run_conditions(conditions: dict[str, Any]) -> str:
     """Device, precision, version and date of a record."""
     threads = f", {conditions['threads']} threads" if conditions.get("threads") else ""
-    return f"{conditions['device']}{threads}, {conditions['dtype']}, torch {conditions['versions']['torch']}, {conditions['date'][:10]}"
+    version, date = conditions["versions"]["torch"], conditions["date"][:10]
+    return f"{conditions['device']}{threads}, {conditions['dtype']}, torch {version}, {date}"
 
 
 def percent(ours: float, theirs: float, digits: int = 2) -> str:
@@ -72,15 +75,24 @@ def dit_flops(results: Path) -> str:
         return derived, f"{derived:.2f} ({base['flops_T']:.2f} / {row['speedup']:.2f})"
 
     ours = record["rows"]
-    rows = [dit_flops_row("uncached", figure(base), ours[0], ours[0]["flops_T_uncached"], uncached=True)]
-    sources = [base["source"]]
+    rows = [
+        [*dit_flops_row("uncached", figure(base), ours[0], ours[0]["flops_T_uncached"], uncached=True), base["source"]]
+    ]
     for row in ours:
         interval, method = row["schedule"].get("interval"), row["method"]
         match = next((r for r in facts["flops"] if r["method"] == method and r.get("interval") == interval), None)
-        if match:
-            sources.append(match["source"])
-        rows.append(dit_flops_row(row["label"], figure(match) if match else None, row, row["flops_T"], uncached=False))
-    header = ["run", "full steps", "published TFLOPs", "its counter, evaluated here", "our count", "our count to published", "FLOPs ratio"]
+        figures = dit_flops_row(row["label"], figure(match) if match else None, row, row["flops_T"], uncached=False)
+        rows.append([*figures, match["source"] if match else "–"])
+    header = [
+        "run",
+        "full steps",
+        "published TFLOPs",
+        "its counter, evaluated here",
+        "our count",
+        "ours to published",
+        "FLOPs ratio",
+        "published in",
+    ]
     first = ours[0]
     terms = "\n".join(f"- {t['term']}: {t['flops_T']:+.4f}" for t in first["published_convention"]["difference"])
     size = 8 * first["settings"]["config"]["input_size"]
@@ -95,7 +107,7 @@ def dit_flops(results: Path) -> str:
                 f"{first['settings']['rows']} rows a sample (guidance)",
                 "counted on the meta device, 2 operations a multiply-add, folding included",
                 f"torch {first['conditions']['versions']['torch']}, {first['conditions']['date'][:10]}",
-                f"published figures: {', '.join(dict.fromkeys(sources))}, all through reading notes (results/paper/dit.json)",
+                "published figures were read in notes on those works (results/paper/dit.json)",
             ),
         ]
     )
@@ -123,7 +135,6 @@ def dit_benchmark(results: Path) -> str:
     if not paths:
         read(results / "dit" / "benchmark-cpu.json", command)
     records = [read(path, command) for path in paths]
-    goals = {key: goal for key, goal in records[0]["goals"].items()}
 
     def each(name: str, value: Callable[[dict[str, Any]], str]) -> list[str]:
         return [name, *(value(record) for record in records)]
@@ -149,8 +160,9 @@ def dit_benchmark(results: Path) -> str:
                 return "–"
             return f"{scale * reached['value']:.{digits}f}{unit}, {'met' if reached['met'] else 'not met'}"
 
-        relation, bound = goals[key]["goal"].split()
-        return each(f"{goals[key]['name']} (goal {relation} {scale * float(bound):g}{unit})", shown)
+        wanted = records[0]["goals"][key]
+        relation, bound = wanted["goal"].split()
+        return each(f"{wanted['name']} (goal {relation} {scale * float(bound):g}{unit})", shown)
 
     rows = [
         each("method", lambda r: r["label"]),
@@ -221,7 +233,9 @@ def dit_samples(results: Path) -> str:
                 f"{s['model']}, trained weights, {record['num_samples']} samples in batches of {s['batch_size']}, "
                 f"seed {s['seed']}, {s['solver']}, guidance {s['guidance_scale']:g}",
                 "PSNR to the uncached samples of the same noise",
-                f"class accuracy by the shipped in-domain classifier, {100 * real:.1f} % on real test images" if real else None,
+                f"class accuracy by the shipped in-domain classifier, {100 * real:.1f} % on real test images"
+                if real
+                else None,
                 run_conditions(record["conditions"]),
             ),
         ]
@@ -249,7 +263,9 @@ def filled(text: str, results: Path) -> str:
 def stale_tables(text: str, results: Path) -> list[str]:
     """Names of marked tables that differ from what the records say."""
     fresh = BLOCK.findall(filled(text, results))
-    return [name for (_, name, body, _), (_, _, wanted, _) in zip(BLOCK.findall(text), fresh, strict=True) if body != wanted]
+    return [
+        name for (_, name, body, _), (_, _, wanted, _) in zip(BLOCK.findall(text), fresh, strict=True) if body != wanted
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -260,7 +276,10 @@ def main(argv: list[str] | None = None) -> None:
     text = args.readme.read_text()
     if args.check:
         if stale := stale_tables(text, args.results):
-            print(f"{args.readme}: {', '.join(stale)} differ from the records; run `python eval/tables.py`", file=sys.stderr)
+            print(
+                f"{args.readme}: {', '.join(stale)} differ from the records; run `python eval/tables.py`",
+                file=sys.stderr,
+            )
             sys.exit(1)
         print(f"{args.readme}: every table is that of the records")
         return

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from cache_dic import Cache, Run
 from torch import Tensor, nn
 
+from cache_dic import Cache, Run
 from dit import CONFIGS, DiT, DiTConfig, Sampler, dit_config
 from dit.command import DEFAULTS, PAPER_ORDERS
 from dit.diffusion import Diffusion
@@ -134,7 +134,9 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
     parser.add_argument("--image-size", type=positive_int, help="side in pixels (default: the model's own)")
     parser.add_argument("--num-steps", type=positive_int, default=50, help="sampling steps")
     parser.add_argument("--num-samples", type=positive_int, default=1, help="samples a model call")
-    parser.add_argument("--cfg-scale", type=positive_float, default=1.5, help="guidance weight; 1 runs no second branch")
+    parser.add_argument(
+        "--cfg-scale", type=positive_float, default=1.5, help="guidance weight; 1 runs no second branch"
+    )
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
     parser.add_argument("--depth", type=positive_int, help="number of blocks, for trials (default: the model's own)")
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa")

@@ -61,7 +61,9 @@ def test_uncached_run_is_the_loop_over_the_plain_model(random_dit):
     class Plain(DiT):
         def forward(self, x, t, y, *, cache=None):
             if cache is not None:
-                cache(torch.zeros(len(x), 4, 32, dtype=x.dtype), lambda site: [site(x, None, x) for _ in range(4)].pop())
+                cache(
+                    torch.zeros(len(x), 4, 32, dtype=x.dtype), lambda site: [site(x, None, x) for _ in range(4)].pop()
+                )
             return super().forward(x, t, y)
 
     with_table = sample(model, noise, y, 9)

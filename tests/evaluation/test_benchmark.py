@@ -1,0 +1,98 @@
+"""eval/benchmark.py: its record once as a command, and how it puts a run together."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cache_dic import make_cache
+
+ROOT = Path(__file__).parents[2]
+COMMAND = ROOT / "eval" / "benchmark.py"
+FUNCTIONS = runpy.run_path(str(COMMAND))
+
+
+def test_the_command_writes_a_whole_record(tmp_path):
+    out = tmp_path / "record.json"
+    flags = [
+        "--model",
+        "debug",
+        "--num-steps",
+        "20",
+        "--repeats",
+        "3",
+        "--whole-run",
+        "--whole-repeats",
+        "1",
+        "--seed",
+        "7",
+    ]
+    done = subprocess.run(
+        [sys.executable, COMMAND, *flags, "--device", "cpu", "--threads", "1", "--out", out],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "random weights" in done.stdout
+    record = json.loads(out.read_text())
+    assert record["weights"] == "random"
+    assert record["label"] == "taylorseer-N4-W2-O4"
+    assert record["conditions"]["threads"] == 1
+    assert record["settings"]["seed"] == 7
+    assert record["full_step"].keys() == {"plain", "folded"}
+    assert record["forecast_step"].keys() == {"folded", "layerwise", "stack"}
+    assert record["modulation_table"].keys() == {"uncached", "folded"}
+    assert record["whole_run"].keys() == {"uncached", "taylorseer-N4-W2-O4"}
+    timings = [*record["full_step"].values(), *record["forecast_step"].values(), *record["modulation_table"].values()]
+    assert all(t["repeats"] == 3 and 0 < t["min_s"] <= t["median_s"] <= t["max_s"] for t in timings)
+    assert record["goals"].keys() == {
+        "latency_over_flops",
+        "forecast_over_full",
+        "folding_overhead",
+        "kept_ratio_order_2",
+    }
+    ratio = record["goals"]["latency_over_flops"]
+    assert ratio["value"] == pytest.approx(record["speedup"]["measured"] / record["speedup"]["flops"])
+    assert ratio["met"] == (ratio["value"] >= 0.95)
+    # 2 blocks of 2 sites, 3 features each against 9 accumulators.
+    assert record["goals"]["kept_ratio_order_2"]["value"] == pytest.approx(3 * 4 / 9)
+    assert record["peak_bytes"]["folded"] > 0
+
+
+def test_a_composed_run():
+    """50 uncached steps of 1 s against 14 full ones, 13 of them folding, and 36 forecasts; tables are added once each."""
+    cache = make_cache("taylorseer", interval=4, max_order=0, warmup_steps=2)
+    assert cache.plan(50).full_steps[-1] == 49  # the last full step serves no forecast; with order 0 step 0 neither
+    timings = {
+        "full_step": {"plain": {"median_s": 1.0}},
+        "folding_overhead": {"median": 0.1},
+        "forecast_step": {"folded": {"median_s": 0.01}},
+        "modulation_table": {"uncached": {"median_s": 2.0}, "folded": {"median_s": 3.0}},
+    }
+    run = FUNCTIONS["composed"](timings, cache, 50)
+    assert run["uncached_s"] == pytest.approx(52)
+    assert run["cached_s"] == pytest.approx(12 * 1.1 + 2 * 1.0 + 36 * 0.01 + 3)
+    assert run["speedup"] == pytest.approx(run["uncached_s"] / run["cached_s"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "uncached"], "forecasts none"),
+        (["--num-steps", "2"], "forecasts none"),
+        (["--interval", "2", "3"], "one "),
+    ],
+)
+def test_what_cannot_be_timed(flags, message):
+    with pytest.raises(ValueError, match=message):
+        FUNCTIONS["main"](["--model", "debug", "--device", "cpu", *flags])
+
+
+@pytest.mark.parametrize("flags", [["--engine", "stack"], ["--telemetry"]])
+def test_flags_without_effect_are_refused(flags, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        FUNCTIONS["main"](["--model", "debug", *flags])
+    assert flags[0] in capsys.readouterr().err

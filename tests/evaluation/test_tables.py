@@ -1,0 +1,166 @@
+"""eval/tables.py: tables are made of the records, and a README that differs from them is noticed."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TABLES = runpy.run_path(str(ROOT / "eval" / "tables.py"))
+FLOPS = runpy.run_path(str(ROOT / "eval" / "flops.py"))
+
+CONDITIONS = {
+    "device": "A Processor",
+    "threads": 2,
+    "dtype": "float32",
+    "versions": {"torch": "2.13.0"},
+    "date": "2026-01-02T03:04:05+00:00",
+}
+README = "# Title\n\n<!-- table:dit-flops -->\n<!-- /table -->\n\ntext\n\n<!-- table:dit-samples -->\nbefore\n<!-- /table -->\n"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """A folder of small records: two counts by eval/flops.py itself, samples and a benchmark in the form of their commands."""
+    root = tmp_path_factory.mktemp("results")
+    out = root / "dit" / "flops.json"
+    for flags in (["--interval", "3"], ["--method", "fora", "--interval", "4"]):
+        FLOPS["main"](["--model", "DiT-XL/2", *flags, "--out", str(out)])
+    row = {
+        "label": "uncached", "full_steps": list(range(10)), "num_steps": 10, "flops_ratio": 1.0, "kept_bytes": 0,
+        "latency": {"median_s": 2.0, "ratio": 1.0}, "psnr": None, "class_accuracy": 0.912,
+    }  # fmt: skip
+    cached = {
+        **row, "label": "taylorseer-N3-W2-O3", "full_steps": [0, 1, 4, 7], "flops_ratio": 2.5, "kept_bytes": 3 * 2**20,
+        "latency": {"median_s": 0.9, "ratio": 2.222}, "psnr": {"mean": 31.257}, "class_accuracy": 0.9,
+    }  # fmt: skip
+    samples = {
+        "settings": {"model": "fashion-mnist", "batch_size": 10, "seed": 0, "solver": "ddim", "guidance_scale": 2.0},
+        "num_samples": 50, "real_test_accuracy": 0.941, "rows": [row, cached], "conditions": CONDITIONS,
+    }  # fmt: skip
+    (root / "dit" / "fashion-mnist.json").write_text(json.dumps(samples))
+    return root
+
+
+def benchmark(whole_run: bool) -> dict:
+    """A record in the form of eval/benchmark.py."""
+
+    def timing(median_s: float) -> dict:
+        return {"median_s": median_s, "min_s": median_s, "max_s": median_s, "repeats": 5}
+
+    def goal(name: str, wanted: str, value: float, met: bool) -> dict:
+        return {"name": name, "goal": wanted, "value": value, "met": met}
+
+    label = "taylorseer-N4-W2-O4"
+    return {
+        "label": label,
+        "full_step": {"plain": timing(2.0), "folded": timing(2.05)},
+        "forecast_step": {"folded": timing(0.005)},
+        "speedup": {"measured": 3.5 if whole_run else None, "composed": 3.6, "flops": 3.55},
+        "whole_run": {"uncached": timing(100.0), label: timing(28.57)} if whole_run else None,
+        "goals": {
+            "latency_over_flops": goal("speed", ">= 0.95", 0.986, True),
+            "forecast_over_full": goal("forecast", "<= 0.02", 0.0025, True),
+            "folding_overhead": goal("folding", "<= 0.05", 0.071, False),
+            "kept_ratio_order_2": goal("kept", ">= 8", 18.67, True),
+        },
+        "flops": {"kept_bytes": {"folded": 15 * 2**20, "layerwise": 280 * 2**20}},
+        "settings": {
+            "model": "DiT-XL/2", "reduced_depth": False, "rows": 2, "tokens": 256, "num_steps": 50, "attention": "sdpa",
+            "compile": False, "precision": "fp32",
+        },
+        "conditions": CONDITIONS,
+    }  # fmt: skip
+
+
+def readme(folder: Path, text: str = README) -> Path:
+    path = folder / "README.md"
+    path.write_text(text)
+    return path
+
+
+def run(path: Path, results: Path, *flags: str) -> None:
+    TABLES["main"](["--readme", str(path), "--results", str(results), *flags])
+
+
+def test_tables_are_written_between_their_markers(tmp_path, results):
+    path = readme(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        run(path, results, "--check")
+    assert path.read_text() == README
+    run(path, results)
+    run(path, results, "--check")
+    text = path.read_text()
+    assert text.startswith("# Title\n\n<!-- table:dit-flops -->\n| run |")
+    assert text.endswith("*\n<!-- /table -->\n")
+    assert "\ntext\n" in text
+    assert "before" not in text
+    run(path, results)
+    assert path.read_text() == text
+
+
+def test_a_changed_figure_is_stale(tmp_path, results, capsys):
+    path = readme(tmp_path)
+    run(path, results)
+    path.write_text(path.read_text().replace("31.26", "41.26"))
+    with pytest.raises(SystemExit, match="1"):
+        run(path, results, "--check")
+    assert "dit-samples differ" in capsys.readouterr().err
+
+
+def test_flops_beside_the_published_row(results):
+    table = TABLES["dit_flops"](results)
+    assert "| uncached | 50/50 | 23.74 | 23.74 | 23.72 | -0.07 % | 1.00x | arXiv 2602.19506 (RFC) |" in table
+    assert "| taylorseer-N3-W2-O3 | 18/50 | 8.56 | 8.56 | 8.56 | +0.01 % | 2.77x | arXiv 2503.06923" in table
+    assert "| fora-N4-W2 | 14/50 | not published |" in table
+    assert "- the forecaster's own sums: +" in table
+
+
+def test_samples_name_their_conditions(results):
+    table = TABLES["dit_samples"](results)
+    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 91.2 % |" in table
+    assert "| taylorseer-N3-W2-O3 | 4/10 | 2.50x | 2.22x | 3.0 | 31.26 | 90.0 % |" in table
+    assert "50 samples" in table
+    assert "94.1 % on real test images" in table
+    assert "A Processor, 2 threads, float32, torch 2.13.0, 2026-01-02" in table
+
+
+def test_benchmarks_stand_side_by_side(tmp_path):
+    (tmp_path / "dit").mkdir()
+    for name, whole_run in (("cpu", True), ("other", False)):
+        (tmp_path / "dit" / f"benchmark-{name}.json").write_text(json.dumps(benchmark(whole_run)))
+    table = TABLES["dit_benchmark"](tmp_path)
+    assert "|  | A Processor, fp32 | A Processor, fp32 |" in table
+    assert "| whole run, uncached → cached | 100.00 s → 28.57 s (5 runs each) | not run |" in table
+    assert "| forecast step, folded (of a full step) | 5.00 ms (0.25 %) |" in table
+    assert "| folding (goal <= 5 %) | 7.10 %, not met |" in table
+    assert "| kept (goal >= 8x) | 18.7x, met |" in table
+    assert "random weights" in table
+    assert "ChebBooster" in table
+
+
+@pytest.mark.parametrize("name", ["dit-flops", "dit-benchmark", "dit-samples"])
+def test_a_missing_record_names_its_command(tmp_path, name):
+    with pytest.raises(ValueError, match="is not there; make it with"):
+        TABLES["TABLES"][name](tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table:nothing -->\n<!-- /table -->\n", "'nothing' is unknown"),
+        ("<!-- table:dit-flops -->\n", "ends with"),
+        ("<!-- table:dit-flops -->\n<!-- table:dit-samples -->\n<!-- /table -->\n", "ends with"),
+    ],
+)
+def test_markers_that_do_not_fit(tmp_path, results, text, message):
+    with pytest.raises(ValueError, match=message):
+        run(readme(tmp_path, text), results)
+
+
+def test_the_readme_of_the_repository_is_up_to_date():
+    path = ROOT / "README.md"
+    if not path.exists() or "<!-- table:" not in path.read_text():
+        pytest.skip("README.md has no tables yet")
+    assert TABLES["stale_tables"](path.read_text(), ROOT / "results") == []

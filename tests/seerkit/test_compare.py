@@ -1,0 +1,68 @@
+"""Comparison, timing, records and tables: what the sampling commands are made of."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from cache_dic import make_cache
+from seerkit import records
+from seerkit.compare import Outcome, latency, run_caches
+from seerkit.tables import markdown_table, number, text_table
+from seerkit.timing import peak_memory, spread, timed
+
+
+class FakeRun:
+    def record(self):
+        return {"made": True}
+
+
+def test_caches_take_turns_batch_by_batch_after_a_dropped_warm_up():
+    caches = {"uncached": make_cache("uncached"), "cached": make_cache(interval=2, warmup_steps=1)}
+    names, calls = {id(cache): label for label, cache in caches.items()}, []
+
+    def sample(cache, batch, callback):
+        calls.append((names[id(cache)], batch))
+        for step in range(3):
+            callback(step, torch.zeros(1))
+        return torch.full((1,), float(batch)), FakeRun()
+
+    outcomes = run_caches(caches, [0, 1], sample, num_steps=3, device=torch.device("cpu"))
+    assert calls == [("cached", 0), ("uncached", 0), ("cached", 0), ("uncached", 1), ("cached", 1)]
+    for outcome in outcomes.values():
+        assert [latents.item() for latents in outcome.latents] == [0.0, 1.0]
+        assert len(outcome.seconds) == 2
+        assert outcome.record == {"made": True}
+
+
+def test_latency_is_the_ratio_of_medians():
+    outcomes = {"uncached": Outcome(seconds=[4.0, 6.0, 100.0]), "cached": Outcome(seconds=[3.0, 2.0, 2.0])}
+    table = latency(outcomes)
+    assert table["cached"] == {"median_s": 2.0, "min_s": 2.0, "max_s": 3.0, "repeats": 3, "ratio": 3.0}
+    assert latency({"cached": outcomes["cached"]})["cached"]["ratio"] is None
+
+
+def test_timing():
+    result, seconds = timed(lambda: sum(range(1000)), torch.device("cpu"))
+    assert result == 499500
+    assert seconds > 0
+    assert spread([3.0, 1.0, 2.0])["median_s"] == 2.0
+    assert peak_memory(torch.device("cpu")) > 2**20
+
+
+def test_records_tell_the_conditions():
+    made = records.conditions(torch.device("cpu"), torch.bfloat16)
+    assert json.loads(json.dumps(made)) == made
+    assert made["dtype"] == "bfloat16"
+    assert made["threads"] == torch.get_num_threads()
+    assert made["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made["date"])
+    assert made["commit"] is None or re.fullmatch(r"[0-9a-f]{7,40}(\+changes)?", made["commit"])
+
+
+def test_tables_align_and_show_missing_values():
+    text = text_table(["method", "dB"], [["a", number(12.345)], ["longer", number(None)]])
+    assert text.splitlines() == ["method     dB", "------  -----", "a       12.35", "longer      –"]
+    assert markdown_table(["m", "n"], [["a", "1"]]) == "| m | n |\n| --- | ---: |\n| a | 1 |"
+    assert number(3.14159, 1, "x") == pytest.approx("3.1x")
