@@ -6,6 +6,7 @@ import math
 import platform
 import shlex
 import sys
+from argparse import BooleanOptionalAction
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def parse_args(argv: list[str] | None):
     parser.add_argument("--momentum", type=float, default=0.9, help="of SGD, in Nesterov's form")
     parser.add_argument("--weight-decay", type=float, default=5e-4, help="of convolution and linear weights")
     parser.add_argument("--max-shift", type=non_negative_int, default=1, help="random shift of an image, in pixels")
-    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not mirror half of the images")
+    parser.add_argument("--flip", action=BooleanOptionalAction, default=True, help="mirror half of the images")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of convolutions (autocast)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)

@@ -32,6 +32,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = REPOSITORY / "eval" / "train_classifier.py"
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As `run` has it, so that training repeats itself to the bit; and faster where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class MeanBrightness(nn.Module):
     """Class 0 for dark images, class 1 for bright ones."""
 
@@ -226,15 +235,6 @@ def command():
     return module
 
 
-@pytest.fixture
-def one_thread():
-    """The number of threads that `run` uses: sums over threads round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class TestCommand:
     def test_dry_run_prints_the_configuration_and_writes_nothing(self, tmp_path):
         out = tmp_path / "c.safetensors"
@@ -245,7 +245,7 @@ class TestCommand:
         assert settings["config"]["widths"] == [32, 64, 128]
         assert not list(tmp_path.iterdir())
 
-    def test_trains_writes_and_repeats_itself(self, command, tmp_path, synthetic, one_thread):
+    def test_trains_writes_and_repeats_itself(self, command, tmp_path, synthetic):
         paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
         settings = ["--data", str(synthetic), "--epochs", "1", "--batch-size", "32", "--device", "cpu"]
         result = run("--out", paths[0], *settings)

@@ -1,0 +1,324 @@
+"""Sample the images of an FID evaluation: PNGs and one .npz for the ADM evaluator, on one process or many, resumable.
+
+Sample i is a function of seed and i alone. Noise and class come from its own generators, and samples bB … bB + B - 1 are
+always computed together, the last batch filled up with samples that are not kept. So for a batch size B the files are the
+same to the byte for every number of processes and after every interruption. In fp32 on CPUs with MKL they are also the same
+for every B and number of threads, because its matrix products are told to sum in one order. Elsewhere (CUDA, bf16, fp16)
+another B gives other roundings in the last bits, which can move a pixel by a grey level.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import sys
+import time
+import zipfile
+from argparse import BooleanOptionalAction
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from cache_dic import Cache
+from dit import DiTConfig
+from dit.command import Batch, Pipeline, add_model_flags, caches, config_of, resolved
+from dit.weights import find_dit
+from seerkit.cli import Parser, positive_int, run_command, show_log
+from seerkit.distributed import World, start_world
+from seerkit.files import writable_directory, write_json, written_whole
+from seerkit.media import save_png, to_uint8
+from seerkit.records import conditions
+from seerkit.seeds import derive_seed
+
+EXAMPLES = """
+python TaylorSeer-DiT/sample_ddp.py --num-fid-samples 1000 --method taylorseer --interval 4
+torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --image-size 256 --interval 4
+torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --image-size 256 --method uncached --ddpm-sample
+"""
+
+CLASS_KEY = 1  # beside seed and index, so that a sample's class and noise are drawn apart
+Result = TypeVar("Result")
+
+
+def parse_args(argv: list[str] | None):
+    parser = Parser(__doc__, EXAMPLES)
+    add_model_flags(parser, guidance_scale=1.5)
+    parser.add_argument("--num-fid-samples", type=positive_int, default=50000, help="images in the .npz")
+    parser.add_argument(
+        "--per-proc-batch-size", type=positive_int, default=32, help="samples a model call; always full"
+    )
+    parser.add_argument(
+        "--sample-dir",
+        type=Path,
+        default=Path("outputs/samples"),
+        help="gets a folder and a .npz for every configuration; shared by all nodes",
+    )
+    parser.add_argument("--balanced", action="store_true", help="class i mod num_classes (default: drawn uniformly)")
+    parser.add_argument("--num-classes", type=positive_int, help="of the model; checked against it")
+    parser.add_argument("--tf32", action=BooleanOptionalAction, default=True, help="TF32 matrix products on CUDA")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and paths, and stop")
+    parser.add_argument("--json", action="store_true", help="print the record instead of a summary")
+    args = parser.parse_args(argv)
+    classes = config_of(args).num_classes
+    if args.num_classes not in (None, classes):
+        parser.error(f"--num-classes {args.num_classes} does not fit {args.model}, which has {classes}")
+    return args
+
+
+# -------------------------------------------------------------------------------------------------------------- samples
+
+
+def class_of(index: int, seed: int, num_classes: int, *, balanced: bool) -> int:
+    """The class of sample `index`: index mod num_classes, or uniform from its own seed (off by less than 1e-12)."""
+    return index % num_classes if balanced else derive_seed(seed, index, CLASS_KEY) % num_classes
+
+
+def make_batch(number: int, args, config: DiTConfig) -> Batch:
+    """Batch `number`, always full: a sample has the same neighbours whatever is missing or asked for."""
+    indices = list(range(number * args.per_proc_batch_size, (number + 1) * args.per_proc_batch_size))
+    return Batch(indices, [class_of(i, args.seed, config.num_classes, balanced=args.balanced) for i in indices])
+
+
+def fix_summation_order() -> None:
+    """Make MKL's products independent of batch size and number of threads (its "strict CNR" mode; costs no time here).
+
+    MKL reads the variable at its first product, after which this has no effect.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def folder_name(args, cache: Cache) -> str:
+    """`MODEL[-size-S]-LABEL-SOLVER-steps-50-cfg-1.5-seed-0[-balanced]`."""
+    parts = [args.model]
+    parts += ["size", args.image_size] if args.image_size else []
+    parts += [cache.label, "ddpm" if args.ddpm_sample else "ddim", "steps", args.num_sampling_steps]
+    parts += ["cfg", args.cfg_scale, "seed", args.seed, *(["balanced"] if args.balanced else [])]
+    return "-".join(map(str, parts)).replace("/", "-")
+
+
+def settings_of(args, config: DiTConfig, cache: Cache) -> dict[str, Any]:
+    """What the images depend on, but for the weights; the checkpoint's path is no part of it."""
+    settings = resolved(args, config)
+    del settings["ckpt"]
+    return {
+        **settings,
+        "classes": "balanced" if args.balanced else "random",
+        "tf32": args.tf32,
+        "cache": cache.label,
+        "accumulator_dtype": args.accumulator_dtype,
+        "full_steps": list(cache.plan(args.num_sampling_steps).full_steps),
+    }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The start of the SHA-256 of the weights as they are used, whatever file or layout they came in."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.flatten().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Mark `folder` as of these settings, or ValueError if it is of others; clear what a killed run left half written."""
+    path = folder / "settings.json"
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text())
+            differ = [key for key in settings | theirs if settings.get(key) != theirs.get(key)]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); choose another --sample-dir") from error
+        if differ:
+            shown = ", ".join(f"{key} is {theirs.get(key)} there and {settings.get(key)} here" for key in differ)
+            raise ValueError(f"{folder} holds samples of other settings: {shown}; choose another --sample-dir")
+    elif any(folder.glob("[0-9]*.png")):
+        raise ValueError(f"{folder} holds images but no settings.json; choose another --sample-dir")
+    else:
+        write_json(path, settings)
+    half_npz = folder.parent.glob(f".{glob.escape(folder.name)}.*.partial.npz")
+    for leftover in (*folder.glob(".*.partial.*"), *half_npz):
+        leftover.unlink()
+
+
+def image_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.png"
+
+
+def image_shape(config: DiTConfig) -> tuple[int, int, int]:
+    """(H, W, 3 or 1) of an image: the autoencoder makes 8 pixels of a latent unit."""
+    return (
+        (8 * config.input_size,) * 2 + (3,)
+        if config.in_channels == 4
+        else (config.input_size,) * 2 + (config.in_channels,)
+    )
+
+
+def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The pixels (H, W, 3 or 1) of a PNG, None if it is missing, damaged or of another shape."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "RGB"):
+                return None
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError):  # Pillow raises SyntaxError for some broken PNGs
+        return None
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def write_npz(path: Path, images: Iterable[np.ndarray], shape: tuple[int, int, int, int]) -> None:
+    """`arr_0`, uint8 of `shape`, as np.savez writes it: image by image, so that it need not fit into memory, and undated."""
+    with written_whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        member = zipfile.ZipInfo("arr_0.npy")  # dated 1980
+        with archive.open(member, "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in images:
+                file.write(np.ascontiguousarray(np.broadcast_to(image, shape[1:])).data)
+
+
+def kept_images(folder: Path, count: int, shape: tuple[int, int, int]) -> Iterable[np.ndarray]:
+    for index in range(count):
+        pixels = read_image(image_path(folder, index), shape)
+        if pixels is None:
+            raise ValueError(
+                f"{image_path(folder, index)} went missing or was damaged meanwhile; run the command again"
+            )
+        yield pixels
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+def on_main(world: World, function: Callable[[], Result]) -> Result:
+    """What `function` returns on rank 0, told to all; where it raises, rank 0 reports and the others leave quietly."""
+    told, error = [None, False], None
+    if world.is_main:
+        try:
+            told[0] = function()
+        except (ValueError, OSError) as raised:
+            told[1], error = True, raised
+    if world.size > 1:
+        dist.broadcast_object_list(told, device=world.device)
+    if error is not None:
+        raise error
+    if told[1]:
+        sys.exit(2)
+    return told[0]
+
+
+def find_missing(folder: Path, count: int, shape: tuple[int, int, int], world: World) -> list[int]:
+    """Indices of samples that are not there whole; each process looks at its share, all get the same answer."""
+    share = tqdm(range(world.rank, count, world.size), "checking", disable=not world.is_main, leave=False, delay=5)
+    missing = [i for i in share if read_image(image_path(folder, i), shape) is None]
+    shares = [missing]
+    if world.size > 1:
+        shares = [None] * world.size
+        dist.all_gather_object(shares, missing)
+    return sorted(i for share in shares for i in share)
+
+
+def make_samples(
+    pipeline: Pipeline, cache: Cache, missing: list[int], folder: Path, done: int, world: World
+) -> dict | None:
+    """Make the missing samples, batch by batch in turn over the processes; the record of this process's last run."""
+    args, record = pipeline.args, None
+    wanted: dict[int, list[int]] = {}
+    for index in missing:
+        wanted.setdefault(index // args.per_proc_batch_size, []).append(index)
+    batches = list(wanted)
+    with tqdm(total=args.num_fid_samples, initial=done, unit="image", disable=not world.is_main, smoothing=0.05) as bar:
+        for first in range(0, len(batches), world.size):
+            turn = batches[first : first + world.size]
+            if world.rank < len(turn):
+                number = turn[world.rank]
+                batch = make_batch(number, args, pipeline.config)
+                latents, run = pipeline.sample(cache, batch)
+                images = to_uint8(pipeline.decode(latents))
+                for index in wanted[number]:
+                    save_png(image_path(folder, index), images[index - batch.indices[0]])
+                record = run.record()
+            bar.update(sum(len(wanted[number]) for number in turn))
+    return record
+
+
+# -------------------------------------------------------------------------------------------------------------- command
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    config, chosen = config_of(args), caches(args)
+    if len(chosen) > 1:
+        raise ValueError(
+            f"one cache is sampled at a time, these are {len(chosen)}: {', '.join(chosen)}; name one method and interval"
+        )
+    (cache,) = chosen.values()
+    folder = args.sample_dir / folder_name(args, cache)
+    npz = folder.with_name(folder.name + ".npz")
+    settings, shape = settings_of(args, config, cache), image_shape(config)
+    if args.dry_run:
+        size = {"num_samples": args.num_fid_samples, "per_proc_batch_size": args.per_proc_batch_size}
+        print(json.dumps({"settings": settings, **size, "folder": str(folder), "npz": str(npz)}, indent=2))
+        return
+
+    fix_summation_order()
+    world = start_world(args.device)
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = (
+        "tf32" if args.tf32 else "ieee"
+    )
+    if world.is_main and not args.json:
+        show_log()
+
+    def prepare() -> None:
+        writable_directory(folder)
+        find_dit(config, args.ckpt)  # one process downloads what the others then load
+
+    on_main(world, prepare)
+    pipeline = Pipeline(args, world.device)
+    on_main(world, lambda: claim_folder(folder, {**settings, "weights": weights_digest(pipeline.model)}))
+    if not (folder / "settings.json").is_file():
+        raise ValueError(f"process {world.rank} does not see {folder}; --sample-dir must be shared by all nodes")
+    missing = find_missing(folder, args.num_fid_samples, shape, world)
+    began = time.perf_counter()
+    run = make_samples(pipeline, cache, missing, folder, args.num_fid_samples - len(missing), world)
+    world.barrier()
+    if not world.is_main:
+        return
+    seconds = time.perf_counter() - began
+    npz_shape = (args.num_fid_samples, *shape[:2], 3)
+    write_npz(npz, kept_images(folder, args.num_fid_samples, shape), npz_shape)
+    record = {
+        "command": "TaylorSeer-DiT/sample_ddp.py",
+        "settings": json.loads((folder / "settings.json").read_text()),
+        "units": "seconds: from the first model call to the last file, of the samples made by this run of the command",
+        "num_samples": args.num_fid_samples,
+        "num_made": len(missing),
+        "seconds": seconds,
+        "per_proc_batch_size": args.per_proc_batch_size,
+        "num_processes": world.size,
+        "ckpt": str(args.ckpt) if args.ckpt else None,
+        "npz": str(npz),
+        "npz_shape": npz_shape,
+        "run": run,
+        "conditions": conditions(world.device, pipeline.model.pos_embed.dtype),
+    }
+    write_json(folder / "record.json", record)
+    if args.json:
+        print(json.dumps(record))
+        return
+    print(f"{args.num_fid_samples} images, {len(missing)} made now in {seconds:.1f} s by {world.size} process(es)")
+    print(f"images: {folder}\nnpz: {npz}\nrecord: {folder / 'record.json'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

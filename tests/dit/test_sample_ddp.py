@@ -1,0 +1,246 @@
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dit import DiT, dit_config
+from seerkit.cli import run_command
+from seerkit.weights import export_safetensors
+
+COMMAND = Path(__file__).parents[2] / "TaylorSeer-DiT" / "sample_ddp.py"
+NUM_SAMPLES = 22  # no multiple of the batch sizes below
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+# Latents of samples 0 … 5 by batch size, as hashes; a model wide enough for MKL to choose among kernels.
+LATENTS = """
+import hashlib, importlib.util, json, sys
+import torch
+from cache_dic import make_cache
+from dit import DiT, DiTConfig
+from dit.sampler import Sampler
+from seerkit.seeds import SampleGenerators
+
+spec = importlib.util.spec_from_file_location("sample_ddp", sys.argv[1])
+command = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(command)
+command.fix_summation_order()
+
+config = DiTConfig(input_size=16, patch_size=2, in_channels=1, hidden_size=256, depth=2, num_heads=4, num_classes=10)
+model, draw = DiT(config).eval(), torch.Generator().manual_seed(0)
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.05)
+hashes = {}
+for batch_size in (1, 2, 6):
+    rows = []
+    for first in range(0, 6, batch_size):
+        indices = range(first, first + batch_size)
+        noise = SampleGenerators(0, indices).randn(1, 16, 16)
+        run = Sampler(model, 8, guidance_scale=float(sys.argv[2])).run
+        latents, _ = run(noise, torch.tensor(list(indices)), cache=make_cache("taylorseer", interval=3, max_order=2))
+        rows += [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:12] for row in latents]
+    hashes[batch_size] = rows
+print(json.dumps(hashes))
+"""
+
+
+@pytest.fixture(scope="module")
+def command():
+    """sample_ddp.py as a module."""
+    spec = importlib.util.spec_from_file_location("sample_ddp", COMMAND)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Weights of the debug model that leave nothing at zero."""
+    path = tmp_path_factory.mktemp("weights") / "debug.safetensors"
+    draw = torch.Generator().manual_seed(0)
+    state = DiT(dit_config("debug")).state_dict()
+    random = {name: torch.randn(value.shape, generator=draw) * 0.1 for name, value in state.items()}
+    export_safetensors(path, {**random, "pos_embed": state["pos_embed"]})
+    return path
+
+
+def arguments(checkpoint: Path, sample_dir: Path, *more: object) -> list[str]:
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--sample-dir", sample_dir, "--num-fid-samples", NUM_SAMPLES]
+    return [str(part) for part in (*flags, "--device", "cpu", "--per-proc-batch-size", 4, *more)]
+
+
+def run(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return subprocess.run(
+        [sys.executable, *launcher, COMMAND, *argv], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
+def images_and_npz(sample_dir: Path) -> dict[str, str]:
+    """Hashes of every PNG and of the .npz."""
+    files = [*sample_dir.glob("*/*.png"), *sample_dir.glob("*.npz")]
+    return {str(file.relative_to(sample_dir)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, tmp_path_factory) -> Path:
+    """The folder of a run on one process, not interrupted."""
+    sample_dir = tmp_path_factory.mktemp("whole")
+    done = run(*arguments(checkpoint, sample_dir))
+    assert done.returncode == 0, done.stderr
+    return sample_dir
+
+
+def test_npz_is_what_numpy_would_write_of_the_images(whole):
+    (npz,) = whole.glob("*.npz")
+    images = np.load(npz)["arr_0"]
+    assert (images.shape, images.dtype) == ((NUM_SAMPLES, 8, 8, 3), np.uint8)
+    for index, pixels in enumerate(images):
+        grey = np.asarray(Image.open(npz.with_suffix("") / f"{index:06d}.png"))
+        np.testing.assert_array_equal(pixels, np.repeat(grey[..., None], 3, axis=-1))
+    assert len({pixels.tobytes() for pixels in images}) == NUM_SAMPLES
+    numpys = io.BytesIO()
+    np.savez(numpys, arr_0=images)
+    assert npz.read_bytes() == numpys.getvalue()
+
+
+def test_folder_holds_settings_and_record(whole):
+    (folder,) = (path for path in whole.iterdir() if path.is_dir())
+    assert folder.name == "debug-taylorseer-N4-W2-O4-ddim-steps-50-cfg-1.5-seed-0"
+    assert len(list(folder.iterdir())) == NUM_SAMPLES + 2
+    settings = json.loads((folder / "settings.json").read_text())
+    record = json.loads((folder / "record.json").read_text())
+    assert record["settings"] == settings
+    assert (record["num_samples"], record["num_made"], record["num_processes"]) == (NUM_SAMPLES, NUM_SAMPLES, 1)
+    assert record["run"]["full_steps"] == settings["full_steps"] == [0, 1, *range(5, 50, 4)]
+    assert record["conditions"]["device"]
+    assert record["seconds"] > 0
+
+
+@pytest.mark.parametrize("batch_size", [4, 5])
+def test_processes_and_batch_size_do_not_change_a_byte(whole, checkpoint, tmp_path, batch_size):
+    done = run(*arguments(checkpoint, tmp_path, "--per-proc-batch-size", batch_size, "--json"), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert images_and_npz(tmp_path) == images_and_npz(whole)
+    record = json.loads(done.stdout)  # rank 0 alone prints
+    assert (record["num_processes"], record["per_proc_batch_size"]) == (2, batch_size)
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_bytes(whole, checkpoint, tmp_path):
+    argv = arguments(checkpoint, tmp_path, "--per-proc-batch-size", 2)
+    with subprocess.Popen([sys.executable, COMMAND, *argv], env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+        while len(list(tmp_path.glob("*/*.png"))) < 5:
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    made = [file for file in sorted(folder.glob("[0-9]*.png"))]
+    assert 5 <= len(made) < NUM_SAMPLES
+    assert not list(tmp_path.glob("*.npz"))
+    complete = images_and_npz(whole)
+    assert all(complete[name] == value for name, value in images_and_npz(tmp_path).items() if "/." not in name)
+
+    made[1].write_bytes(made[1].read_bytes()[:-20])
+    made[3].write_bytes(b"")
+    Image.new("L", (4, 4)).save(made[4])  # whole, but of another size
+    (folder / ".000003.abcdef.partial.png").write_bytes(b"half")
+    (tmp_path / f".{folder.name}.abcdef.partial.npz").write_bytes(b"half")
+    untouched = made[0].stat().st_mtime_ns
+    done = run(*arguments(checkpoint, tmp_path, "--per-proc-batch-size", 2, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_made"] == NUM_SAMPLES - len(made) + 3
+    assert made[0].stat().st_mtime_ns == untouched
+    assert images_and_npz(tmp_path) == complete
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="other libraries promise no order of summation")
+@pytest.mark.parametrize("guidance_scale", ["1", "1.5"])
+def test_latents_do_not_depend_on_batch_size_or_threads(guidance_scale):
+    found = []
+    for threads in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", LATENTS, COMMAND, guidance_scale],
+            env={**ENVIRONMENT, "OMP_NUM_THREADS": threads}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found += json.loads(done.stdout).values()
+    assert len(set(found[0])) == 6
+    assert all(rows == found[0] for rows in found[1:])
+
+
+def refusal(command, monkeypatch, capsys, argv: list[str]) -> str:
+    """The one line that a refused command writes, its exit code checked."""
+    monkeypatch.setenv("MKL_CBWR", "AUTO,STRICT")  # set by the command, and taken back with this
+    monkeypatch.setattr(sys, "argv", [str(COMMAND)])
+    with pytest.raises(SystemExit) as left:
+        run_command(command.main, argv)
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--precision", "bf16"], "precision is fp32 there and bf16 here"),
+        (["--no-tf32"], "tf32 is True there and False here"),
+        (["--guide-all-channels"], "guidance_channels is 3 there and None here"),
+        (["--accumulator-dtype", "float64"], "accumulator_dtype is None there and float64 here"),
+    ],
+)
+def test_other_settings_are_refused(whole, checkpoint, command, monkeypatch, capsys, flags, said):
+    before = images_and_npz(whole)
+    assert said in refusal(command, monkeypatch, capsys, arguments(checkpoint, whole, *flags))
+    assert images_and_npz(whole) == before
+
+
+def test_other_weights_are_refused(whole, command, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other.safetensors"
+    export_safetensors(other, {k: v + 1 for k, v in DiT(dit_config("debug")).state_dict().items()})
+    assert "weights is" in refusal(command, monkeypatch, capsys, arguments(other, whole))
+
+
+def test_refusals_name_the_remedy(checkpoint, command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    in_a_file = refusal(command, monkeypatch, capsys, arguments(checkpoint, tmp_path / "file"))
+    assert "cannot be written" in in_a_file
+    assert "choose another" in in_a_file
+    several = refusal(command, monkeypatch, capsys, arguments(checkpoint, tmp_path, "--interval", 3, 4))
+    assert "name one method and interval" in several
+    classes = refusal(command, monkeypatch, capsys, arguments(checkpoint, tmp_path, "--num-classes", 1000))
+    assert "--num-classes 1000 does not fit debug, which has 3" in classes
+    folder = tmp_path / "debug-taylorseer-N4-W2-O4-ddim-steps-50-cfg-1.5-seed-0"
+    folder.mkdir(exist_ok=True)
+    (folder / "000000.png").touch()
+    foreign = refusal(command, monkeypatch, capsys, arguments(checkpoint, tmp_path))
+    assert "holds images but no settings.json" in foreign
+
+
+def test_dry_run_writes_nothing(command, tmp_path, capsys):
+    command.main(arguments(tmp_path / "absent.pt", tmp_path / "samples", "--dry-run", "--method", "fora", "--balanced"))
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["settings"]["cache"] == "fora-N4-W2"
+    assert shown["settings"]["classes"] == "balanced"
+    assert shown["npz"] == shown["folder"] + ".npz"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_are_uniform_or_balanced_and_a_function_of_the_index(command):
+    drawn = [command.class_of(i, 7, 10, balanced=False) for i in range(5000)]
+    assert all(abs(drawn.count(c) - 500) < 100 for c in range(10))  # 4.7 standard deviations
+    assert drawn[123] == command.class_of(123, 7, 10, balanced=False)
+    assert drawn != [command.class_of(i, 8, 10, balanced=False) for i in range(5000)]
+    assert set(Counter(command.class_of(i, 7, 10, balanced=True) for i in range(5000)).values()) == {500}
