@@ -47,6 +47,7 @@ def parse_args(argv: list[str] | None):
     parser.add_argument("--per-class", type=positive_int, default=4, help="samples a class; the grid shows the first")
     parser.add_argument("--batch-size", type=positive_int, help="samples a model call (default: one of each class)")
     parser.add_argument("--out", type=Path, help="output folder (default: outputs/dit/MODEL)")
+    parser.add_argument("--name", help="name of the grid and the record in it (default: grid.png and record.json)")
     parser.add_argument(
         "--dry-run", action="store_true", help="print configuration, full steps, FLOPs and kept bytes, and stop"
     )
@@ -169,8 +170,9 @@ def main(argv: list[str] | None = None) -> None:
         [label.replace("-", "\n", 1) for label in outcomes],
         [names[c] for c in classes],
     )
-    save_png(out / "grid.png", grid, settings)
-    write_json(out / "record.json", record)
+    grid_path, record_path = out / f"{args.name or 'grid'}.png", out / f"{args.name or 'record'}.json"
+    save_png(grid_path, grid, settings)
+    write_json(record_path, record)
     if args.json:
         print(json.dumps(record))
         return
@@ -182,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         print(
             f"class accuracy by the shipped in-domain classifier; on the real test images {record['real_test_accuracy']:.1%}"
         )
-    print(f"images: {out / 'grid.png'}\nrecord: {out / 'record.json'}")
+    print(f"images: {grid_path}\nrecord: {record_path}")
 
 
 if __name__ == "__main__":

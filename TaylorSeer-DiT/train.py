@@ -1,4 +1,7 @@
-"""Train a DiT on Fashion-MNIST: EMA, learning-rate schedule with warm-up, bf16, resume, sample grids, loss curve, torchrun."""
+"""Train a DiT on Fashion-MNIST: EMA, learning-rate schedule with warm-up, bf16, resume, sample grids, loss curve, torchrun.
+
+Everything random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
+"""
 
 import contextlib
 import copy
@@ -24,7 +27,9 @@ from seerkit.cli import Parser, non_negative_int, positive_float, positive_int, 
 from seerkit.distributed import World, start_world
 from seerkit.files import writable_directory, write_json, written_whole
 from seerkit.media import labelled_grid, save_png, to_uint8
+from seerkit.records import conditions
 from seerkit.seeds import SampleGenerators, derive_seed, generator
+from seerkit.weights import export_safetensors
 
 EXAMPLES = """
 python TaylorSeer-DiT/train.py --out outputs/dit-fashion
@@ -96,7 +101,7 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def save_state(out: Path, step: int, model: DiT, ema: DiT, optimizer: torch.optim.Optimizer, args) -> None:
-    """One resumable file; everything random is a function of the seed and the step, so no generator state is kept."""
+    """One resumable file; no generator state is needed."""
     state = {
         "step": step,
         "model": model.state_dict(),
@@ -133,6 +138,52 @@ def save_grid(path: Path, ema: DiT, config, args, device: torch.device, per_clas
     save_png(path, labelled_grid(rows, [""] * per_class, CLASS_NAMES, min_cell=96))
 
 
+class LossLog:
+    """loss.csv: mean losses since the row before, learning rate, and seconds of training so far, all resumed sittings."""
+
+    HEADER = ("step", "simple", "vlb", "lr", "seconds")
+
+    def __init__(self, path: Path, first: int, world: World) -> None:
+        self.path, self.world = path, world
+        self.sums, self.count = torch.zeros(2, device=world.device), 0
+        self.before = 0.0
+        if world.is_main:
+            rows = [row for row in read_losses(path) if row["step"] <= first] if first else []
+            self.before = rows[-1]["seconds"] if rows else 0.0
+            with written_whole(path) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.HEADER)
+                writer.writeheader()
+                writer.writerows({**row, "step": int(row["step"])} for row in rows)
+        self.began = time.perf_counter()
+
+    def add(self, simple: Tensor, vlb: Tensor) -> None:
+        self.sums += torch.stack([simple, vlb])
+        self.count += 1
+
+    def write(self, step: int, lr: float) -> float:
+        """Append a row of means over all processes and begin anew; returns the mean L_simple."""
+        losses = self.sums / self.count
+        if self.world.size > 1:
+            dist.all_reduce(losses)
+            losses /= self.world.size
+        simple, vlb = losses.tolist()
+        if self.world.is_main:
+            seconds = self.before + time.perf_counter() - self.began
+            with self.path.open("a") as file:
+                file.write(f"{step},{simple:.6f},{vlb:.6f},{lr:.3e},{seconds:.1f}\n")
+        self.sums.zero_()
+        self.count = 0
+        return simple
+
+
+def read_losses(path: Path) -> list[dict[str, float]]:
+    """The rows of a loss.csv, empty if there is none."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
 def plot_losses(out: Path) -> None:
     """loss.csv as loss.png; without matplotlib the numbers alone stay."""
     try:
@@ -142,8 +193,7 @@ def plot_losses(out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with (out / "loss.csv").open() as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    rows = read_losses(out / "loss.csv")
     figure, axis = plt.subplots(figsize=(7, 4))
     axis.plot([row["step"] for row in rows], [row["simple"] for row in rows], label="noise (L_simple)")
     axis.plot([row["step"] for row in rows], [row["vlb"] for row in rows], label="variance (L_vlb, bits)")
@@ -153,6 +203,26 @@ def plot_losses(out: Path) -> None:
     with written_whole(out / "loss.png") as temporary:
         figure.savefig(temporary, dpi=120, bbox_inches="tight")
     plt.close(figure)
+
+
+def export(out: Path, ema: DiT, args, device: torch.device) -> None:
+    """The averaged weights as model.safetensors in fp16, their configuration inside, and the facts of the card beside it."""
+    rows = read_losses(out / "loss.csv")
+    precision = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    card = {
+        "config": asdict(ema.config),
+        "num_parameters": sum(parameter.numel() for parameter in ema.parameters()),
+        "training": {key: value for key, value in vars(args).items() if not isinstance(value, Path | None)},
+        "images_seen": args.steps * args.batch_size,
+        "seconds": rows[-1]["seconds"] if rows else None,
+        "final_loss": {key: float(np.mean([row[key] for row in rows[-10:]])) for key in ("simple", "vlb")}
+        if rows
+        else None,
+        "data": "Fashion-MNIST training images (Zalando, MIT licence), 28 pixels with a border of 2",
+        "conditions": conditions(device, precision),
+    }
+    export_safetensors(out / "model.safetensors", ema.state_dict(), torch.float16, {"config": card["config"]})
+    write_json(out / "model.json", card)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -179,25 +249,22 @@ def main(argv: list[str] | None = None) -> None:
     first = load_state(out, model, ema, optimizer, args, world.device) if args.resume else 0
     if not args.resume and world.is_main and (out / "state.pt").exists():
         raise ValueError(f"{out} already holds a run; continue it with --resume or choose another --out")
+    world.barrier()
     forward = torch.compile(model, dynamic=False) if args.compile else model
     if world.size > 1:
         forward = nn.parallel.DistributedDataParallel(forward)
-    autocast = (
-        torch.autocast(world.device.type, torch.bfloat16) if args.precision == "bf16" else contextlib.nullcontext()
-    )
-    log = out / "loss.csv"
+    bf16 = args.precision == "bf16"
+    autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
     if world.is_main:
         write_json(out / "settings.json", settings)
-        kept = [line for line in log.read_text().splitlines()[1:] if int(line.split(",")[0]) <= first] if first else []
-        with written_whole(log) as temporary:
-            temporary.write_text("\n".join(["step,simple,vlb,lr,seconds", *kept]) + "\n")
+    log = LossLog(out / "loss.csv", first, world)
 
-    began, sums, counted = time.perf_counter(), torch.zeros(2, device=world.device), 0
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, disable=not world.is_main, mininterval=5)
     for step in bar:
+        done, lr = step + 1, learning_rate(step, args)
         x0, y, i, noise = training_batch(step, images, labels, diffusion, config, args, world)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args)
+            group["lr"] = lr
         with autocast:
             output = forward(diffusion.add_noise(x0, i, noise), diffusion.timesteps.to(i.device)[i], y)
         simple, vlb = (loss.mean() for loss in diffusion.training_loss(output, x0, noise, i))
@@ -207,28 +274,19 @@ def main(argv: list[str] | None = None) -> None:
         if not torch.isfinite(norm):
             raise ValueError(f"the gradient is {norm.item()} at step {step}; lower --lr {args.lr} and use --resume")
         optimizer.step()
-        done = step + 1
         update_ema(ema, model, min(args.ema_decay, (1 + done) / (10 + done)))
+        log.add(simple.detach(), vlb.detach())
 
-        sums += torch.stack([simple.detach(), vlb.detach()])
-        counted += 1
-        if done % args.log_every == 0 or done == args.steps:
-            losses = sums / counted
-            if world.size > 1:
-                dist.all_reduce(losses)
-                losses /= world.size
-            if world.is_main:
-                seconds = time.perf_counter() - began
-                with log.open("a") as file:
-                    file.write(f"{done},{losses[0]:.6f},{losses[1]:.6f},{learning_rate(step, args):.3e},{seconds:.1f}\n")
-                bar.set_postfix(loss=f"{losses[0]:.4f}", refresh=False)
-            sums.zero_()
-            counted = 0
-        if world.is_main and (done % args.save_every == 0 or done == args.steps):
+        last = done == args.steps
+        if last or done % args.log_every == 0:
+            bar.set_postfix(loss=f"{log.write(done, lr):.4f}", refresh=False)
+        if world.is_main and (last or done % args.save_every == 0):
             save_state(out, done, model, ema, optimizer, args)
-        if world.is_main and (done % args.grid_every == 0 or done == args.steps):
+        if world.is_main and (last or done % args.grid_every == 0):
             save_grid(out / f"samples-{done:07d}.png", ema, config, args, world.device)
             plot_losses(out)
+    if world.is_main:
+        export(out, ema, args, world.device)
     world.barrier()
 
 

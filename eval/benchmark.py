@@ -14,7 +14,6 @@ from tqdm import tqdm
 from cache_dic import ENGINES, Cache, Run, make_cache
 from evaluation.backbones import (
     BACKBONES,
-    PRECISIONS,
     Backbone,
     Case,
     Workload,
@@ -23,7 +22,7 @@ from evaluation.backbones import (
     describe,
     workload_of,
 )  # fmt: skip
-from seerkit.cli import Parser, non_negative_int, positive_int, run_command
+from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_int, run_command
 from seerkit.compare import UNCACHED, latency, run_caches
 from seerkit.distributed import resolve_device
 from seerkit.files import write_json

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from evaluation.backbones import BACKBONES, PRECISIONS, add_workload_flags, cache_of, describe, workload_of
-from seerkit.cli import Parser, run_command
+from evaluation.backbones import BACKBONES, add_workload_flags, cache_of, describe, workload_of
+from seerkit.cli import PRECISIONS, Parser, run_command
 from seerkit.files import write_json
 from seerkit.flops import sampling_flops
 from seerkit.records import conditions

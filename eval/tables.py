@@ -1,4 +1,7 @@
-"""Write the tables of README.md from the records under results/, between their markers; no figure is typed by hand."""
+"""Write the tables of the README and the model card from the records under results/, between their markers.
+
+No figure is typed by hand.
+"""
 
 import json
 import re
@@ -13,6 +16,7 @@ from seerkit.files import written_whole
 from seerkit.tables import markdown_table, number
 
 ROOT = Path(__file__).resolve().parents[1]
+MARKED = [ROOT / "README.md", ROOT / "TaylorSeer-DiT" / "weights" / "README.md"]
 EXAMPLES = """
 python eval/tables.py
 python eval/tables.py --check
@@ -25,7 +29,9 @@ MIB = 2**20
 
 def parse_args(argv: list[str] | None):
     parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the Markdown file with the markers")
+    parser.add_argument(
+        "--readme", nargs="+", type=Path, default=MARKED, help="Markdown files with markers (default: the repository's)"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
@@ -207,11 +213,23 @@ def benchmark_conditions(record: dict[str, Any]) -> str:
 
 
 def dit_samples(results: Path) -> str:
-    """Samples of the embedded model: what each method computes, takes, keeps, and how good it is."""
-    record = read(
-        results / "dit" / "fashion-mnist.json",
-        "python TaylorSeer-DiT/sample.py --compare, then copy outputs/dit/fashion-mnist/record.json",
+    """Samples of the embedded model as the main job makes them: what each method computes, takes, keeps, how good it is."""
+    return samples_table(
+        read(
+            results / "dit" / "fashion-mnist.json",
+            "bash scripts/run_dit.sh --compare --out results/dit --name fashion-mnist",
+        )
     )
+
+
+def dit_quality(results: Path) -> str:
+    """The same on more samples, for the model card."""
+    command = "bash scripts/run_dit.sh --compare --per-class 50 --batch-size 50 --out results/dit --name fashion-mnist-quality"
+    return samples_table(read(results / "dit" / "fashion-mnist-quality.json", command))
+
+
+def samples_table(record: dict[str, Any]) -> str:
+    """The rows of a record of TaylorSeer-DiT/sample.py."""
     header = ["method", "full steps", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB", "class accuracy"]
     rows = [
         [
@@ -220,7 +238,7 @@ def dit_samples(results: Path) -> str:
             number(row["flops_ratio"], 2, "x"),
             number(row["latency"]["ratio"], 2, "x"),
             number(row["kept_bytes"] / MIB, 1),
-            number(row["psnr"]["mean"] if row["psnr"] else None, 2),
+            number(row["psnr"]["mean_db"] if row["psnr"] else None, 2),
             number(None if row["class_accuracy"] is None else 100 * row["class_accuracy"], 1, " %"),
         ]
         for row in record["rows"]
@@ -246,6 +264,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "dit-flops": dit_flops,
     "dit-benchmark": dit_benchmark,
     "dit-samples": dit_samples,
+    "dit-quality": dit_quality,
 }
 
 
@@ -273,19 +292,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.shown:
         print(TABLES[args.shown](args.results))
         return
-    text = args.readme.read_text()
+    texts = {path: path.read_text() for path in args.readme}
     if args.check:
-        if stale := stale_tables(text, args.results):
-            print(
-                f"{args.readme}: {', '.join(stale)} differ from the records; run `python eval/tables.py`",
-                file=sys.stderr,
-            )
+        stale = {path: names for path, text in texts.items() if (names := stale_tables(text, args.results))}
+        for path, names in stale.items():
+            print(f"{path}: {', '.join(names)} differ from the records; run `python eval/tables.py`", file=sys.stderr)
+        if stale:
             sys.exit(1)
-        print(f"{args.readme}: every table is that of the records")
+        print(f"{', '.join(map(str, texts))}: every table is that of the records")
         return
-    with written_whole(args.readme) as temporary:
-        temporary.write_text(filled(text, args.results))
-    print(f"wrote {', '.join(name for _, name, _, _ in BLOCK.findall(text)) or 'no table'} into {args.readme}")
+    fresh = {path: filled(text, args.results) for path, text in texts.items()}
+    for path, text in fresh.items():
+        with written_whole(path) as temporary:
+            temporary.write_text(text)
+        print(f"wrote {', '.join(name for _, name, _, _ in BLOCK.findall(text)) or 'no table'} into {path}")
 
 
 if __name__ == "__main__":

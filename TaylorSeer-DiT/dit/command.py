@@ -18,14 +18,13 @@ from dit.sampler import Sampler
 from dit.weights import load_dit
 from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import Parser, non_negative_int, positive_float, positive_int
+from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int
 from seerkit.seeds import SampleGenerators
 
 EMBEDDED = "fashion-mnist"
 DEFAULTS = {"interval": 4, "max_order": 4, "warmup_steps": 2}  # the authors' recommendation for DiT
 PAPER_ORDERS = {3: 3, 4: 4, 5: 3}  # order by interval in the paper's DiT table
 IMAGENET_SHOWN = [207, 360, 387, 974, 88, 979, 417, 279]  # the classes of the official sample.py
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_model_flags(parser: Parser, *, guidance_scale: float) -> None:

@@ -32,6 +32,7 @@ def load_decoder(config: DiTConfig, vae: str, device: torch.device) -> Decoder:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"the autoencoder {name} is neither a folder here nor to be had from the hub "
-            f"({str(error).splitlines()[0][:120]}); fetch it with `hf download {name} --local-dir {folder}` and pass --vae {folder}"
+            f"({str(error).splitlines()[0][:120]}); fetch it with `hf download {name} --local-dir {folder}` "
+            f"and pass --vae {folder}"
         ) from error
     return lambda samples: autoencoder.decode(samples.to(autoencoder.dtype) / LATENT_SCALE).sample

@@ -105,21 +105,27 @@ class Cache:
         plan, tokens = self.plan(num_steps), model.tokens(latents)
         if tokens.num_sites < 1:
             raise ValueError(f"{type(model).__name__} has no sites: there is nothing to cache")
-        self._check_memory(num_steps, tokens, latents.device)
+        settings = self._fitted(num_steps, tokens, latents.device)
         # A stack engine asks for no gates; the others need those of every step that they predict.
         gated = plan.predicted_steps if self.engine != "stack" else ()
         table = model.modulation_table(timesteps, plan.full_steps, gated, **conditions)
-        run = Run(self, plan, tokens, table)
+        run = Run(self, plan, tokens, table, settings)
         if log.isEnabledFor(logging.INFO) and not latents.is_meta:  # on the meta device a run is only counted
             log.info(run.describe(model.step_flops(latents, **conditions)))
         return run
 
-    def _check_memory(self, num_steps: int, tokens: Tokens, device: torch.device) -> None:
-        """ValueError with the sizes, and the settings that would fit, if the run keeps more than the device has."""
+    def _fitted(self, num_steps: int, tokens: Tokens, device: torch.device) -> EngineSettings:
+        """Engine settings whose groups take no more than the memory that the kept features leave.
+
+        ValueError with the sizes, and the settings that would fit, if the kept features alone are too much.
+        """
         limit = self.memory_limit if self.memory_limit is not None else free_bytes(device)
         kept = self.kept_bytes(num_steps, tokens)
-        if limit is None or kept[self.engine] <= limit:
-            return
+        if limit is None:
+            return self.engine_settings
+        if kept[self.engine] <= limit:
+            room = limit - kept[self.engine]
+            return replace(self.engine_settings, group_bytes=min(self.engine_settings.group_bytes, room))
         fitting = [f"engine={name} ({size / GIB:.2f} GiB)" for name, size in kept.items() if size <= limit]
         for order in range(getattr(self.forecaster, "max_order", 0) - 1, -1, -1):
             size = replace(self, forecaster=replace(self.forecaster, max_order=order)).kept_bytes(num_steps, tokens)
@@ -137,9 +143,9 @@ class Cache:
 class Run:
     """State of one sampling run of one guidance branch; made by `Cache.start`."""
 
-    def __init__(self, cache: Cache, plan: Plan, tokens: Tokens, table: Table) -> None:
+    def __init__(self, cache: Cache, plan: Plan, tokens: Tokens, table: Table, settings: EngineSettings) -> None:
         self.cache, self.plan, self.tokens, self.table = cache, plan, tokens, table
-        self.engine: Engine = ENGINES[cache.engine](plan, tokens, table.gates, cache.engine_settings)
+        self.engine: Engine = ENGINES[cache.engine](plan, tokens, table.gates, settings)
         self.steps: list[dict[str, Any]] = []  # what was computed, a dictionary a step
         self.broken = False
 

@@ -62,11 +62,12 @@ def fold_(
         raise ValueError(f"backend is {backend!r}; accepted are {', '.join(BACKENDS)}")
     num_slots, num_features = len(slots), len(features)
     _, batch, tokens, channels = accumulators.shape
-    assert len(fresh) == num_slots and len(set(slots)) == num_slots
+    assert len(fresh) == len(set(slots)) == num_slots
     assert all(0 <= slot < len(accumulators) for slot in slots)
     assert all(feature.shape == (batch, tokens, channels) for feature in features)
     assert coefficients.shape[:2] == (num_slots, num_features), coefficients.shape
-    assert coefficients.shape[2] in (1, batch) and coefficients.shape[3] == channels, coefficients.shape
+    assert coefficients.shape[2] in (1, batch), coefficients.shape
+    assert coefficients.shape[3] == channels, coefficients.shape
     if num_slots == 0 or num_features == 0:
         assert not any(fresh), "a fresh slot needs content"
         return
@@ -121,7 +122,9 @@ def _fold_torch(
 def _chunk(accumulators: Tensor) -> tuple[int, int]:
     """(samples, tokens) of a chunk. Whole samples first: a chunk reads the coefficients of its samples in full."""
     _, batch, tokens, channels = accumulators.shape
-    if accumulators.device.type != "cpu" or torch.compiler.is_compiling():  # no such cache; a compiler makes its own loops
+    if (
+        accumulators.device.type != "cpu" or torch.compiler.is_compiling()
+    ):  # no such cache; a compiler makes its own loops
         return batch, tokens
     num_tokens = _CHUNK_ELEMENTS * torch.get_num_threads() // channels
     return max(1, min(batch, num_tokens // tokens)), max(1, min(tokens, num_tokens))

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
 from tqdm import tqdm
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of every command's --precision
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -20,9 +20,7 @@ from dit.diffusion import Diffusion
 from evaluation.paper import Term, dit_counter, dit_difference
 from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import Parser, positive_float, positive_int
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from seerkit.cli import PRECISIONS, Parser, positive_float, positive_int
 
 
 @dataclass(frozen=True, kw_only=True)

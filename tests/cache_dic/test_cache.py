@@ -152,6 +152,14 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_would(make_toy, trajector
     trajectory(make_toy(), make_cache(interval=6, max_order=1, warmup_steps=2, memory_limit=4000))
 
 
+def test_groups_shrink_to_the_memory_that_is_left(make_toy, trajectory):
+    """2·3·6 float64 tokens are 288 bytes: beside 9 accumulators there is room for one feature, then for three."""
+    settings = {"interval": 4, "warmup_steps": 2, "max_order": 2}
+    for room, sites in ((300, 1), (900, 3)):
+        _, run = trajectory(make_toy(), make_cache(**settings, memory_limit=9 * 288 + room))
+        assert run.engine.group_size() == sites
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
