@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cache_dic import Cache
 from dit import DiT, DiTConfig
@@ -23,7 +24,7 @@ from dit.command import (
 from evaluation.classifier import Classifier, class_accuracy, load_classifier
 from evaluation.metrics import psnr, summarize_psnr
 from seerkit.cli import Parser, positive_int, run_command, show_log
-from seerkit.compare import UNCACHED, latency, run_caches
+from seerkit.compare import UNCACHED, Outcome, latency, run_caches
 from seerkit.distributed import resolve_device
 from seerkit.files import writable_directory, write_json
 from seerkit.flops import sampling_flops
@@ -62,9 +63,8 @@ def parse_args(argv: list[str] | None):
     return args
 
 
-def make_batches(classes: list[int], per_class: int, batch_size: int) -> list[Batch]:
-    """All samples, numbered row by row of the grid: sample i is of class i mod len(classes)."""
-    labels = classes * per_class
+def make_batches(labels: list[int], batch_size: int) -> list[Batch]:
+    """Samples in order, numbered from 0; their labels go through all classes again and again, a row of the grid each time."""
     starts = range(0, len(labels), batch_size)
     return [Batch(list(range(s, min(s + batch_size, len(labels)))), labels[s : s + batch_size]) for s in starts]
 
@@ -112,16 +112,47 @@ def judge(images: dict[str, np.ndarray], labels: list[int], classifier: Classifi
     return scores
 
 
+def make_rows(
+    outcomes: dict[str, Outcome], counts: dict[str, dict[str, Any]], scores: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row of the record for every cache: cost, quality, and what was computed at every step."""
+    timings = latency(outcomes)
+    return [
+        {
+            "label": label,
+            **{key: counts[label][key] for key in ("flops_T", "flops_T_uncached", "flops_ratio")},
+            "latency": timings[label],
+            "peak_bytes": outcome.peak_bytes,
+            **scores[label],
+            **outcome.record,
+        }
+        for label, outcome in outcomes.items()
+    ]
+
+
+def draw_grid(images: dict[str, np.ndarray], classes: list[int], names: list[str]) -> Image.Image:
+    """A row for every cache, its label in two lines; a column for every class, the first sample of each."""
+    rows = [pixels[: len(classes)] for pixels in images.values()]
+    return labelled_grid(rows, [label.replace("-", "\n", 1) for label in images], [names[c] for c in classes])
+
+
+def show(record: dict[str, Any]) -> None:
+    """The record as a table, with what its figures mean."""
+    s, real = record["settings"], record["real_test_accuracy"]
+    print(f"\n{s['model']}, {record['num_samples']} samples in batches of {s['batch_size']}, {s['num_steps']} steps")
+    print(table(record["rows"], accuracy=real is not None))
+    if real is not None:
+        print(f"class accuracy by the shipped in-domain classifier; on the real test images {real:.1%}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     config, chosen = config_of(args), caches(args)
     classes = chosen_classes(args.classes, config)
     batch_size = args.batch_size or len(classes)
     settings = {**resolved(args, config), "classes": classes, "per_class": args.per_class, "batch_size": batch_size}
-    guided = args.cfg_scale != 1
-    counts = {
-        label: count(config, cache, args.num_sampling_steps, batch_size, guided) for label, cache in chosen.items()
-    }
+    num_steps, guided = args.num_sampling_steps, args.cfg_scale != 1
+    counts = {label: count(config, cache, num_steps, batch_size, guided) for label, cache in chosen.items()}
     if args.test_flops:
         print(json.dumps(counts, indent=2))
         return
@@ -135,55 +166,25 @@ def main(argv: list[str] | None = None) -> None:
         show_log()
     pipeline = Pipeline(args, device)
     classifier = load_classifier() if args.model == EMBEDDED else None
-    batches = make_batches(classes, args.per_class, batch_size)
-    outcomes = run_caches(chosen, batches, pipeline.sample, num_steps=args.num_sampling_steps, device=device)
-    images = {
-        label: to_uint8(torch.cat([pipeline.decode(part) for part in o.latents])) for label, o in outcomes.items()
-    }
-    scores = judge(images, classes * args.per_class, classifier)
-    timings = latency(outcomes)
-    rows = []
-    for label, outcome in outcomes.items():
-        run = outcome.record
-        rows.append(
-            {
-                "label": label,
-                **{key: counts[label][key] for key in ("flops_T", "flops_T_uncached", "flops_ratio")},
-                "latency": timings[label],
-                "peak_bytes": outcome.peak_bytes,
-                **scores[label],
-                **run,
-            }
-        )
+    labels = classes * args.per_class
+    outcomes = run_caches(chosen, make_batches(labels, batch_size), pipeline.sample, num_steps=num_steps, device=device)
+    images = {label: to_uint8(pipeline.decode(torch.cat(outcome.latents))) for label, outcome in outcomes.items()}
     record = {
         "command": "TaylorSeer-DiT/sample.py",
         "settings": settings,
         "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached samples",
-        "num_samples": len(classes) * args.per_class,
+        "num_samples": len(labels),
         "real_test_accuracy": classifier.test_accuracy if classifier is not None else None,
-        "rows": rows,
+        "rows": make_rows(outcomes, counts, judge(images, labels, classifier)),
         "conditions": conditions(device, pipeline.model.pos_embed.dtype),
     }
-    names = class_names(config)
-    grid = labelled_grid(
-        [images[label][: len(classes)] for label in outcomes],
-        [label.replace("-", "\n", 1) for label in outcomes],
-        [names[c] for c in classes],
-    )
     grid_path, record_path = out / f"{args.name or 'grid'}.png", out / f"{args.name or 'record'}.json"
-    save_png(grid_path, grid, settings)
+    save_png(grid_path, draw_grid(images, classes, class_names(config)), settings)
     write_json(record_path, record)
     if args.json:
         print(json.dumps(record))
         return
-    print(
-        f"\n{args.model}, {len(classes) * args.per_class} samples in batches of {batch_size}, {args.num_sampling_steps} steps"
-    )
-    print(table(rows, accuracy=classifier is not None))
-    if classifier is not None:
-        print(
-            f"class accuracy by the shipped in-domain classifier; on the real test images {record['real_test_accuracy']:.1%}"
-        )
+    show(record)
     print(f"images: {grid_path}\nrecord: {record_path}")
 
 

@@ -260,11 +260,34 @@ def samples_table(record: dict[str, Any]) -> str:
     )
 
 
+def dit_training(results: Path) -> str:
+    """How the embedded model was trained: the facts that train.py wrote beside it."""
+    record = read(results / "dit" / "fashion-mnist-training.json", "bash scripts/train_dit.sh, then copy model.json")
+    t, config, made = record["training"], record["config"], record["conditions"]
+    shape = f"{config['depth']} blocks of {config['hidden_size']}, {config['num_heads']} heads, patch {config['patch_size']}"
+    rows = [
+        ["model", f"{shape}; {record['num_parameters'] / 1e6:.2f} M parameters"],
+        ["steps × images", f"{t['steps']} × {t['batch_size']} ({record['images_seen'] / 60000:.1f} epochs)"],
+        ["optimiser", f"AdamW, rate {t['lr']:g}, {t['lr_schedule']} after {t['lr_warmup_steps']} steps of warm-up"],
+        ["average of weights", f"EMA, decay {t['ema_decay']}"],
+        ["final L_simple, L_vlb", f"{record['final_loss']['simple']:.4f}, {record['final_loss']['vlb']:.4f} bits"],
+        ["precision", f"{t['precision']} products, float32 weights"],
+        ["hardware", made["device"]],
+        ["wall-clock time", f"{record['seconds'] / 3600:.1f} h, beside other work on the same two cores"],
+        [
+            "seed, versions",
+            f"{t['seed']}; Python {made['python']}, torch {made['versions']['torch']}, {made['date'][:10]}",
+        ],
+    ]
+    return markdown_table(["", ""], rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "dit-flops": dit_flops,
     "dit-benchmark": dit_benchmark,
     "dit-samples": dit_samples,
     "dit-quality": dit_quality,
+    "dit-training": dit_training,
 }
 
 

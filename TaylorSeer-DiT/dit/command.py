@@ -123,9 +123,9 @@ class Pipeline:
         return self.sampler.run(noise, y, cache=cache, generators=generators, callback=callback)
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3 or 1, H, W) in [-1, 1] on the CPU."""
-        return self.decoder(latents.to(self.device)).float().cpu()
+    def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
+        """Images (B, 3 or 1, H, W) in [-1, 1] on the CPU, decoded `batch_size` at a time."""
+        return torch.cat([self.decoder(part.to(self.device)).float().cpu() for part in latents.split(batch_size)])
 
 
 def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
