@@ -194,7 +194,7 @@ class FoldedEngine(Engine):
         return FoldingRecorder(self.accumulators, slots, empty, gates * scale.reshape(-1, 1, 1, 1), self.group_size())
 
     def group_size(self) -> int:
-        """Sites folded at once: as many features as `group_bytes` holds, in groups of about one size."""
+        """Sites folded at once: as many features as `group_bytes` holds."""
         return group_size(
             self.tokens.num_sites, self.tokens.numel * self.tokens.dtype.itemsize, self.settings.group_bytes
         )

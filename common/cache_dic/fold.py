@@ -8,32 +8,32 @@ Sites are folded a group at a time: each group passes once over the accumulators
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
-from math import ceil
 
 import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
 
-LARGEST_GROUP = 16
+LARGEST_GROUP = 32
 """Sites folded at once, at most. A group of G sites reads and writes every live accumulator once, so a site costs the
-traffic of its own feature and of 2 J / G accumulators; past 16 little is left to save, and a GPU's registers are full."""
+traffic of its own feature and of 2 J / G accumulators; past 32 little is left to save."""
 
 GROUP_BYTES = 2**29  # features held for one fold, at most, where nothing else is asked for
 
-_CHUNK_ELEMENTS = 2**15
-"""Elements of one feature that a CPU thread takes at a time: the least that torch gives a thread of its own, and with 8 to
-16 features still near the size of a second-level cache (2 MiB)."""
+_CPU_CHUNK_BYTES = 2**20
+"""Sums that a CPU thread works on: half of a second-level cache of 2 MiB."""
+
+_CHUNK_BYTES = 2**26
+"""Sums that the torch backend works on elsewhere: a bound on the memory it takes beside the accumulators."""
 
 
 def group_size(num_sites: int, site_bytes: int, budget_bytes: int) -> int:
-    """How many of `num_sites` sites to hold and fold at once; groups come out as even as can be.
+    """How many of `num_sites` sites to hold and fold at once; at most LARGEST_GROUP.
 
-    site_bytes: one feature, (B, L, D) in the model's dtype; a group's features stay within budget_bytes (but one site
-    is always folded) and within LARGEST_GROUP.
+    site_bytes: one feature, (B, L, D) in the model's dtype. The features of a group, which are held until they are
+    folded, stay within budget_bytes; a single site may be larger than that.
     """
-    largest = max(1, min(LARGEST_GROUP, budget_bytes // site_bytes))
-    return ceil(num_sites / ceil(num_sites / largest))
+    return max(1, min(num_sites, LARGEST_GROUP, budget_bytes // site_bytes))
 
 
 @torch.no_grad()
@@ -54,9 +54,9 @@ def fold_(
     any floating dtype, contiguous in D. coefficients: (len(slots), G, B or 1, D), weight times gate. fresh: whether a
     slot is still without content; what it holds is then overwritten unread.
 
-    Computes in the accumulators' dtype, at least float32, whatever autocast says, and rounds once per call (in the
-    Triton backend, per LARGEST_GROUP features). No gradient is recorded. backend: "auto" takes Triton for CUDA tensors
-    where it is installed, except under torch.compile, which fuses the torch form by itself, and for float64.
+    Computes in the accumulators' dtype, at least float32, whatever autocast says, and rounds once per call (the Triton
+    backend once per launch, which takes 16 features). No gradient is recorded. backend: "auto" takes Triton for CUDA
+    tensors where it is installed, except for float64 and under torch.compile, which fuses the torch form by itself.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; accepted are {', '.join(BACKENDS)}")
@@ -74,12 +74,12 @@ def fold_(
     if backend == "triton" or (backend == "auto" and _suits_triton(accumulators)):
         from cache_dic import fold_triton
 
-        for start in range(0, num_features, LARGEST_GROUP):
-            group = slice(start, start + LARGEST_GROUP)
-            new = fresh if start == 0 else [False] * num_slots
-            fold_triton.fold_(accumulators, slots, features[group], coefficients[:, group], new)
+        fold_triton.fold_(accumulators, slots, features, coefficients, fresh)
     else:
-        _fold_torch(accumulators, slots, features, coefficients, fresh)
+        fold_torch = _fold_traced if torch.compiler.is_compiling() else _fold_chunked
+        dtype = torch.promote_types(accumulators.dtype, torch.float32)
+        coefficients = coefficients.to(dtype).expand(-1, -1, batch, -1)[:, :, :, None]  # (J, G, B, 1, D)
+        fold_torch(accumulators, slots, features, coefficients, fresh)
 
 
 def _suits_triton(accumulators: Tensor) -> bool:
@@ -93,38 +93,45 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _fold_torch(
+def _fold_chunked(
     accumulators: Tensor, slots: Sequence[int], features: Sequence[Tensor], coefficients: Tensor, fresh: Sequence[bool]
 ) -> None:
-    """Take a chunk of samples and tokens at a time, small enough to stay in cache while all slots take their sums of it."""
+    """Take the sums of all slots over one chunk of samples and tokens at a time, so that they stay in cache."""
     _, batch, tokens, _ = accumulators.shape
-    dtype = torch.promote_types(accumulators.dtype, torch.float32)
-    coefficients = coefficients.to(dtype).expand(-1, -1, batch, -1)[:, :, :, None]  # (J, G, B, 1, D)
-    samples_at_once, tokens_at_once = _chunk(accumulators)
+    samples_at_once, tokens_at_once = _chunk(accumulators, coefficients)
     for b in range(0, batch, samples_at_once):
         samples = slice(b, b + samples_at_once)
-        weights = [of_slot.unbind(0) for of_slot in coefficients[:, :, samples].unbind(0)]
+        weights = coefficients[:, :, samples].unbind(1)  # each (J, b, 1, D)
         for t in range(0, tokens, tokens_at_once):
             part = (samples, slice(t, t + tokens_at_once))
+            terms = [feature[part].to(coefficients.dtype) for feature in features]  # each (b, l, D)
+            totals = terms[0] * weights[0]  # (J, b, l, D)
+            for term, weight in zip(terms[1:], weights[1:], strict=True):
+                totals.addcmul_(term, weight)
             rows = accumulators[:, *part].unbind(0)
-            terms = [feature[part].to(dtype) for feature in features]  # each (b, l, D)
-            for slot, new, of_slot in zip(slots, fresh, weights, strict=True):
-                row = rows[slot]
+            for slot, total, new in zip(slots, totals.unbind(0), fresh, strict=True):
                 if new:
-                    row.zero_()
-                total = row.to(dtype)  # the row itself where it has this dtype
-                for term, weight in zip(terms, of_slot, strict=True):
-                    total.addcmul_(term, weight)
-                if row.dtype != dtype:
-                    row.copy_(total)
+                    rows[slot].copy_(total)
+                else:
+                    rows[slot].add_(total)
 
 
-def _chunk(accumulators: Tensor) -> tuple[int, int]:
+def _chunk(accumulators: Tensor, coefficients: Tensor) -> tuple[int, int]:
     """(samples, tokens) of a chunk. Whole samples first: a chunk reads the coefficients of its samples in full."""
     _, batch, tokens, channels = accumulators.shape
-    if (
-        accumulators.device.type != "cpu" or torch.compiler.is_compiling()
-    ):  # no such cache; a compiler makes its own loops
-        return batch, tokens
-    num_tokens = _CHUNK_ELEMENTS * torch.get_num_threads() // channels
+    num_bytes = _CPU_CHUNK_BYTES * torch.get_num_threads() if accumulators.device.type == "cpu" else _CHUNK_BYTES
+    num_tokens = num_bytes // (len(coefficients) * channels * coefficients.dtype.itemsize)
     return max(1, min(batch, num_tokens // tokens)), max(1, min(tokens, num_tokens))
+
+
+def _fold_traced(
+    accumulators: Tensor, slots: Sequence[int], features: Sequence[Tensor], coefficients: Tensor, fresh: Sequence[bool]
+) -> None:
+    """The same in the form that torch.compile fuses best: a sum for each slot, and all reads before all writes."""
+    values = []
+    for slot, weights, new in zip(slots, coefficients.unbind(0), fresh, strict=True):
+        terms = zip(features, weights.unbind(0), strict=True)
+        total = sum(feature.to(coefficients.dtype) * weight for feature, weight in terms)
+        values.append(total if new else accumulators[slot] + total)
+    for slot, value in zip(slots, values, strict=True):
+        accumulators[slot].copy_(value)
