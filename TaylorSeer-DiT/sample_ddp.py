@@ -2,9 +2,10 @@
 
 Sample i is a function of seed and i alone. Noise and class come from its own generators, and samples bB … bB + B - 1 are
 always computed together, the last batch filled up with samples that are not kept. So for a batch size B the files are the
-same to the byte for every number of processes and after every interruption. In fp32 on CPUs with MKL they are also the same
-for every B and number of threads, because its matrix products are told to sum in one order. Elsewhere (CUDA, bf16, fp16)
-another B gives other roundings in the last bits, which can move a pixel by a grey level.
+same to the byte for every number of processes (of as many threads) and after every interruption. For pixel models in fp32
+on CPUs with MKL they are also the same for every B and number of threads, because sums are then taken in one order
+(`fix_summation_order`, `fold_alike`). Elsewhere (CUDA, bf16, fp16, the autoencoder) another B or number of threads can round
+otherwise in the last bits, and so move a pixel by a grey level now and then; another kind of processor can everywhere.
 """
 
 import glob
@@ -16,6 +17,7 @@ import time
 import zipfile
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +45,7 @@ torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --imag
 torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --image-size 256 --method uncached --ddpm-sample
 """
 
+GROUP_BYTES_PER_SAMPLE = 2**24  # features that the folded engine holds before it folds them together
 CLASS_KEY = 1  # beside seed and index, so that a sample's class and noise are drawn apart
 Result = TypeVar("Result")
 
@@ -92,6 +95,12 @@ def fix_summation_order() -> None:
     MKL reads the variable at its first product, after which this has no effect.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+def fold_alike(cache: Cache, batch_size: int) -> Cache:
+    """The cache with groups of the same sites for every batch size; a group is summed before it is accumulated."""
+    settings = replace(cache.engine_settings, group_bytes=GROUP_BYTES_PER_SAMPLE * batch_size)
+    return replace(cache, engine_settings=settings)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -166,6 +175,8 @@ def image_shape(config: DiTConfig) -> tuple[int, int, int]:
 def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The pixels (H, W, 3 or 1) of a PNG, None if it is missing, damaged or of another shape."""
     try:
+        with Image.open(path) as image:
+            image.verify()  # to the end of the file; decoding alone passes over a missing tail
         with Image.open(path) as image:
             if image.mode not in ("L", "RGB"):
                 return None
@@ -262,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(
             f"one cache is sampled at a time, these are {len(chosen)}: {', '.join(chosen)}; name one method and interval"
         )
-    (cache,) = chosen.values()
+    cache = fold_alike(*chosen.values(), args.per_proc_batch_size)
     folder = args.sample_dir / folder_name(args, cache)
     npz = folder.with_name(folder.name + ".npz")
     settings, shape = settings_of(args, config, cache), image_shape(config)

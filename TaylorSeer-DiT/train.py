@@ -9,7 +9,7 @@ import csv
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None):
     parser = Parser(__doc__, EXAMPLES)
     names = [name for name, config in CONFIGS.items() if config.in_channels == 1]
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, grids and the loss curve")
-    parser.add_argument("--model", choices=names, default="fashion-mnist", help="configuration to train")
+    parser.add_argument("--model", choices=names, default="fashion-mnist", help="shape of the model to train")
     parser.add_argument("--data", type=Path, help="folder with the four IDX files of Fashion-MNIST")
     parser.add_argument("--steps", type=positive_int, default=40000, help="optimiser steps")
     parser.add_argument("--batch-size", type=positive_int, default=128, help="images a step, over all processes")
@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None):
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa", help="`reference` is faster on CPUs in bf16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=non_negative_int, default=0)
     parser.add_argument("--log-every", type=positive_int, default=50, help="steps between rows of loss.csv")
     parser.add_argument("--save-every", type=positive_int, default=1000, help="steps between checkpoints")
     parser.add_argument("--grid-every", type=positive_int, default=2000, help="steps between sample grids")
@@ -119,10 +119,12 @@ def load_state(out: Path, model: DiT, ema: DiT, optimizer: torch.optim.Optimizer
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume")
     state = torch.load(path, map_location=device, weights_only=True)
-    for key in ("model", "batch_size", "seed", "lr", "lr_schedule"):
+    for key in ("model", "batch_size", "seed", "lr", "lr_schedule", "lr_warmup_steps", "ema_decay"):
         if state["settings"][key] != str(getattr(args, key)):
             flag = "--" + key.replace("_", "-")
             raise ValueError(f"{flag} {getattr(args, key)} differs from {state['settings'][key]} of the run in {out}")
+    if state["step"] > args.steps:
+        raise ValueError(f"--steps {args.steps} is less than the {state['step']} that the run in {out} has done")
     model.load_state_dict(state["model"])
     ema.load_state_dict(state["ema"])
     optimizer.load_state_dict(state["optimizer"])
@@ -150,10 +152,8 @@ class LossLog:
         if world.is_main:
             rows = [row for row in read_losses(path) if row["step"] <= first] if first else []
             self.before = rows[-1]["seconds"] if rows else 0.0
-            with written_whole(path) as temporary, temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self.HEADER)
-                writer.writeheader()
-                writer.writerows({**row, "step": int(row["step"])} for row in rows)
+            with written_whole(path) as temporary:
+                temporary.write_text(",".join(self.HEADER) + "\n" + "".join(self.line(**row) for row in rows))
         self.began = time.perf_counter()
 
     def add(self, simple: Tensor, vlb: Tensor) -> None:
@@ -170,10 +170,14 @@ class LossLog:
         if self.world.is_main:
             seconds = self.before + time.perf_counter() - self.began
             with self.path.open("a") as file:
-                file.write(f"{step},{simple:.6f},{vlb:.6f},{lr:.3e},{seconds:.1f}\n")
+                file.write(self.line(step, simple, vlb, lr, seconds))
         self.sums.zero_()
         self.count = 0
         return simple
+
+    @staticmethod
+    def line(step: float, simple: float, vlb: float, lr: float, seconds: float) -> str:
+        return f"{step:.0f},{simple:.6f},{vlb:.6f},{lr:.3e},{seconds:.1f}\n"
 
 
 def read_losses(path: Path) -> list[dict[str, float]]:
@@ -229,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not 0 <= args.ema_decay < 1:
         raise ValueError(f"--ema-decay {args.ema_decay} must lie in [0, 1)")
-    config = dit_config(args.model)
+    config = replace(dit_config(args.model, image_size=IMAGE_SIZE), num_classes=len(CLASS_NAMES))
     settings = {"config": asdict(config), "training": {key: str(value) for key, value in vars(args).items()}}
     if args.dry_run:
         print(json.dumps(settings, indent=2))
@@ -239,8 +243,6 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world.size} processes")
     out = writable_directory(args.out)
     images, labels = load_fashion_mnist("train", args.data)
-    if images.shape[1:] != (config.in_channels, config.input_size, config.input_size):
-        raise ValueError(f"model {args.model!r} takes {config.input_size}-pixel images, Fashion-MNIST has {IMAGE_SIZE}")
 
     model = DiT(config, attention=args.attention).initialize(args.seed).to(world.device)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
@@ -278,9 +280,10 @@ def main(argv: list[str] | None = None) -> None:
         log.add(simple.detach(), vlb.detach())
 
         last = done == args.steps
-        if last or done % args.log_every == 0:
+        save = last or done % args.save_every == 0
+        if save or done % args.log_every == 0:  # nothing that a resumed run would need is left in the sums
             bar.set_postfix(loss=f"{log.write(done, lr):.4f}", refresh=False)
-        if world.is_main and (last or done % args.save_every == 0):
+        if world.is_main and save:
             save_state(out, done, model, ema, optimizer, args)
         if world.is_main and (last or done % args.grid_every == 0):
             save_grid(out / f"samples-{done:07d}.png", ema, config, args, world.device)

@@ -1,0 +1,219 @@
+import argparse
+import csv
+import gzip
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dit import CONFIGS, dit_config
+from dit.data import CLASS_NAMES
+from dit.diffusion import Diffusion
+from dit.weights import load_dit
+from seerkit.cli import run_command
+from seerkit.distributed import World
+
+COMMAND = Path(__file__).parents[2] / "TaylorSeer-DiT" / "train.py"
+NUM_STEPS = 40
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def command():
+    """train.py as a module."""
+    spec = importlib.util.spec_from_file_location("train", COMMAND)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """50 images in the IDX layout of Fashion-MNIST: bright squares whose place tells their class."""
+    folder = tmp_path_factory.mktemp("data")
+    labels = np.arange(50, dtype=np.uint8) % 10
+    images = np.zeros((50, 28, 28), np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label : 2 * label + 8, 5:20] = 200
+    for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+        header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+        (folder / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+    return folder
+
+
+def arguments(data: Path, out: Path, *more: object) -> list[str]:
+    flags = ["--model", "debug", "--data", data, "--out", out, "--steps", NUM_STEPS, "--batch-size", 8, "--lr", 0.01]
+    every = ["--log-every", 4, "--save-every", 10, "--grid-every", 1000, "--lr-warmup-steps", 5]
+    return [str(part) for part in (*flags, *every, "--precision", "fp32", "--device", "cpu", *more)]
+
+
+def run(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return subprocess.run(
+        [sys.executable, *launcher, COMMAND, *argv], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
+def losses(out: Path) -> list[dict[str, str]]:
+    """loss.csv as it stands there, without the seconds."""
+    with (out / "loss.csv").open() as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def state(out: Path) -> dict:
+    return torch.load(out / "state.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    """The folder of a run on one process, not interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    done = run(*arguments(data, out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_run_learns_and_leaves_its_files(whole):
+    rows = losses(whole)
+    assert [int(row["step"]) for row in rows] == sorted({*range(4, NUM_STEPS + 1, 4), *range(10, NUM_STEPS + 1, 10)})
+    assert float(rows[0]["simple"]) == pytest.approx(1, abs=0.15)  # a model that predicts nothing, of unit noise
+    assert float(rows[-1]["simple"]) < 0.8 * float(rows[0]["simple"])
+    assert Image.open(whole / f"samples-{NUM_STEPS:07d}.png").size > (10 * 32, 4 * 32)
+    settings = json.loads((whole / "settings.json").read_text())
+    assert (settings["config"]["input_size"], settings["config"]["num_classes"]) == (32, len(CLASS_NAMES))
+    card = json.loads((whole / "model.json").read_text())
+    assert (card["images_seen"], card["config"]) == (8 * NUM_STEPS, settings["config"])
+    assert not list(whole.glob(".*"))
+
+
+def test_both_checkpoints_hold_the_averaged_weights(whole, command):
+    config = command.replace(dit_config("debug", image_size=32), num_classes=len(CLASS_NAMES))
+    averaged, last = state(whole)["ema"], state(whole)["model"]
+    assert any(not torch.equal(averaged[name], last[name]) for name in averaged)
+    for name, value in load_dit(config, whole / "state.pt").state_dict().items():
+        torch.testing.assert_close(value, averaged[name], rtol=0, atol=0)
+    for name, value in load_dit(config, whole / "model.safetensors").state_dict().items():
+        torch.testing.assert_close(value, averaged[name].half().float(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_to_the_same_losses_and_weights(whole, data, tmp_path):
+    argv = arguments(data, tmp_path)
+    with subprocess.Popen([sys.executable, COMMAND, *argv], env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "state.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert 10 <= state(tmp_path)["step"] < NUM_STEPS
+    with (tmp_path / "loss.csv").open("a") as file:
+        file.write("39,9.9,9.9,1e-3,99.9\n")  # of a step after the checkpoint, which is done again
+    done = run(*arguments(data, tmp_path, "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path) == losses(whole)
+    for part in ("model", "ema"):
+        expected = state(whole)[part]
+        assert all(torch.equal(value, expected[name]) for name, value in state(tmp_path)[part].items())
+    for file in ("model.safetensors", f"samples-{NUM_STEPS:07d}.png"):
+        assert (tmp_path / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_train_alike(whole, data, tmp_path):
+    done = run(*arguments(data, tmp_path), processes=2)
+    assert done.returncode == 0, done.stderr
+    ours, one = losses(tmp_path), losses(whole)
+    assert [row["step"] for row in ours] == [row["step"] for row in one]
+    for key in ("simple", "vlb"):
+        values = [[float(row[key]) for row in rows] for rows in (ours, one)]
+        np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-6)
+
+
+def refusal(command, monkeypatch, capsys, argv: list[str]) -> str:
+    """The one line that a refused command writes, its exit code checked."""
+    monkeypatch.setattr(sys, "argv", [str(COMMAND)])
+    with pytest.raises(SystemExit) as left:
+        run_command(command.main, argv)
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_existing_run_is_not_overwritten(whole, data, command, monkeypatch, capsys):
+    before = (whole / "state.pt").read_bytes()
+    assert "continue it with --resume" in refusal(command, monkeypatch, capsys, arguments(data, whole))
+    assert (whole / "state.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lr", 0.02], "--lr 0.02 differs from 0.01"),
+        (["--batch-size", 4], "--batch-size 4 differs from 8"),
+        (["--ema-decay", 0.9], "--ema-decay 0.9 differs from 0.999"),
+        (["--lr-warmup-steps", 6], "--lr-warmup-steps 6 differs from 5"),
+        (["--steps", 20], f"--steps 20 is less than the {NUM_STEPS}"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(whole, data, command, monkeypatch, capsys, flags, said):
+    assert said in refusal(command, monkeypatch, capsys, arguments(data, whole, "--resume", *flags))
+
+
+def test_refusals_name_the_remedy(data, command, tmp_path, monkeypatch, capsys):
+    nothing = refusal(command, monkeypatch, capsys, arguments(data, tmp_path / "new", "--resume"))
+    assert "start without --resume" in nothing
+    absent = refusal(command, monkeypatch, capsys, arguments(tmp_path, tmp_path / "new"))
+    assert "get_fashion_mnist.sh" in absent
+    (tmp_path / "file").touch()
+    unwritable = refusal(command, monkeypatch, capsys, arguments(data, tmp_path / "file"))
+    assert "cannot be written" in unwritable
+    decay = refusal(command, monkeypatch, capsys, arguments(data, tmp_path / "new", "--ema-decay", 1))
+    assert "--ema-decay 1.0 must lie in [0, 1)" in decay
+
+
+def test_dry_run_writes_nothing(command, tmp_path, capsys):
+    command.main(["--out", str(tmp_path / "out"), "--dry-run"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["config"] == command.asdict(CONFIGS["fashion-mnist"])
+    assert shown["training"]["steps"] == "40000"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(command):
+    args = argparse.Namespace(lr=0.5, lr_schedule="cosine", lr_warmup_steps=10, steps=110)
+    rates = [command.learning_rate(step, args) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.05 * n for n in range(1, 11)])
+    assert rates[60] == pytest.approx(0.25)
+    assert rates[110] == pytest.approx(0)
+    args.lr_schedule = "constant"
+    assert [command.learning_rate(step, args) for step in (9, 60, 110)] == [0.5, 0.5, 0.5]
+
+
+def test_batches_pass_once_over_the_data_an_epoch(command):
+    batches = [command.batch_indices(step, 8, 20, seed=3) for step in range(10)]
+    epochs = np.concatenate(batches).reshape(4, 20)
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    np.testing.assert_array_equal(command.batch_indices(7, 8, 20, seed=3), batches[7])
+    assert (command.batch_indices(7, 8, 20, seed=4) != batches[7]).any()
+
+
+def test_processes_share_the_batch_of_one(command):
+    images = torch.arange(50, dtype=torch.uint8).reshape(50, 1, 1, 1).expand(50, 1, 4, 4)
+    labels, args = torch.arange(50) % 10, argparse.Namespace(batch_size=6, seed=0)
+    config, cpu = CONFIGS["fashion-mnist"], torch.device("cpu")
+
+    def parts(rank: int, size: int) -> list[torch.Tensor]:
+        world = World(rank, size, cpu)
+        return command.training_batch(5, images, labels, Diffusion.respaced(), config, args, world)
+
+    for one, first, second in zip(parts(0, 1), parts(0, 2), parts(1, 2), strict=True):
+        torch.testing.assert_close(torch.stack([first, second], dim=1).flatten(0, 1), one, rtol=0, atol=0)
