@@ -30,6 +30,7 @@ from seerkit.files import writable_directory, write_json
 from seerkit.flops import sampling_flops
 from seerkit.media import labelled_grid, save_png, to_uint8
 from seerkit.records import conditions
+from seerkit.seeds import fix_summation_order
 from seerkit.tables import number, text_table
 
 EXAMPLES = """
@@ -160,6 +161,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps({"settings": settings, "batch": counts}, indent=2))
         return
 
+    fix_summation_order()
     device = resolve_device(args.device)
     out = writable_directory(args.out or Path("outputs/dit") / args.model.replace("/", "-"))
     if not args.json:

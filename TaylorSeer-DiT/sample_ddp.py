@@ -11,7 +11,6 @@ otherwise in the last bits, and so move a pixel by a grey level now and then; an
 import glob
 import hashlib
 import json
-import os
 import sys
 import time
 import zipfile
@@ -37,7 +36,7 @@ from seerkit.distributed import World, start_world
 from seerkit.files import writable_directory, write_json, written_whole
 from seerkit.media import save_png, to_uint8
 from seerkit.records import conditions
-from seerkit.seeds import derive_seed
+from seerkit.seeds import derive_seed, fix_summation_order
 
 EXAMPLES = """
 python TaylorSeer-DiT/sample_ddp.py --num-fid-samples 1000 --method taylorseer --interval 4
@@ -87,14 +86,6 @@ def make_batch(number: int, args, config: DiTConfig) -> Batch:
     """Batch `number`, always full: a sample has the same neighbours whatever is missing or asked for."""
     indices = list(range(number * args.per_proc_batch_size, (number + 1) * args.per_proc_batch_size))
     return Batch(indices, [class_of(i, args.seed, config.num_classes, balanced=args.balanced) for i in indices])
-
-
-def fix_summation_order() -> None:
-    """Make MKL's products independent of batch size and number of threads (its "strict CNR" mode; costs no time here).
-
-    MKL reads the variable at its first product, after which this has no effect.
-    """
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def fold_alike(cache: Cache, batch_size: int) -> Cache:

@@ -29,7 +29,7 @@ from seerkit.files import writable_directory, write_json, written_whole
 from seerkit.media import labelled_grid, save_png, to_uint8
 from seerkit.records import conditions
 from seerkit.seeds import SampleGenerators, derive_seed, generator
-from seerkit.weights import export_safetensors
+from seerkit.weights import export_safetensors, read_pickle
 
 EXAMPLES = """
 python TaylorSeer-DiT/train.py --out outputs/dit-fashion
@@ -113,12 +113,12 @@ def save_state(out: Path, step: int, model: DiT, ema: DiT, optimizer: torch.opti
         torch.save(state, temporary)
 
 
-def load_state(out: Path, model: DiT, ema: DiT, optimizer: torch.optim.Optimizer, args, device: torch.device) -> int:
+def load_state(out: Path, model: DiT, ema: DiT, optimizer: torch.optim.Optimizer, args) -> int:
     """Restore what `save_state` wrote and return the next step; ValueError if the settings that matter have changed."""
     path = out / "state.pt"
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume")
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = read_pickle(path)
     for key in ("model", "batch_size", "seed", "lr", "lr_schedule", "lr_warmup_steps", "ema_decay"):
         if state["settings"][key] != str(getattr(args, key)):
             flag = "--" + key.replace("_", "-")
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0)
     diffusion = Diffusion.respaced()
-    first = load_state(out, model, ema, optimizer, args, world.device) if args.resume else 0
+    first = load_state(out, model, ema, optimizer, args) if args.resume else 0
     if not args.resume and world.is_main and (out / "state.pt").exists():
         raise ValueError(f"{out} already holds a run; continue it with --resume or choose another --out")
     world.barrier()

@@ -1,12 +1,18 @@
 """For all tests: gpu tests skip with their reason, slow ones go first and have longer, `need` for optional packages."""
 
 import importlib
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
 SLOW_TIMEOUT_S = 900
 
 
@@ -36,3 +42,33 @@ def need() -> Callable[[str], ModuleType]:
             pytest.skip(f"needs {name}, which does not import here: {type(error).__name__}: {error}")
 
     return import_or_skip
+
+
+@pytest.fixture(scope="session")
+def load_command() -> Callable[[str], ModuleType]:
+    """`load_command("eval/plot.py")` is that script as a module, its main to be called in this process."""
+
+    def load(script: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"command_{Path(script).stem}", ROOT / script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def run_script() -> Callable[..., subprocess.CompletedProcess]:
+    """`run_script("eval/plot.py", *argv, processes=1)` runs a script on one thread a process, several by torchrun."""
+
+    def run(script: str, *argv: object, processes: int = 1) -> subprocess.CompletedProcess:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        return subprocess.run(
+            [sys.executable, *(launcher if processes > 1 else []), str(ROOT / script), *map(str, argv)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

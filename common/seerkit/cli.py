@@ -15,7 +15,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
-        hide = action.default in (None, False, argparse.SUPPRESS) or "%(default)" in (action.help or "")
+        hide = action.default in (None, False, [], argparse.SUPPRESS) or "%(default)" in (action.help or "")
         return (action.help or "") if hide else super()._get_help_string(action)
 
 

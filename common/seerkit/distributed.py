@@ -1,5 +1,6 @@
 """One process or many: rank, world size and device under torchrun, the trivial values without it."""
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -54,6 +55,11 @@ def start_world(device: str = "auto") -> World:
 
 
 def stop_world() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one.
+
+    What still holds the group in reference cycles, such as a DistributedDataParallel, goes first: left to the end of the
+    interpreter, the group's threads can abort the process.
+    """
     if dist.is_available() and dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()

@@ -242,7 +242,7 @@ def read_state(path: str | Path, *, nested: Sequence[str] = NESTED) -> State:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"checkpoint {path} is truncated or damaged ({_reason(error)}); fetch it again") from error
-    return _unwrapped(_read_pickle(path), path, nested)
+    return _unwrapped(read_pickle(path), path, nested)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -256,8 +256,11 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise ValueError(f"checkpoint {path} is truncated or damaged ({_reason(error)}); fetch it again") from error
 
 
-def _read_pickle(path: Path) -> Any:
-    """What torch.save wrote; argparse.Namespace, a plain container, may be in it: DiT's train.py keeps its flags so."""
+def read_pickle(path: Path) -> Any:
+    """What torch.save wrote, read without running code; ValueError if it is damaged or holds code.
+
+    argparse.Namespace, a plain container, may be in it: DiT's train.py keeps its flags so.
+    """
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\3\4"  # files older than PyTorch 1.6 are not, and cannot be mapped
     try:

@@ -1,9 +1,6 @@
 """sample.py on the debug model: what it writes and prints, and every bad input in one line with exit code 2."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,16 +13,11 @@ from seerkit.media import read_png_settings
 from seerkit.weights import export_safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = ROOT / "TaylorSeer-DiT" / "sample.py"
 
 
 @pytest.fixture(scope="module")
-def command():
-    """The module of sample.py, its main to be called in this process."""
-    spec = importlib.util.spec_from_file_location("dit_sample_command", COMMAND)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def command(load_command):
+    return load_command("TaylorSeer-DiT/sample.py")
 
 
 @pytest.fixture(scope="module")
@@ -121,18 +113,26 @@ def test_reference_flags_are_accepted(command, capsys):
     assert json.loads(out)["taylorseer-N4-W2-O4"]["flops_ratio"] == pytest.approx(3.56, abs=0.01)
 
 
-def test_a_method_of_ones_own(command, capsys, checkpoint, tmp_path):
+def test_a_method_of_ones_own(run_script, checkpoint, tmp_path):
     """The README's plug-in, as a file beside the baselines."""
     readme = (ROOT / "README.md").read_text()
     code = readme.split("<!-- plugin -->")[1].split("```python\n")[1].split("```")[0]
     plugin = tmp_path / "damped.py"
     plugin.write_text(code)
-    completed = subprocess.run(
-        [sys.executable, COMMAND, "--model", "debug", "--ckpt", checkpoint, "--num-sampling-steps", "8", "--compare",
-         "--plugin", plugin, "--method", "damped", "taylorseer", "--set", "damping=0.8", "--interval", "3",
-         "--out", tmp_path, "--json"],
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    flags = [
+        "--model",
+        "debug",
+        "--ckpt",
+        checkpoint,
+        "--num-sampling-steps",
+        8,
+        "--compare",
+        "--interval",
+        3,
+        "--json",
+    ]
+    chosen = ["--plugin", plugin, "--method", "damped", "taylorseer", "--set", "damping=0.8"]
+    completed = run_script("TaylorSeer-DiT/sample.py", *flags, *chosen, "--out", tmp_path)
     assert completed.returncode == 0, completed.stderr
     labels = [row["label"] for row in json.loads(completed.stdout)["rows"]]
     assert labels == ["uncached", "damped-N3-W2-damping=0.8", "taylorseer-N3-W2-O3"]

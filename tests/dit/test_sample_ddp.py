@@ -1,5 +1,5 @@
+import functools
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -58,12 +58,8 @@ print(json.dumps(hashes))
 
 
 @pytest.fixture(scope="module")
-def command():
-    """sample_ddp.py as a module."""
-    spec = importlib.util.spec_from_file_location("sample_ddp", COMMAND)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def command(load_command):
+    return load_command("TaylorSeer-DiT/sample_ddp.py")
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +78,9 @@ def arguments(checkpoint: Path, sample_dir: Path, *more: object) -> list[str]:
     return [str(part) for part in (*flags, "--device", "cpu", "--per-proc-batch-size", 4, *more)]
 
 
-def run(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    return subprocess.run(
-        [sys.executable, *launcher, COMMAND, *argv], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def run(run_script):
+    return functools.partial(run_script, "TaylorSeer-DiT/sample_ddp.py")
 
 
 def images_and_npz(sample_dir: Path) -> dict[str, str]:
@@ -96,7 +90,7 @@ def images_and_npz(sample_dir: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint, tmp_path_factory) -> Path:
+def whole(run, checkpoint, tmp_path_factory) -> Path:
     """The folder of a run on one process, not interrupted."""
     sample_dir = tmp_path_factory.mktemp("whole")
     done = run(*arguments(checkpoint, sample_dir))
@@ -131,7 +125,7 @@ def test_folder_holds_settings_and_record(whole):
 
 
 @pytest.mark.slow
-def test_processes_and_batch_size_do_not_change_a_byte(whole, checkpoint, tmp_path):
+def test_processes_and_batch_size_do_not_change_a_byte(run, whole, checkpoint, tmp_path):
     done = run(*arguments(checkpoint, tmp_path, "--per-proc-batch-size", 5, "--json"), processes=2)
     assert done.returncode == 0, done.stderr
     assert images_and_npz(tmp_path) == images_and_npz(whole)
@@ -140,7 +134,7 @@ def test_processes_and_batch_size_do_not_change_a_byte(whole, checkpoint, tmp_pa
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on_and_ends_with_the_same_bytes(whole, checkpoint, tmp_path):
+def test_killed_run_goes_on_and_ends_with_the_same_bytes(run, whole, checkpoint, tmp_path):
     argv = arguments(checkpoint, tmp_path, "--per-proc-batch-size", 2)
     with subprocess.Popen([sys.executable, COMMAND, *argv], env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
         while len(list(tmp_path.glob("*/*.png"))) < 5:

@@ -1,7 +1,7 @@
 import argparse
 import csv
+import functools
 import gzip
-import importlib.util
 import json
 import os
 import signal
@@ -28,12 +28,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def command():
-    """train.py as a module."""
-    spec = importlib.util.spec_from_file_location("train", COMMAND)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def command(load_command):
+    return load_command("TaylorSeer-DiT/train.py")
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +52,9 @@ def arguments(data: Path, out: Path, *more: object) -> list[str]:
     return [str(part) for part in (*flags, *every, "--precision", "fp32", "--device", "cpu", *more)]
 
 
-def run(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    return subprocess.run(
-        [sys.executable, *launcher, COMMAND, *argv], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def run(run_script):
+    return functools.partial(run_script, "TaylorSeer-DiT/train.py")
 
 
 def losses(out: Path) -> list[dict[str, str]]:
@@ -74,7 +68,7 @@ def state(out: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory) -> Path:
+def whole(run, data, tmp_path_factory) -> Path:
     """The folder of a run on one process, not interrupted."""
     out = tmp_path_factory.mktemp("whole")
     done = run(*arguments(data, out))
@@ -106,7 +100,7 @@ def test_both_checkpoints_hold_the_averaged_weights(whole, command):
 
 
 @pytest.mark.slow
-def test_killed_run_resumes_to_the_same_losses_and_weights(whole, data, tmp_path):
+def test_killed_run_resumes_to_the_same_losses_and_weights(run, whole, data, tmp_path):
     argv = arguments(data, tmp_path)
     with subprocess.Popen([sys.executable, COMMAND, *argv], env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
         while not (tmp_path / "state.pt").exists():
@@ -127,7 +121,7 @@ def test_killed_run_resumes_to_the_same_losses_and_weights(whole, data, tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_train_alike(whole, data, tmp_path):
+def test_two_processes_train_alike(run, whole, data, tmp_path):
     done = run(*arguments(data, tmp_path), processes=2)
     assert done.returncode == 0, done.stderr
     ours, one = losses(tmp_path), losses(whole)
@@ -145,6 +139,13 @@ def refusal(command, monkeypatch, capsys, argv: list[str]) -> str:
     assert left.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(whole, data, command, monkeypatch, capsys, tmp_path):
+    (tmp_path / "state.pt").write_bytes((whole / "state.pt").read_bytes()[:-500])
+    said = refusal(command, monkeypatch, capsys, arguments(data, tmp_path, "--resume"))
+    assert "state.pt is truncated, damaged or not a PyTorch checkpoint" in said
+    assert (tmp_path / "state.pt").exists()
 
 
 def test_existing_run_is_not_overwritten(whole, data, command, monkeypatch, capsys):

@@ -4,7 +4,6 @@ import os
 import struct
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -227,12 +226,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def command():
-    """The command as a module."""
-    spec = spec_from_file_location("train_classifier", COMMAND)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def command(load_command):
+    return load_command("eval/train_classifier.py")
 
 
 class TestCommand:

@@ -1,6 +1,5 @@
 """The plots: what they draw, and what they say when a record lacks it."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,15 +8,10 @@ from PIL import Image
 
 from seerkit.cli import run_command
 
-COMMAND = Path(__file__).resolve().parents[2] / "eval" / "plot.py"
-
 
 @pytest.fixture(scope="module")
-def plot():
-    spec = importlib.util.spec_from_file_location("plot_command", COMMAND)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def plot(load_command):
+    return load_command("eval/plot.py")
 
 
 @pytest.fixture
