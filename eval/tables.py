@@ -224,7 +224,7 @@ def dit_samples(results: Path) -> str:
 
 def dit_quality(results: Path) -> str:
     """The same on more samples, for the model card."""
-    command = "bash scripts/run_dit.sh --compare --per-class 50 --batch-size 50 --out results/dit --name fashion-mnist-quality"
+    command = "bash scripts/run_dit.sh --compare --per-class 20 --batch-size 20 --out results/dit --name fashion-mnist-quality"
     return samples_table(read(results / "dit" / "fashion-mnist-quality.json", command))
 
 

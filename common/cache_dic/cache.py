@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from cache_dic.engine import ENGINES, Engine, EngineSettings, Tokens
-from cache_dic.fold import default_group_bytes
 from cache_dic.forecast import Forecaster
 from cache_dic.plan import Plan, describe_steps
 from cache_dic.schedule import SCHEDULES
@@ -125,9 +124,8 @@ class Cache:
         if limit is None:
             return self.engine_settings
         if kept[self.engine] <= limit:
-            wanted = self.engine_settings.group_bytes
-            wanted = default_group_bytes(device) if wanted is None else wanted
-            return replace(self.engine_settings, group_bytes=min(wanted, limit - kept[self.engine]))
+            room = limit - kept[self.engine]
+            return replace(self.engine_settings, group_bytes=min(self.engine_settings.group_bytes, room))
         fitting = [f"engine={name} ({size / GIB:.2f} GiB)" for name, size in kept.items() if size <= limit]
         for order in range(getattr(self.forecaster, "max_order", 0) - 1, -1, -1):
             size = replace(self, forecaster=replace(self.forecaster, max_order=order)).kept_bytes(num_steps, tokens)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache_dic.fold import default_group_bytes, fold_, group_size
+from cache_dic.fold import GROUP_BYTES, fold_, group_size
 from cache_dic.plan import Plan
 from cache_dic.site import residual
 
@@ -83,13 +83,13 @@ class EngineSettings:
     """How an engine stores.
 
     accumulator_dtype: of the folded accumulators; None is float32, or float64 for a float64 model.
-    group_bytes: features held, at most, before they are folded together; None leaves it to the device.
+    group_bytes: features held, at most, before they are folded together.
     static_shapes: every full step does the same operations on the same shapes, so that a compiled full step is one graph;
         costs a few zero products at the ends of the schedule.
     """
 
     accumulator_dtype: torch.dtype | None = None
-    group_bytes: int | None = None
+    group_bytes: int = GROUP_BYTES
     static_shapes: bool = False
 
     def accumulators(self, model_dtype: torch.dtype) -> torch.dtype:
@@ -195,10 +195,9 @@ class FoldedEngine(Engine):
 
     def group_size(self) -> int:
         """Sites folded at once: as many features as `group_bytes` holds."""
-        held = self.settings.group_bytes
-        if held is None:
-            held = default_group_bytes(self.accumulators.device)
-        return group_size(self.tokens.num_sites, self.tokens.numel * self.tokens.dtype.itemsize, held)
+        return group_size(
+            self.tokens.num_sites, self.tokens.numel * self.tokens.dtype.itemsize, self.settings.group_bytes
+        )
 
     def _allocate(self) -> Tensor:
         shape = (self.plan.num_slots, self.tokens.batch, self.tokens.length, self.tokens.dim)

@@ -18,6 +18,8 @@ LARGEST_GROUP = 32
 """Sites folded at once, at most. A group of G sites reads and writes every live accumulator once, so a site costs the
 traffic of its own feature and of 2 J / G accumulators; past 32 little is left to save."""
 
+GROUP_BYTES = 2**29  # features held for one fold, at most, where nothing else is asked for
+
 _CPU_CHUNK_BYTES = 2**20
 """Sums that a CPU thread works on: half of a second-level cache of 2 MiB."""
 
@@ -32,15 +34,6 @@ def group_size(num_sites: int, site_bytes: int, budget_bytes: int) -> int:
     folded, stay within budget_bytes; a single site may be larger than that.
     """
     return max(1, min(num_sites, LARGEST_GROUP, budget_bytes // site_bytes))
-
-
-def default_group_bytes(device: torch.device) -> int:
-    """Bytes of features to hold for one fold, at most, where nothing else is asked for.
-
-    On a CPU few: features are best folded while they are warm, and freed before the allocator must ask for new pages (on
-    DiT-XL/2, 8 sites at once cost a full step less than 28, though 28 fold faster by themselves).
-    """
-    return 24 * 2**20 if device.type == "cpu" else 2**29
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ import torch
 
 from cache_dic.cache import Cache
 from cache_dic.engine import EngineSettings
+from cache_dic.fold import GROUP_BYTES
 from cache_dic.forecast import Forecaster, Newton, Reuse, Taylor
 from cache_dic.schedule import SCHEDULES
 
@@ -84,7 +85,7 @@ def make_cache(
     engine: str = "folded",
     schedule: str | None = None,
     accumulator_dtype: torch.dtype | None = None,
-    group_bytes: int | None = None,
+    group_bytes: int = GROUP_BYTES,
     static_shapes: bool = False,
     telemetry: bool = False,
     memory_limit: int | None = None,

@@ -68,8 +68,10 @@ def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None
     Errors that a user can cause are ValueError and OSError by convention here; TAYLORSEER_TRACEBACK=1 shows where they
     arose. Anything else is a defect and keeps its traceback.
     """
+    from seerkit.allocator import keep_freed_memory
     from seerkit.distributed import stop_world
 
+    keep_freed_memory()
     try:
         main(argv)
     except (ValueError, OSError) as error:
