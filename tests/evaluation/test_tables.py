@@ -33,7 +33,7 @@ def results(tmp_path_factory) -> Path:
     }  # fmt: skip
     cached = {
         **row, "label": "taylorseer-N3-W2-O3", "full_steps": [0, 1, 4, 7], "flops_ratio": 2.5, "kept_bytes": 3 * 2**20,
-        "latency": {"median_s": 0.9, "ratio": 2.222}, "psnr": {"mean": 31.257}, "class_accuracy": 0.9,
+        "latency": {"median_s": 0.9, "ratio": 2.222}, "psnr": {"mean_db": 31.257}, "class_accuracy": 0.9,
     }  # fmt: skip
     samples = {
         "settings": {"model": "fashion-mnist", "batch_size": 10, "seed": 0, "solver": "ddim", "guidance_scale": 2.0},
