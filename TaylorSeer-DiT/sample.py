@@ -45,7 +45,6 @@ def parse_args(argv: list[str] | None):
     parser = Parser(__doc__, EXAMPLES)
     add_model_flags(parser, guidance_scale=2.0)
     parser.add_argument("--classes", help="comma-separated numbers or names (default: all, or the official eight)")
-    parser.add_argument("--num-classes", type=positive_int, help="of the model; checked against it")
     parser.add_argument("--per-class", type=positive_int, default=4, help="samples a class; the grid shows the first")
     parser.add_argument("--batch-size", type=positive_int, help="samples a model call (default: one of each class)")
     parser.add_argument("--out", type=Path, help="output folder (default: outputs/dit/MODEL)")
@@ -57,11 +56,7 @@ def parse_args(argv: list[str] | None):
         "--test-FLOPs", action="store_true", dest="test_flops", help="print the FLOPs of every cache and stop"
     )
     parser.add_argument("--json", action="store_true", help="print the record instead of the table")
-    args = parser.parse_args(argv)
-    config = config_of(args)
-    if args.num_classes not in (None, config.num_classes):
-        parser.error(f"--num-classes {args.num_classes} does not fit {args.model}, which has {config.num_classes}")
-    return args
+    return parser.parse_args(argv)
 
 
 def make_batches(labels: list[int], batch_size: int) -> list[Batch]:

@@ -63,15 +63,10 @@ def parse_args(argv: list[str] | None):
         help="gets a folder and a .npz for every configuration; shared by all nodes",
     )
     parser.add_argument("--balanced", action="store_true", help="class i mod num_classes (default: drawn uniformly)")
-    parser.add_argument("--num-classes", type=positive_int, help="of the model; checked against it")
     parser.add_argument("--tf32", action=BooleanOptionalAction, default=True, help="TF32 matrix products on CUDA")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and paths, and stop")
     parser.add_argument("--json", action="store_true", help="print the record instead of a summary")
-    args = parser.parse_args(argv)
-    classes = config_of(args).num_classes
-    if args.num_classes not in (None, classes):
-        parser.error(f"--num-classes {args.num_classes} does not fit {args.model}, which has {classes}")
-    return args
+    return parser.parse_args(argv)
 
 
 # -------------------------------------------------------------------------------------------------------------- samples

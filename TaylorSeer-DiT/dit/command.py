@@ -33,6 +33,7 @@ def add_model_flags(parser: Parser, *, guidance_scale: float) -> None:
     parser.add_argument(
         "--image-size", type=positive_int, help="pixels; 256 or 512 for DiT-XL/2 (default: the model's own)"
     )
+    parser.add_argument("--num-classes", type=positive_int, help="of the model; checked against it")
     parser.add_argument("--ckpt", type=Path, help="checkpoint file or folder (default: the embedded or published one)")
     parser.add_argument(
         "--vae", default="ema", help=f"{', '.join(VAES)}, a folder or a hub repository; latent models only"
@@ -69,7 +70,11 @@ def caches(args: argparse.Namespace) -> dict[str, Cache]:
 
 
 def config_of(args: argparse.Namespace) -> DiTConfig:
-    return dit_config(args.model, image_size=args.image_size)
+    """The configuration that the flags ask for; ValueError if --num-classes is not its own."""
+    config = dit_config(args.model, image_size=args.image_size)
+    if args.num_classes not in (None, config.num_classes):
+        raise ValueError(f"--num-classes {args.num_classes} does not fit {args.model}, which has {config.num_classes}")
+    return config
 
 
 def class_names(config: DiTConfig) -> list[str]:

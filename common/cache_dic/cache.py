@@ -88,7 +88,9 @@ class Cache:
 
     def kept_bytes(self, num_steps: int, tokens: Tokens) -> dict[str, int]:
         """Bytes of features that each engine would keep, this cache's own among them."""
-        plan = self.plan(num_steps)
+        return self._kept(self.plan(num_steps), tokens)
+
+    def _kept(self, plan: Plan, tokens: Tokens) -> dict[str, int]:
         return {name: engine.kept_bytes(plan, tokens, self.engine_settings) for name, engine in ENGINES.items()}
 
     def work_flops(self, num_steps: int, tokens: Tokens) -> int:
@@ -101,11 +103,10 @@ class Cache:
         Raises ValueError if the model has no sites, the settings do not fit the number of steps, or what the run would keep
         does not fit the device.
         """
-        num_steps = len(timesteps)
-        plan, tokens = self.plan(num_steps), model.tokens(latents)
+        plan, tokens = self.plan(len(timesteps)), model.tokens(latents)
         if tokens.num_sites < 1:
             raise ValueError(f"{type(model).__name__} has no sites: there is nothing to cache")
-        settings = self._fitted(num_steps, tokens, latents.device)
+        settings = self._fitted(plan, tokens, latents.device)
         # A stack engine asks for no gates; the others need those of every step that they predict.
         gated = plan.predicted_steps if self.engine != "stack" else ()
         table = model.modulation_table(timesteps, plan.full_steps, gated, **conditions)
@@ -114,13 +115,13 @@ class Cache:
             log.info(run.describe(model.step_flops(latents, **conditions)))
         return run
 
-    def _fitted(self, num_steps: int, tokens: Tokens, device: torch.device) -> EngineSettings:
+    def _fitted(self, plan: Plan, tokens: Tokens, device: torch.device) -> EngineSettings:
         """Engine settings whose groups take no more than the memory that the kept features leave.
 
         ValueError with the sizes, and the settings that would fit, if the kept features alone are too much.
         """
         limit = self.memory_limit if self.memory_limit is not None else free_bytes(device)
-        kept = self.kept_bytes(num_steps, tokens)
+        kept = self._kept(plan, tokens)
         if limit is None:
             return self.engine_settings
         if kept[self.engine] <= limit:
@@ -128,7 +129,9 @@ class Cache:
             return replace(self.engine_settings, group_bytes=min(self.engine_settings.group_bytes, room))
         fitting = [f"engine={name} ({size / GIB:.2f} GiB)" for name, size in kept.items() if size <= limit]
         for order in range(getattr(self.forecaster, "max_order", 0) - 1, -1, -1):
-            size = replace(self, forecaster=replace(self.forecaster, max_order=order)).kept_bytes(num_steps, tokens)
+            size = replace(self, forecaster=replace(self.forecaster, max_order=order)).kept_bytes(
+                plan.num_steps, tokens
+            )
             if size[self.engine] <= limit:
                 fitting.append(f"max_order={order} ({size[self.engine] / GIB:.2f} GiB)")
                 break
