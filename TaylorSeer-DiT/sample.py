@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from cache_dic import Cache
 from dit import DiT, DiTConfig
@@ -24,14 +23,15 @@ from dit.command import (
 from evaluation.classifier import Classifier, class_accuracy, load_classifier
 from evaluation.metrics import psnr, summarize_psnr
 from seerkit.cli import Parser, positive_int, run_command, show_log
-from seerkit.compare import UNCACHED, Outcome, latency, run_caches
+from seerkit.compare import UNCACHED, run_caches
 from seerkit.distributed import resolve_device
 from seerkit.files import writable_directory, write_json
 from seerkit.flops import sampling_flops
-from seerkit.media import labelled_grid, save_png, to_uint8
+from seerkit.media import save_png, to_uint8
 from seerkit.records import conditions
+from seerkit.report import comparison_table, draw_grid, make_rows
 from seerkit.seeds import fix_summation_order
-from seerkit.tables import number, text_table
+from seerkit.tables import number
 
 EXAMPLES = """
 python TaylorSeer-DiT/sample.py --compare
@@ -76,25 +76,6 @@ def count(config: DiTConfig, cache: Cache, num_steps: int, batch_size: int, guid
     return sampling_flops(model, cache, num_steps, latents, y=labels)
 
 
-def table(rows: list[dict[str, Any]], *, accuracy: bool) -> str:
-    """The comparison as text."""
-    header = ["method", "full steps", "TFLOPs", "FLOPs ratio", "latency s", "latency ratio", "cache MiB", "PSNR dB"]
-    lines = []
-    for row in rows:
-        shown = [
-            row["label"],
-            f"{len(row['full_steps'])}/{row['num_steps']}",
-            number(row["flops_T"], 3),
-            number(row["flops_ratio"], 2, "x"),
-            f"{row['latency']['median_s']:.2f} ({row['latency']['min_s']:.2f}-{row['latency']['max_s']:.2f})",
-            number(row["latency"]["ratio"], 2, "x"),
-            number(row["kept_bytes"] / 2**20, 1),
-            number(row["psnr"]["mean_db"] if row["psnr"] else None, 2),
-        ]
-        lines.append([*shown, number(row["class_accuracy"] * 100, 1, " %")] if accuracy else shown)
-    return text_table([*header, "class accuracy"] if accuracy else header, lines)
-
-
 def judge(images: dict[str, np.ndarray], labels: list[int], classifier: Classifier | None) -> dict[str, dict[str, Any]]:
     """By label: PSNR to the uncached samples and class accuracy, None where they cannot be had; images are uint8."""
     targets, scores = torch.tensor(labels), {}
@@ -108,35 +89,12 @@ def judge(images: dict[str, np.ndarray], labels: list[int], classifier: Classifi
     return scores
 
 
-def make_rows(
-    outcomes: dict[str, Outcome], counts: dict[str, dict[str, Any]], scores: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """A row of the record for every cache: cost, quality, and what was computed at every step."""
-    timings = latency(outcomes)
-    return [
-        {
-            "label": label,
-            **{key: counts[label][key] for key in ("flops_T", "flops_T_uncached", "flops_ratio")},
-            "latency": timings[label],
-            "peak_bytes": outcome.peak_bytes,
-            **scores[label],
-            **outcome.record,
-        }
-        for label, outcome in outcomes.items()
-    ]
-
-
-def draw_grid(images: dict[str, np.ndarray], classes: list[int], names: list[str]) -> Image.Image:
-    """A row for every cache, its label in two lines; a column for every class, the first sample of each."""
-    rows = [pixels[: len(classes)] for pixels in images.values()]
-    return labelled_grid(rows, [label.replace("-", "\n", 1) for label in images], [names[c] for c in classes])
-
-
 def show(record: dict[str, Any]) -> None:
     """The record as a table, with what its figures mean."""
     s, real = record["settings"], record["real_test_accuracy"]
     print(f"\n{s['model']}, {record['num_samples']} samples in batches of {s['batch_size']}, {s['num_steps']} steps")
-    print(table(record["rows"], accuracy=real is not None))
+    accuracy = [number(row["class_accuracy"] * 100, 1, " %") for row in record["rows"]] if real is not None else []
+    print(comparison_table(record["rows"], {"class accuracy": accuracy} if accuracy else {}))
     if real is not None:
         print(f"class accuracy by the shipped in-domain classifier; on the real test images {real:.1%}")
 
@@ -172,11 +130,12 @@ def main(argv: list[str] | None = None) -> None:
         "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached samples",
         "num_samples": len(labels),
         "real_test_accuracy": classifier.test_accuracy if classifier is not None else None,
-        "rows": make_rows(outcomes, counts, judge(images, labels, classifier)),
+        "rows": make_rows(chosen, num_steps, outcomes, counts, judge(images, labels, classifier)),
         "conditions": conditions(device, pipeline.model.pos_embed.dtype),
     }
     grid_path, record_path = out / f"{args.name or 'grid'}.png", out / f"{args.name or 'record'}.json"
-    save_png(grid_path, draw_grid(images, classes, class_names(config)), settings)
+    names = class_names(config)
+    save_png(grid_path, draw_grid(images, [names[c] for c in classes]), settings)
     write_json(record_path, record)
     if args.json:
         print(json.dumps(record))

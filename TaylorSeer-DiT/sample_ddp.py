@@ -8,22 +8,19 @@ on CPUs with MKL they are also the same for every B and number of threads, becau
 otherwise in the last bits, and so move a pixel by a grey level now and then; another kind of processor can everywhere.
 """
 
-import glob
 import hashlib
 import json
-import sys
 import time
 import zipfile
 from argparse import BooleanOptionalAction
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -32,9 +29,10 @@ from dit import DiTConfig
 from dit.command import Batch, Pipeline, add_model_flags, caches, config_of, resolved
 from dit.weights import find_dit
 from seerkit.cli import Parser, positive_int, run_command, show_log
-from seerkit.distributed import World, start_world
+from seerkit.distributed import World, on_main, start_world
 from seerkit.files import writable_directory, write_json, written_whole
 from seerkit.media import save_png, to_uint8
+from seerkit.outputs import claim_folder, image_path, read_image
 from seerkit.records import conditions
 from seerkit.seeds import derive_seed, fix_summation_order
 
@@ -46,7 +44,6 @@ torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --imag
 
 GROUP_BYTES_PER_SAMPLE = 2**24  # features that the folded engine holds before it folds them together
 CLASS_KEY = 1  # beside seed and index, so that a sample's class and noise are drawn apart
-Result = TypeVar("Result")
 
 
 def parse_args(argv: list[str] | None):
@@ -124,31 +121,6 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Mark `folder` as of these settings, or ValueError if it is of others; clear what a killed run left half written."""
-    path = folder / "settings.json"
-    if path.exists():
-        try:
-            theirs = json.loads(path.read_text())
-            differ = [key for key in settings | theirs if settings.get(key) != theirs.get(key)]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); choose another --sample-dir") from error
-        if differ:
-            shown = ", ".join(f"{key} is {theirs.get(key)} there and {settings.get(key)} here" for key in differ)
-            raise ValueError(f"{folder} holds samples of other settings: {shown}; choose another --sample-dir")
-    elif any(folder.glob("[0-9]*.png")):
-        raise ValueError(f"{folder} holds images but no settings.json; choose another --sample-dir")
-    else:
-        write_json(path, settings)
-    half_npz = folder.parent.glob(f".{glob.escape(folder.name)}.*.partial.npz")
-    for leftover in (*folder.glob(".*.partial.*"), *half_npz):
-        leftover.unlink()
-
-
-def image_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.png"
-
-
 def image_shape(config: DiTConfig) -> tuple[int, int, int]:
     """(H, W, 3 or 1) of an image: the autoencoder makes 8 pixels of a latent unit."""
     return (
@@ -156,21 +128,6 @@ def image_shape(config: DiTConfig) -> tuple[int, int, int]:
         if config.in_channels == 4
         else (config.input_size,) * 2 + (config.in_channels,)
     )
-
-
-def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The pixels (H, W, 3 or 1) of a PNG, None if it is missing, damaged or of another shape."""
-    try:
-        with Image.open(path) as image:
-            image.verify()  # to the end of the file; decoding alone passes over a missing tail
-        with Image.open(path) as image:
-            if image.mode not in ("L", "RGB"):
-                return None
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError):  # Pillow raises SyntaxError for some broken PNGs
-        return None
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
 def write_npz(path: Path, images: Iterable[np.ndarray], shape: tuple[int, int, int, int]) -> None:
@@ -195,23 +152,6 @@ def kept_images(folder: Path, count: int, shape: tuple[int, int, int]) -> Iterab
 
 
 # ------------------------------------------------------------------------------------------------------------ processes
-
-
-def on_main(world: World, function: Callable[[], Result]) -> Result:
-    """What `function` returns on rank 0, told to all; where it raises, rank 0 reports and the others leave quietly."""
-    told, error = [None, False], None
-    if world.is_main:
-        try:
-            told[0] = function()
-        except (ValueError, OSError) as raised:
-            told[1], error = True, raised
-    if world.size > 1:
-        dist.broadcast_object_list(told, device=world.device)
-    if error is not None:
-        raise error
-    if told[1]:
-        sys.exit(2)
-    return told[0]
 
 
 def find_missing(folder: Path, count: int, shape: tuple[int, int, int], world: World) -> list[int]:
@@ -282,7 +222,8 @@ def main(argv: list[str] | None = None) -> None:
 
     on_main(world, prepare)
     pipeline = Pipeline(args, world.device)
-    on_main(world, lambda: claim_folder(folder, {**settings, "weights": weights_digest(pipeline.model)}))
+    claimed = {**settings, "weights": weights_digest(pipeline.model)}
+    on_main(world, lambda: claim_folder(folder, claimed, flag="--sample-dir"))
     if not (folder / "settings.json").is_file():
         raise ValueError(f"process {world.rank} does not see {folder}; --sample-dir must be shared by all nodes")
     missing = find_missing(folder, args.num_fid_samples, shape, world)

@@ -57,16 +57,13 @@ def add_model_flags(parser: Parser, *, guidance_scale: float) -> None:
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
     """The caches that the flags ask for, each checked against the number of steps."""
-    made = caches_from_flags(
+    return caches_from_flags(
         args,
-        interval=DEFAULTS["interval"],
+        num_steps=args.num_sampling_steps,
+        defaults=DEFAULTS,
         orders=PAPER_ORDERS,
-        max_order=DEFAULTS["max_order"],
         compare_intervals=tuple(PAPER_ORDERS),
     )
-    for cache in made.values():
-        cache.plan(args.num_sampling_steps)
-    return made
 
 
 def config_of(args: argparse.Namespace) -> DiTConfig:

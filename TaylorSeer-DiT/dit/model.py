@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Site, Step, Tokens, residual
+from cache_dic import Forecast, Site, Step, Tokens, residual
 from dit.config import DiTConfig
 from seerkit.attention import attention_backend
 from seerkit.embeddings import sincos_position_2d, timestep_embedding
@@ -150,6 +150,8 @@ class DiT(nn.Module):
     attention: a name from `seerkit.attention.BACKENDS`.
     """
 
+    TIME = "t"
+
     def __init__(self, config: DiTConfig, *, attention: str = "sdpa") -> None:
         super().__init__()
         self.config = config
@@ -192,12 +194,22 @@ class DiT(nn.Module):
 
         cache: a step of a run that was started for these timesteps and classes; its table then stands for t and y.
         """
-        x0 = self.embed(x)
         if cache is None:
-            modulation = self.modulation(self.condition(t, y))
-            return self.head(self.blocks(x0, modulation), modulation)
+            return self.full_step(x, self.modulation(self.condition(t, y)))
         modulation = cache.modulation
-        return self.head(cache(x0, lambda site: self.blocks(x0, modulation, site)), modulation)
+        return cache(
+            self.tokens(x),
+            lambda site: self.full_step(x, modulation, site),
+            lambda advance: self.forecast_step(x, modulation, advance),
+        )
+
+    def full_step(self, x: Tensor, modulation: Modulation, site: Site = residual) -> Tensor:
+        """Latents (B, C, H, W) -> prediction, through all blocks."""
+        return self.head(self.blocks(self.embed(x), modulation, site), modulation)
+
+    def forecast_step(self, x: Tensor, modulation: Modulation, advance: Forecast) -> Tensor:
+        """Latents (B, C, H, W) -> prediction, the blocks replaced by `advance`."""
+        return self.head(advance(self.embed(x)), modulation)
 
     def tokens(self, latents: Tensor) -> Tokens:
         """The token stream for latents (B, C, H, W)."""

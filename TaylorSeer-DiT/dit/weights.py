@@ -1,6 +1,5 @@
 """DiT's weights: where they are published, and the layouts that they come in."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,17 +10,7 @@ from torch import Tensor
 from dit.config import CONFIGS, DiTConfig, dit_config
 from dit.model import DiT
 from seerkit.embeddings import sincos_position_2d
-from seerkit.weights import (
-    Layout,
-    Published,
-    Rule,
-    State,
-    find_weights,
-    load_weights,
-    read_metadata,
-    read_state,
-    recognise_layout,
-)
+from seerkit.weights import Layout, Published, Rule, State, find_checkpoint, load_checkpoint
 
 ENV = "DIT_CHECKPOINT"  # names a checkpoint file, or a folder of them, for the published models
 EMBEDDED = {CONFIGS["fashion-mnist"]: Path(__file__).resolve().parents[1] / "weights" / "fashion-mnist.safetensors"}
@@ -69,20 +58,15 @@ def convert_diffusers(state: Mapping[str, Tensor], config: DiTConfig) -> State:
 
 def find_dit(config: DiTConfig, checkpoint: str | Path | None = None, *, download: bool = True) -> Path:
     """The checkpoint of a configuration: `checkpoint` (a file or folder), or the embedded or published one."""
-    if checkpoint is None and config in EMBEDDED:
-        path = EMBEDDED[config]
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is not there; restore it from the repository, or train one with "
-                "`python TaylorSeer-DiT/train.py --out outputs/dit-fashion` and name outputs/dit-fashion/state.pt"
-            )
-        return path
-    if checkpoint is None and config not in PUBLISHED:
-        raise FileNotFoundError(
-            f"no weights are published for {config}, only for DiT-XL/2 at 256 and 512 pixels and fashion-mnist; "
-            "name a checkpoint of your own"
-        )
-    return find_weights(checkpoint, PUBLISHED.get(config, ()), env=ENV, download=download)
+    return find_checkpoint(
+        checkpoint,
+        embedded=EMBEDDED.get(config),
+        published=PUBLISHED.get(config, ()),
+        known="DiT-XL/2 at 256 and 512 pixels and fashion-mnist",
+        training="python TaylorSeer-DiT/train.py",
+        env=ENV,
+        download=download,
+    )
 
 
 def load_dit(
@@ -106,30 +90,9 @@ def load_dit(
     elif image_size is not None:
         raise ValueError("image_size belongs to a model's name; a DiTConfig has its input_size")
     path = find_dit(config, checkpoint, download=download)
-    state = read_state(path)
-    _check_config(config, path)
+    shape = asdict(config)
+    del shape["class_dropout_prob"]  # of training; whether there is a null class shows in the tensors' shapes
     with torch.device("meta"):
         model = DiT(config, attention=attention)
-    try:
-        if recognise_layout(state, model.state_dict(), [DIFFUSERS]) is DIFFUSERS:
-            state = convert_diffusers(state, config)
-        return load_weights(model, state, dtype=dtype, device=device).eval()
-    except ValueError as error:
-        error.args = (f"{path}: {error}",)
-        raise
-
-
-def _check_config(config: DiTConfig, path: Path) -> None:
-    """ValueError if the file says that it is of another configuration; shapes do not show the number of heads."""
-    text = read_metadata(path).get("config")
-    if text is None:
-        return
-    try:
-        theirs = dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: its configuration cannot be read ({error})") from error
-    ours = asdict(config)
-    del ours["class_dropout_prob"]  # of training; whether there is a null class shows in the shapes
-    differ = [f"{key} {theirs[key]} (model: {ours[key]})" for key in ours if theirs.get(key, ours[key]) != ours[key]]
-    if differ:
-        raise ValueError(f"{path} is of another configuration: {', '.join(differ)}")
+    layouts = {DIFFUSERS: lambda state: convert_diffusers(state, config)}
+    return load_checkpoint(model, path, config=shape, layouts=layouts, dtype=dtype, device=device)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cache_dic.engine import ENGINES, Engine, EngineSettings, Tokens
+from cache_dic.engine import ENGINES, Engine, EngineSettings, Forecast, Recorder, Tokens
 from cache_dic.forecast import Forecaster
 from cache_dic.plan import Plan, describe_steps
 from cache_dic.schedule import SCHEDULES
@@ -36,7 +36,12 @@ class Table(Protocol):
 
 
 class Backbone(Protocol):
-    """What a model offers to be cached: it is written as embed, blocks, head, and its blocks call sites."""
+    """What a model offers to be cached: it is written as embed, blocks, head, and its blocks call sites.
+
+    TIME: name of the argument of its call that takes the timesteps (B,); the first argument takes the latents.
+    """
+
+    TIME: str
 
     def tokens(self, latents: Tensor) -> Tokens:
         """Shape of the token stream and number of sites for latents of this shape."""
@@ -203,37 +208,44 @@ class Step:
         """The backbone's modulation for this step, from the run's table."""
         return self.run.table.at(self.step)
 
-    def __call__(self, x0: Tensor, blocks: Callable[[Site], Tensor]) -> Tensor:
-        """Tokens x0 (B, L, D) before the blocks -> tokens after them: `blocks(site)` at a full step, else a forecast.
+    def __call__(
+        self, tokens: Tokens, full: Callable[[Site], Tensor], forecast: Callable[[Forecast], Tensor]
+    ) -> Tensor:
+        """The model's output at this step, by one of its two ways there; the choice is made here, outside of both.
 
-        `blocks` runs the model's blocks on x0 with the given site.
+        tokens: shape of the model's token stream for the latents at hand. `full(site)` runs the whole model, its blocks with
+        the given site; `forecast(advance)` its embedding and head, with `advance` in place of the blocks.
         """
         run = self.run
-        expected = (run.tokens.batch, run.tokens.length, run.tokens.dim)
-        if tuple(x0.shape) != expected:
-            raise ValueError(f"tokens of shape {tuple(x0.shape)} reached a run started for {expected}; start a new run")
+        if tokens != run.tokens:
+            raise ValueError(f"{tokens} reached a run started for {run.tokens}; start a new run")
         run.broken = True  # until this step has ended well
         if self.is_full:
-            x, entry = self._full(x0, blocks)
+            site = run.engine.record(self.step, ends=run.plan.observed)
+            output = full(site)
+            entry = self._entry(site)
         else:
-            x, entry = run.engine.forecast(self.step, x0), {"kind": "forecast", "sites": 0}
+            site = None
+            output = forecast(run.engine.forecast(self.step))
+            entry = {"kind": "forecast", "sites": 0}
+        run.engine.finish(self.step, site)
         run.steps.append({"step": self.step, **entry})
         run.table.forget_before(self.step + 1)
         run.broken = False
-        return x
+        return output
 
-    def _full(self, x0: Tensor, blocks: Callable[[Site], Tensor]) -> tuple[Tensor, dict[str, Any]]:
+    def _entry(self, site: Recorder) -> dict[str, Any]:
+        """What a full step did, with the error of the forecast that would have stood for it where the plan wants that."""
         run = self.run
-        site = run.engine.record(self.step)
-        x = blocks(site)
         if site.calls != run.tokens.num_sites:
             raise RuntimeError(f"the blocks called {site.calls} sites, the model declares {run.tokens.num_sites}")
         entry: dict[str, Any] = {"kind": "full", "sites": site.calls}
         if run.plan.observed and self.step in run.plan.weights:
-            error = (run.engine.forecast(self.step, x0) - x).float().norm() / x.float().norm()
+            error = (
+                run.engine.forecast(self.step)(site.x0) - site.x_final
+            ).float().norm() / site.x_final.float().norm()
             entry["forecast_error"] = error.item()
-        run.engine.finish(self.step, x0, x)
-        return x, entry
+        return entry
 
 
 def _compact(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Where: how features are kept between full steps. Three engines with one interface, each for one run and guidance branch.
 
-    site = engine.record(step, x0)      a full step begins: hand `site` to the blocks
-    engine.finish(step, x0, x_final)    … and ends with the tokens after the last block
-    engine.forecast(step, x0)           the tokens after the last block, predicted
+    site = engine.record(step)          a full step begins: hand `site` to the blocks
+    x_final = engine.forecast(step)(x0) the tokens after the last block, predicted from those before the first
+    engine.finish(step, site)           the step has ended; forecast steps have no site
 
 Tokens are (B, L, D). At a forecast step no site reads x, so a walk through the blocks is a walk over the sites.
 """
@@ -36,18 +36,39 @@ class Tokens:
         return self.batch * self.length * self.dim
 
 
+Forecast = Callable[[Tensor], Tensor]
+"""Tokens before the first block -> tokens after the last, both (B, L, D)."""
+
+
 class Recorder:
-    """The site of a full step: adds as usual, counts its calls and shows every feature to `keep`."""
+    """The site of a full step: adds as usual, counts its calls and shows every feature to `keep`.
 
-    def __init__(self, keep: Callable[[Tensor], None] | None) -> None:
-        self.keep = keep
+    ends: hold the stream before the first and after the last of `num_sites` calls, as `x0` and `x_final`.
+    """
+
+    def __init__(self, num_sites: int, *, ends: bool = False) -> None:
+        self.num_sites, self.ends = num_sites, ends
         self.calls = 0
+        self.x0: Tensor | None = None
+        self.x_final: Tensor | None = None
 
-    def __call__(self, x: Tensor, gate: Tensor | None, feature: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, gate: Tensor | None, feature: Tensor, part: slice | None = None) -> Tensor:
+        if self.ends and self.calls == 0:
+            self.x0 = _cut(x, part)
         self.calls += 1
-        if self.keep is not None:
-            self.keep(feature.detach())
-        return residual(x, gate, feature)
+        self.keep(_cut(feature, part))
+        x = residual(x, gate, feature)
+        if self.ends and self.calls == self.num_sites:
+            self.x_final = _cut(x, part)
+        return x
+
+    def keep(self, feature: Tensor) -> None:
+        """A feature (B, L, D) has been computed; nothing is done with it here."""
+
+
+def _cut(x: Tensor, part: slice | None) -> Tensor:
+    """The tokens that are kept, out of the graph of gradients."""
+    return x.detach() if part is None else x.detach()[:, part]
 
 
 class Engine:
@@ -58,14 +79,16 @@ class Engine:
     def __init__(self, plan: Plan, tokens: Tokens, gates: Gates, settings: "EngineSettings") -> None:
         self.plan, self.tokens, self.gates, self.settings = plan, tokens, gates, settings
 
-    def record(self, step: int) -> Recorder:
+    def record(self, step: int, *, ends: bool = False) -> Recorder:
+        """The site of a full step; `ends` as in `Recorder`."""
         raise NotImplementedError
 
-    def finish(self, step: int, x0: Tensor, x_final: Tensor) -> None:
-        """A full step has ended; engines that keep features drop here what no later forecast reads."""
-
-    def forecast(self, step: int, x0: Tensor) -> Tensor:
+    def forecast(self, step: int) -> Forecast:
+        """What predicts a step: a function of the tokens before the blocks alone."""
         raise NotImplementedError
+
+    def finish(self, step: int, site: Recorder | None) -> None:
+        """A step has ended, a full one with its site; what no later forecast reads is dropped here."""
 
     @staticmethod
     def kept_bytes(plan: Plan, tokens: Tokens, settings: "EngineSettings") -> int:
@@ -119,6 +142,17 @@ class Snapshots:
         return most
 
 
+class FeatureRecorder(Recorder):
+    """Holds every feature."""
+
+    def __init__(self, num_sites: int, *, ends: bool = False) -> None:
+        super().__init__(num_sites, ends=ends)
+        self.features: list[Tensor] = []
+
+    def keep(self, feature: Tensor) -> None:
+        self.features.append(feature)
+
+
 class LayerwiseEngine(Engine):
     """The paper's literal form: the features of every site at the last order + 1 full steps, summed site by site."""
 
@@ -127,22 +161,23 @@ class LayerwiseEngine(Engine):
     def __init__(self, plan: Plan, tokens: Tokens, gates: Gates, settings: EngineSettings) -> None:
         super().__init__(plan, tokens, gates, settings)
         self.snapshots = Snapshots(plan)
-        self.features: list[Tensor] = []
 
-    def record(self, step: int) -> Recorder:
-        self.features = []
-        return Recorder(self.features.append if self.plan.targets[step] else None)
+    def record(self, step: int, *, ends: bool = False) -> Recorder:
+        return (FeatureRecorder if self.plan.targets[step] else Recorder)(self.tokens.num_sites, ends=ends)
 
-    def finish(self, step: int, x0: Tensor, x_final: Tensor) -> None:
-        self.snapshots.push(step, self.features)
-        self.features = []
+    def forecast(self, step: int) -> Forecast:
+        def walk(x: Tensor) -> Tensor:
+            row = self.plan.weights[step]
+            for site, gate in enumerate(self.gates([step])[0].unsqueeze(-2)):  # gate (B, 1, D)
+                feature = sum(weight * self.snapshots.by_step[m][site] for m, weight in row.items())
+                x = residual(x, gate, feature)
+            return x
 
-    def forecast(self, step: int, x0: Tensor) -> Tensor:
-        x, row = x0, self.plan.weights[step]
-        for site, gate in enumerate(self.gates([step])[0].unsqueeze(-2)):  # gate (B, 1, D)
-            feature = sum(weight * self.snapshots.by_step[m][site] for m, weight in row.items())
-            x = residual(x, gate, feature)
-        return x
+        return walk
+
+    def finish(self, step: int, site: Recorder | None) -> None:
+        if isinstance(site, FeatureRecorder):
+            self.snapshots.push(step, site.features)
 
     @staticmethod
     def kept_bytes(plan: Plan, tokens: Tokens, settings: EngineSettings) -> int:
@@ -168,11 +203,12 @@ class FoldedEngine(Engine):
         self.accumulators: Tensor | None = None
         self.filled: set[int] = set()  # slots that hold something
 
-    def record(self, step: int) -> Recorder:
+    def record(self, step: int, *, ends: bool = False) -> Recorder:
         targets = self.plan.targets[step]
         if self.settings.static_shapes and self.plan.num_slots:
-            return self._recorder([self._in_slot(slot, targets) for slot in range(self.plan.num_slots)], fresh=False)
-        return self._recorder([(self.plan.slots[s], s, w) for s, w in targets.items()], fresh=True)
+            folds = [self._in_slot(slot, targets) for slot in range(self.plan.num_slots)]
+            return self._recorder(folds, fresh=False, ends=ends)
+        return self._recorder([(self.plan.slots[s], s, w) for s, w in targets.items()], fresh=True, ends=ends)
 
     def _in_slot(self, slot: int, targets: dict[int, float]) -> tuple[int, int, float]:
         """Slot, step and weight of whatever target uses a slot now; weight 0 where none does."""
@@ -181,9 +217,9 @@ class FoldedEngine(Engine):
                 return slot, s, weight
         return slot, next(iter(targets), self.plan.predicted_steps[-1]), 0.0
 
-    def _recorder(self, folds: list[tuple[int, int, float]], *, fresh: bool) -> Recorder:
+    def _recorder(self, folds: list[tuple[int, int, float]], *, fresh: bool, ends: bool) -> Recorder:
         if not folds:
-            return Recorder(None)
+            return Recorder(self.tokens.num_sites, ends=ends)
         slots, steps, weights = zip(*folds, strict=True)
         if self.accumulators is None:
             self.accumulators = self._allocate()
@@ -191,7 +227,8 @@ class FoldedEngine(Engine):
         self.filled.update(slots)
         gates = self.gates(steps).detach().to(self.accumulators.dtype)  # (targets, sites, B, D)
         scale = torch.tensor(weights, dtype=torch.float64).to(gates)
-        return FoldingRecorder(self.accumulators, slots, empty, gates * scale.reshape(-1, 1, 1, 1), self.group_size())
+        coefficients = gates * scale.reshape(-1, 1, 1, 1)
+        return FoldingRecorder(self.accumulators, slots, empty, coefficients, self.group_size(), ends=ends)
 
     def group_size(self) -> int:
         """Sites folded at once: as many features as `group_bytes` holds."""
@@ -204,19 +241,11 @@ class FoldedEngine(Engine):
         dtype = self.settings.accumulators(self.tokens.dtype)
         return torch.zeros(shape, dtype=dtype, device=self.gates([self.plan.predicted_steps[0]]).device)
 
-    def finish(self, step: int, x0: Tensor, x_final: Tensor) -> None:
-        self._release(step)
-
-    def forecast(self, step: int, x0: Tensor) -> Tensor:
+    def forecast(self, step: int) -> Forecast:
         slot = self.plan.slots.get(step)
-        if slot is None:  # every weight is zero
-            return x0
-        x = x0 + self.accumulators[slot].to(x0.dtype)
-        if not self.plan.is_full(step):
-            self._release(step)
-        return x
+        return Increment(None if slot is None else self.accumulators[slot])
 
-    def _release(self, step: int) -> None:
+    def finish(self, step: int, site: Recorder | None) -> None:
         slot = self.plan.slots.get(step)
         if slot is not None:
             self.filled.discard(slot)
@@ -233,23 +262,38 @@ class FoldedEngine(Engine):
         return 2 * folds * tokens.num_sites * tokens.numel + len(plan.forecast_steps) * tokens.numel
 
 
+@dataclass(frozen=True)
+class Increment:
+    """Adds what the blocks would have added: Σ_l gate_l F_l (B, L, D), None where every weight is zero; rounds once."""
+
+    total: Tensor | None
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        return x0 if self.total is None else (x0 + self.total).to(x0.dtype)
+
+
 class FoldingRecorder(Recorder):
     """Holds the features of a group of sites and folds them together; the last group may be smaller."""
 
     def __init__(
-        self, accumulators: Tensor, slots: Sequence[int], fresh: list[bool], coefficients: Tensor, group_size: int
+        self,
+        accumulators: Tensor,
+        slots: Sequence[int],
+        fresh: list[bool],
+        coefficients: Tensor,
+        group_size: int,
+        *,
+        ends: bool = False,
     ) -> None:
-        super().__init__(None)
+        super().__init__(coefficients.shape[1], ends=ends)
         self.accumulators, self.slots, self.fresh = accumulators, slots, fresh
         self.coefficients, self.group_size = coefficients, group_size  # (targets, sites, B or 1, D)
         self.group: list[Tensor] = []
 
-    def __call__(self, x: Tensor, gate: Tensor | None, feature: Tensor) -> Tensor:
-        self.calls += 1
-        self.group.append(feature.detach())
-        if len(self.group) == self.group_size or self.calls == self.coefficients.shape[1]:
+    def keep(self, feature: Tensor) -> None:
+        self.group.append(feature)
+        if len(self.group) == self.group_size or self.calls == self.num_sites:
             self.fold()
-        return residual(x, gate, feature)
 
     def fold(self) -> None:
         sites = slice(self.calls - len(self.group), self.calls)
@@ -270,17 +314,20 @@ class StackEngine(Engine):
         super().__init__(plan, tokens, gates, settings)
         self.snapshots = Snapshots(plan)
 
-    def record(self, step: int) -> Recorder:
-        return Recorder(None)
+    def record(self, step: int, *, ends: bool = False) -> Recorder:
+        return Recorder(self.tokens.num_sites, ends=True)
 
-    def finish(self, step: int, x0: Tensor, x_final: Tensor) -> None:
-        self.snapshots.push(step, (x_final - x0).detach())
+    def forecast(self, step: int) -> Forecast:
+        def advance(x: Tensor) -> Tensor:
+            for m, weight in self.plan.weights[step].items():
+                x = torch.add(x, self.snapshots.by_step[m], alpha=weight)
+            return x
 
-    def forecast(self, step: int, x0: Tensor) -> Tensor:
-        x = x0
-        for m, weight in self.plan.weights[step].items():
-            x = torch.add(x, self.snapshots.by_step[m], alpha=weight)
-        return x
+        return advance
+
+    def finish(self, step: int, site: Recorder | None) -> None:
+        if site is not None:
+            self.snapshots.push(step, site.x_final - site.x0)
 
     @staticmethod
     def kept_bytes(plan: Plan, tokens: Tokens, settings: EngineSettings) -> int:

@@ -55,20 +55,23 @@ def add_cache_flags(parser: Parser, *, interval: int, max_order: int, warmup_ste
 def caches_from_flags(
     args: argparse.Namespace,
     *,
-    interval: int,
+    num_steps: int,
+    defaults: Mapping[str, int],
     orders: Mapping[int, int],
-    max_order: int,
-    compare_intervals: tuple[int, ...],
+    compare_intervals: tuple[int, ...] = (),
 ) -> dict[str, Cache]:
     """Caches by label, one for each method and interval asked for; with --compare the uncached run first.
 
-    orders: the paper's order by interval, used where --max-order is not given; max_order for other intervals.
-    compare_intervals: those of --compare without --interval. Raises ValueError for settings that no method takes.
+    defaults: interval and max_order of the backbone. orders: the paper's order by interval, used where --max-order is not
+    given. compare_intervals: those of --compare without --interval. Raises ValueError for settings that no method takes or
+    that do not fit the number of sampling steps.
     """
     if args.plugin:
         load_plugin(args.plugin)
     methods = args.method or (["taylorseer", "fora"] if args.compare else ["taylorseer"])
-    intervals = args.interval or (compare_intervals if args.compare and not args.full_steps else (interval,))
+    intervals = args.interval or (
+        compare_intervals if args.compare and not args.full_steps else (defaults["interval"],)
+    )
     common = {
         "engine": args.engine,
         "schedule": args.schedule,
@@ -89,13 +92,16 @@ def caches_from_flags(
         accepted = accepted_settings(method, "explicit" if args.full_steps else args.schedule)
         taken |= accepted
         for n in intervals:
-            offered = {"interval": n, "warmup_steps": args.warmup_steps, "max_order": orders.get(n, max_order), **asked}
+            order = orders.get(n, defaults["max_order"])
+            offered = {"interval": n, "warmup_steps": args.warmup_steps, "max_order": order, **asked}
             cache = make_cache(method, **common, **{k: v for k, v in offered.items() if k in accepted})
             caches[cache.label] = cache
     for name in asked.keys() - taken:
         raise ValueError(
             f"{name} = {asked[name]} has no effect with {', '.join(methods)}; they take {', '.join(sorted(taken))}"
         )
+    for cache in caches.values():
+        cache.plan(num_steps)
     return caches
 
 

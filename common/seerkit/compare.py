@@ -29,34 +29,55 @@ class Outcome:
 
 
 def run_caches(
-    caches: dict[str, Cache], batches: Sequence[Batch], sample: SampleBatch, *, num_steps: int, device: torch.device
+    caches: dict[str, Cache],
+    batches: Sequence[Batch],
+    sample: SampleBatch,
+    *,
+    num_steps: int,
+    device: torch.device,
+    skip: Callable[[str, Batch], bool] = lambda label, batch: False,
+    keep: Callable[[str, Batch, Tensor], None] | None = None,
+    quiet: bool = False,
 ) -> dict[str, Outcome]:
     """Sample every batch with every cache, in turn batch by batch so that a drift of the machine's speed falls on all alike.
 
-    The first call, which pays for kernels and memory, is dropped: the cheapest cache goes once before.
+    The first call, which pays for kernels and memory, is dropped: the cheapest cache goes once before, every one where that
+    changes what is compiled. skip(label, batch): what is there already. keep(label, batch, latents) takes latents as they
+    come, untimed; without it the outcomes hold them. quiet: no progress bar.
     """
     outcomes = {label: Outcome() for label in caches}
+    wanted = [(batch, label) for batch in batches for label in caches if not skip(label, batch)]
+    if not wanted:
+        return outcomes
     cheapest = min(caches.values(), key=lambda cache: len(cache.plan(num_steps).full_steps))
-    sample(cheapest, batches[0], lambda *_: None)
-    with tqdm(total=len(batches) * len(caches) * num_steps, unit="step", mininterval=0.5) as bar:
-        for batch in batches:
-            for label, cache in caches.items():
-                bar.set_description(label)
-                outcome = outcomes[label]
-                reset_peak_memory(device)
-                (latents, run), seconds = timed(lambda c=cache, b=batch: sample(c, b, lambda *_: bar.update()), device)
+    dropped = list(caches.values()) if any(c.engine_settings.static_shapes for c in caches.values()) else [cheapest]
+    for cache in dropped:
+        sample(cache, wanted[0][0], lambda *_: None)
+    with tqdm(total=len(wanted) * num_steps, unit="step", mininterval=0.5, disable=quiet) as bar:
+        for number, (batch, label) in enumerate(wanted, 1):
+            bar.set_description(f"{label} {number}/{len(wanted)}")
+            cache, outcome = caches[label], outcomes[label]
+            reset_peak_memory(device)
+            (latents, run), seconds = timed(lambda c=cache, b=batch: sample(c, b, lambda *_: bar.update()), device)
+            if keep is None:
                 outcome.latents.append(latents.cpu())
-                outcome.seconds.append(seconds)
-                outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
-                outcome.record = run.record()
+            outcome.seconds.append(seconds)
+            outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
+            outcome.record = run.record()
+            if keep is not None:
+                keep(label, batch, latents)
     return outcomes
 
 
-def latency(outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
-    """Per label: seconds a batch (median, spread), and the ratio of the uncached median to it where there is one."""
-    baseline = spread(outcomes[UNCACHED].seconds)["median_s"] if UNCACHED in outcomes else None
+def latency(outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any] | None]:
+    """Per label: seconds a batch (median, spread), and the ratio of the uncached median to it where there is one.
+
+    None where nothing was timed.
+    """
+    base = outcomes.get(UNCACHED)
+    baseline = spread(base.seconds)["median_s"] if base is not None and base.seconds else None
     table = {}
     for label, outcome in outcomes.items():
-        timing = spread(outcome.seconds)
-        table[label] = {**timing, "ratio": baseline / timing["median_s"] if baseline else None}
+        timing = spread(outcome.seconds) if outcome.seconds else None
+        table[label] = timing and {**timing, "ratio": baseline / timing["median_s"] if baseline else None}
     return table

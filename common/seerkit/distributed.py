@@ -2,10 +2,15 @@
 
 import gc
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,23 @@ def start_world(device: str = "auto") -> World:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
     return World(dist.get_rank(), size, resolved)
+
+
+def on_main(world: World, function: Callable[[], Result]) -> Result:
+    """What `function` returns on rank 0, told to all; where it raises, rank 0 reports and the others leave quietly."""
+    told, error = [None, False], None
+    if world.is_main:
+        try:
+            told[0] = function()
+        except (ValueError, OSError) as raised:
+            told[1], error = True, raised
+    if world.size > 1:
+        dist.broadcast_object_list(told, device=world.device)
+    if error is not None:
+        raise error
+    if told[1]:
+        sys.exit(2)
+    return told[0]
 
 
 def stop_world() -> None:

@@ -44,7 +44,8 @@ def _step_flops(backbone: type, config: Any, shape: tuple[int, ...], conditions:
         timesteps = torch.zeros(num_steps, device="meta")
         state = make_cache("fora", full_steps=[0]).start(twin, latents, timesteps, **made)
         for step in range(num_steps):
-            twin(latents, timesteps[step].expand(len(latents)), **made, cache=state.at(step))
+            time = {twin.TIME: timesteps[step].expand(len(latents))}
+            twin(latents, **time, **made, cache=state.at(step))
 
     full = count_flops(lambda: run(1))
     return full, count_flops(lambda: run(2)) - full

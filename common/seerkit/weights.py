@@ -36,6 +36,17 @@ ANSWER_S, STALL_S = 5.0, 60.0  # a server that says nothing for so long is out o
 # ---------------------------------------------------------------------------------------------------------------- find
 
 
+class NotFoundError(FileNotFoundError):
+    """Weights that are nowhere. The message tells all; for those who put several together:
+
+    named: the place that the user named and what is wrong with it, None if none was named. failures: of downloads.
+    """
+
+    def __init__(self, message: str, *, named: str | None = None, failures: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.named, self.failures = named, tuple(failures)
+
+
 @dataclass(frozen=True)
 class Published:
     """A published file: its name, and its address as a `url` or as a hub `repo`, in which `name` may have folders.
@@ -98,7 +109,7 @@ def find_weights(
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
-        raise _not_found(files, [f"{path} ({_contents(path)}{'' if given else f', named by {env}'})"])
+        raise _not_found(files, named=f"{path} ({_contents(path)}{'' if given else f', named by {env}'})")
     places = []
     for file in files:
         for place in (file.place, *file.caches()):
@@ -111,7 +122,36 @@ def find_weights(
             return _download(file)
         except (OSError, HTTPException) as error:
             failures.append(f"{file.url or file.repo}: {_reason(error)}")
-    raise _not_found(files, list(dict.fromkeys(places)), list(dict.fromkeys(failures)))
+    raise _not_found(files, places=list(dict.fromkeys(places)), failures=list(dict.fromkeys(failures)))
+
+
+def find_checkpoint(
+    given: str | Path | None,
+    *,
+    embedded: Path | None,
+    published: Sequence[Published],
+    known: str,
+    training: str,
+    env: str | None = None,
+    download: bool = True,
+) -> Path:
+    """A model's checkpoint: `given` (a file or folder), or the one that comes with the repository, or a published one.
+
+    embedded: the file in the repository, for a model that has one. known: models that have weights, and training: the
+    command that makes some, for messages. Raises FileNotFoundError as `find_weights` does.
+    """
+    if given is None and embedded is not None:
+        if not embedded.is_file():
+            raise FileNotFoundError(
+                f"{embedded} is not there; restore it from the repository, or train one with `{training} --out FOLDER` "
+                "and name FOLDER/state.pt"
+            )
+        return embedded
+    if given is None and not published:
+        raise FileNotFoundError(
+            f"no weights are published for this model, only for {known}; name a checkpoint of your own"
+        )
+    return find_weights(given, published, env=env, download=download)
 
 
 def _in_folder(folder: Path, files: Sequence[Published]) -> list[Path]:
@@ -141,15 +181,17 @@ def _missing_shards(path: Path) -> list[str]:
     return [name for name in _shards(path) if not (path.parent / name).is_file()] if path.name.endswith(INDEX) else []
 
 
-def _not_found(files: Sequence[Published], places: list[str], failures: Sequence[str] = ()) -> FileNotFoundError:
+def _not_found(
+    files: Sequence[Published], *, named: str | None = None, places: Sequence[str] = (), failures: Sequence[str] = ()
+) -> NotFoundError:
     names = " or ".join(f"{file.name} ({file.repo})" if file.repo else file.name for file in files) or "a checkpoint"
-    parts = [f"{names} was not found; looked at {', '.join(places) or 'nothing'}"]
+    parts = [f"{names} was not found; looked at {named or ', '.join(places) or 'nothing'}"]
     if failures:
         parts.append(f"download failed: {'; '.join(failures)}")
     commands = [f"`{file.command}`" for file in files if file.command]
     if commands:
         parts.append(f"fetch it with {' or '.join(commands)}")
-    return FileNotFoundError("; ".join(parts))
+    return NotFoundError("; ".join(parts), named=named, failures=failures)
 
 
 def _download(file: Published) -> Path:
@@ -328,6 +370,24 @@ def _read_shards(index: Path, nested: Sequence[str]) -> State:
 
 
 # -------------------------------------------------------------------------------------------------------------- verify
+
+
+def check_config(config: Mapping[str, Any], path: str | Path) -> None:
+    """ValueError if the file says that it is of another configuration; shapes do not show heads, axes or frequencies.
+
+    config: fields of the model's; those that the file does not know are not compared.
+    """
+    text = read_metadata(path).get("config")
+    if text is None:
+        return
+    try:
+        theirs = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: its configuration cannot be read ({error})") from error
+    ours = json.loads(json.dumps(config))  # tuples as the lists that they are in the file
+    differ = [f"{key} {theirs[key]} (model: {ours[key]})" for key in ours if theirs.get(key, ours[key]) != ours[key]]
+    if differ:
+        raise ValueError(f"{path} is of another configuration: {', '.join(differ)}")
 
 
 class StateMismatchError(ValueError):
@@ -527,6 +587,33 @@ def recognise_layout(names: Collection[str], ours: Collection[str], layouts: Seq
         known = ", ".join(["official", *(layout.name for layout in layouts)])
         raise ValueError(f"the weights are of an unknown layout ({_list(list(names))}); known are: {known}")
     return best
+
+
+def load_checkpoint(
+    model: Model,
+    path: str | Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    layouts: Mapping[Layout, Callable[[State], State]],
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> Model:
+    """`model`, built on the meta device, with the weights of a file in its own or another layout, in eval mode.
+
+    config: fields that must be those of the file, where it tells. layouts: other layouts, with what converts each.
+    Raises ValueError, which begins with the path, if the file is damaged or does not fit.
+    """
+    state = read_state(path)
+    if config is not None:
+        check_config(config, path)
+    try:
+        layout = recognise_layout(state, model.state_dict(), list(layouts))
+        if layout is not None:
+            state = layouts[layout](state)
+        return load_weights(model, state, dtype=dtype, device=device).eval()
+    except ValueError as error:
+        error.args = (f"{path}: {error}",)
+        raise
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

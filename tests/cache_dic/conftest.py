@@ -27,6 +27,8 @@ class ToyTable:
 class Toy(nn.Module):
     """x + gate_l(t, y) · tanh(W_l mean-mixed x), l = 1 … sites; the head scales by a function of t."""
 
+    TIME = "t"
+
     def __init__(self, num_sites: int = 5, dim: int = 6, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(num_sites)
@@ -49,8 +51,13 @@ class Toy(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, cache: Step | None = None) -> Tensor:
         modulation = self.modulation(t, y) if cache is None else cache.modulation
-        x = self.blocks(x, modulation) if cache is None else cache(x, lambda site: self.blocks(x, modulation, site))
-        return x * modulation.head
+        if cache is None:
+            return self.blocks(x, modulation) * modulation.head
+        return cache(
+            self.tokens(x),
+            lambda site: self.blocks(x, modulation, site) * modulation.head,
+            lambda advance: advance(x) * modulation.head,
+        )
 
     def tokens(self, latents: Tensor) -> Tokens:
         batch, length, dim = latents.shape

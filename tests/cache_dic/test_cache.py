@@ -78,7 +78,7 @@ def test_a_failed_step_ends_the_run_and_not_the_model(started):
 
 def test_other_token_shapes_are_refused(started):
     model, _x, timesteps, y, run = started
-    with pytest.raises(ValueError, match=r"tokens of shape \(2, 4, 6\) reached a run started for \(2, 3, 6\)"):
+    with pytest.raises(ValueError, match=r"length=4, .* reached a run started for .*length=3, "):
         model(torch.ones(2, 4, 6, dtype=torch.float64), timesteps[0], y, cache=run.at(0))
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from PIL import Image
 
 from dit import CONFIGS, dit_config
 from dit.data import CLASS_NAMES
-from dit.diffusion import Diffusion
 from dit.weights import load_dit
 from seerkit.cli import run_command
 from seerkit.distributed import World
@@ -154,20 +154,6 @@ def test_existing_run_is_not_overwritten(whole, data, command, monkeypatch, caps
     assert (whole / "state.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--lr", 0.02], "--lr 0.02 differs from 0.01"),
-        (["--batch-size", 4], "--batch-size 4 differs from 8"),
-        (["--ema-decay", 0.9], "--ema-decay 0.9 differs from 0.999"),
-        (["--lr-warmup-steps", 6], "--lr-warmup-steps 6 differs from 5"),
-        (["--steps", 20], f"--steps 20 is less than the {NUM_STEPS}"),
-    ],
-)
-def test_resume_with_other_settings_is_refused(whole, data, command, monkeypatch, capsys, flags, said):
-    assert said in refusal(command, monkeypatch, capsys, arguments(data, whole, "--resume", *flags))
-
-
 def test_refusals_name_the_remedy(data, command, tmp_path, monkeypatch, capsys):
     nothing = refusal(command, monkeypatch, capsys, arguments(data, tmp_path / "new", "--resume"))
     assert "start without --resume" in nothing
@@ -183,28 +169,9 @@ def test_refusals_name_the_remedy(data, command, tmp_path, monkeypatch, capsys):
 def test_dry_run_writes_nothing(command, tmp_path, capsys):
     command.main(["--out", str(tmp_path / "out"), "--dry-run"])
     shown = json.loads(capsys.readouterr().out)
-    assert shown["config"] == command.asdict(CONFIGS["fashion-mnist"])
+    assert shown["config"] == asdict(CONFIGS["fashion-mnist"])
     assert shown["training"]["steps"] == "40000"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_learning_rate_warms_up_and_falls_to_zero(command):
-    args = argparse.Namespace(lr=0.5, lr_schedule="cosine", lr_warmup_steps=10, steps=110)
-    rates = [command.learning_rate(step, args) for step in range(111)]
-    assert rates[:10] == pytest.approx([0.05 * n for n in range(1, 11)])
-    assert rates[60] == pytest.approx(0.25)
-    assert rates[110] == pytest.approx(0)
-    args.lr_schedule = "constant"
-    assert [command.learning_rate(step, args) for step in (9, 60, 110)] == [0.5, 0.5, 0.5]
-
-
-def test_batches_pass_once_over_the_data_an_epoch(command):
-    batches = [command.batch_indices(step, 8, 20, seed=3) for step in range(10)]
-    epochs = np.concatenate(batches).reshape(4, 20)
-    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    np.testing.assert_array_equal(command.batch_indices(7, 8, 20, seed=3), batches[7])
-    assert (command.batch_indices(7, 8, 20, seed=4) != batches[7]).any()
 
 
 def test_processes_share_the_batch_of_one(command):
@@ -212,9 +179,8 @@ def test_processes_share_the_batch_of_one(command):
     labels, args = torch.arange(50) % 10, argparse.Namespace(batch_size=6, seed=0)
     config, cpu = CONFIGS["fashion-mnist"], torch.device("cpu")
 
-    def parts(rank: int, size: int) -> list[torch.Tensor]:
-        world = World(rank, size, cpu)
-        return command.training_batch(5, images, labels, Diffusion.respaced(), config, args, world)
+    def parts(rank: int, size: int) -> tuple[torch.Tensor, ...]:
+        return command.DiffusionLoss(images, labels, config, args, World(rank, size, cpu)).batch(5)
 
     for one, first, second in zip(parts(0, 1), parts(0, 2), parts(1, 2), strict=True):
         torch.testing.assert_close(torch.stack([first, second], dim=1).flatten(0, 1), one, rtol=0, atol=0)

@@ -288,7 +288,7 @@ class TestErrors:
 
     def test_model_without_published_weights(self):
         with pytest.raises(
-            FileNotFoundError, match=r"no weights are published for DiTConfig.*name a checkpoint of your own"
+            FileNotFoundError, match=r"no weights are published for this model.*name a checkpoint of your own"
         ):
             load_dit("DiT-B/4")
         with pytest.raises(FileNotFoundError, match="256 and 512 pixels"):

@@ -36,6 +36,40 @@ def test_caches_take_turns_batch_by_batch_after_a_dropped_warm_up():
         assert outcome.record == {"made": True}
 
 
+def test_what_is_there_is_skipped_and_what_comes_is_handed_on():
+    caches = {"uncached": make_cache("uncached"), "cached": make_cache(interval=2, warmup_steps=1)}
+    kept = []
+
+    def sample(cache, batch, callback):
+        return torch.full((1,), float(batch)), FakeRun()
+
+    def run(skip):
+        return run_caches(
+            caches, [0, 1], sample, num_steps=3, device=torch.device("cpu"), skip=skip,
+            keep=lambda label, batch, latents: kept.append((label, batch, latents.item())),
+        )  # fmt: skip
+
+    outcomes = run(lambda label, batch: (label, batch) == ("cached", 0))
+    assert kept == [("uncached", 0, 0.0), ("uncached", 1, 1.0), ("cached", 1, 1.0)]
+    assert len(outcomes["cached"].seconds) == 1
+    assert outcomes["uncached"].latents == [], "they were handed on"
+    nothing = run(lambda label, batch: True)
+    assert len(kept) == 3
+    assert latency(nothing) == {"uncached": None, "cached": None}
+
+
+def test_every_cache_goes_once_before_where_steps_are_compiled():
+    caches = {"uncached": make_cache("uncached"), "cached": make_cache(interval=2, warmup_steps=1, static_shapes=True)}
+    calls = []
+
+    def sample(cache, batch, callback):
+        calls.append(cache.label)
+        return torch.zeros(1), FakeRun()
+
+    run_caches(caches, [0], sample, num_steps=3, device=torch.device("cpu"))
+    assert calls == [cache.label for cache in caches.values()] * 2
+
+
 def test_latency_is_the_ratio_of_medians():
     outcomes = {"uncached": Outcome(seconds=[4.0, 6.0, 100.0]), "cached": Outcome(seconds=[3.0, 2.0, 2.0])}
     table = latency(outcomes)
