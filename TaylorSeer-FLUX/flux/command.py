@@ -1,0 +1,274 @@
+"""What sample.py is made of: flags, prompts, the search for weights, and the pipeline from prompts to images."""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache_dic import Cache, Run
+from flux.config import CONFIGS, USAGE, FluxConfig, flux_config, latent_shape
+from flux.decode import ENV as AE
+from flux.decode import find_autoencoder, load_autoencoder
+from flux.minilm import TextTable
+from flux.offload import offload_modulation, staged_on, store_fp8
+from flux.sampler import Sampler
+from flux.text import MAX_LENGTH, PromptCache, TextEncoders, encode_cached, find_encoder
+from flux.weights import ENV, PUBLISHED, REPOS, find_flux, licence_hint, load_flux
+from seerkit.attention import BACKENDS
+from seerkit.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int
+from seerkit.compile import compile_steps
+from seerkit.seeds import SampleGenerators
+from seerkit.weights import NotFoundError, Published
+
+EMBEDDED = "flux-tiny"
+DEFAULTS = {"interval": 6, "max_order": 2, "warmup_steps": 3}  # the paper's rows; the released script takes order 1
+PAPER_ORDERS = {4: 2, 5: 2, 6: 2, 7: 2}  # order by interval in the paper's FLUX table
+COMPARED_INTERVALS = (4, 6)
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = ROOT / "prompts.txt"  # of the embedded model
+TEXT_TABLE = ROOT / "weights" / "flux-tiny-text.safetensors"
+
+
+def add_flags(parser: Parser) -> None:
+    """Flags of the model, the prompts and the sampler; names the reference has are the reference's."""
+    parser.add_argument(
+        "--model_name", choices=tuple(CONFIGS), default=EMBEDDED, help="flux-tiny is the embedded model"
+    )
+    parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="one or more prompts, each in quotes")
+    parser.add_argument(
+        "--prompt_file", type=Path, help="prompts, one a line (default for flux-tiny: the ones shipped with it)"
+    )
+    parser.add_argument("--width", type=positive_int, help="pixels (default: 1024; flux-tiny: 32)")
+    parser.add_argument("--height", type=positive_int, help="pixels (default: 1024; flux-tiny: 32)")
+    parser.add_argument("--num_steps", type=positive_int, help="sampling steps (default: 50; flux-schnell: 4)")
+    parser.add_argument(
+        "--guidance", type=positive_float, help="weight that the model takes as an input (default: 3.5; flux-tiny: 3)"
+    )
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=0, help="image i depends on its prompt, the seed and i alone"
+    )
+    parser.add_argument("--batch-size", type=positive_int, help="images a model call (default: 1; flux-tiny: 8)")
+    parser.add_argument("--ckpt", type=Path, help="checkpoint file or folder (default: $FLUX_DEV or $FLUX_SCHNELL, …)")
+    parser.add_argument("--ae", type=Path, help="autoencoder file or folder (default: $AE, …)")
+    parser.add_argument("--t5", type=Path, help="folder of the T5-v1.1-XXL encoder")
+    parser.add_argument("--clip", type=Path, help="folder of the CLIP-L text encoder")
+    parser.add_argument("--embeddings", type=Path, help="folder that keeps prompt embeddings from one run to the next")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--precision", choices=tuple(PRECISIONS), help="of weights and features (default: bf16; flux-tiny: fp32)"
+    )
+    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+    parser.add_argument("--fp8", action="store_true", help="store the weights of the blocks' linear layers in 8 bits")
+    parser.add_argument(
+        "--offload-modulation",
+        action="store_true",
+        help="keep the modulation weights in host memory (6.5 GB of FLUX.1)",
+    )
+    parser.add_argument(
+        "--offload", action="store_true", help="keep what is idle in host memory, those weights too: FLUX.1 in 24 GB"
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, a graph each")
+    add_cache_flags(parser, **DEFAULTS)
+
+
+def fill_defaults(args: argparse.Namespace) -> None:
+    """Set what was not given to the model's own settings; ValueError for a size that does not fit it."""
+    usage = USAGE[args.model_name]
+    own = {
+        "width": usage.image_size,
+        "height": usage.image_size,
+        "num_steps": usage.num_steps,
+        "guidance": usage.guidance,
+        "batch_size": usage.batch_size,
+        "precision": usage.precision,
+    }
+    for name, value in own.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    latent_shape(args.model_name, args.height, args.width)
+
+
+def prompts_of(args: argparse.Namespace) -> list[str]:
+    """The prompts that the flags ask for; ValueError if there are none or two sources of them."""
+    if args.prompt and args.prompt_file:
+        raise ValueError("--prompt and --prompt_file exclude each other; name one source of prompts")
+    if args.prompt:
+        return args.prompt
+    if args.prompt_file is None and args.model_name not in REPOS:
+        return read_prompts(PROMPTS)
+    if args.prompt_file is None:
+        raise ValueError(f'{args.model_name} needs --prompt "…" or --prompt_file FILE with one prompt a line')
+    return read_prompts(args.prompt_file)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompt file {path} is not UTF-8 text ({error}); save it as such") from error
+    except OSError as error:
+        raise ValueError(f"prompt file {path} cannot be read ({error.strerror})") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompt file {path} holds no prompt; write one a line")
+    return prompts
+
+
+def caches(args: argparse.Namespace) -> dict[str, Cache]:
+    """The caches that the flags ask for, each checked against the number of steps."""
+    made = caches_from_flags(
+        args, num_steps=args.num_steps, defaults=DEFAULTS, orders=PAPER_ORDERS, compare_intervals=COMPARED_INTERVALS
+    )
+    if not args.compile:
+        return made
+    if args.engine != "folded":
+        raise ValueError(f"--compile works with the folded engine, whose steps are all alike, not with {args.engine}")
+    static = {
+        label: replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))
+        for label, cache in made.items()
+    }
+    return static
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to make together: their numbers, which give the noise, and their prompts."""
+
+    indices: list[int]
+    prompts: list[str]
+
+
+def make_batches(prompts: Sequence[str], batch_size: int) -> list[Batch]:
+    """Prompts in order, image i for prompt i; the same batches whatever the number of processes."""
+    starts = range(0, len(prompts), batch_size)
+    return [Batch(list(range(s, min(s + batch_size, len(prompts)))), list(prompts[s : s + batch_size])) for s in starts]
+
+
+def find_everything(args: argparse.Namespace) -> None:
+    """Find, or download, all files of the model; FileNotFoundError with one message for everything that is missing."""
+    if args.model_name not in REPOS:
+        find_flux(flux_config(args.model_name), args.ckpt)
+        return
+    official = PUBLISHED[CONFIGS[args.model_name]][0].name
+    searches = {
+        official: lambda: find_flux(flux_config(args.model_name), args.ckpt),
+        "ae.safetensors": lambda: find_autoencoder(args.model_name, args.ae),
+        "the T5 encoder": lambda: find_encoder("T5", args.t5),
+        "the CLIP encoder": lambda: find_encoder("CLIP", args.clip),
+    }
+    missing: dict[str, NotFoundError] = {}
+    for name, search in searches.items():
+        try:
+            search()
+        except NotFoundError as error:
+            missing[name] = error
+    if missing:
+        raise FileNotFoundError(missing_message(args.model_name, official, missing))
+
+
+def missing_message(model_name: str, official: str, missing: Mapping[str, NotFoundError]) -> str:
+    """What is missing, where it was looked for, and one command that fetches all of a model."""
+    repo = REPOS[model_name]
+    folder = Published(official, repo=repo).place.parent
+    usual = f"{folder}, the hub's cache"
+    listed = "; ".join(f"{name} (looked at {error.named or usual})" for name, error in missing.items())
+    reasons = list(dict.fromkeys(reason.partition(": ")[2] for error in missing.values() for reason in error.failures))
+    failed = f"; download failed: {', '.join(reasons)}" if reasons else ""
+    wanted = [official, "ae.safetensors", "text_encoder*/*", "tokenizer*/*"]
+    include = [word for pattern in wanted for word in ("--include", pattern)]
+    command = shlex.join(["hf", "download", repo, *include, "--local-dir", str(folder)])
+    return (
+        f"{model_name} cannot run without {listed}{failed}; fetch everything with `{command}` ({licence_hint(repo)}), or name "
+        f"yours by --ckpt, --ae, --t5, --clip or the variables {ENV[CONFIGS[model_name]]} and {AE}"
+    )
+
+
+def encode_prompts(args: argparse.Namespace, prompts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """txt (B, L, D) and y (B, V) on the CPU; the encoders, in bf16 whatever --precision, are gone when this returns."""
+    if args.model_name not in REPOS:
+        return TextTable.load(TEXT_TABLE).encode(prompts)
+    encoders = TextEncoders(args.t5, args.clip, max_length=MAX_LENGTH[args.model_name], device=device)
+    cache = None
+    if args.embeddings:
+        cache = PromptCache(args.embeddings, encoders=encoders.names, max_length=encoders.max_length)
+    return encode_cached(prompts, lambda: encoders, cache)
+
+
+class Pipeline:
+    """A loaded model with its sampler and decoder: batches in, latents and images out.
+
+    batches: those that will be sampled; their prompts are encoded before the model is loaded, and the encoders freed.
+    """
+
+    def __init__(self, args: argparse.Namespace, batches: Sequence[Batch], device: torch.device) -> None:
+        self.args, self.device, self.config = args, device, flux_config(args.model_name)
+        prompts = list(dict.fromkeys(prompt for batch in batches for prompt in batch.prompts))
+        txt, y = encode_prompts(args, prompts, device)
+        self.embeddings = {prompt: (txt[i], y[i]) for i, prompt in enumerate(prompts)}
+        dtype = PRECISIONS[args.precision]
+        made_on_host = (
+            args.offload or args.offload_modulation or args.fp8
+        )  # what is changed before it goes to the device
+        model = load_flux(
+            self.config, args.ckpt, device="cpu" if made_on_host else device, dtype=dtype, attention=args.attention
+        )
+        if args.fp8:
+            store_fp8(model)
+        if args.offload or args.offload_modulation:
+            offload_modulation(model)
+        self.model = model.to(device)
+        if args.compile:
+            compile_steps(self.model)
+        self.sampler = Sampler(self.model, args.num_steps, guidance=args.guidance)
+        self.autoencoder = load_autoencoder(args.model_name, args.ae, "cpu" if args.offload else device, dtype)
+
+    def sample(
+        self, cache: Cache | None, batch: Batch, callback: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[Tensor, Run]:
+        """Final latents (B, C, h, w) in float32 and the run; an image's noise comes from its own number."""
+        shape = latent_shape(self.args.model_name, self.args.height, self.args.width)
+        noise = SampleGenerators(self.args.seed, batch.indices).randn(*shape, device=self.device)
+        txt, y = (torch.stack([self.embeddings[p][part] for p in batch.prompts]) for part in (0, 1))
+        return self.sampler.run(noise, txt, y, cache=cache, callback=callback)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] on the CPU, one at a time; with --offload the autoencoder comes for that alone."""
+        with contextlib.nullcontext() if not self.args.offload else staged_on(self.device, self.autoencoder, True):
+            images = [self.autoencoder.decode(latent.to(self.device)).float().cpu() for latent in latents.split(1)]
+        return torch.cat(images)
+
+
+def settings_of(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:
+    """What the images depend on, but for caches and weights: for --dry-run, records and the folders of images."""
+    config: FluxConfig = flux_config(args.model_name)
+    return {
+        "model": args.model_name,
+        "config": json.loads(json.dumps(asdict(config))),
+        "prompts": list(prompts),
+        "width": args.width,
+        "height": args.height,
+        "num_steps": args.num_steps,
+        "guidance": args.guidance if config.guidance_embed else None,
+        "seed": args.seed,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "fp8": args.fp8,
+        "attention": args.attention,
+        "compile": args.compile,
+    }
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Eight characters that tell one set of settings from another."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

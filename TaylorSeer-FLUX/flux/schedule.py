@@ -1,0 +1,28 @@
+"""FLUX's sampling times: rectified flow with a shift that grows with the number of image tokens (flux sampling.py)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+BASE_TOKENS, BASE_MU = 256, 0.5  # mu is linear in the token count, through these two points
+MAX_TOKENS, MAX_MU = 4096, 1.15
+
+
+def shift_mu(num_tokens: int) -> float:
+    """Logarithm of the shift for a number of image tokens."""
+    slope = (MAX_MU - BASE_MU) / (MAX_TOKENS - BASE_TOKENS)
+    return BASE_MU + slope * (num_tokens - BASE_TOKENS)
+
+
+def shift_times(t: Tensor, mu: float) -> Tensor:
+    """Times in [0, 1] moved towards the noise: t -> e^mu / (e^mu + 1/t - 1); the ends stay."""
+    return math.exp(mu) / (math.exp(mu) + (1 / t - 1))
+
+
+def sampling_times(num_steps: int, num_tokens: int, *, shift: bool = True) -> Tensor:
+    """Times (num_steps + 1,) in float64 from 1, noise, to 0, the image; `shift` for all models but schnell."""
+    if num_steps < 1:
+        raise ValueError(f"number of sampling steps {num_steps} must be at least 1")
+    t = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    return shift_times(t, shift_mu(num_tokens)) if shift else t

@@ -1,0 +1,48 @@
+"""Compiled steps: one graph for full steps, one for forecast steps, whatever the step; and few operations in a forecast."""
+
+import pytest
+import torch
+
+from cache_dic import make_cache
+from flux import Flux, flux_config, sample
+from seerkit.compile import compile_steps
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(*shape, generator=draw) for shape in ((2, 3, 16, 16), (2, 16, 384), (2, 768)))
+
+
+def model() -> Flux:
+    made, draw = Flux(flux_config("flux-debug")).eval().requires_grad_(False), torch.Generator().manual_seed(1)
+    for parameter in made.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_run_compiles_two_graphs_and_never_again(backend, inputs):
+    num_steps = 14 if backend == "inductor" else 50
+    cache = make_cache(interval=6, max_order=2, warmup_steps=3, static_shapes=True)
+    plain = model()
+    expected = sample(plain, *inputs, num_steps, cache=make_cache(interval=6, max_order=2, warmup_steps=3))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = model()
+    compile_steps(compiled, backend=backend)
+    for _ in range(2):
+        torch.testing.assert_close(sample(compiled, *inputs, num_steps, cache=cache), expected, rtol=1e-4, atol=1e-5)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_uncached_runs_have_one_graph(inputs):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = model()
+    compile_steps(compiled, backend="eager")
+    sample(compiled, *inputs, 9)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
