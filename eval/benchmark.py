@@ -1,14 +1,18 @@
-"""Time full steps, forecast steps and whole runs, cached and not, with the same kernels in one process, on random weights."""
+"""Time full steps, forecast steps and whole runs, cached and not, with the same kernels in one process, on random weights.
+
+Beside the times: operations that a forecast step dispatches, at the model's depth and at that of the deepest of its family,
+and on CUDA peak memory.
+"""
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cache_dic import ENGINES, Cache, Run, make_cache
@@ -22,8 +26,11 @@ from evaluation.backbones import (
     describe,
     workload_of,
 )  # fmt: skip
+from evaluation.operations import count_forecast, count_kernels
+from evaluation.steps import most_sources, take_step, touch_table
 from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_int, run_command
 from seerkit.compare import UNCACHED, latency, run_caches
+from seerkit.compile import compile_steps
 from seerkit.distributed import resolve_device
 from seerkit.files import write_json
 from seerkit.flops import sampling_flops
@@ -35,13 +42,18 @@ EXAMPLES = """
 python eval/benchmark.py --model debug --device cpu
 python eval/benchmark.py --model DiT-XL/2 --device cpu --whole-run --out results/dit/benchmark-cpu.json
 python eval/benchmark.py --model DiT-XL/2 --precision bf16 --repeats 50 --whole-run --compile
+python eval/benchmark.py --model flux-dev --precision bf16 --whole-run --compile --against-diffusers
+python eval/benchmark.py --model flux-dev --depth 2 --height 256 --width 256 --device cpu
 """
 GOALS = {
-    "latency_over_flops": ("latency speed-up / FLOPs speed-up", ">=", 0.95),
-    "forecast_over_full": ("forecast step / full step", "<=", 0.02),
-    "folding_overhead": ("folding / full step", "<=", 0.05),
-    "kept_ratio_order_2": ("kept bytes at order 2, layerwise / folded", ">=", 8.0),
+    "latency_over_flops": ("latency speed-up / FLOPs speed-up", ">="),
+    "forecast_over_full": ("forecast step / full step", "<="),
+    "folding_overhead": ("folding / full step", "<="),
+    "kept_ratio_order_2": ("kept bytes at order 2, layerwise / folded", ">="),
+    "forecast_operations": ("operations of a forecast step, at any depth", "<="),
+    "peak_memory": ("peak memory over that of an uncached run", "<="),
 }
+"""What is wanted of every backbone that names a bound for it."""
 NOTE = (
     "random weights; full and forecast steps are timed with their modulation already in the table, whose whole cost stands "
     "apart as modulation_table and is part of both composed runs; the composed cached run takes folding at its dearest"
@@ -57,7 +69,14 @@ def parse_args(argv: list[str] | None):
     parser.add_argument("--dropped", type=non_negative_int, default=1, help="timings dropped before them")
     parser.add_argument("--whole-run", action="store_true", help="time whole sampling runs in turn, too (much longer)")
     parser.add_argument("--whole-repeats", type=positive_int, default=3, help="whole runs of either kind")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks, each full step one graph")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile full and forecast steps, a graph each; times the folded engine",
+    )
+    parser.add_argument(
+        "--against-diffusers", action="store_true", help="time full steps of diffusers' model, too (FLUX; as compiled)"
+    )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of weights and inputs")
     parser.add_argument("--json", action="store_true", help="print the record instead of the table")
     parser.add_argument("--out", type=Path, help="JSON file for the record")
@@ -89,30 +108,11 @@ class Bench:
 
     def take(self, run: Run) -> float:
         """Seconds of the next step of a run, its rows of the modulation table being there already."""
-        step = len(run.steps)
-        touch_table(run, step)
-        t = self.timesteps[step].expand(self.case.rows)
-
-        def call() -> Tensor:
-            return self.case.model(self.case.latents, t, **self.case.conditions, cache=run.at(step))
-
-        return timed(call, self.device)[1]
+        touch_table(run, len(run.steps))
+        return timed(lambda: take_step(self.case, run, self.timesteps), self.device)[1]
 
     def summary(self, seconds: list[float]) -> dict[str, Any]:
         return spread(seconds[self.dropped :])
-
-
-def touch_table(run: Run, step: int) -> None:
-    """Have the rows of the modulation table computed that this step of a run reads."""
-    run.table.at(step)
-    if run.cache.engine == "folded" and run.plan.is_full(step):
-        gated = list(run.plan.targets[step])
-    elif run.cache.engine == "layerwise" and not run.plan.is_full(step):
-        gated = [step]
-    else:
-        gated = []
-    if gated:
-        run.table.gates(gated)
 
 
 class FullSteps:
@@ -136,7 +136,7 @@ def time_engine(bench: Bench, cache: Cache, *, pairs: int) -> tuple[list[tuple[f
     """
     plan = cache.plan(len(bench.timesteps))
     most_targets = max(len(row) for row in plan.targets.values())
-    most_sources = max(len(row) for row in plan.weights.values())
+    sources = most_sources(plan)
     plain = FullSteps(bench) if pairs else None
     paired: list[tuple[float, float]] = []
     forecasts: list[float] = []
@@ -154,7 +154,7 @@ def time_engine(bench: Bench, cache: Cache, *, pairs: int) -> tuple[list[tuple[f
                 bench.tick()
                 continue
             seconds = bench.take(run)
-            steady = not plan.is_full(step) and len(plan.weights[step]) == most_sources
+            steady = not plan.is_full(step) and len(plan.weights[step]) == sources
             if steady and len(forecasts) < bench.num_timings:
                 forecasts.append(seconds)
                 bench.tick()
@@ -177,32 +177,73 @@ def time_table(bench: Bench, cache: Cache) -> list[float]:
     return seconds
 
 
-def time_steps(bench: Bench, cache: Cache) -> dict[str, Any]:
-    """Timings of the record: full steps with and without folding, forecast steps by engine, tables; peak memory."""
-    engines = ["folded", *(name for name in ENGINES if name != "folded")]  # folded first: a CPU's peak only ever grows
-    forecast, peak = {}, {}
+def time_steps(bench: Bench, cache: Cache, engines: Sequence[str]) -> dict[str, Any]:
+    """Timings of the record: full steps with and without folding, forecast steps by engine, tables."""
+    pairs, forecasts = time_engine(bench, cache, pairs=bench.num_timings)
+    forecast = {cache.engine: bench.summary(forecasts)}
     for name in engines:
-        reset_peak_memory(bench.device)
-        pairs, forecasts = time_engine(
-            bench, replace(cache, engine=name), pairs=bench.num_timings if name == "folded" else 0
-        )
-        forecast[name], peak[name] = bench.summary(forecasts), peak_memory(bench.device)
-        if name == "folded":
-            plain, folded = (bench.summary(list(seconds)) for seconds in zip(*pairs, strict=True))
-            ratios = [with_folding / without - 1 for without, with_folding in pairs[bench.dropped :]]
+        if name != cache.engine:
+            forecast[name] = bench.summary(time_engine(bench, replace(cache, engine=name), pairs=0)[1])
+    plain, folded = (bench.summary(list(seconds)) for seconds in zip(*pairs, strict=True))
     return {
         "full_step": {"plain": plain, "folded": folded},
-        "folding_overhead": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "folding_overhead": middle([with_folding / without - 1 for without, with_folding in pairs[bench.dropped :]]),
         "forecast_step": forecast,
         "modulation_table": {
             UNCACHED: bench.summary(time_table(bench, make_cache("uncached"))),
             "folded": bench.summary(time_table(bench, cache)),
         },
-        "peak_bytes": peak,
-        "peak_bytes_of": "allocated on the device"
-        if bench.device.type == "cuda"
-        else "the process so far, in this order",
     }
+
+
+def middle(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def peak_bytes(bench: Bench, cache: Cache, engines: Sequence[str]) -> dict[str, int] | None:
+    """Peak of the memory allocated over a run, weights included: uncached and by engine; None where no device tells."""
+    if bench.device.type != "cuda":
+        return None
+    caches = {UNCACHED: make_cache("uncached"), **{name: replace(cache, engine=name) for name in engines}}
+    peaks = {}
+    for name, chosen in caches.items():
+        reset_peak_memory(bench.device)
+        run = bench.start(chosen)
+        for _ in bench.timesteps:
+            bench.take(run)
+        peaks[name] = peak_memory(bench.device)
+        del run  # before the next one is measured
+    return peaks
+
+
+def time_reference(bench: Bench, reference: tuple[nn.Module, dict[str, Any]], *, compiled: bool) -> dict[str, Any]:
+    """Full steps of the public implementation and of ours, uncached, taken in turn, and ours over theirs."""
+    model, arguments = reference
+    if compiled:
+        model.compile(fullgraph=True, dynamic=False)
+    plain = FullSteps(bench)
+    pairs = []
+    for _ in range(bench.num_timings):
+        pairs.append((plain.take(), timed(lambda: model(**arguments), bench.device)[1]))
+        bench.tick()
+    ours, theirs = (bench.summary(list(seconds)) for seconds in zip(*pairs, strict=True))
+    ratios = [mine / other for mine, other in pairs[bench.dropped :]]
+    return {"ours": ours, "theirs": theirs, "ours_over_theirs": middle(ratios)}
+
+
+def count_by_depth(
+    backbone: Backbone, workload: Workload, dtype: torch.dtype, cache: Cache, num_steps: int
+) -> list[dict[str, Any]]:
+    """Operations of a forecast step by engine, counted on the meta device: at the depth timed, and at the family's deepest."""
+    rows = []
+    for depth in (workload.depth, backbone.deepest):
+        with torch.device("meta"):
+            case = backbone.build(replace(workload, depth=depth), dtype)
+        timesteps = backbone.timesteps(case, num_steps).to("meta")
+        engines = {name: replace(cache, engine=name, memory_limit=None) for name in ENGINES}
+        operations = {name: count_forecast(case, chosen, timesteps) for name, chosen in engines.items()}
+        rows.append({"sites": case.model.tokens(case.latents).num_sites, **operations})
+    return rows
 
 
 def composed(timings: dict[str, Any], cache: Cache, num_steps: int) -> dict[str, float]:
@@ -245,11 +286,11 @@ def kept_ratio(cache: Cache, num_steps: int, case: Case, max_order: int) -> floa
     return kept["layerwise"] / kept["folded"]
 
 
-def judge(values: dict[str, float | None]) -> dict[str, dict[str, Any]]:
-    """Every goal with the value reached; `met` is None where there is no value."""
+def judge(values: Mapping[str, float | None], bounds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Every goal of the backbone with the value reached; `met` is None where there is no value."""
     rows = {}
-    for key, (name, relation, bound) in GOALS.items():
-        value = values[key]
+    for key, bound in bounds.items():
+        (name, relation), value = GOALS[key], values[key]
         met = None if value is None else (value >= bound if relation == ">=" else value <= bound)
         rows[key] = {"name": name, "goal": f"{relation} {bound:g}", "value": value, "met": met}
     return rows
@@ -268,29 +309,46 @@ def measure(args) -> dict[str, Any]:
         )
     torch.manual_seed(args.seed)
     with torch.device(device):
-        case = backbone.build(workload).to(dtype)
-    if args.compile:
-        case.model.blocks.compile(fullgraph=True, dynamic=False)
-        cache = replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))
+        case = backbone.build(workload, dtype)
+        reference = backbone.reference(case) if args.against_diffusers else None
+    if args.against_diffusers and reference is None:
+        raise ValueError(f"--against-diffusers has no effect on {args.model}; it is for FLUX")
     counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
+    operations = count_by_depth(backbone, workload, dtype, cache, args.num_steps)
+    engines = tuple(ENGINES)
+    if args.compile:
+        compile_steps(case.model)
+        cache = replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))
+        engines = (cache.engine,)  # the others' forecast steps differ from step to step and would each be compiled
 
-    # Pairs, forecasts of every engine, two tables.
-    kinds = 1 + len(ENGINES) + 2
+    # Pairs, forecasts of every engine, two tables, pairs against the reference.
+    kinds = 1 + len(engines) + 2 + (reference is not None)
     with tqdm(total=kinds * (args.repeats + args.dropped), unit="timing", desc="steps", mininterval=0.5) as bar:
         bench = Bench(
             case=case,
-            timesteps=backbone.timesteps(args.num_steps).to(device),
+            timesteps=backbone.timesteps(case, args.num_steps).to(device),
             device=device,
             repeats=args.repeats,
             dropped=args.dropped,
             tick=bar.update,
         )
-        timings = time_steps(bench, cache)
+        timings = time_steps(bench, cache, engines)
+        against = time_reference(bench, reference, compiled=args.compile) if reference else None
+    peaks = peak_bytes(bench, cache, engines)
+    kernels = count_forecast(case, cache, bench.timesteps, count_kernels) if device.type == "cuda" else None
     together = composed(timings, cache, args.num_steps)
     whole = time_whole_runs(backbone, workload, bench, cache, args.whole_repeats) if args.whole_run else None
     measured = whole[cache.label]["ratio"] if whole else None
     speedup = measured or together["speedup"]
     plain = timings["full_step"]["plain"]["median_s"]
+    reached = {
+        "latency_over_flops": speedup / counts["flops_ratio"],
+        "forecast_over_full": timings["forecast_step"]["folded"]["median_s"] / plain,
+        "folding_overhead": timings["folding_overhead"]["median"],
+        "kept_ratio_order_2": kept_ratio(cache, args.num_steps, case, 2),
+        "forecast_operations": max(row["folded"] for row in operations),
+        "peak_memory": peaks["folded"] / peaks[UNCACHED] - 1 if peaks else None,
+    }
     return {
         "command": "eval/benchmark.py",
         "weights": "random",
@@ -299,17 +357,14 @@ def measure(args) -> dict[str, Any]:
         "note": NOTE,
         "flops": counts,
         **timings,
+        "operations": operations,
+        "kernels": kernels,
+        "peak_bytes": peaks,
+        "diffusers": against,
         "composed_run": together,
         "whole_run": whole,
         "speedup": {"measured": measured, "composed": together["speedup"], "flops": counts["flops_ratio"]},
-        "goals": judge(
-            {
-                "latency_over_flops": speedup / counts["flops_ratio"],
-                "forecast_over_full": timings["forecast_step"]["folded"]["median_s"] / plain,
-                "folding_overhead": timings["folding_overhead"]["median"],
-                "kept_ratio_order_2": kept_ratio(cache, args.num_steps, case, 2),
-            }
-        ),
+        "goals": judge(reached, backbone.goals),
         "latency_speedup_used": "measured" if measured else "composed",
         "conditions": conditions(device, dtype),
     }
@@ -322,6 +377,8 @@ def text(record: dict[str, Any]) -> str:
     rows += [(f"forecast step, {name}", timing) for name, timing in record["forecast_step"].items()]
     rows += [(f"modulation table of a run, {name}", timing) for name, timing in record["modulation_table"].items()]
     rows += [(f"whole run, {label}", timing) for label, timing in (record["whole_run"] or {}).items()]
+    if record["diffusers"]:
+        rows.append(("full step of diffusers' model", record["diffusers"]["theirs"]))
     shown = [
         [
             name,
@@ -336,6 +393,7 @@ def text(record: dict[str, Any]) -> str:
         [goal["name"], number(goal["value"], 4), goal["goal"], {True: "yes", False: "no", None: "–"}[goal["met"]]]
         for goal in record["goals"].values()
     ]
+    operations = [[f"{row['sites']} sites", *(str(row[name]) for name in ENGINES)] for row in record["operations"]]
     full_steps, made = len(record["flops"]["full_steps"]), record["conditions"]
     return "\n".join(
         [
@@ -345,6 +403,9 @@ def text(record: dict[str, Any]) -> str:
             "",
             f"speed-up: measured {number(speedup['measured'], 2, 'x')}, composed {number(speedup['composed'], 2, 'x')}, "
             f"FLOPs {number(speedup['flops'], 2, 'x')}",
+            text_table(["operations of a forecast step", *ENGINES], operations),
+            *(f"peak memory, {name}: {size / 2**30:.2f} GiB" for name, size in (record["peak_bytes"] or {}).items()),
+            "",
             text_table(["goal", "value", "wanted", "met"], goals),
         ]
     )

@@ -17,6 +17,7 @@ EXAMPLES = """
 python eval/flops.py --model DiT-XL/2 --interval 4 --max-order 4 --warmup-steps 2
 python eval/flops.py --model DiT-XL/2 --method fora --interval 5 --json
 python eval/flops.py --model DiT-XL/2 --image-size 512 --precision bf16 --engine layerwise
+python eval/flops.py --model flux-dev --height 1024 --width 1024 --num-steps 50 --interval 6 --max-order 2 --warmup-steps 3
 """
 UNITS = "flops_T: 10^12 operations, 2 a multiply-add; kept_bytes: the most bytes of features kept between two steps"
 
@@ -34,7 +35,7 @@ def count(args) -> dict[str, Any]:
     backbone, workload, cache = BACKBONES[args.model], workload_of(args), cache_of(args)
     dtype = PRECISIONS[args.precision]
     with torch.device("meta"):
-        case = backbone.build(workload).to(dtype)
+        case = backbone.build(workload, dtype)
     counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
     record = {
         "label": cache.label,
@@ -47,17 +48,15 @@ def count(args) -> dict[str, Any]:
         "units": UNITS,
         "conditions": {**conditions(torch.device("meta"), dtype), "device": "none: counted on the meta device"},
     }
-    published = backbone.published_step_flops(case.model.config, case.rows)
-    if published is not None:
-        full_steps = len(counts["full_steps"])
-        full, forecast = published
-        record["published_convention"] = {
-            "flops_T": (full_steps * full + (args.num_steps - full_steps) * forecast) / 1e12,
-            "flops_T_uncached": args.num_steps * full / 1e12,
-            "flops_T_full_step": full / 1e12,
-            "flops_T_forecast_step": forecast / 1e12,
-            "difference": backbone.difference(case.model.config, case.rows, counts, args.num_steps),
-        }
+    full_steps = len(counts["full_steps"])
+    full, forecast = backbone.published_step_flops(case)
+    record["published_convention"] = {
+        "flops_T": (full_steps * full + (args.num_steps - full_steps) * forecast) / 1e12,
+        "flops_T_uncached": args.num_steps * full / 1e12,
+        "flops_T_full_step": full / 1e12,
+        "flops_T_forecast_step": forecast / 1e12,
+        "difference": backbone.difference(case, counts, args.num_steps),
+    }
     return record
 
 
@@ -109,20 +108,18 @@ def text(record: dict[str, Any]) -> str:
         "",
         text_table(["features kept by", "MiB"], kept),
     ]
-    theirs = record.get("published_convention")
-    if theirs:
-        terms = [[t["term"], f"{t['flops_T']:+.4f}"] for t in theirs["difference"]]
-        shown += [
-            "",
-            text_table(
-                ["from the paper's counter to this one", "TFLOPs"],
-                [
-                    ["the paper's counter", number(theirs["flops_T"], 4)],
-                    *terms,
-                    ["this count", number(record["flops_T"], 4)],
-                ],
-            ),
-        ]
+    theirs = record["published_convention"]
+    shown += [
+        "",
+        text_table(
+            ["from the paper's counter to this one", "TFLOPs"],
+            [
+                ["the paper's counter", number(theirs["flops_T"], 4)],
+                *([t["term"], f"{t['flops_T']:+.4f}"] for t in theirs["difference"]),
+                ["this count", number(record["flops_T"], 4)],
+            ],
+        ),
+    ]
     return "\n".join(shown)
 
 

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evaluation.paper import published
+from evaluation.paper import published, published_flops, published_latency
 from seerkit.cli import Parser, run_command
 from seerkit.files import written_whole
 from seerkit.tables import markdown_table, number
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKED = [ROOT / "README.md", ROOT / "TaylorSeer-DiT" / "weights" / "README.md"]
+MARKED = [
+    ROOT / "README.md",
+    *(ROOT / folder / "weights" / "README.md" for folder in ("TaylorSeer-FLUX", "TaylorSeer-DiT")),
+]
 EXAMPLES = """
 python eval/tables.py
 python eval/tables.py --check
@@ -24,7 +27,8 @@ python eval/tables.py --print dit-flops
 """
 BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 BEGINS = re.compile(r"<!-- table:[^>]*-->")
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+KEPT = ("folded", "layerwise")  # engines whose kept features are shown beside a count
 
 
 def parse_args(argv: list[str] | None):
@@ -68,10 +72,38 @@ def percent(ours: float, theirs: float, digits: int = 2) -> str:
 
 
 def dit_flops(results: Path) -> str:
-    """Published FLOPs of DiT-XL/2, the published counter's formula evaluated here, and our count."""
-    record = read(results / "dit" / "flops.json", "bash scripts/reproduce_dit_flops.sh")
-    facts = published("dit")
-    base = next(row for row in facts["flops"] if row["method"] == "uncached")
+    """Counts of DiT-XL/2."""
+
+    def made(settings: dict[str, Any]) -> str:
+        side = 8 * settings["config"]["input_size"]
+        return (
+            f"{settings['model']} at {side}×{side}, {settings['num_steps']} steps, "
+            f"{settings['rows']} rows a sample (guidance)"
+        )
+
+    return flops_table(results, "dit", made, "were read in notes on those works")
+
+
+def flux_flops(results: Path) -> str:
+    """Counts of FLUX.1-dev, with what the engines keep."""
+
+    def made(settings: dict[str, Any]) -> str:
+        size = f"{settings['width']}×{settings['height']} with {settings['text_tokens']} text tokens"
+        return f"{settings['model']} at {size}, {settings['num_steps']} steps, features in {settings['precision']}"
+
+    return flops_table(results, "flux", made, "were read in those works or quoted from others, as noted", kept=True)
+
+
+def flops_table(
+    results: Path, name: str, made: Callable[[dict[str, Any]], str], provenance: str, *, kept: bool = False
+) -> str:
+    """Published FLOPs of a backbone, the published counter's formula evaluated here, and our count.
+
+    made: how the model was counted, from a row's settings. provenance: of the published figures. kept: adds columns.
+    """
+    record = read(results / name / "flops.json", f"bash scripts/reproduce_{name}_flops.sh")
+    facts = published(name)
+    base = published_flops(facts, "uncached")
 
     def figure(row: dict[str, Any]) -> tuple[float, str]:
         """TFLOPs of a published row and how it reads; derived from its speed-up where no count is printed."""
@@ -80,15 +112,13 @@ def dit_flops(results: Path) -> str:
         derived = base["flops_T"] / row["speedup"]
         return derived, f"{derived:.2f} ({base['flops_T']:.2f} / {row['speedup']:.2f})"
 
-    ours = record["rows"]
-    rows = [
-        [*dit_flops_row("uncached", figure(base), ours[0], ours[0]["flops_T_uncached"], uncached=True), base["source"]]
-    ]
-    for row in ours:
-        interval, method = row["schedule"].get("interval"), row["method"]
-        match = next((r for r in facts["flops"] if r["method"] == method and r.get("interval") == interval), None)
-        figures = dit_flops_row(row["label"], figure(match) if match else None, row, row["flops_T"], uncached=False)
-        rows.append([*figures, match["source"] if match else "–"])
+    def line(row: dict[str, Any], match: dict[str, Any] | None, *, uncached: bool = False) -> list[str]:
+        sizes = [number(0 if uncached else row["kept_bytes"][engine] / GIB, 3) for engine in KEPT] if kept else []
+        source = match["source"] if match else "–"
+        return [*flops_row(row, figure(match) if match else None, uncached=uncached), *sizes, source]
+
+    ours = [row for row in record["rows"] if row["method"] != "uncached"]
+    matches = [published_flops(facts, row["method"], row["schedule"].get("interval")) for row in ours]
     header = [
         "run",
         "full steps",
@@ -97,34 +127,41 @@ def dit_flops(results: Path) -> str:
         "our count",
         "ours to published",
         "FLOPs ratio",
+        *([f"{engine} keeps GiB" for engine in KEPT] if kept else []),
         "published in",
     ]
-    first = ours[0]
+    rows = [line(ours[0], base, uncached=True), *map(line, ours, matches)]
+    doubts = [
+        f"- {row['label']}, {figure(match)[1]} in {match['source']}: {match['discrepancy']}"
+        for row, match in zip(ours, matches, strict=True)
+        if match and "discrepancy" in match
+    ]
+    agreed = (row for row, match in zip(ours, matches, strict=True) if match and "discrepancy" not in match)
+    first = next(agreed, ours[0])
     terms = "\n".join(f"- {t['term']}: {t['flops_T']:+.4f}" for t in first["published_convention"]["difference"])
-    size = 8 * first["settings"]["config"]["input_size"]
     return "\n\n".join(
         [
             markdown_table(header, rows),
+            *(["Published figures that do not follow from their own counter:", "\n".join(doubts)] if doubts else []),
             f"From the published counter ({first['published_convention']['flops_T']:.4f} TFLOPs) to our count "
             f"({first['flops_T']:.4f}) of {first['label']}, in TFLOPs of the run:",
             terms,
             made_with(
-                f"{first['settings']['model']} at {size}×{size}, {first['settings']['num_steps']} steps, "
-                f"{first['settings']['rows']} rows a sample (guidance)",
+                made(first["settings"]),
                 "counted on the meta device, 2 operations a multiply-add, folding included",
                 f"torch {first['conditions']['versions']['torch']}, {first['conditions']['date'][:10]}",
-                "published figures were read in notes on those works (results/paper/dit.json)",
+                f"published figures {provenance} (results/paper/{name}.json)",
             ),
         ]
     )
 
 
-def dit_flops_row(
-    label: str, figure: tuple[float, str] | None, row: dict[str, Any], count: float, *, uncached: bool
-) -> list[str]:
+def flops_row(row: dict[str, Any], figure: tuple[float, str] | None, *, uncached: bool) -> list[str]:
+    """The run of a row, or the uncached one that it is compared with, beside the published figure."""
     convention, num_steps = row["published_convention"], row["settings"]["num_steps"]
+    count = row["flops_T_uncached" if uncached else "flops_T"]
     return [
-        label,
+        "uncached" if uncached else row["label"],
         f"{num_steps if uncached else len(row['full_steps'])}/{num_steps}",
         figure[1] if figure else "not published",
         number(convention["flops_T_uncached" if uncached else "flops_T"], 2),
@@ -135,11 +172,19 @@ def dit_flops_row(
 
 
 def dit_benchmark(results: Path) -> str:
-    """Timings on random weights, a column for each record results/dit/benchmark-*.json."""
-    command = "python eval/benchmark.py --whole-run --out results/dit/benchmark-cpu.json"
-    paths = sorted((results / "dit").glob("benchmark-*.json"))
+    return benchmark_table(results, "dit", "DiT-XL/2")
+
+
+def flux_benchmark(results: Path) -> str:
+    return benchmark_table(results, "flux", "flux-dev")
+
+
+def benchmark_table(results: Path, name: str, model: str) -> str:
+    """Timings on random weights, a column for each record results/NAME/benchmark-*.json."""
+    command = f"python eval/benchmark.py --model {model} --whole-run --out results/{name}/benchmark-cpu.json"
+    paths = sorted((results / name).glob("benchmark-*.json"))
     if not paths:
-        read(results / "dit" / "benchmark-cpu.json", command)
+        read(results / name / "benchmark-cpu.json", command)
     records = [read(path, command) for path in paths]
 
     def each(name: str, value: Callable[[dict[str, Any]], str]) -> list[str]:
@@ -159,11 +204,17 @@ def dit_benchmark(results: Path) -> str:
         uncached, cached = runs["uncached"], runs[record["label"]]
         return f"{uncached['median_s']:.2f} s → {cached['median_s']:.2f} s ({cached['repeats']} runs each)"
 
+    def where_measured(key: str, name: str, shown: Callable[[Any], str]) -> list[list[str]]:
+        """A row for what some records have and others do not; none where no record has it."""
+        if not any(record.get(key) for record in records):
+            return []
+        return [each(name, lambda record: shown(record[key]) if record.get(key) else "not measured")]
+
     def goal(key: str, digits: int, scale: float = 1, unit: str = "") -> list[str]:
         def shown(record: dict[str, Any]) -> str:
             reached = record["goals"][key]
             if reached["value"] is None:
-                return "–"
+                return "not measured"
             return f"{scale * reached['value']:.{digits}f}{unit}, {'met' if reached['met'] else 'not met'}"
 
         wanted = records[0]["goals"][key]
@@ -179,33 +230,52 @@ def dit_benchmark(results: Path) -> str:
         each("speed-up, measured on whole runs", lambda r: number(r["speedup"]["measured"], 2, "x")),
         each("speed-up, composed from the steps", lambda r: number(r["speedup"]["composed"], 2, "x")),
         each("FLOPs ratio", lambda r: number(r["speedup"]["flops"], 2, "x")),
-        goal("latency_over_flops", 3),
-        goal("forecast_over_full", 2, 100, " %"),
-        goal("folding_overhead", 2, 100, " %"),
-        goal("kept_ratio_order_2", 1, 1, "x"),
+        *(goal(key, *GOALS_SHOWN[key]) for key in records[0]["goals"]),
+        *where_measured(
+            "diffusers", "full step, ours to diffusers'", lambda d: f"{d['ours_over_theirs']['median']:.3f}x"
+        ),
+        *where_measured("kernels", "kernels of a forecast step", str),
+        *where_measured(
+            "peak_bytes",
+            "peak memory, uncached → folded",
+            lambda peak: f"{peak['uncached'] / GIB:.2f} GiB → {peak['folded'] / GIB:.2f} GiB",
+        ),
         each("kept features, folded", lambda r: number(r["flops"]["kept_bytes"]["folded"] / MIB, 1, " MiB")),
         each("kept features, layerwise", lambda r: number(r["flops"]["kept_bytes"]["layerwise"] / MIB, 1, " MiB")),
     ]
     header = ["", *(f"{record['conditions']['device']}, {record['settings']['precision']}" for record in records)]
-    theirs = "; ".join(
-        f"N={row['interval']} {row['latency_speedup']:.2f}x at {row['flops_speedup']:.2f}x fewer FLOPs"
-        for row in published("dit")["latency"]
-    )
+    theirs: dict[str, list[str]] = {}
+    for row in published_latency(published(name), "taylorseer"):
+        shown = f"N={row['interval']} {row['latency_speedup']:.2f}x at {row['flops_speedup']:.2f}x fewer FLOPs"
+        theirs.setdefault(row["source"].split("; ")[0], []).append(shown)
+    sources = "; ".join(f"{'; '.join(shown)} ({source})" for source, shown in theirs.items())
     lines = [benchmark_conditions(record) for record in records]
     return "\n\n".join(
         [
             markdown_table(header, rows),
-            f"Published for comparison, TaylorSeer as released: {theirs} ({published('dit')['latency'][0]['source']}).",
+            f"Published for comparison, TaylorSeer as released: {sources}.",
             *dict.fromkeys(lines),
         ]
     )
 
 
+GOALS_SHOWN: dict[str, tuple] = {
+    "latency_over_flops": (3,),
+    "forecast_over_full": (2, 100, " %"),
+    "folding_overhead": (2, 100, " %"),
+    "kept_ratio_order_2": (1, 1, "x"),
+    "forecast_operations": (0,),
+    "peak_memory": (2, 100, " %"),
+}
+"""Digits, scale and unit of the goals of eval/benchmark.py."""
+
+
 def benchmark_conditions(record: dict[str, Any]) -> str:
     s, kept = record["settings"], record["full_step"]["plain"]
+    text = f" and {s['text_tokens']} of text" if "text_tokens" in s else ""
     return made_with(
         f"{s['model']} on random weights{', of reduced depth' if s['reduced_depth'] else ''}",
-        f"{s['rows']} rows of {s['tokens']} tokens, {s['num_steps']} steps, {s['attention']} attention"
+        f"{s['rows']} rows of {s['tokens']} tokens{text}, {s['num_steps']} steps, {s['attention']} attention"
         + (", compiled" if s["compile"] else ""),
         f"medians of {kept['repeats']} timings",
         run_conditions(record["conditions"]),
@@ -228,33 +298,113 @@ def dit_quality(results: Path) -> str:
     return samples_table(read(results / "dit" / "fashion-mnist-quality.json", command))
 
 
+def flux_samples(results: Path) -> str:
+    """Samples of the embedded text-to-image model as the main job makes them."""
+    command = "bash scripts/run_flux.sh, then copy record.json"
+    return samples_table(read(results / "flux" / "flux-tiny.json", command))
+
+
+def flux_quality(results: Path) -> str:
+    """The same on prompts with labels that were held out of training, for the model card."""
+    command = (
+        "bash scripts/run_flux.sh --compare --prompt_file TaylorSeer-FLUX/prompts-held-out.txt, then copy record.json"
+    )
+    return samples_table(read(results / "flux" / "flux-tiny-held-out.json", command))
+
+
+def flux_nearest(results: Path) -> str:
+    """How near samples come to the training images, beside real images that were not trained on."""
+    record = read(
+        results / "flux" / "flux-tiny-nearest.json",
+        "python eval/nearest.py FOLDER --out results/flux/flux-tiny-nearest",
+    )
+    shown = {
+        f"{len(record['nearest'])} samples": record["samples"],
+        f"{record['num_real_test_images']} real test images": record["real_test_images"],
+    }
+    quantiles = list(record["samples"])
+    rows = [[name, *(number(values[key], 3) for key in quantiles)] for name, values in shown.items()]
+    return markdown_table([f"distance to the nearest of {record['training_images']} training images", *quantiles], rows)
+
+
 def samples_table(record: dict[str, Any]) -> str:
-    """The rows of a record of TaylorSeer-DiT/sample.py."""
-    header = ["method", "full steps", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB", "class accuracy"]
+    """The rows of a record of a sampling command."""
+    s = record["settings"]
+    judged, value, explained = quality(record)
+    header = ["method", "full steps", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB", judged]
     rows = [
         [
             row["label"],
             f"{len(row['full_steps'])}/{row['num_steps']}",
             number(row["flops_ratio"], 2, "x"),
-            number(row["latency"]["ratio"], 2, "x"),
+            number(row["latency"]["ratio"] if row["latency"] else None, 2, "x"),
             number(row["kept_bytes"] / MIB, 1),
             number(row["psnr"]["mean_db"] if row["psnr"] else None, 2),
-            number(None if row["class_accuracy"] is None else 100 * row["class_accuracy"], 1, " %"),
+            value(row),
         ]
         for row in record["rows"]
     ]
-    s, real = record["settings"], record["real_test_accuracy"]
+    procedure = [s["solver"]] if "solver" in s else []
+    guidance = s["guidance_scale"] if "guidance_scale" in s else s["guidance"]
+    if guidance is not None:
+        procedure.append(f"guidance {guidance:g}")
     return "\n\n".join(
         [
             markdown_table(header, rows),
             made_with(
                 f"{s['model']}, trained weights, {record['num_samples']} samples in batches of {s['batch_size']}, "
-                f"seed {s['seed']}, {s['solver']}, guidance {s['guidance_scale']:g}",
+                + ", ".join([f"seed {s['seed']}", *procedure]),
                 "PSNR to the uncached samples of the same noise",
-                f"class accuracy by the shipped in-domain classifier, {100 * real:.1f} % on real test images"
-                if real
-                else None,
+                explained,
                 run_conditions(record["conditions"]),
+            ),
+        ]
+    )
+
+
+def quality(record: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], str], str | None]:
+    """What samples were judged by: the column's name, a row's cell, and what its figures mean."""
+    if "scorer" in record:
+        scorer = record["scorer"]
+        meaning = scorer and (
+            "score: 100 x cosine of image and prompt by the shipped in-domain scorer (not CLIP), "
+            f"{scorer['ceiling']:.1f} on real images with their captions, {scorer['ceiling_new_labels']:.1f} where the label "
+            f"was never trained on, {scorer['floor']:.1f} with shuffled captions"
+        )
+        return "score", lambda row: number(row.get("score"), 1), meaning
+    real = record["real_test_accuracy"]
+    meaning = (
+        f"class accuracy by the shipped in-domain classifier, {100 * real:.1f} % on real test images" if real else None
+    )
+
+    def accuracy(row: dict[str, Any]) -> str:
+        return number(None if row["class_accuracy"] is None else 100 * row["class_accuracy"], 1, " %")
+
+    return "class accuracy", accuracy, meaning
+
+
+def flux_op_counts(results: Path) -> str:
+    """Operations of a forecast step: the engines here, and other implementations."""
+    command = "python eval/op_counts.py --out results/flux/op-counts.json"
+    record = read(results / "flux" / "op-counts.json", command)
+    s, made = record["settings"], record["conditions"]
+    fewest = min(row["operations"] for row in record["rows"] if row["operations"] is not None)
+    rows = [
+        [
+            row["label"] + (f", {row['package']}" if row["package"] else ""),
+            number(row["operations"], 0),
+            number(row["operations"] and row["operations"] / fewest, 1, "x"),
+        ]
+        for row in record["rows"]
+    ]
+    return "\n\n".join(
+        [
+            markdown_table(["a forecast step of", "operations", "to the fewest"], rows),
+            made_with(
+                f"{s['depth']} double and {s['depth_single_blocks']} single blocks, {s['sites']} sites, "
+                f"order {s['max_order']}, {made['dtype']}; a narrow model, the count being the same at every width",
+                record["units"],
+                f"torch {made['versions']['torch']}, {made['date'][:10]}",
             ),
         ]
     )
@@ -263,14 +413,37 @@ def samples_table(record: dict[str, Any]) -> str:
 def dit_training(results: Path) -> str:
     """How the embedded model was trained: the facts that train.py wrote beside it."""
     record = read(results / "dit" / "fashion-mnist-training.json", "bash scripts/train_dit.sh, then copy model.json")
-    t, config, made = record["training"], record["config"], record["conditions"]
-    shape = f"{config['depth']} blocks of {config['hidden_size']}, {config['num_heads']} heads, patch {config['patch_size']}"
+    config, losses = record["config"], record["final_loss"]
+    return training_table(
+        record,
+        shape=f"{config['depth']} blocks of {config['hidden_size']}, {config['num_heads']} heads, patch {config['patch_size']}",
+        images=60000,
+        losses=["final L_simple, L_vlb", f"{losses['simple']:.4f}, {losses['vlb']:.4f} bits"],
+    )
+
+
+def flux_training(results: Path) -> str:
+    """The same of the embedded text-to-image model."""
+    record = read(results / "flux" / "flux-tiny-training.json", "bash scripts/train_flux.sh, then copy model.json")
+    config = record["config"]
+    blocks = f"{config['depth']} double and {config['depth_single_blocks']} single blocks of {config['hidden_size']}"
+    return training_table(
+        record,
+        shape=f"{blocks}, {config['num_heads']} heads",
+        images=record["training_images"],
+        losses=["final loss of the velocity", f"{record['final_loss']['flow']:.4f}"],
+    )
+
+
+def training_table(record: dict[str, Any], *, shape: str, images: int, losses: list[str]) -> str:
+    """The facts of a training run; `images` are those of an epoch, `losses` a row of the table."""
+    t, made = record["training"], record["conditions"]
     rows = [
         ["model", f"{shape}; {record['num_parameters'] / 1e6:.2f} M parameters"],
-        ["steps × images", f"{t['steps']} × {t['batch_size']} ({record['images_seen'] / 60000:.1f} epochs)"],
+        ["steps × images", f"{t['steps']} × {t['batch_size']} ({record['images_seen'] / images:.1f} epochs)"],
         ["optimiser", f"AdamW, rate {t['lr']:g}, {t['lr_schedule']} after {t['lr_warmup_steps']} steps of warm-up"],
         ["average of weights", f"EMA, decay {t['ema_decay']}"],
-        ["final L_simple, L_vlb", f"{record['final_loss']['simple']:.4f}, {record['final_loss']['vlb']:.4f} bits"],
+        losses,
         ["precision", f"{t['precision']} products, float32 weights"],
         ["hardware", made["device"]],
         ["wall-clock time", f"{record['seconds'] / 3600:.1f} h, beside other work on the same two cores"],
@@ -288,6 +461,13 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "dit-samples": dit_samples,
     "dit-quality": dit_quality,
     "dit-training": dit_training,
+    "flux-flops": flux_flops,
+    "flux-benchmark": flux_benchmark,
+    "flux-op-counts": flux_op_counts,
+    "flux-samples": flux_samples,
+    "flux-quality": flux_quality,
+    "flux-nearest": flux_nearest,
+    "flux-training": flux_training,
 }
 
 

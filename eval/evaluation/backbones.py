@@ -8,34 +8,50 @@ allocated.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+import dit.command
+import flux.command
 from cache_dic import Cache, Run
-from dit import CONFIGS, DiT, DiTConfig, Sampler, dit_config
-from dit.command import DEFAULTS, PAPER_ORDERS
+from dit import CONFIGS as DIT_CONFIGS
+from dit import DiT, DiTConfig, dit_config
+from dit import Sampler as DiTSampler
 from dit.diffusion import Diffusion
-from evaluation.paper import Term, dit_counter, dit_difference
+from evaluation.paper import Term, dit_counter, dit_difference, flux_counter, flux_difference
+from evaluation.rivals import diffusers_arguments, diffusers_flux
+from flux import CONFIGS as FLUX_CONFIGS
+from flux import Flux, FluxConfig, flux_config
+from flux import Sampler as FluxSampler
+from flux.config import USAGE, latent_shape
+from flux.latents import image_ids, pack, patch_side, text_ids, unpack
+from flux.schedule import sampling_times
 from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.cli import PRECISIONS, Parser, positive_float, positive_int
 
+Callback = Callable[[int, Tensor], None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a model call works on; None leaves a size to the model.
+    """What a model call works on; made by `workload`, which knows the model's own settings.
 
-    image_size: side in pixels. num_samples: samples a call. cfg_scale: guidance weight; with any but 1 a sample takes two
-    rows, conditional and unconditional. depth: number of blocks, for trials. attention: a name in `seerkit.attention.BACKENDS`.
+    height, width: in pixels; None leaves them to the model. num_samples: samples a call. depth: number of blocks, for FLUX
+    of double blocks, for trials. attention: a name in `seerkit.attention.BACKENDS`. Of some models alone, else None:
+    cfg_scale: guidance weight; with any but 1 a sample takes two rows, conditional and unconditional. text_tokens: of a prompt.
     """
 
-    image_size: int | None = None
+    height: int | None = None
+    width: int | None = None
     num_samples: int = 1
-    cfg_scale: float = 1.5
     depth: int | None = None
     attention: str = "sdpa"
+    cfg_scale: float | None = None
+    text_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,106 +66,225 @@ class Case:
     def rows(self) -> int:
         return len(self.latents)
 
-    def to(self, dtype: torch.dtype) -> "Case":
-        """The same with weights and latents in another precision."""
-        return Case(self.model.to(dtype), self.latents.to(dtype), self.conditions)
-
 
 class Backbone(Protocol):
     """What counting and timing need of a model that has a name.
 
-    defaults: the authors' interval, max_order and warmup_steps. orders: the paper's order by interval.
+    defaults: interval, max_order and warmup_steps. orders: the paper's order by interval. num_steps: sampling steps.
+    own: the model's own values of those workload settings that it has, None where they follow from the configuration.
+    goals: bounds for keys of eval/benchmark.py's GOALS. deepest: depth of the deepest published model of the family.
     """
 
     defaults: Mapping[str, int]
     orders: Mapping[int, int]
+    num_steps: int
+    own: Mapping[str, Any]
+    goals: Mapping[str, float]
+    deepest: int
 
-    def config(self, workload: Workload) -> Any:
-        """The model's configuration; ValueError if it cannot be had."""
+    def build(self, workload: Workload, dtype: torch.dtype) -> Case:
+        """The model with random weights and random inputs, on the default device; ValueError for sizes that do not fit."""
 
-    def build(self, workload: Workload) -> Case:
-        """The model with random weights and random inputs, on the default device."""
-
-    def timesteps(self, num_steps: int) -> Tensor:
+    def timesteps(self, case: Case, num_steps: int) -> Tensor:
         """Timesteps (S,) in sampling order."""
 
     def sample(
-        self, case: Case, workload: Workload, num_steps: int, cache: Cache, callback: Callable[[int, Tensor], None]
+        self, case: Case, workload: Workload, num_steps: int, cache: Cache, callback: Callback
     ) -> tuple[Tensor, Run]:
         """A whole sampling run from the latents of `case`: final latents and the run."""
 
-    def published_step_flops(self, config: Any, rows: int) -> tuple[int, int] | None:
-        """Operations of a full and a forecast step as the paper's own counter has them; None where that is not known."""
+    def published_step_flops(self, case: Case) -> tuple[int, int]:
+        """Operations of a full and a forecast step as the paper's own counter has them."""
 
-    def difference(self, config: Any, rows: int, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
+    def difference(self, case: Case, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
         """What leads from the paper's counter to ours over a run, adding up exactly; `counts` as `sampling_flops` returns."""
+
+    def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]] | None:
+        """The public implementation with random weights, and the arguments that make a call of it one of `case`.
+
+        None where there is none to compare with.
+        """
 
 
 @dataclass(frozen=True)
 class DiTBackbone:
     name: str
-    defaults = DEFAULTS
-    orders = PAPER_ORDERS
+    defaults = dit.command.DEFAULTS
+    orders = dit.command.PAPER_ORDERS
+    num_steps = 50
+    own = MappingProxyType({"height": None, "width": None, "cfg_scale": 1.5})
+    goals = MappingProxyType(
+        {
+            "latency_over_flops": 0.95,
+            "forecast_over_full": 0.02,
+            "folding_overhead": 0.05,
+            "kept_ratio_order_2": 8.0,
+        }
+    )
+    deepest = DIT_CONFIGS["DiT-XL/2"].depth
 
     def config(self, workload: Workload) -> DiTConfig:
-        config = dit_config(self.name, image_size=workload.image_size)
+        if workload.height != workload.width:
+            raise ValueError(f"{self.name} makes squares, not {workload.height} x {workload.width}; use --image-size")
+        config = dit_config(self.name, image_size=workload.height)
         return config if workload.depth is None else replace(config, depth=workload.depth)
 
-    def build(self, workload: Workload) -> Case:
+    def build(self, workload: Workload, dtype: torch.dtype) -> Case:
         config = self.config(workload)
         count, side = workload.num_samples, config.input_size
-        latents = torch.randn(count, config.in_channels, side, side)
+        latents = torch.randn(count, config.in_channels, side, side, dtype=dtype)
         y = torch.arange(count) % config.num_classes
         if workload.cfg_scale != 1:
             latents, y = torch.cat([latents, latents]), torch.cat([y, torch.full_like(y, config.num_classes)])
-        model = DiT(config, attention=workload.attention).eval().requires_grad_(False)
+        model = DiT(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
         return Case(model, latents, {"y": y})
 
-    def timesteps(self, num_steps: int) -> Tensor:
+    def timesteps(self, case: Case, num_steps: int) -> Tensor:
         return Diffusion.respaced(num_steps).timesteps.flip(0)
 
     def sample(
-        self, case: Case, workload: Workload, num_steps: int, cache: Cache, callback: Callable[[int, Tensor], None]
+        self, case: Case, workload: Workload, num_steps: int, cache: Cache, callback: Callback
     ) -> tuple[Tensor, Run]:
-        sampler = Sampler(case.model, num_steps, guidance_scale=workload.cfg_scale)
+        sampler = DiTSampler(case.model, num_steps, guidance_scale=workload.cfg_scale)
         samples = slice(workload.num_samples)  # the sampler adds the unconditional rows itself
         return sampler.run(case.latents[samples].float(), case.conditions["y"][samples], cache=cache, callback=callback)
 
-    def published_step_flops(self, config: DiTConfig, rows: int) -> tuple[int, int]:
-        return dit_counter(config, rows).steps
+    def published_step_flops(self, case: Case) -> tuple[int, int]:
+        return dit_counter(case.model.config, case.rows).steps
 
-    def difference(self, config: DiTConfig, rows: int, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
-        return dit_difference(config, rows, counts, num_steps)
+    def difference(self, case: Case, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
+        return dit_difference(case.model.config, case.rows, counts, num_steps)
+
+    def reference(self, case: Case) -> None:
+        return None
 
 
-BACKBONES: dict[str, Backbone] = {name: DiTBackbone(name) for name in CONFIGS}
+@dataclass(frozen=True)
+class FluxBackbone:
+    name: str
+    defaults = flux.command.DEFAULTS
+    orders = flux.command.PAPER_ORDERS
+    goals = MappingProxyType(
+        {
+            "latency_over_flops": 0.97,
+            "forecast_over_full": 0.03,
+            "folding_overhead": 0.05,
+            "forecast_operations": 40,
+            "peak_memory": 0.03,
+        }
+    )
+    deepest = FLUX_CONFIGS["flux-dev"].depth
+
+    @property
+    def num_steps(self) -> int:
+        return USAGE[self.name].num_steps
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        usage = USAGE[self.name]
+        return {"height": usage.image_size, "width": usage.image_size, "text_tokens": usage.text_tokens}
+
+    def build(self, workload: Workload, dtype: torch.dtype) -> Case:
+        config: FluxConfig = flux_config(self.name, depth=workload.depth)
+        channels, height, width = latent_shape(self.name, workload.height, workload.width)
+        patch, count, length = patch_side(config.in_channels, channels), workload.num_samples, workload.text_tokens
+        latents = pack(torch.randn(count, channels, height, width, dtype=dtype), patch)
+        conditions = {
+            "img_ids": image_ids(count, height // patch, width // patch, latents.device),
+            "txt": torch.randn(count, length, config.context_in_dim, dtype=dtype),
+            "txt_ids": text_ids(count, length, latents.device),
+            "y": torch.randn(count, config.vec_in_dim, dtype=dtype),
+        }
+        if config.guidance_embed:
+            conditions["guidance"] = torch.full((count,), USAGE[self.name].guidance)
+        model = Flux(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
+        return Case(model, latents, conditions)
+
+    def timesteps(self, case: Case, num_steps: int) -> Tensor:
+        shift = FluxSampler(case.model, num_steps).shift
+        return sampling_times(num_steps, case.latents.shape[1], shift=shift)[:-1].float()
+
+    def sample(
+        self, case: Case, workload: Workload, num_steps: int, cache: Cache, callback: Callback
+    ) -> tuple[Tensor, Run]:
+        channels, height, width = latent_shape(self.name, workload.height, workload.width)
+        noise = unpack(case.latents.float(), height, width, patch_side(case.model.config.in_channels, channels))
+        sampler = FluxSampler(case.model, num_steps, guidance=USAGE[self.name].guidance)
+        return sampler.run(noise, case.conditions["txt"], case.conditions["y"], cache=cache, callback=callback)
+
+    def published_step_flops(self, case: Case) -> tuple[int, int]:
+        return flux_counter(*self._counted(case)).steps
+
+    def difference(self, case: Case, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
+        return flux_difference(*self._counted(case), counts, num_steps)
+
+    @staticmethod
+    def _counted(case: Case) -> tuple[FluxConfig, int, int, int]:
+        """Configuration, rows, image tokens, text tokens."""
+        return case.model.config, case.rows, case.latents.shape[1], case.conditions["txt"].shape[1]
+
+    def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
+        model = diffusers_flux(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+        return model, diffusers_arguments(case.latents, case.conditions)
+
+
+BACKBONES: dict[str, Backbone] = {
+    **{name: DiTBackbone(name) for name in DIT_CONFIGS},
+    **{name: FluxBackbone(name) for name in FLUX_CONFIGS},
+}
 DEFAULT_MODEL = "DiT-XL/2"
 
 
 def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
-    """Flags of a command that works on one model and one cache; --model in `argv` decides the defaults of caching."""
+    """Flags of a command that works on one model and one cache; --model in `argv` decides their defaults."""
+    backbone = BACKBONES[_asked_model(argv)]
     parser.add_argument("--model", choices=tuple(BACKBONES), default=DEFAULT_MODEL)
-    parser.add_argument("--image-size", type=positive_int, help="side in pixels (default: the model's own)")
-    parser.add_argument("--num-steps", type=positive_int, default=50, help="sampling steps")
+    parser.add_argument("--image-size", type=positive_int, help="side of a square in pixels (default: the model's own)")
+    parser.add_argument("--height", type=positive_int, help="pixels, with --width instead of --image-size")
+    parser.add_argument("--width", type=positive_int, help="pixels")
+    parser.add_argument("--num-steps", type=positive_int, default=backbone.num_steps, help="sampling steps")
     parser.add_argument("--num-samples", type=positive_int, default=1, help="samples a model call")
     parser.add_argument(
-        "--cfg-scale", type=positive_float, default=1.5, help="guidance weight; 1 runs no second branch"
+        "--cfg-scale",
+        type=positive_float,
+        help=f"guidance weight of DiT; 1 runs no second branch (default: {DiTBackbone.own['cfg_scale']})",
+    )
+    parser.add_argument(
+        "--text-tokens", type=positive_int, help="of a FLUX prompt, for trials (default: the model's own)"
     )
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
-    parser.add_argument("--depth", type=positive_int, help="number of blocks, for trials (default: the model's own)")
+    parser.add_argument(
+        "--depth",
+        type=positive_int,
+        help="number of blocks, of FLUX double blocks, for trials (default: the model's own)",
+    )
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
-    add_cache_flags(parser, **BACKBONES[_asked_model(argv)].defaults)
+    add_cache_flags(parser, **backbone.defaults)
+
+
+def workload(model: str, **asked: Any) -> Workload:
+    """A workload of fields that are asked for, None for those that are not, and the model's own settings.
+
+    Raises ValueError for a setting that the model does not have.
+    """
+    own = BACKBONES[model].own
+    given = {name: value for name, value in asked.items() if value is not None}
+    for name in sorted({"cfg_scale", "text_tokens"} & given.keys() - own.keys()):
+        raise ValueError(
+            f"--{name.replace('_', '-')} {given[name]} has no effect on {model}, which has no such setting"
+        )
+    return Workload(**{**own, **given})
 
 
 def workload_of(args: argparse.Namespace) -> Workload:
-    """The workload that the flags ask for."""
-    return Workload(
-        image_size=args.image_size,
-        num_samples=args.num_samples,
-        cfg_scale=args.cfg_scale,
-        depth=args.depth,
-        attention=args.attention,
-    )
+    """The workload that the flags ask for; ValueError for flags that exclude each other or do not suit the model."""
+    sides = {"height": args.height, "width": args.width}
+    if args.image_size is not None:
+        if any(sides.values()):
+            raise ValueError("--image-size is a square; give either that or --height and --width")
+        sides = dict.fromkeys(sides, args.image_size)
+    names = ("num_samples", "depth", "attention", "cfg_scale", "text_tokens")
+    return workload(args.model, **sides, **{name: getattr(args, name) for name in names})
 
 
 def cache_of(args: argparse.Namespace) -> Cache:
@@ -157,28 +292,22 @@ def cache_of(args: argparse.Namespace) -> Cache:
     if len(args.method or ()) > 1 or len(args.interval or ()) > 1 or args.compare:
         raise ValueError("this command takes one --method and one --interval at a time, without --compare")
     backbone = BACKBONES[args.model]
-    made = caches_from_flags(
-        args,
-        interval=backbone.defaults["interval"],
-        orders=backbone.orders,
-        max_order=backbone.defaults["max_order"],
-        compare_intervals=(),
-    )
+    made = caches_from_flags(args, num_steps=args.num_steps, defaults=backbone.defaults, orders=backbone.orders)
     (cache,) = made.values()
-    cache.plan(args.num_steps)
     return cache
 
 
 def describe(args: argparse.Namespace, case: Case) -> dict[str, Any]:
     """Model, sizes and steps for a record."""
-    tokens = case.model.tokens(case.latents)
+    tokens, asked = case.model.tokens(case.latents), workload_of(args)
+    own = {name: getattr(asked, name) for name in BACKBONES[args.model].own}
     return {
         "model": args.model,
         "config": asdict(case.model.config),
         "reduced_depth": args.depth is not None,
         "num_steps": args.num_steps,
         "num_samples": args.num_samples,
-        "cfg_scale": args.cfg_scale,
+        **{name: value for name, value in own.items() if value is not None},
         "rows": tokens.batch,
         "tokens": tokens.length,
         "sites": tokens.num_sites,

@@ -5,11 +5,13 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cache_dic import make_cache
+from seerkit.compile import compile_steps
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ROOT / "eval" / "benchmark.py"
@@ -59,7 +61,50 @@ def test_the_command_writes_a_whole_record(tmp_path):
     assert ratio["met"] == (ratio["value"] >= 0.95)
     # 2 blocks of 2 sites, 3 features each against 9 accumulators.
     assert record["goals"]["kept_ratio_order_2"]["value"] == pytest.approx(3 * 4 / 9)
-    assert record["peak_bytes"]["folded"] > 0
+    assert [row["sites"] for row in record["operations"]] == [4, 56]
+    assert record["peak_bytes"] is record["kernels"] is record["diffusers"] is None, "of CUDA, of CUDA, not asked for"
+
+
+FLUX = ["--model", "flux-debug", "--device", "cpu", "--num-steps", "20", "--repeats", "2"]
+
+
+def test_flux_against_diffusers(need, tmp_path):
+    need("diffusers")
+    out = tmp_path / "record.json"
+    FUNCTIONS["main"]([*FLUX, "--height", "16", "--width", "24", "--against-diffusers", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert record["label"] == "taylorseer-N6-W3-O2"
+    assert (record["settings"]["height"], record["settings"]["width"], record["settings"]["tokens"]) == (16, 24, 24)
+    assert set(record["goals"]) == {
+        "latency_over_flops", "forecast_over_full", "folding_overhead", "forecast_operations", "peak_memory"
+    }  # fmt: skip
+    assert record["goals"]["peak_memory"]["met"] is None
+    shallow, deep = record["operations"]
+    assert (shallow["sites"], deep["sites"]) == (4, 76)
+    assert shallow["folded"] == deep["folded"] == record["goals"]["forecast_operations"]["value"] <= 40
+    assert deep["layerwise"] > 10 * shallow["layerwise"]
+    against = record["diffusers"]
+    assert against["ours"]["repeats"] == against["theirs"]["repeats"] == 2
+    assert against["ours_over_theirs"]["min"] > 0
+
+
+def test_flux_compiled(load_command, monkeypatch, tmp_path):
+    """Each kind of step is one graph, here run without an inductor; only the folded engine is timed."""
+    command, out = load_command("eval/benchmark.py"), tmp_path / "record.json"
+    monkeypatch.setattr(command, "compile_steps", partial(compile_steps, backend="eager"))
+    command.main([*FLUX, "--compile", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert record["settings"]["compile"]
+    assert set(record["forecast_step"]) == {"folded"}
+
+
+@pytest.mark.gpu
+def test_flux_on_cuda(tmp_path):
+    out = tmp_path / "record.json"
+    FUNCTIONS["main"]([*FLUX, "--device", "cuda", "--precision", "bf16", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert record["peak_bytes"]["folded"] >= record["peak_bytes"]["uncached"] > 0
+    assert 0 < record["kernels"] <= 2 * record["operations"][0]["folded"]
 
 
 def test_a_composed_run():
@@ -84,6 +129,7 @@ def test_a_composed_run():
         (["--method", "uncached"], "forecasts none"),
         (["--num-steps", "2"], "forecasts none"),
         (["--interval", "2", "3"], "one "),
+        (["--against-diffusers"], "no effect on debug"),
     ],
 )
 def test_what_cannot_be_timed(flags, message):

@@ -40,6 +40,28 @@ def results(tmp_path_factory) -> Path:
         "num_samples": 50, "real_test_accuracy": 0.941, "rows": [row, cached], "conditions": CONDITIONS,
     }  # fmt: skip
     (root / "dit" / "fashion-mnist.json").write_text(json.dumps(samples))
+
+    out = root / "flux" / "flops.json"
+    for flags in (["--method", "uncached"], ["--interval", "4"], ["--method", "fora", "--interval", "3"]):
+        FLOPS["main"](["--model", "flux-debug", *flags, "--out", str(out)])
+    row, cached = ({**{k: v for k, v in r.items() if k != "class_accuracy"}, "score": 31.26} for r in (row, cached))
+    samples = {
+        "settings": {"model": "flux-tiny", "batch_size": 8, "seed": 0, "guidance": 3.0},
+        "num_samples": 16, "scorer": {"ceiling": 45.26, "ceiling_new_labels": 30.5, "floor": 3.11},
+        "rows": [row, {**cached, "latency": None}], "conditions": CONDITIONS,
+    }  # fmt: skip
+    (root / "flux" / "flux-tiny.json").write_text(json.dumps(samples))
+    counts = {
+        "settings": {"depth": 19, "depth_single_blocks": 38, "sites": 76, "max_order": 2},
+        "units": "operations: of a kind",
+        "rows": [
+            {"label": "ours", "package": None, "operations": 8},
+            {"label": "theirs", "package": "other 1.2", "operations": 1760},
+            {"label": "third", "package": "third (not installed)", "operations": None},
+        ],
+        "conditions": CONDITIONS,
+    }
+    (root / "flux" / "op-counts.json").write_text(json.dumps(counts))
     return root
 
 
@@ -140,7 +162,59 @@ def test_benchmarks_stand_side_by_side(tmp_path):
     assert "ChebBooster" in table
 
 
-@pytest.mark.parametrize("name", ["dit-flops", "dit-benchmark", "dit-samples"])
+def test_flux_counts_show_what_is_kept_and_what_is_doubtful(results):
+    table = TABLES["flux_flops"](results)
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert "| folded keeps GiB | layerwise keeps GiB | published in |" in rows[0]
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| uncached", "| taylorseer-N4-W3-O2", "| fora-N3-W3"]
+    assert " | 50/50 | 3719.50 | " in rows[2]
+    assert " | 1.00x | 0.000 | 0.000 | GitHub Shenyi-Z/ToCa, README |" in rows[2]
+    assert " | 14/50 | 1042.27 | " in rows[3]
+    assert "- fora-N3-W3, 1320.07 in GitHub Shenyi-Z/ToCa, README: not explained" in table
+    assert "32×32 with 16 text tokens, 50 steps" in table
+
+
+def test_flux_benchmark_shows_its_own_goals(tmp_path):
+    record = benchmark(whole_run=False)
+    goal = {"name": "a step", "goal": "<= 40", "value": 7, "met": True}
+    unmeasured = {"name": "memory", "goal": "<= 0.03", "value": None, "met": None}
+    record["goals"] = {"forecast_operations": goal, "peak_memory": unmeasured}
+    record["diffusers"] = {"ours_over_theirs": {"median": 0.987}}
+    record["peak_bytes"] = {"uncached": 24 * 2**30, "folded": 24.6 * 2**30}
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "benchmark-cpu.json").write_text(json.dumps(record))
+    table = TABLES["flux_benchmark"](tmp_path)
+    assert "| a step (goal <= 40) | 7, met |" in table
+    assert "| memory (goal <= 3 %) | not measured |" in table
+    assert "| full step, ours to diffusers' | 0.987x |" in table
+    assert "| peak memory, uncached → folded | 24.00 GiB → 24.60 GiB |" in table
+    assert "kernels" not in table
+    assert "N=6 3.53x at 4.99x fewer FLOPs (GitHub Shenyi-Z/TaylorSeer, README)" in table
+
+
+def test_flux_samples_are_scored(results):
+    table = TABLES["flux_samples"](results)
+    assert "| PSNR dB | score |" in table
+    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 31.3 |" in table
+    assert "| taylorseer-N3-W2-O3 | 4/10 | 2.50x | – | 3.0 | 31.26 | 31.3 |" in table
+    assert "seed 0, guidance 3;" in table
+    assert (
+        "45.3 on real images with their captions, 30.5 where the label was never trained on, 3.1 with shuffled" in table
+    )
+
+
+def test_operations_stand_beside_the_fewest(results):
+    table = TABLES["flux_op_counts"](results)
+    assert "| ours | 8 | 1.0x |" in table
+    assert "| theirs, other 1.2 | 1760 | 220.0x |" in table
+    assert "| third, third (not installed) | – | – |" in table
+    assert "19 double and 38 single blocks, 76 sites, order 2, float32" in table
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dit-flops", "dit-benchmark", "dit-samples", "flux-flops", "flux-benchmark", "flux-op-counts", "flux-samples"],
+)
 def test_a_missing_record_names_its_command(tmp_path, name):
     with pytest.raises(ValueError, match="is not there; make it with"):
         TABLES["TABLES"][name](tmp_path)

@@ -1,0 +1,168 @@
+"""Other implementations to compare with on the same shapes: diffusers' FLUX and its TaylorSeer hook, cache-dit, and a
+forecaster for every module, as the authors released it. diffusers and cache-dit are imported where they are used.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cache_dic import residual
+from evaluation.operations import count_operations
+from flux import Flux, FluxConfig
+from flux.command import DEFAULTS
+from flux.model import Modulation
+
+Advance = Callable[[], Any]
+"""The next step of a sampling run, on the same inputs."""
+
+COUNTED = 7
+"""The step, 0-based, that is a forecast from a full history in all of them: with three warm-up steps and an interval of 6
+full steps are 0 to 2 and, in diffusers' hook, 4."""
+
+
+def diffusers_flux(config: FluxConfig) -> nn.Module:
+    """diffusers' FluxTransformer2DModel of a configuration, random weights, on the default device."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        num_layers=config.depth,
+        num_single_layers=config.depth_single_blocks,
+        attention_head_dim=config.head_dim,
+        num_attention_heads=config.num_heads,
+        joint_attention_dim=config.context_in_dim,
+        pooled_projection_dim=config.vec_in_dim,
+        guidance_embeds=config.guidance_embed,
+        axes_dims_rope=config.axes_dim,
+    )
+
+
+def diffusers_arguments(img: Tensor, conditions: Mapping[str, Tensor], *, t: float = 0.5) -> dict[str, Any]:
+    """Arguments of its call for the inputs of a call of `Flux` at time t."""
+    arguments = {
+        "hidden_states": img,
+        "encoder_hidden_states": conditions["txt"],
+        "pooled_projections": conditions["y"],
+        "timestep": torch.full((len(img),), t, device=img.device, dtype=img.dtype),
+        "img_ids": conditions["img_ids"][0],
+        "txt_ids": conditions["txt_ids"][0],
+        "return_dict": False,
+    }
+    if "guidance" in conditions:
+        arguments["guidance"] = conditions["guidance"].to(img.dtype)
+    return arguments
+
+
+def diffusers_hook(case: Any, max_order: int, *, lite: bool = False) -> Advance:
+    """diffusers' TaylorSeer hook on the attention modules, its default; `lite`: on the output layer, all blocks skipped."""
+    from diffusers import TaylorSeerCacheConfig
+
+    settings = TaylorSeerCacheConfig(
+        cache_interval=DEFAULTS["interval"],
+        disable_cache_before_step=DEFAULTS["warmup_steps"],
+        max_order=max_order,
+        taylor_factors_dtype=case.latents.dtype,
+        use_lite_mode=lite,
+    )
+    model, arguments = _diffusers_case(case)
+    model.enable_cache(settings)
+
+    def advance() -> Any:
+        with model.cache_context("step"):
+            return model(**arguments)
+
+    return advance
+
+
+def diffusers_hook_lite(case: Any, max_order: int) -> Advance:
+    return diffusers_hook(case, max_order, lite=True)
+
+
+def cache_dit_dbcache(case: Any, max_order: int, *, blocks: int = 1) -> Advance:
+    """cache-dit's DBCache with its TaylorSeer calibrator: the first `blocks` blocks computed, the others forecast."""
+    import cache_dit
+
+    for handler in logging.getLogger("CACHE_DIT").handlers:
+        handler.setLevel(logging.WARNING)  # it would tell what it does on stdout
+    model, arguments = _diffusers_case(case)
+    cache_dit.enable_cache(
+        model,
+        cache_config=cache_dit.DBCacheConfig(
+            Fn_compute_blocks=blocks,
+            Bn_compute_blocks=0,
+            max_warmup_steps=DEFAULTS["warmup_steps"],
+            residual_diff_threshold=float("inf"),  # every step after the warm-up is forecast
+            num_inference_steps=50,
+        ),
+        calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=max_order),
+    )
+    return lambda: model(**arguments)
+
+
+def _diffusers_case(case: Any) -> tuple[nn.Module, dict[str, Any]]:
+    model = diffusers_flux(case.model.config).to(case.latents).eval()
+    return model, diffusers_arguments(case.latents, case.conditions)
+
+
+def per_module(case: Any, max_order: int) -> Advance:
+    """Forecast steps of the authors' form: factors of every module of both streams, every modulation computed anew.
+
+    The factors are made up: what is dispatched depends on their shapes alone.
+    """
+    model: Flux = case.model
+    inputs = case.conditions
+    t = torch.full((case.rows,), 0.5, device=case.latents.device)
+    streams = model.embed(case.latents), model.txt_in(inputs["txt"])
+
+    def factors(like: Tensor) -> list[Tensor]:
+        return [torch.randn_like(like) for _ in range(max_order + 1)]
+
+    double = [[[factors(stream), factors(stream)] for stream in streams] for _ in model.double_blocks]
+    single = [factors(torch.cat(streams[::-1], dim=1)) for _ in model.single_blocks]
+
+    def advance() -> Tensor:
+        c = model.condition(t, inputs["y"], inputs.get("guidance"))
+        model.rope(torch.cat([inputs["txt_ids"], inputs["img_ids"]], dim=1))  # computed, though nothing rotates
+        tokens = [model.embed(case.latents), model.txt_in(inputs["txt"])]
+        for block, modules in zip(model.double_blocks, double, strict=True):
+            for i, (modulation, (attention, mlp)) in enumerate(zip(block.modulation(c), modules, strict=True)):
+                rows = modulation.unsqueeze(2).unbind(1)
+                tokens[i] = residual(tokens[i], rows[2], taylor_sum(attention, 1))
+                tokens[i] = residual(tokens[i], rows[5], taylor_sum(mlp, 1))
+        img, txt = tokens
+        x = torch.cat([txt, img], dim=1)
+        for block, module in zip(model.single_blocks, single, strict=True):
+            x = residual(x, block.modulation(c).unsqueeze(2).unbind(1)[2], taylor_sum(module, 1))
+        return model.head(x[:, txt.shape[1] :], Modulation(None, model.final_layer.modulation(c)))
+
+    return advance
+
+
+def taylor_sum(factors: Sequence[Tensor], distance: int) -> Tensor:
+    """Σ_i factor_i distance^i / i!, an order at a time."""
+    total = 0
+    for order, factor in enumerate(factors):
+        total = total + (1 / math.factorial(order)) * factor * distance**order
+    return total
+
+
+RIVALS: dict[str, tuple[str | None, Callable[[Any, int], Advance]]] = {
+    "a forecast for every module": (None, per_module),
+    "TaylorSeer hook": ("diffusers", diffusers_hook),
+    "TaylorSeer hook, lite": ("diffusers", diffusers_hook_lite),
+    "DBCache, first block computed, TaylorSeer": ("cache-dit", cache_dit_dbcache),
+}
+"""By name: the package that it needs, and what makes it of a case and the highest order."""
+
+
+def count_rival(make: Callable[[Any, int], Advance], case: Any, max_order: int) -> int:
+    """Operations of a forecast step of one of RIVALS."""
+    advance = make(case, max_order)
+    for _ in range(COUNTED):
+        advance()
+    return count_operations(advance)

@@ -1,0 +1,59 @@
+"""nearest.py: the nearest training image, by hand, and what is said where there are no samples."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from flux.data import EmojiData
+from seerkit.cli import run_command
+from seerkit.media import save_png
+from seerkit.outputs import image_path
+
+SIDE = 4
+
+
+@pytest.fixture(scope="module")
+def command(load_command):
+    return load_command("eval/nearest.py")
+
+
+def grey(*values: int) -> torch.Tensor:
+    """Images (N, 3, SIDE, SIDE) of one grey each."""
+    return torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, SIDE, SIDE).contiguous()
+
+
+def test_distances_are_root_mean_squares(command):
+    distances, indices = command.nearest(grey(0, 100, 255, 130), grey(10, 120, 255))
+    assert indices.tolist() == [0, 1, 2, 1]
+    assert distances.tolist() == pytest.approx([10 / 255, 20 / 255, 0, 10 / 255], abs=1e-4)
+    many = torch.randint(256, (200, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert command.nearest(many, many)[1].tolist() == list(range(200)), "in chunks, too"
+
+
+def test_picture_and_record(command, monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "samples" / "uncached"
+    for index, value in enumerate((12, 250)):
+        save_png(image_path(folder, index), np.full((SIDE, SIDE, 3), value, np.uint8))
+    (folder / "settings.json").write_text(json.dumps({"prompts": ["a", "b"], "height": SIDE, "width": SIDE}))
+    mask = torch.tensor([True, True, False])
+    none = torch.zeros(3, dtype=torch.bool)
+    data = EmojiData(
+        images=grey(10, 255, 30), label=torch.tensor([0, 1, 1]), style=torch.tensor([0, 0, 0]), labels=["x", "y"],
+        styles=["noto"], chars=["", ""], groups=["", ""], train=mask, test=~mask, held_out_style=none, held_out_label=none,
+    )  # fmt: skip
+    monkeypatch.setattr(command, "load_emoji", lambda folder: data)
+    with pytest.raises(SystemExit) as stop:
+        run_command(command.main, [str(tmp_path / "samples"), "--out", str(tmp_path / "near")])
+    assert stop.value.code == 0
+    record = json.loads((tmp_path / "near.json").read_text())
+    assert [(row["prompt"], row["nearest"]) for row in record["nearest"]] == [("a", "x, noto"), ("b", "y, noto")]
+    assert record["samples"]["p50"] == pytest.approx(3.5 / 255, abs=1e-4)
+    assert record["real_test_images"]["p50"] == pytest.approx(20 / 255, abs=1e-4)
+    assert (tmp_path / "near.png").is_file()
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(command.main, [str(tmp_path), "--label", "fora", "--out", str(tmp_path / "near")])
+    assert stop.value.code == 2
+    assert "holds no samples of TaylorSeer-FLUX/sample.py" in capsys.readouterr().err

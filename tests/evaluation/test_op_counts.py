@@ -1,0 +1,104 @@
+"""Operations of forecast steps: what counts as one, and eval/op_counts.py."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cache_dic import ENGINES, make_cache
+from evaluation.backbones import BACKBONES, workload
+from evaluation.operations import count_forecast, count_operations
+from evaluation.rivals import RIVALS, count_rival, taylor_sum
+
+
+@pytest.mark.parametrize(
+    ("function", "operations"),
+    [
+        (lambda x: x + 1, 1),
+        (lambda x: x.add_(1), 1),
+        (lambda x: torch.empty(3, 3).copy_(x), 1),  # taking memory is none
+        (lambda x: x.view(9).reshape(3, 3)[1:].transpose(0, 1).unsqueeze(0).detach(), 0),
+        (lambda x: x.t().reshape(9), 1),  # a copy
+        (lambda x: x.to(torch.float32), 0),
+        (lambda x: x.to(torch.float64), 1),
+        (lambda x: x.contiguous(), 0),
+        (lambda x: F.linear(x, x, x[0]), 1),
+        (lambda x: F.silu(x) * x, 2),
+        (lambda x: [x.clone() for _ in range(5)], 5),
+    ],
+)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_counts(function, operations, mode, device):
+    with torch.device(device), mode():
+        x = torch.zeros(3, 3)
+        assert count_operations(lambda: function(x)) == operations
+
+
+def test_a_value_brought_to_the_host_counts():
+    assert count_operations(lambda: torch.ones(1).sum().item()) == 3
+
+
+def test_a_taylor_sum_by_hand():
+    factors = [torch.full((2, 3), value, dtype=torch.float64) for value in (1.0, 2.0, 3.0)]
+    assert torch.equal(taylor_sum(factors, 2), torch.full((2, 3), 1 + 2 * 2 + 3 * 4 / 2, dtype=torch.float64))
+
+
+def debug_case(depth: int, device: str = "cpu", dtype: torch.dtype = torch.float32):
+    with torch.device(device):
+        return BACKBONES["flux-debug"].build(workload("flux-debug", depth=depth), dtype)
+
+
+@torch.no_grad()
+def count(engine: str, depth: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> int:
+    case = debug_case(depth, device, dtype)
+    timesteps = BACKBONES["flux-debug"].timesteps(case, 20).to(device)
+    cache = make_cache("taylorseer", engine=engine, **BACKBONES["flux-debug"].defaults)
+    return count_forecast(case, cache, timesteps)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_meta_device_and_cpu_agree(engine):
+    assert count(engine, 1) == count(engine, 1, "meta")
+
+
+def test_folded_does_not_depend_on_depth():
+    counts = {depth: count("folded", depth, "meta", torch.bfloat16) for depth in (1, 3)}
+    assert counts[1] == counts[3] <= 40
+    walks = [count("layerwise", depth, "meta") for depth in (1, 2, 3)]
+    assert walks[2] - walks[1] == walks[1] - walks[0] > 20
+
+
+@torch.no_grad()
+def test_a_forecaster_for_every_module_by_hand():
+    """A double block: 2 modulations, 4 modules of 3 operations an order, 2 a gate; a single block: 1 modulation, 1 module."""
+
+    def cost(depth: int) -> int:
+        return count_rival(RIVALS["a forecast for every module"][1], debug_case(depth), 2)
+
+    double, single = 2 + 4 * (3 * 3 + 2), 1 + 3 * 3 + 2
+    assert cost(2) - cost(1) == double + 2 * single
+
+
+def test_the_command(load_command, need, tmp_path, capsys):
+    need("diffusers")
+    out = tmp_path / "counts.json"
+    load_command("eval/op_counts.py").main(["--depth", "1", "--json", "--out", str(out)])
+    record = json.loads(capsys.readouterr().out)
+    assert record == json.loads(out.read_text())
+    assert record["settings"]["depth_single_blocks"] == 2
+    rows = {row["label"]: row["operations"] for row in record["rows"]}
+    assert rows["this repository, folded engine"] < rows["TaylorSeer hook"]
+    assert len(rows) == len(ENGINES) + len(RIVALS)
+
+
+def test_a_package_that_is_missing_leaves_its_row_empty(load_command, monkeypatch):
+    command = load_command("eval/op_counts.py")
+    monkeypatch.setattr(command, "installed", lambda package: None)
+    with torch.no_grad():
+        record = command.count_all(command.parse_args(["--depth", "1"]))
+    missing = [row for row in record["rows"] if row["package"]]
+    assert missing
+    assert all(row["operations"] is None and "(not installed)" in row["package"] for row in missing)
+    assert "–" in command.text(record)
