@@ -28,7 +28,10 @@ def step_flops(model: nn.Module, latents: Tensor, conditions: dict[str, Tensor])
     latents, conditions: as the model gets them; only their shapes matter. The modulation table's share is included: shift,
     scale and gate at a full step, gates alone at a forecast step. Counted once a configuration and shape.
     """
-    shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in conditions.items())
+    shapes = tuple(
+        (name, tuple(value.shape), torch.float32 if value.is_floating_point() else value.dtype)
+        for name, value in conditions.items()
+    )  # counts do not depend on precision
     return _step_flops(type(model), model.config, tuple(latents.shape), shapes)
 
 

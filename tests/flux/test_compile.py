@@ -46,3 +46,12 @@ def test_uncached_runs_have_one_graph(inputs):
     compile_steps(compiled, backend="eager")
     sample(compiled, *inputs, 9)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_run_announces_itself_in_every_precision(dtype, inputs, caplog):
+    """The operations it tells are counted on a model of its own, whose precision is not this one's."""
+    caplog.set_level("INFO", logger="cache_dic")
+    sample(model().to(dtype), *inputs, 12, cache=make_cache(interval=4, max_order=1, warmup_steps=2))
+    assert "4 of 12 steps full" in caplog.text
+    assert "fewer FLOPs expected" in caplog.text
