@@ -202,7 +202,7 @@ def benchmark_table(results: Path, name: str, model: str) -> str:
         if not runs:
             return "not run"
         uncached, cached = runs["uncached"], runs[record["label"]]
-        return f"{uncached['median_s']:.2f} s → {cached['median_s']:.2f} s ({cached['repeats']} runs each)"
+        return f"{uncached['median_s']:.2f} s → {cached['median_s']:.2f} s (runs of each: {cached['repeats']})"
 
     def where_measured(key: str, name: str, shown: Callable[[Any], str]) -> list[list[str]]:
         """A row for what some records have and others do not; none where no record has it."""

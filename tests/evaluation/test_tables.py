@@ -154,7 +154,7 @@ def test_benchmarks_stand_side_by_side(tmp_path):
         (tmp_path / "dit" / f"benchmark-{name}.json").write_text(json.dumps(benchmark(whole_run)))
     table = TABLES["dit_benchmark"](tmp_path)
     assert "|  | A Processor, fp32 | A Processor, fp32 |" in table
-    assert "| whole run, uncached → cached | 100.00 s → 28.57 s (5 runs each) | not run |" in table
+    assert "| whole run, uncached → cached | 100.00 s → 28.57 s (runs of each: 5) | not run |" in table
     assert "| forecast step, folded (of a full step) | 5.00 ms (0.25 %) |" in table
     assert "| folding (goal <= 5 %) | 7.10 %, not met |" in table
     assert "| kept (goal >= 8x) | 18.7x, met |" in table
