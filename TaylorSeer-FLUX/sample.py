@@ -243,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
         writable_directory(out)
         find_everything(args)  # one process downloads what the others then load
         for label, folder in folders.items():
-            folder.claim({**settings, "cache": label}, resume=args.resume)
+            claimed = {**settings, "cache": label, "accumulator_dtype": args.accumulator_dtype}
+            folder.claim(claimed, resume=args.resume)
 
     on_main(world, prepare)
     outcomes = sample_all(args, chosen, batches, folders, world)

@@ -250,10 +250,11 @@ class Pipeline:
 
 
 def settings_of(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:
-    """What the images depend on, but for caches and weights: for --dry-run, records and the folders of images."""
+    """What the images depend on, but for caches: for --dry-run, records and the folders of images."""
     config: FluxConfig = flux_config(args.model_name)
     return {
         "model": args.model_name,
+        "ckpt": str(args.ckpt) if args.ckpt else None,
         "config": json.loads(json.dumps(asdict(config))),
         "prompts": list(prompts),
         "width": args.width,

@@ -82,7 +82,7 @@ def test_an_image_depends_on_prompt_seed_and_number_alone(command, capsys, flags
     assert all(other[name] != whole[name] for name in whole)
 
 
-def test_a_killed_run_goes_on(command, capsys, flags, tmp_path):
+def test_a_killed_run_goes_on(command, capsys, flags, checkpoint, tmp_path):
     """What is there stays untouched, what is missing or damaged is made, and the end is that of an uninterrupted run."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join([*THREE, "", "house"]) + "\n")
@@ -112,6 +112,11 @@ def test_a_killed_run_goes_on(command, capsys, flags, tmp_path):
     code, _, err = run(command, capsys, *flags, "--resume", "--seed", 7)
     assert code == 2
     assert "seed is 0 there and 7 here; choose another --output_dir" in err
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(checkpoint.read_bytes())
+    code, _, err = run(command, capsys, *flags, "--resume", "--ckpt", other)
+    assert code == 2, "images of two checkpoints are never mixed"
+    assert f"ckpt is {checkpoint} there and {other} here" in err
     assert images(folder) == expected, "nothing is lost"
 
 
