@@ -1,7 +1,6 @@
 """What sample.py is made of: flags, prompts, the search for weights, and the pipeline from prompts to images."""
 
 import argparse
-import contextlib
 import hashlib
 import json
 import shlex
@@ -216,9 +215,8 @@ class Pipeline:
         txt, y = encode_prompts(args, prompts, device)
         self.embeddings = {prompt: (txt[i], y[i]) for i, prompt in enumerate(prompts)}
         dtype = PRECISIONS[args.precision]
-        made_on_host = (
-            args.offload or args.offload_modulation or args.fp8
-        )  # what is changed before it goes to the device
+        # What is changed before it goes to the device is loaded on the host.
+        made_on_host = args.offload or args.offload_modulation or args.fp8
         model = load_flux(
             self.config, args.ckpt, device="cpu" if made_on_host else device, dtype=dtype, attention=args.attention
         )
@@ -244,7 +242,7 @@ class Pipeline:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] on the CPU, one at a time; with --offload the autoencoder comes for that alone."""
-        with contextlib.nullcontext() if not self.args.offload else staged_on(self.device, self.autoencoder, True):
+        with staged_on(self.device, self.autoencoder, self.args.offload):
             images = [self.autoencoder.decode(latent.to(self.device)).float().cpu() for latent in latents.split(1)]
         return torch.cat(images)
 
