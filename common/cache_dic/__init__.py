@@ -7,13 +7,13 @@ Needs torch alone.
 """
 
 from cache_dic.cache import Cache, Run, Step
-from cache_dic.engine import ENGINES, Forecast, Tokens
+from cache_dic.engine import ENGINES, Forecast, GateFactors, Tokens
 from cache_dic.methods import METHODS, accepted_settings, make_cache, register
 from cache_dic.plan import Plan
 from cache_dic.schedule import SCHEDULES
 from cache_dic.site import Site, residual
 
 __all__ = [
-    "ENGINES", "METHODS", "SCHEDULES", "Cache", "Forecast", "Plan", "Run", "Site", "Step", "Tokens",
+    "ENGINES", "METHODS", "SCHEDULES", "Cache", "Forecast", "GateFactors", "Plan", "Run", "Site", "Step", "Tokens",
     "accepted_settings", "make_cache", "register", "residual",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cache_dic.engine import ENGINES, Engine, EngineSettings, Forecast, Recorder, Tokens
+from cache_dic.engine import ENGINES, Engine, EngineSettings, Forecast, GateFactors, Recorder, Tokens
 from cache_dic.forecast import Forecaster
 from cache_dic.plan import Plan, describe_steps
 from cache_dic.schedule import SCHEDULES
@@ -29,6 +29,8 @@ GIB = 2**30
 
 class Table(Protocol):
     """The modulation of every step of a run (`seerkit.modulation.ModulationTable`)."""
+
+    factors: GateFactors | None
 
     def at(self, step: int) -> Any: ...
     def gates(self, steps: Sequence[int]) -> Tensor: ...
@@ -100,7 +102,12 @@ class Cache:
 
     def work_flops(self, num_steps: int, tokens: Tokens) -> int:
         """Operations of the engine over a run: folding and forecasting, 2 a multiply-add."""
-        return ENGINES[self.engine].work_flops(self.plan(num_steps), tokens)
+        return ENGINES[self.engine].work_flops(self.plan(num_steps), tokens, self.engine_settings)
+
+    def shared_by(self, count: int, device: torch.device) -> "Cache":
+        """This cache for each of `count` runs under way at a time, such as guidance branches, which share the memory."""
+        limit = self.memory_limit if self.memory_limit is not None else free_bytes(device)
+        return self if limit is None or count == 1 else replace(self, memory_limit=limit // count)
 
     def start(self, model: Backbone, latents: Tensor, timesteps: Tensor, **conditions: Any) -> "Run":
         """A fresh run over `timesteps` (S,), in sampling order, for latents and conditions as the model will get them.
@@ -153,7 +160,7 @@ class Run:
 
     def __init__(self, cache: Cache, plan: Plan, tokens: Tokens, table: Table, settings: EngineSettings) -> None:
         self.cache, self.plan, self.tokens, self.table = cache, plan, tokens, table
-        self.engine: Engine = ENGINES[cache.engine](plan, tokens, table.gates, settings)
+        self.engine: Engine = ENGINES[cache.engine].start(plan, tokens, table.gates, table.factors, settings)
         self.steps: list[dict[str, Any]] = []  # what was computed, a dictionary a step
         self.broken = False
 
@@ -174,7 +181,7 @@ class Run:
     def describe(self, step_flops: tuple[int, int]) -> str:
         """What the run will do, in one line; `step_flops` are the model's for a full and a forecast step."""
         plan, t = self.plan, self.tokens
-        ratio = flops_ratio(plan, step_flops, type(self.engine).work_flops(plan, t))
+        ratio = flops_ratio(plan, step_flops, type(self.engine).work_flops(plan, t, self.cache.engine_settings))
         return (
             f"{self.cache.method}: {len(plan.full_steps)} of {plan.num_steps} steps full "
             f"({describe_steps(plan.full_steps)}), {t.num_sites} sites of {t.batch}x{t.length}x{t.dim} {t.dtype}, "

@@ -29,11 +29,24 @@ class Tokens:
     length: int  # tokens of the stream that reaches the output
     dim: int
     num_sites: int
-    dtype: torch.dtype  # of the residual stream and of the features
+    dtype: torch.dtype  # of the features
+    stream_dtype: torch.dtype | None = None  # of the residual stream, None where it is that of the features
+    gate_rank: int = 0  # terms of the model's `GateFactors`, 0 if it has none
 
     @property
     def numel(self) -> int:
         return self.batch * self.length * self.dim
+
+
+@dataclass(frozen=True)
+class GateFactors:
+    """Gates that are constants of the sites times vectors that all sites share: gate_l(s) = Σ_r constant_rl · shared_r(s).
+
+    constant: (R, sites, D). shared(steps): (len(steps), R, B or 1, D).
+    """
+
+    constant: Tensor
+    shared: Gates
 
 
 Forecast = Callable[[Tensor], Tensor]
@@ -79,6 +92,13 @@ class Engine:
     def __init__(self, plan: Plan, tokens: Tokens, gates: Gates, settings: "EngineSettings") -> None:
         self.plan, self.tokens, self.gates, self.settings = plan, tokens, gates, settings
 
+    @classmethod
+    def start(
+        cls, plan: Plan, tokens: Tokens, gates: Gates, factors: GateFactors | None, settings: "EngineSettings"
+    ) -> "Engine":
+        """An engine for one run; factors: of the model's gates, where it has any."""
+        return cls(plan, tokens, gates, settings)
+
     def record(self, step: int, *, ends: bool = False) -> Recorder:
         """The site of a full step; `ends` as in `Recorder`."""
         raise NotImplementedError
@@ -96,7 +116,7 @@ class Engine:
         raise NotImplementedError
 
     @staticmethod
-    def work_flops(plan: Plan, tokens: Tokens) -> int:
+    def work_flops(plan: Plan, tokens: Tokens, settings: "EngineSettings") -> int:
         """Operations of the engine itself over a run, 2 a multiply-add."""
         raise NotImplementedError
 
@@ -109,11 +129,13 @@ class EngineSettings:
     group_bytes: features held, at most, before they are folded together.
     static_shapes: every full step does the same operations on the same shapes, so that a compiled full step is one graph;
         costs a few zero products at the ends of the schedule.
+    factored: whether the folded engine keeps the sums of `FactoredEngine`; None where they are fewer.
     """
 
     accumulator_dtype: torch.dtype | None = None
     group_bytes: int = GROUP_BYTES
     static_shapes: bool = False
+    factored: bool | None = None
 
     def accumulators(self, model_dtype: torch.dtype) -> torch.dtype:
         return self.accumulator_dtype or torch.promote_types(model_dtype, torch.float32)
@@ -128,8 +150,11 @@ class Snapshots:
 
     def push(self, step: int, value: object) -> None:
         self.by_step[step] = value
-        later = [row for s, row in self.plan.weights.items() if s > step]
-        needed = {m for row in later for m in row}
+        self.drop_before(step + 1)
+
+    def drop_before(self, step: int) -> None:
+        """Drop what no forecast from `step` on reads."""
+        needed = {m for s, row in self.plan.weights.items() if s >= step for m in row}
         self.by_step = {m: v for m, v in self.by_step.items() if m in needed}
 
     @staticmethod
@@ -184,7 +209,7 @@ class LayerwiseEngine(Engine):
         return Snapshots.most(plan) * tokens.num_sites * tokens.numel * tokens.dtype.itemsize
 
     @staticmethod
-    def work_flops(plan: Plan, tokens: Tokens) -> int:
+    def work_flops(plan: Plan, tokens: Tokens, settings: EngineSettings) -> int:
         sums = sum(2 * len(plan.weights[s]) + 2 for s in plan.forecast_steps)
         return sums * tokens.num_sites * tokens.numel
 
@@ -202,6 +227,15 @@ class FoldedEngine(Engine):
         super().__init__(plan, tokens, gates, settings)
         self.accumulators: Tensor | None = None
         self.filled: set[int] = set()  # slots that hold something
+
+    @classmethod
+    def start(
+        cls, plan: Plan, tokens: Tokens, gates: Gates, factors: GateFactors | None, settings: EngineSettings
+    ) -> Engine:
+        """Accumulators by step, or `FactoredEngine`, by what the settings say or is less."""
+        if factors is not None and FactoredEngine.suits(plan, tokens, settings):
+            return FactoredEngine(plan, tokens, factors, settings)
+        return cls(plan, tokens, gates, settings)
 
     def record(self, step: int, *, ends: bool = False) -> Recorder:
         targets = self.plan.targets[step]
@@ -254,10 +288,16 @@ class FoldedEngine(Engine):
 
     @staticmethod
     def kept_bytes(plan: Plan, tokens: Tokens, settings: EngineSettings) -> int:
-        return plan.num_slots * tokens.numel * settings.accumulators(tokens.dtype).itemsize
+        factored = FactoredEngine.suits(plan, tokens, settings)
+        sums = FactoredEngine.num_sums(plan, tokens) if factored else plan.num_slots
+        return sums * tokens.numel * settings.accumulators(tokens.dtype).itemsize
 
     @staticmethod
-    def work_flops(plan: Plan, tokens: Tokens) -> int:
+    def work_flops(plan: Plan, tokens: Tokens, settings: EngineSettings) -> int:
+        if FactoredEngine.suits(plan, tokens, settings):
+            folds = sum(1 for steps in plan.targets.values() if steps) * tokens.num_sites
+            sums = sum(len(plan.weights[s]) for s in plan.forecast_steps)
+            return 2 * tokens.gate_rank * (folds + sums) * tokens.numel
         folds = sum(len(steps) for steps in plan.targets.values())
         return 2 * folds * tokens.num_sites * tokens.numel + len(plan.forecast_steps) * tokens.numel
 
@@ -302,6 +342,57 @@ class FoldingRecorder(Recorder):
         self.fresh = [False] * len(self.slots)
 
 
+class FactoredEngine(FoldedEngine):
+    """The fold for gates that factor (`GateFactors`): the R sums Σ_l constant_rl F_l(m) of every full step m.
+
+    A forecast is Σ_m w_m(s) Σ_r shared_r(s) · sum_r(m). What is kept depends on the order alone, not on the interval, and
+    nothing of a full step need be known when its features are folded: neither the steps that will use them nor their gates.
+    """
+
+    def __init__(self, plan: Plan, tokens: Tokens, factors: GateFactors, settings: EngineSettings) -> None:
+        super().__init__(plan, tokens, factors.shared, settings)
+        self.constant, self.shared = factors.constant, factors.shared
+        self.snapshots = Snapshots(plan)
+
+    @staticmethod
+    def num_sums(plan: Plan, tokens: Tokens) -> int:
+        """Sums alive at once."""
+        return tokens.gate_rank * Snapshots.most(plan)
+
+    @staticmethod
+    def suits(plan: Plan, tokens: Tokens, settings: EngineSettings) -> bool:
+        """Whether these sums are kept rather than accumulators by step."""
+        if not tokens.gate_rank or settings.factored is not None:
+            return bool(tokens.gate_rank and settings.factored)
+        return FactoredEngine.num_sums(plan, tokens) < plan.num_slots
+
+    def record(self, step: int, *, ends: bool = False) -> Recorder:
+        self.snapshots.drop_before(step)
+        if not self.plan.targets[step] and not self.settings.static_shapes:
+            return Recorder(self.tokens.num_sites, ends=ends)
+        rank, dtype = self.tokens.gate_rank, self.settings.accumulators(self.tokens.dtype)
+        shape = (rank, self.tokens.batch, self.tokens.length, self.tokens.dim)
+        sums = torch.empty(shape, dtype=dtype, device=self.constant.device)
+        coefficients = self.constant.detach().to(dtype).unsqueeze(2)  # (R, sites, 1, D)
+        return FoldingRecorder(sums, range(rank), [True] * rank, coefficients, self.group_size(), ends=ends)
+
+    def forecast(self, step: int) -> Forecast:
+        row = self.plan.weights[step]
+        if not row:
+            return Increment(None)
+        sums = [part for m in row for part in self.snapshots.by_step[m].unbind(0)]
+        shared = self.shared([step])[0].detach().to(sums[0].dtype)  # (R, B or 1, D)
+        vectors = torch.cat([weight * shared for weight in row.values()])
+        total = torch.empty_like(sums[0]).unsqueeze(0)
+        fold_(total, [0], sums, vectors.unsqueeze(0), [True])
+        # The folded engine's form, so that one compiled forecast step serves any number of sums.
+        return Increment(total[0])
+
+    def finish(self, step: int, site: Recorder | None) -> None:
+        if isinstance(site, FoldingRecorder):
+            self.snapshots.push(step, site.accumulators)
+
+
 class StackEngine(Engine):
     """The whole residual x_final - x0 of the last order + 1 full steps ("Lite"): old gates stay inside it.
 
@@ -331,10 +422,10 @@ class StackEngine(Engine):
 
     @staticmethod
     def kept_bytes(plan: Plan, tokens: Tokens, settings: EngineSettings) -> int:
-        return Snapshots.most(plan) * tokens.numel * tokens.dtype.itemsize
+        return Snapshots.most(plan) * tokens.numel * (tokens.stream_dtype or tokens.dtype).itemsize
 
     @staticmethod
-    def work_flops(plan: Plan, tokens: Tokens) -> int:
+    def work_flops(plan: Plan, tokens: Tokens, settings: EngineSettings) -> int:
         sums = sum(2 * len(plan.weights[s]) for s in plan.forecast_steps)
         return (sums + len(plan.full_steps)) * tokens.numel
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache_dic import Site, Step, Tokens, residual
+from cache_dic import GateFactors, Site, Step, Tokens, residual
 
 
 class ToyTable:
-    def __init__(self, modulation) -> None:
+    def __init__(self, modulation, constant: Tensor | None = None) -> None:
         self.modulation = modulation
+        self.factors = None if constant is None else GateFactors(constant, self.shared)
 
     def at(self, step: int):
         return self.modulation[step]
@@ -20,16 +21,24 @@ class ToyTable:
     def gates(self, steps: Sequence[int]) -> Tensor:
         return torch.stack([self.modulation[s].gates for s in steps])
 
+    def shared(self, steps: Sequence[int]) -> Tensor:
+        return torch.stack([self.modulation[s].shared for s in steps])
+
     def forget_before(self, step: int) -> None:
         pass
 
 
 class Toy(nn.Module):
-    """x + gate_l(t, y) · tanh(W_l mean-mixed x), l = 1 … sites; the head scales by a function of t."""
+    """x + gate_l(t, y) · tanh(W_l mean-mixed x), l = 1 … sites; the head scales by a function of t.
+
+    gate_rank: terms of a constant of the site times a vector that all share, which the gates are sums of; 0 for other gates.
+    """
 
     TIME = "t"
 
-    def __init__(self, num_sites: int = 5, dim: int = 6, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, num_sites: int = 5, dim: int = 6, dtype: torch.dtype = torch.float64, gate_rank: int = 0
+    ) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(num_sites)
 
@@ -38,11 +47,13 @@ class Toy(nn.Module):
 
         self.config = SimpleNamespace(num_sites=num_sites, dim=dim)
         self.weights = nn.ParameterList([draw(dim, dim) for _ in range(num_sites)])
-        self.rates, self.label = draw(num_sites, dim), draw(4, dim)
+        self.rates, self.label = draw(gate_rank or num_sites, dim), draw(4, dim)
+        self.constant = draw(gate_rank, num_sites, dim) if gate_rank else None
 
     def modulation(self, t: Tensor, y: Tensor):
-        gates = torch.sin(t.to(self.rates.dtype) * self.rates.unsqueeze(1) + self.label[y])  # (sites, B, D)
-        return SimpleNamespace(gates=gates, head=torch.cos(t.to(self.rates.dtype)))
+        shared = torch.sin(t.to(self.rates.dtype) * self.rates.unsqueeze(1) + self.label[y])  # (sites or terms, B, D)
+        gates = shared if self.constant is None else torch.einsum("rld,rbd->lbd", self.constant, shared)
+        return SimpleNamespace(gates=gates, shared=shared, head=torch.cos(t.to(self.rates.dtype)))
 
     def blocks(self, x: Tensor, modulation, site: Site = residual) -> Tensor:
         for weight, gate in zip(self.weights, modulation.gates, strict=True):
@@ -61,10 +72,17 @@ class Toy(nn.Module):
 
     def tokens(self, latents: Tensor) -> Tokens:
         batch, length, dim = latents.shape
-        return Tokens(batch=batch, length=length, dim=dim, num_sites=len(self.weights), dtype=self.rates.dtype)
+        return Tokens(
+            batch=batch,
+            length=length,
+            dim=dim,
+            num_sites=len(self.weights),
+            dtype=self.rates.dtype,
+            gate_rank=0 if self.constant is None else len(self.constant),
+        )
 
     def modulation_table(self, timesteps: Tensor, full_steps, gated_steps, *, y: Tensor) -> ToyTable:
-        return ToyTable([self.modulation(t, y) for t in timesteps])
+        return ToyTable([self.modulation(t, y) for t in timesteps], self.constant)
 
     def step_flops(self, latents: Tensor, *, y: Tensor) -> tuple[int, int]:
         return 1000, 1

@@ -152,6 +152,15 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_would(make_toy, trajector
     trajectory(make_toy(), make_cache(interval=6, max_order=1, warmup_steps=2, memory_limit=4000))
 
 
+def test_runs_under_way_together_share_the_memory(make_toy, trajectory):
+    cache = make_cache(interval=6, max_order=1, warmup_steps=2, memory_limit=4000)
+    assert cache.shared_by(1, torch.device("cpu")) is cache
+    assert cache.shared_by(2, torch.device("cpu")).memory_limit == 2000
+    trajectory(make_toy(), cache)
+    with pytest.raises(ValueError, match="would keep"):
+        trajectory(make_toy(), cache.shared_by(2, torch.device("cpu")))
+
+
 def test_groups_shrink_to_the_memory_that_is_left(make_toy, trajectory):
     """2·3·6 float64 tokens are 288 bytes: beside 9 accumulators there is room for one feature, then for three."""
     settings = {"interval": 4, "warmup_steps": 2, "max_order": 2}

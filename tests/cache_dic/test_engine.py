@@ -1,12 +1,13 @@
 """The engines against each other and against the plain loop; what they keep; what reaches them."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cache_dic import ENGINES, make_cache
-from cache_dic.engine import EngineSettings, Tokens
+from cache_dic import ENGINES, Cache, make_cache
+from cache_dic.engine import EngineSettings, FactoredEngine, FoldedEngine, Tokens
 
 RUNS = {
     "authors N4 W2": {"interval": 4, "warmup_steps": 2},
@@ -145,7 +146,7 @@ def test_kept_bytes_are_what_is_kept(make_toy, trajectory, engine, settings):
 
 
 def held_bytes(engine) -> int:
-    if engine.name == "folded":
+    if type(engine) is FoldedEngine:
         return 0 if engine.accumulators is None else engine.accumulators.nbytes
     kept = engine.snapshots.by_step.values()
     return sum(t.nbytes for value in kept for t in (value if isinstance(value, list) else [value]))
@@ -163,11 +164,147 @@ def test_folded_memory_does_not_depend_on_depth():
     assert sizes[100]["layerwise"] == 10 * sizes[10]["layerwise"] == 100 * 3 * 4096 * 3072 * 2
 
 
+class TestFactored:
+    """The folded engine with sums by full step, for gates that factor."""
+
+    RANK = 2
+
+    @pytest.fixture
+    def model(self, make_toy):
+        return make_toy(gate_rank=self.RANK)
+
+    @staticmethod
+    def cache(factored: bool | None = True, **settings) -> Cache:
+        cache = make_cache(**settings)
+        return replace(cache, engine_settings=replace(cache.engine_settings, factored=factored))
+
+    @pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
+    @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+    def test_is_layerwise(self, model, trajectory, settings, order):
+        states, run = trajectory(model, self.cache(max_order=order, **settings))
+        assert type(run.engine) is FactoredEngine
+        reference, _ = trajectory(model, make_cache(engine="layerwise", max_order=order, **settings))
+        assert (states - reference).abs().max() <= 1e-12 * reference.abs().max()
+        by_step, run = trajectory(model, self.cache(False, max_order=order, **settings))
+        assert type(run.engine) is FoldedEngine
+        assert (states - by_step).abs().max() <= 1e-12 * reference.abs().max()
+
+    @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8])
+    def test_runs_shorter_than_the_interval(self, model, trajectory, num_steps):
+        settings = {"interval": 7, "warmup_steps": 1, "max_order": 2}
+        states, _ = trajectory(model, self.cache(**settings), num_steps)
+        reference, _ = trajectory(model, make_cache(engine="layerwise", **settings), num_steps)
+        assert (states - reference).abs().max() <= 1e-12 * reference.abs().max()
+
+    @pytest.mark.parametrize("group_bytes", [1, 300, 10**6])
+    @pytest.mark.parametrize("static_shapes", [False, True])
+    def test_grouping_and_static_shapes_change_nothing(self, model, trajectory, group_bytes, static_shapes):
+        settings = {"interval": 4, "warmup_steps": 2, "max_order": 3}
+        reference, _ = trajectory(model, make_cache(engine="layerwise", **settings))
+        states, _ = trajectory(model, self.cache(group_bytes=group_bytes, static_shapes=static_shapes, **settings))
+        assert (states - reference).abs().max() <= 1e-12 * reference.abs().max()
+
+    def test_interval_one_is_the_uncached_model_to_the_bit(self, model, trajectory):
+        cached, run = trajectory(model, self.cache(interval=1, warmup_steps=1, max_order=3))
+        assert torch.equal(cached, trajectory(model, make_cache("uncached"))[0])
+        assert run.kept_bytes == 0
+
+    @pytest.mark.parametrize("factored", [False, True])
+    def test_telemetry_tells_the_errors_of_the_layerwise_form(self, model, trajectory, factored):
+        settings = {"interval": 4, "warmup_steps": 2, "max_order": 2, "telemetry": True}
+        states, run = trajectory(model, self.cache(factored, **settings))
+        reference, other = trajectory(model, make_cache(engine="layerwise", **settings))
+        assert (states - reference).abs().max() <= 1e-12 * reference.abs().max()
+        errors, expected = (
+            [entry["forecast_error"] for entry in r.record()["steps"] if "forecast_error" in entry]
+            for r in (run, other)
+        )
+        assert len(errors) == len(run.plan.full_steps) - 1
+        assert errors == pytest.approx(expected, rel=1e-9)
+        plain, _ = trajectory(model, self.cache(factored, **settings | {"telemetry": False}))
+        assert torch.equal(states, plain)
+
+    @pytest.mark.parametrize("telemetry", [False, True])
+    @pytest.mark.parametrize("static_shapes", [False, True])
+    @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+    def test_kept_bytes_are_what_is_kept(self, model, settings, static_shapes, telemetry):
+        cache = self.cache(max_order=2, static_shapes=static_shapes, telemetry=telemetry, **settings)
+        x, y = torch.randn(2, 3, 6, dtype=torch.float64), torch.tensor([0, 1])
+        timesteps, most = torch.linspace(1, 0.1, 20, dtype=torch.float64), 0
+        run = cache.start(model, x, timesteps, y=y)
+        for step in range(20):
+            model(x, timesteps[step], y, cache=run.at(step))
+            most = max(most, held_bytes(run.engine))
+        assert most == run.kept_bytes == cache.kept_bytes(20, run.tokens)["folded"]
+
+    def test_operations_by_hand(self):
+        """Of 2 terms: full steps 0, 4 and 8 fold 5 sites into 2 sums each; 2 + 2 forecasts weigh the sums of two of them."""
+        cache = self.cache(interval=4, warmup_steps=1, max_order=1)
+        tokens = Tokens(batch=1, length=3, dim=2, num_sites=5, dtype=torch.float32, gate_rank=2)
+        assert cache.plan(10).full_steps == (0, 4, 8)
+        folds, sums = 3 * 5 * 2, (3 * 1 + 3 * 2 + 1 * 2) * 2
+        assert cache.work_flops(10, tokens) == 2 * (folds + sums) * tokens.numel
+        assert cache.kept_bytes(10, tokens)["folded"] == 2 * 2 * tokens.numel * 4
+
+    @pytest.mark.parametrize(("interval", "factored"), [(2, False), (3, False), (4, True), (9, True)])
+    def test_the_form_with_fewer_sums_is_the_default(self, model, trajectory, interval, factored):
+        """Of order 1 and 2 terms: 4 sums by full step, 2 (interval - 1) by step."""
+        _, run = trajectory(model, make_cache(interval=interval, warmup_steps=1, max_order=1), 40)
+        assert (type(run.engine) is FactoredEngine) == factored
+        size = run.tokens.numel * 8
+        assert run.kept_bytes == (4 if factored else 2 * (interval - 1)) * size
+        assert f"folded engine keeps {run.kept_bytes / 2**20:.1f} MiB" in run.describe((10, 1))
+
+    def test_models_without_factors_are_folded_by_step_whatever_is_asked(self, make_toy, trajectory):
+        settings = {"interval": 9, "warmup_steps": 1, "max_order": 1}
+        states, run = trajectory(make_toy(), self.cache(**settings))
+        assert type(run.engine) is FoldedEngine
+        assert torch.equal(states, trajectory(make_toy(), make_cache(**settings))[0])
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_features_have_float32_sums(self, make_toy, trajectory, dtype):
+        settings = {"interval": 4, "warmup_steps": 2, "max_order": 1}
+        exact, _ = trajectory(make_toy(gate_rank=2), self.cache(**settings))
+        seen = []
+
+        class Watched(FactoredEngine):
+            def finish(self, step, site):
+                super().finish(step, site)
+                seen.extend(sums.dtype for sums in self.snapshots.by_step.values())
+
+        model = make_toy(dtype=dtype, gate_rank=2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cache_dic.engine.FactoredEngine", Watched)
+            rounded, _ = trajectory(model, self.cache(**settings))
+        assert set(seen) == {torch.float32}
+        assert rounded.dtype == dtype
+        assert (rounded.double() - exact).abs().max() <= 40 * torch.finfo(dtype).eps * exact.abs().max()
+
+    def test_sums_in_half_precision_leave_the_stream_alone(self, model):
+        """What is rounded to the sums' dtype is what the blocks add, not what it is added to."""
+        cache = self.cache(interval=3, warmup_steps=1, max_order=1, accumulator_dtype=torch.bfloat16)
+        with torch.no_grad():
+            model.constant.zero_()
+        x, y, timesteps = torch.randn(2, 3, 6, dtype=torch.float64), torch.tensor([0, 1]), torch.zeros(3)
+        run = cache.start(model, x, timesteps, y=y)
+        for step in range(3):
+            assert torch.equal(model(x, timesteps[step], y, cache=run.at(step)), x), step
+
+    @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, contextlib.nullcontext])
+    def test_gradient_modes(self, model, trajectory, mode):
+        settings = {"interval": 4, "warmup_steps": 2, "max_order": 2}
+        with mode():
+            states, run = trajectory(model, self.cache(**settings), 12)
+        assert not any(sums.requires_grad for sums in run.engine.snapshots.by_step.values())
+        assert torch.equal(states, trajectory(model, self.cache(**settings), 12)[0])
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("gate_rank", [0, 1])
 @torch.no_grad()
-def test_compiled_blocks_are_one_graph(make_toy, trajectory):
-    """Sites do not break a graph, and with static shapes every full step is the same one."""
-    model = make_toy(dtype=torch.float32)
+def test_compiled_blocks_are_one_graph(make_toy, trajectory, gate_rank):
+    """Sites do not break a graph, and with static shapes every full step is the same one; by step or by full step."""
+    model = make_toy(dtype=torch.float32, gate_rank=gate_rank)
     settings = {"interval": 4, "warmup_steps": 2, "max_order": 2, "static_shapes": True}
     reference, _ = trajectory(model, make_cache(**settings))
     graphs = []
@@ -178,6 +315,7 @@ def test_compiled_blocks_are_one_graph(make_toy, trajectory):
 
     torch._dynamo.reset()
     model.blocks = torch.compile(model.blocks, fullgraph=True, dynamic=False, backend=count)
-    compiled, _ = trajectory(model, make_cache(**settings))
+    compiled, run = trajectory(model, make_cache(**settings))
+    assert (type(run.engine) is FactoredEngine) == (gate_rank > 0)
     torch.testing.assert_close(compiled, reference, rtol=1e-5, atol=1e-6)
     assert len(graphs) == 1

@@ -96,6 +96,7 @@ def test_dtypes(dtype, feature_dtype):
         {"batch": 5, "tokens": 13, "channels": 17, "num_features": 1},
         {"batch": 3, "tokens": 33, "sliced": True, "coefficient_batch": 1, "num_features": 2 * fold.LARGEST_GROUP + 1},
         {"slots": (2,)},
+        {"slots": (0,), "num_slots": 1, "num_features": 6, "fresh": [True], "coefficient_batch": 1},
         {"slots": tuple(range(6)), "fresh": [True, False] * 3},
     ],
     ids=str,
@@ -187,6 +188,7 @@ def check_triton(device: str) -> None:
             {"coefficient_batch": 1, "sliced": True, "tokens": 37, "channels": 135, "fresh": [True, False, True]},
             {"batch": 1, "tokens": 1, "channels": 1, "slots": (2,), "num_features": 1},
             {"num_features": 19, "channels": 64, "tokens": 16, "fresh": [True, False, False]},
+            {"slots": (0,), "num_slots": 1, "num_features": 6, "fresh": [True], "coefficient_batch": 1},
         ):
             case = make_case(**options, dtype=dtype, feature_dtype=feature_dtype, device=device)
             expected = case.expected()
