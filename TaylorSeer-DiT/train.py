@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dit import CONFIGS, DiT, DiTConfig, dit_config
-from dit.data import CLASS_NAMES, IMAGE_SIZE, load_fashion_mnist, to_unit_range
 from dit.diffusion import Diffusion
 from dit.sampler import sample
 from seerkit.cli import Parser, run_command
 from seerkit.distributed import World, start_world
+from seerkit.fashion_mnist import CLASS_NAMES, IMAGE_SIZE, load_fashion_mnist, to_unit_range
 from seerkit.files import writable_directory
 from seerkit.media import labelled_grid, save_png, to_uint8
 from seerkit.seeds import SampleGenerators, derive_seed, generator

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from cache_dic import Cache
@@ -20,25 +19,23 @@ from evaluation.metrics import psnr, summarize_psnr
 from evaluation.scorer import Scorer, load_scorer
 from flux.command import (
     EMBEDDED,
-    Batch,
     Pipeline,
     add_flags,
     caches,
-    digest,
     encode_prompts,
     fill_defaults,
     find_everything,
-    make_batches,
     prompts_of,
     settings_of,
 )  # fmt: skip
 from seerkit.cli import PRECISIONS, Parser, run_command, show_log
-from seerkit.compare import UNCACHED, Outcome, run_caches
+from seerkit.compare import UNCACHED, Outcome, gather_outcomes, run_caches
 from seerkit.distributed import World, on_main, start_world
 from seerkit.files import writable_directory, write_json
 from seerkit.flops import sampling_flops
 from seerkit.media import save_png, to_uint8
-from seerkit.outputs import claim_folder, image_path, read_image
+from seerkit.outputs import claim_folder, digest, image_path, read_image
+from seerkit.prompts import Batch, make_batches
 from seerkit.records import conditions
 from seerkit.report import comparison_table, draw_grid, make_rows
 from seerkit.seeds import fix_summation_order
@@ -132,23 +129,7 @@ def sample_all(
             chosen, pending, pipeline.sample, num_steps=args.num_steps, device=world.device,
             skip=lambda label, batch: folders[label].has(batch), keep=keep, quiet=not world.is_main,
         )  # fmt: skip
-    return gathered(outcomes, world)
-
-
-def gathered(outcomes: dict[str, Outcome], world: World) -> dict[str, Outcome]:
-    """Timings of all processes; the record of the first that has one."""
-    shares = [outcomes]
-    if world.size > 1:
-        shares = [None] * world.size
-        dist.all_gather_object(shares, outcomes)
-    return {
-        label: Outcome(
-            record=next((share[label].record for share in shares if share[label].record), {}),
-            seconds=[s for share in shares for s in share[label].seconds],
-            peak_bytes=max(share[label].peak_bytes for share in shares),
-        )
-        for label in outcomes
-    }
+    return gather_outcomes(outcomes, world)
 
 
 # -------------------------------------------------------------------------------------------------------------- report

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cache_dic import Cache, Run
 from dit.config import CONFIGS, DiTConfig, dit_config
-from dit.data import CLASS_NAMES
 from dit.decode import VAES, Decoder, load_decoder
 from dit.model import DiT
 from dit.sampler import Sampler
@@ -19,6 +18,7 @@ from dit.weights import load_dit
 from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int
+from seerkit.fashion_mnist import CLASS_NAMES
 from seerkit.seeds import SampleGenerators
 
 EMBEDDED = "fashion-mnist"

@@ -1,11 +1,10 @@
 """What sample.py is made of: flags, prompts, the search for weights, and the pipeline from prompts to images."""
 
 import argparse
-import hashlib
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,18 @@ from flux.config import CONFIGS, USAGE, FluxConfig, flux_config, latent_shape
 from flux.decode import ENV as AE
 from flux.decode import find_autoencoder, load_autoencoder
 from flux.minilm import TextTable
-from flux.offload import offload_modulation, staged_on, store_fp8
 from flux.sampler import Sampler
-from flux.text import MAX_LENGTH, PromptCache, TextEncoders, encode_cached, find_encoder
+from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders, encode_cached
 from flux.weights import ENV, PUBLISHED, REPOS, find_flux, licence_hint, load_flux
 from seerkit.attention import BACKENDS
-from seerkit.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.cache_flags import add_cache_flags, caches_from_flags, for_compiling
 from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int
 from seerkit.compile import compile_steps
+from seerkit.offload import offload_modulation, store_fp8
+from seerkit.prompts import Batch, chosen_prompts, read_prompts
 from seerkit.seeds import SampleGenerators
+from seerkit.staging import staged_on
+from seerkit.text import find_encoder
 from seerkit.weights import NotFoundError, Published
 
 EMBEDDED = "flux-tiny"
@@ -98,29 +100,8 @@ def fill_defaults(args: argparse.Namespace) -> None:
 
 def prompts_of(args: argparse.Namespace) -> list[str]:
     """The prompts that the flags ask for; ValueError if there are none or two sources of them."""
-    if args.prompt and args.prompt_file:
-        raise ValueError("--prompt and --prompt_file exclude each other; name one source of prompts")
-    if args.prompt:
-        return args.prompt
-    if args.prompt_file is None and args.model_name not in REPOS:
-        return read_prompts(PROMPTS)
-    if args.prompt_file is None:
-        raise ValueError(f'{args.model_name} needs --prompt "…" or --prompt_file FILE with one prompt a line')
-    return read_prompts(args.prompt_file)
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not empty."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompt file {path} is not UTF-8 text ({error}); save it as such") from error
-    except OSError as error:
-        raise ValueError(f"prompt file {path} cannot be read ({error.strerror})") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"prompt file {path} holds no prompt; write one a line")
-    return prompts
+    default = (lambda: read_prompts(PROMPTS)) if args.model_name not in REPOS else None
+    return chosen_prompts(args.prompt, args.prompt_file, flag="--prompt_file", model=args.model_name, default=default)
 
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
@@ -128,29 +109,7 @@ def caches(args: argparse.Namespace) -> dict[str, Cache]:
     made = caches_from_flags(
         args, num_steps=args.num_steps, defaults=DEFAULTS, orders=PAPER_ORDERS, compare_intervals=COMPARED_INTERVALS
     )
-    if not args.compile:
-        return made
-    if args.engine != "folded":
-        raise ValueError(f"--compile works with the folded engine, whose steps are all alike, not with {args.engine}")
-    static = {
-        label: replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))
-        for label, cache in made.items()
-    }
-    return static
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images to make together: their numbers, which give the noise, and their prompts."""
-
-    indices: list[int]
-    prompts: list[str]
-
-
-def make_batches(prompts: Sequence[str], batch_size: int) -> list[Batch]:
-    """Prompts in order, image i for prompt i; the same batches whatever the number of processes."""
-    starts = range(0, len(prompts), batch_size)
-    return [Batch(list(range(s, min(s + batch_size, len(prompts)))), list(prompts[s : s + batch_size])) for s in starts]
+    return for_compiling(made) if args.compile else made
 
 
 def find_everything(args: argparse.Namespace) -> None:
@@ -162,8 +121,8 @@ def find_everything(args: argparse.Namespace) -> None:
     searches = {
         official: lambda: find_flux(flux_config(args.model_name), args.ckpt),
         "ae.safetensors": lambda: find_autoencoder(args.model_name, args.ae),
-        "the T5 encoder": lambda: find_encoder("T5", args.t5),
-        "the CLIP encoder": lambda: find_encoder("CLIP", args.clip),
+        "the T5 encoder": lambda: find_encoder(T5, args.t5),
+        "the CLIP encoder": lambda: find_encoder(CLIP, args.clip),
     }
     missing: dict[str, NotFoundError] = {}
     for name, search in searches.items():
@@ -197,9 +156,7 @@ def encode_prompts(args: argparse.Namespace, prompts: Sequence[str], device: tor
     if args.model_name not in REPOS:
         return TextTable.load(TEXT_TABLE).encode(prompts)
     encoders = TextEncoders(args.t5, args.clip, max_length=MAX_LENGTH[args.model_name], device=device)
-    cache = None
-    if args.embeddings:
-        cache = PromptCache(args.embeddings, encoders=encoders.names, max_length=encoders.max_length)
+    cache = encoders.cache(args.embeddings) if args.embeddings else None
     return encode_cached(prompts, lambda: encoders, cache)
 
 
@@ -266,8 +223,3 @@ def settings_of(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, A
         "attention": args.attention,
         "compile": args.compile,
     }
-
-
-def digest(settings: dict[str, Any]) -> str:
-    """Eight characters that tell one set of settings from another."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

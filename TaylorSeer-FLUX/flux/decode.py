@@ -1,7 +1,5 @@
 """From samples to pictures: pixel models need nothing, latent models FLUX's autoencoder of 16 channels."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,8 @@ from torch import Tensor, nn
 
 from flux.config import USAGE, flux_config
 from flux.weights import REPOS, licence_hint
-from seerkit.weights import Layout, Published, Rule, find_weights, load_checkpoint
+from seerkit.autoencoders import Pixels, load_diffusers_model
+from seerkit.weights import Layout, Published, Rule, find_weights
 
 ENV = "AE"  # names the autoencoder's file, or a folder with it
 # The official file has no configuration beside it; this is its architecture in the terms of diffusers' AutoencoderKL
@@ -70,15 +69,6 @@ def official_layout(levels: int) -> Layout:
     return Layout("official", tuple(rules))
 
 
-class Pixels(nn.Module):
-    """The decoder of models that sample pixels."""
-
-    channels, factor = 3, 1
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-
 class Autoencoder(nn.Module):
     """The decoder of latents.
 
@@ -127,13 +117,14 @@ def load_autoencoder(
     if USAGE[config_name].factor == 1:
         return Pixels()
     path = find_autoencoder(config_name, given, download=download)
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        model = AutoencoderKL.from_config(_config_beside(path))
-    layout = official_layout(len(model.config.block_out_channels))
-    model = load_checkpoint(model, path, layouts={layout: layout.convert}, dtype=dtype, device=device)
-    model.requires_grad_(False)
+    model = load_diffusers_model(
+        "AutoencoderKL",
+        path,
+        device=device,
+        dtype=dtype,
+        published=OFFICIAL_CONFIG,
+        layouts=lambda model: [official_layout(len(model.config.block_out_channels))],
+    )
     if tiled:
         model.enable_tiling()
     return Autoencoder(model)
@@ -147,19 +138,3 @@ def find_autoencoder(config_name: str, given: str | Path | None = None, *, downl
     except FileNotFoundError as error:
         error.args = (f"{error}; {licence_hint(files[0].repo)}",)
         raise
-
-
-def _config_beside(path: Path) -> Mapping[str, Any]:
-    """The configuration in diffusers' terms: the config.json beside a file in its layout, else the official one."""
-    beside = path.parent / "config.json"
-    if not path.name.startswith("diffusion_pytorch_model") or not beside.is_file():
-        return OFFICIAL_CONFIG
-    try:
-        config = dict(json.loads(beside.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{beside} cannot be read ({error})") from error
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ValueError(
-            f"{beside} is the configuration of {config['_class_name']}, not of an autoencoder (AutoencoderKL)"
-        )
-    return config

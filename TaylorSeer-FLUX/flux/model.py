@@ -6,7 +6,6 @@ are the image stream's, in single-stream blocks the image part of the joint stre
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,15 @@ from flux.config import FluxConfig
 from seerkit.attention import attention_backend
 from seerkit.embeddings import apply_rope, rope_frequencies, timestep_embedding
 from seerkit.flops import step_flops
-from seerkit.modulation import SLICE_BYTES, ModulationTable, Rows
+from seerkit.modulation import (
+    FinalLayer,
+    ModulationLayer,
+    ModulationTable,
+    TwoStreamModulation,
+    modulate,
+    two_stream_modulation,
+    two_stream_table,
+)
 
 EPS = 1e-6  # of every LayerNorm and RMSNorm
 FREQUENCY_DIM = 256  # channels of the sinusoidal embeddings
@@ -26,11 +33,6 @@ TIME_FACTOR = 1000.0  # timesteps in [0, 1] and guidance weights are embedded ti
 
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary angles, each (B, 1, L, head_dim / 2)."""
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, L, D) after LayerNorm, scaled and shifted by (B, 1, D) each."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
 
 
 class MLPEmbedder(nn.Module):
@@ -79,38 +81,6 @@ class SelfAttention(nn.Module):
         return self.norm(rearrange(self.qkv(x), "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.num_heads))
 
 
-class ModulationLayer(nn.Module):
-    """`count` vectors of every condition: shift, scale, gate, once or twice."""
-
-    def __init__(self, dim: int, count: int) -> None:
-        super().__init__()
-        self.count = count
-        self.lin = nn.Linear(dim, count * dim)
-
-    def forward(self, c: Tensor) -> Tensor:
-        """Conditions (..., B, D) -> (..., B, count, D)."""
-        return project(self.lin, c).unflatten(-1, (self.count, -1))
-
-    def gates(self, c: Tensor) -> Tensor:
-        """The gates alone, every third vector: conditions (S, B, D) -> (S, count / 3, B, D)."""
-        return (
-            project(self.lin, c, rows=slice(2, None, 3), of=self.count)
-            .unflatten(-1, (self.count // 3, -1))
-            .transpose(1, 2)
-        )
-
-
-def project(linear: nn.Linear, c: Tensor, *, rows: slice | None = None, of: int = 1) -> Tensor:
-    """The product of `linear`, or that of some `rows` of its output seen as (of, D), on the device of c.
-
-    The weights may lie elsewhere (`flux.offload`): they are brought here for this product alone.
-    """
-    weight, bias = linear.weight, linear.bias
-    if rows is not None:
-        weight, bias = (part.unflatten(0, (of, -1))[rows].flatten(0, 1) for part in (weight, bias))
-    return F.linear(c, weight.to(c.device, non_blocking=True), bias.to(c.device, non_blocking=True))
-
-
 def mlp(config: FluxConfig) -> nn.Sequential:
     dim = config.hidden_size
     return nn.Sequential(
@@ -123,10 +93,10 @@ class DoubleStreamBlock(nn.Module):
 
     def __init__(self, config: FluxConfig, backend: str) -> None:
         super().__init__()
-        self.img_mod = ModulationLayer(config.hidden_size, 6)
+        self.img_mod = ModulationLayer(config.hidden_size, 6, "lin")
         self.img_attn = SelfAttention(config)
         self.img_mlp = mlp(config)
-        self.txt_mod = ModulationLayer(config.hidden_size, 6)
+        self.txt_mod = ModulationLayer(config.hidden_size, 6, "lin")
         self.txt_attn = SelfAttention(config)
         self.txt_mlp = mlp(config)
         self.attend = attention_backend(backend)
@@ -147,16 +117,16 @@ class DoubleStreamBlock(nn.Module):
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_rows
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_rows
 
-        img_q, img_k, img_v = self.img_attn.project(modulate(img, img_shift1, img_scale1))
-        txt_q, txt_k, txt_v = self.txt_attn.project(modulate(txt, txt_shift1, txt_scale1))
+        img_q, img_k, img_v = self.img_attn.project(modulate(img, img_shift1, img_scale1, EPS))
+        txt_q, txt_k, txt_v = self.txt_attn.project(modulate(txt, txt_shift1, txt_scale1, EPS))
         q, k, v = (torch.cat(pair, dim=2) for pair in ((txt_q, img_q), (txt_k, img_k), (txt_v, img_v)))
         joint = rearrange(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
         txt_out, img_out = joint[:, : txt.shape[1]], joint[:, txt.shape[1] :]
 
         img = site(img, img_gate1, self.img_attn.proj(img_out))
-        img = site(img, img_gate2, self.img_mlp(modulate(img, img_shift2, img_scale2)))
+        img = site(img, img_gate2, self.img_mlp(modulate(img, img_shift2, img_scale2, EPS)))
         txt = residual(txt, txt_gate1, self.txt_attn.proj(txt_out))
-        txt = residual(txt, txt_gate2, self.txt_mlp(modulate(txt, txt_shift2, txt_scale2)))
+        txt = residual(txt, txt_gate2, self.txt_mlp(modulate(txt, txt_shift2, txt_scale2, EPS)))
         return img, txt
 
 
@@ -172,7 +142,7 @@ class SingleStreamBlock(nn.Module):
         self.linear1 = nn.Linear(dim, 3 * dim + self.width)
         self.linear2 = nn.Linear(dim + self.width, dim)
         self.norm = QKNorm(config.head_dim)
-        self.modulation = ModulationLayer(dim, 3)
+        self.modulation = ModulationLayer(dim, 3, "lin")
         self.attend = attention_backend(backend)
 
     def gates(self, c: Tensor) -> Tensor:
@@ -182,38 +152,11 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x: Tensor, rope: Rope, modulation: Tensor, img: slice, site: Site = residual) -> Tensor:
         """x (B, Lt + Li, D), modulation (B, 3, D) -> x; `img` are the image tokens."""
         shift, scale, gate = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
-        qkv, hidden = self.linear1(modulate(x, shift, scale)).split((3 * x.shape[-1], self.width), dim=-1)
+        qkv, hidden = self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
         q, k, v = self.norm(rearrange(qkv, "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.num_heads))
         attended = rearrange(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
         fused = self.linear2(torch.cat([attended, F.gelu(hidden, approximate="tanh")], dim=-1))
         return site(x, gate, fused, img)
-
-
-class LastLayer(nn.Module):
-    def __init__(self, config: FluxConfig) -> None:
-        super().__init__()
-        self.linear = nn.Linear(config.hidden_size, config.out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden_size, 2 * config.hidden_size))
-
-    def modulation(self, c: Tensor) -> Tensor:
-        """Conditions (..., B, D) -> shift and scale (..., B, 2, D)."""
-        return project(self.adaLN_modulation[1], c).unflatten(-1, (2, -1))
-
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """x (B, L, D), modulation (B, 2, D) -> (B, L, out_channels)."""
-        shift, scale = modulation.unsqueeze(2).unbind(1)
-        return self.linear(modulate(x, shift, scale))
-
-
-@dataclass(frozen=True)
-class Modulation:
-    """Shift, scale and gate of a step: by double block of both streams, by single block; `head` is (B, 2, D).
-
-    At a forecast step `blocks` is None.
-    """
-
-    blocks: tuple[Sequence[tuple[Tensor, Tensor]], Sequence[Tensor]] | None
-    head: Tensor
 
 
 class Flux(nn.Module):
@@ -238,7 +181,7 @@ class Flux(nn.Module):
         self.single_blocks = nn.ModuleList(
             [SingleStreamBlock(config, attention) for _ in range(config.depth_single_blocks)]
         )
-        self.final_layer = LastLayer(config)
+        self.final_layer = FinalLayer(dim, config.out_channels, EPS)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -276,14 +219,13 @@ class Flux(nn.Module):
             c = c + self.guidance_in(timestep_embedding(TIME_FACTOR * guidance.float(), FREQUENCY_DIM))
         return F.silu(c)
 
-    def modulation(self, c: Tensor) -> Modulation:
+    def modulation(self, c: Tensor) -> TwoStreamModulation:
         """Modulation of one step for conditions c (B, D)."""
-        return Modulation(self._block_rows(c), self.final_layer.modulation(c))
+        return two_stream_modulation(self, c)
 
-    def _block_rows(self, c: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        return [b.modulation(c) for b in self.double_blocks], [b.modulation(c) for b in self.single_blocks]
-
-    def blocks(self, img: Tensor, txt: Tensor, rope: Rope, modulation: Modulation, site: Site = residual) -> Tensor:
+    def blocks(
+        self, img: Tensor, txt: Tensor, rope: Rope, modulation: TwoStreamModulation, site: Site = residual
+    ) -> Tensor:
         """Image tokens (B, Li, D) and text tokens (B, Lt, D) -> image tokens (B, Li, D)."""
         double, single = modulation.blocks
         for block, rows in zip(self.double_blocks, double, strict=True):
@@ -293,7 +235,7 @@ class Flux(nn.Module):
             x = block(x, rope, rows, image, site)
         return x[:, image]
 
-    def head(self, img: Tensor, modulation: Modulation) -> Tensor:
+    def head(self, img: Tensor, modulation: TwoStreamModulation) -> Tensor:
         """Image tokens (B, Li, D) -> velocity (B, Li, out_channels)."""
         return self.final_layer(img, modulation.head)
 
@@ -327,13 +269,19 @@ class Flux(nn.Module):
         )
 
     def full_step(
-        self, img: Tensor, img_ids: Tensor, txt: Tensor, txt_ids: Tensor, modulation: Modulation, site: Site = residual
+        self,
+        img: Tensor,
+        img_ids: Tensor,
+        txt: Tensor,
+        txt_ids: Tensor,
+        modulation: TwoStreamModulation,
+        site: Site = residual,
     ) -> Tensor:
         """Packed latents -> velocity, through all blocks."""
         rope = self.rope(torch.cat([txt_ids, img_ids], dim=1))
         return self.head(self.blocks(self.embed(img), self.txt_in(txt), rope, modulation, site), modulation)
 
-    def forecast_step(self, img: Tensor, modulation: Modulation, advance: Forecast) -> Tensor:
+    def forecast_step(self, img: Tensor, modulation: TwoStreamModulation, advance: Forecast) -> Tensor:
         """Packed latents -> velocity, the blocks replaced by `advance`; the text is not looked at."""
         return self.head(advance(self.embed(img)), modulation)
 
@@ -371,28 +319,7 @@ class Flux(nn.Module):
     ) -> ModulationTable:
         """Modulation of a run over timesteps (S,): full rows, gates alone, head rows; positions and text play no part."""
         c = self.condition(timesteps.unsqueeze(1), y, guidance)  # (S, B, D)
-
-        def block_rows(steps: list[int]) -> Sequence[tuple]:
-            double, single = self._block_rows(c[steps])
-            return [
-                ([(img[i], txt[i]) for img, txt in double], [rows[i] for rows in single]) for i in range(len(steps))
-            ]
-
-        def gate_rows(steps: list[int]) -> Tensor:
-            blocks = (*self.double_blocks, *self.single_blocks)
-            return torch.cat([block.gates(c[steps]) for block in blocks], dim=1)  # (steps, sites, B, D)
-
-        def rows_in_a_slice(vectors: int) -> int:
-            return SLICE_BYTES // (vectors * c[0].numel() * c.element_size())
-
-        per_block = 12 * len(self.double_blocks) + 3 * len(self.single_blocks)
-        sites = 2 * len(self.double_blocks) + len(self.single_blocks)
-        return ModulationTable(
-            blocks=Rows(block_rows, full_steps, rows_in_a_slice(per_block)),
-            gates=Rows(gate_rows, gated_steps, rows_in_a_slice(sites)),
-            head=Rows(lambda steps: self.final_layer.modulation(c[steps]), range(len(c)), rows_in_a_slice(2)),
-            assemble=Modulation,
-        )
+        return two_stream_table(self, c, full_steps, gated_steps)
 
     def step_flops(self, latents: Tensor, **conditions: Tensor) -> tuple[int, int]:
         """Operations of a full and of a forecast step."""

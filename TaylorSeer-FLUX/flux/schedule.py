@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from seerkit.flow_solvers import shift_sigmas
+
 BASE_TOKENS, BASE_MU = 256, 0.5  # mu is linear in the token count, through these two points
 MAX_TOKENS, MAX_MU = 4096, 1.15
 
@@ -17,7 +19,7 @@ def shift_mu(num_tokens: int) -> float:
 
 def shift_times(t: Tensor, mu: float) -> Tensor:
     """Times in [0, 1] moved towards the noise: t -> e^mu / (e^mu + 1/t - 1); the ends stay."""
-    return math.exp(mu) / (math.exp(mu) + (1 / t - 1))
+    return shift_sigmas(t, math.exp(mu))
 
 
 def sampling_times(num_steps: int, num_tokens: int, *, shift: bool = True) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flux.config import CONFIGS, FluxConfig, flux_config
 from flux.model import Flux
-from seerkit.weights import Layout, Published, Rule, State, find_checkpoint, load_checkpoint
+from seerkit.weights import Layout, Published, Rule, State, find_checkpoint, load_checkpoint, swap_halves
 
 REPOS = {"flux-dev": "black-forest-labs/FLUX.1-dev", "flux-schnell": "black-forest-labs/FLUX.1-schnell"}
 ENV = {CONFIGS["flux-dev"]: "FLUX_DEV", CONFIGS["flux-schnell"]: "FLUX_SCHNELL"}  # name a checkpoint file or folder
@@ -21,11 +21,6 @@ PUBLISHED = {
     for name, repo in REPOS.items()
 }
 EMBEDDED = {CONFIGS["flux-tiny"]: Path(__file__).resolve().parents[1] / "weights" / "flux-tiny.safetensors"}
-
-
-def swap_halves(rows: Tensor) -> Tensor:
-    """Rows (scale, shift) -> (shift, scale)."""
-    return torch.cat(rows.chunk(2)[::-1])
 
 
 _TIME, _DOUBLE, _SINGLE = "time_text_embed.", "transformer_blocks.{i}.", "single_transformer_blocks.{i}."

@@ -11,22 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+AttentionFn = Callable[..., Tensor]
+"""`attend(q, k, v, keys=None)`: q, k, v (B, H, L, d) -> (B, H, L, d); keys (B, L) tells which keys count, None for all."""
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
     """PyTorch's fused attention; q, k, v (B, H, L, d) -> (B, H, L, d)."""
-    return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if keys is None else keys[:, None, None])
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / sqrt(d)) v written out; shapes as `sdpa`."""
     scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, H, L, L)
+    if keys is not None:
+        scores = scores.masked_fill(~keys[:, None, None], -torch.inf)
     return scores.softmax(dim=-1) @ v
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """flash-attn 2 (fp16 or bf16 on CUDA); shapes as `sdpa`."""
+def flash(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
+    """flash-attn 2 (fp16 or bf16 on CUDA); shapes as `sdpa`. Where only some keys count, PyTorch's attention takes over."""
+    if keys is not None:
+        return sdpa(q, k, v, keys)
     from flash_attn import flash_attn_func
 
     return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,19 @@ def caches_from_flags(
     for cache in caches.values():
         cache.plan(num_steps)
     return caches
+
+
+def for_compiling(caches: Mapping[str, Cache]) -> dict[str, Cache]:
+    """The caches with full steps that are all alike, as `seerkit.compile` needs them; ValueError for engines without."""
+    for cache in caches.values():
+        if cache.engine != "folded":
+            raise ValueError(
+                f"--compile works with the folded engine, whose steps are all alike, not with {cache.engine}"
+            )
+    return {
+        label: replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))
+        for label, cache in caches.items()
+    }
 
 
 def load_plugin(path: Path) -> None:

@@ -111,6 +111,14 @@ def positive_float(text: str) -> float:
     return value
 
 
+def true_or_false(text: str) -> bool:
+    """An argparse type: true or false, yes or no, 1 or 0, in any case."""
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return known[text.lower()]
+
+
 def _number(kind: type, text: str):
     try:
         return kind(text)

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import Cache, Run
+from seerkit.distributed import World
 from seerkit.timing import peak_memory, reset_peak_memory, spread, timed
 
 Batch = TypeVar("Batch")
@@ -42,8 +44,9 @@ def run_caches(
     """Sample every batch with every cache, in turn batch by batch so that a drift of the machine's speed falls on all alike.
 
     The first call, which pays for kernels and memory, is dropped: the cheapest cache goes once before, every one where that
-    changes what is compiled. skip(label, batch): what is there already. keep(label, batch, latents) takes latents as they
-    come, untimed; without it the outcomes hold them. quiet: no progress bar.
+    changes what is compiled; where one call is all there is, it pays itself. skip(label, batch): what is there already.
+    keep(label, batch, latents) takes latents as they come, untimed; without it the outcomes hold them. quiet: no progress
+    bar.
     """
     outcomes = {label: Outcome() for label in caches}
     wanted = [(batch, label) for batch in batches for label in caches if not skip(label, batch)]
@@ -51,7 +54,7 @@ def run_caches(
         return outcomes
     cheapest = min(caches.values(), key=lambda cache: len(cache.plan(num_steps).full_steps))
     dropped = list(caches.values()) if any(c.engine_settings.static_shapes for c in caches.values()) else [cheapest]
-    for cache in dropped:
+    for cache in dropped if len(wanted) > 1 else ():
         sample(cache, wanted[0][0], lambda *_: None)
     with tqdm(total=len(wanted) * num_steps, unit="step", mininterval=0.5, disable=quiet) as bar:
         for number, (batch, label) in enumerate(wanted, 1):
@@ -67,6 +70,22 @@ def run_caches(
             if keep is not None:
                 keep(label, batch, latents)
     return outcomes
+
+
+def gather_outcomes(outcomes: dict[str, Outcome], world: World) -> dict[str, Outcome]:
+    """Timings of all processes; the record of the first that has one."""
+    shares = [outcomes]
+    if world.size > 1:
+        shares = [None] * world.size
+        dist.all_gather_object(shares, outcomes)
+    return {
+        label: Outcome(
+            record=next((share[label].record for share in shares if share[label].record), {}),
+            seconds=[s for share in shares for s in share[label].seconds],
+            peak_bytes=max(share[label].peak_bytes for share in shares),
+        )
+        for label in outcomes
+    }
 
 
 def latency(outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any] | None]:

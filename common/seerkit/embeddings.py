@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+def timestep_embedding(
+    t: Tensor, dim: int, max_period: float = 10000.0, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Sinusoidal embedding of timesteps, cosines first (Ho et al. 2020; facebookresearch/DiT models.py).
 
-    t: any shape, integer or fractional timesteps. dim: even. Returns (*t.shape, dim) in float32.
+    t: any shape, integer or fractional timesteps. dim: even. dtype: of the angles, float64 for Wan. Returns (*t.shape, dim)
+    in float32.
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t.float().unsqueeze(-1) * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=dtype, device=t.device) / half)
+    angles = t.to(dtype).unsqueeze(-1) * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
 
 
 def sincos_position_2d(dim: int, height: int, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Images and videos on disk: PNG with its settings inside, labelled grids, MP4. Pixels are uint8, H × W × 3 or 1."""
+"""Images and videos on disk: PNG with its settings inside, labelled grids, GIF, MP4. Pixels are uint8, H × W × 3 or 1."""
 
 import json
 from collections.abc import Sequence
@@ -18,6 +18,12 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """Images (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8, clipped; 127.5 x + 128 as the reference samplers round."""
     pixels = torch.clamp(127.5 * images.detach().float() + 128.0, 0, 255)
     return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+
+
+def video_to_uint8(videos: Tensor) -> np.ndarray:
+    """Videos (B, 3, T, H, W) in [-1, 1] -> (B, T, H, W, 3) uint8, rounded as `to_uint8` does."""
+    frames = to_uint8(videos.transpose(1, 2).flatten(0, 1))  # (B·T, H, W, 3)
+    return frames.reshape(len(videos), -1, *frames.shape[1:])
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:
@@ -76,6 +82,44 @@ def labelled_grid(
             image = to_pil(pixels).convert("RGB").resize((cell_w, cell_h), Image.Resampling.NEAREST)
             sheet.paste(image, (label_width + column * (cell_w + gap), top))
     return sheet
+
+
+def frame_strip(videos: Sequence[np.ndarray], labels: Sequence[str], *, num_frames: int = 8) -> Image.Image:
+    """A labelled sheet with one row a video and `num_frames` evenly spaced frames, first and last among them, numbered.
+
+    videos: (T, H, W, 3) uint8 each, all of one length T; a shorter video than `num_frames` is shown whole.
+    """
+    lengths = {len(frames) for frames in videos}
+    if len(lengths) != 1:
+        raise ValueError(f"videos of {sorted(lengths)} frames cannot share columns; give videos of one length")
+    if num_frames < 1:
+        raise ValueError(f"num_frames {num_frames} must be at least 1")
+    length = lengths.pop()
+    shown = np.linspace(0, length - 1, min(num_frames, length)).round().astype(int)
+    return labelled_grid([frames[shown] for frames in videos], labels, [str(index) for index in shown])
+
+
+def enlarged(frames: np.ndarray, min_side: int = 128) -> np.ndarray:
+    """Frames (T, H, W, 3) of small videos, each pixel repeated a whole number of times up to `min_side` pixels a side."""
+    factor = max(1, min_side // min(frames.shape[1:3]))
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def save_gif(path: str | Path, frames: np.ndarray, fps: float) -> None:
+    """Write frames (T, H, W, 3) uint8 as a GIF that loops for ever, whole.
+
+    A GIF counts in hundredths of a second, to which a frame's duration is rounded, and viewers slow down what is faster
+    than 50 frames a second. All frames share one palette of 256 colours, without which still areas would flicker.
+    """
+    if not 0 < fps <= 50:
+        raise ValueError(f"fps {fps} cannot be kept by a GIF; take more than 0 and at most 50")
+    width = frames.shape[2]
+    palette = Image.fromarray(frames.reshape(-1, width, 3)).quantize(256)  # of all frames, one below the other
+    pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    with written_whole(path) as temporary:
+        pictures[0].save(
+            temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=round(100 / fps) * 10, loop=0
+        )
 
 
 def save_mp4(path: str | Path, frames: np.ndarray, fps: int) -> None:

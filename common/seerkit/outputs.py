@@ -1,6 +1,7 @@
 """Folders of sampled images: numbered PNGs and the settings that made them, claimed before, read back whole."""
 
 import glob
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from PIL import Image
 from seerkit.files import write_json
 
 
-def claim_folder(folder: Path, settings: dict[str, Any], *, flag: str) -> None:
+def claim_folder(folder: Path, settings: dict[str, Any], *, flag: str, samples: str = "[0-9]*.png") -> None:
     """Mark `folder` as of these settings, or ValueError if it is of others; clear what a killed run left half written.
 
-    flag: the option that chooses another folder, for the message.
+    flag: the option that chooses another folder, for the message. samples: what the files of samples are called.
     """
     path = folder / "settings.json"
     if path.exists():
@@ -26,8 +27,8 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, flag: str) -> None:
         if differ:
             shown = ", ".join(f"{key} is {theirs.get(key)} there and {settings.get(key)} here" for key in differ)
             raise ValueError(f"{folder} holds samples of other settings: {shown}; choose another {flag}")
-    elif any(folder.glob("[0-9]*.png")):
-        raise ValueError(f"{folder} holds images but no settings.json; choose another {flag}")
+    elif any(folder.glob(samples)):
+        raise ValueError(f"{folder} holds samples but no settings.json; choose another {flag}")
     else:
         write_json(path, settings)
     half_npz = folder.parent.glob(f".{glob.escape(folder.name)}.*.partial.npz")
@@ -52,3 +53,8 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
         return None
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Eight characters that tell one set of settings from another."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

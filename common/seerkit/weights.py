@@ -154,6 +154,18 @@ def find_checkpoint(
     return find_weights(given, published, env=env, download=download)
 
 
+def find_all(model: str, searches: Sequence[Callable[[], object]]) -> None:
+    """Carry out all searches for files of a model; FileNotFoundError with everything that they miss."""
+    missing = []
+    for search in searches:
+        try:
+            search()
+        except FileNotFoundError as error:
+            missing.append(str(error))
+    if missing:
+        raise FileNotFoundError(f"{model} cannot run: {' — '.join(missing)}")
+
+
 def _in_folder(folder: Path, files: Sequence[Published]) -> list[Path]:
     """Where `files` would be in a folder that the user named, with or without folders of their own."""
     names = [(file.name, Path(file.name).name, file.place.relative_to(CHECKPOINTS)) for file in files]
@@ -577,6 +589,11 @@ def _parts(rule: Rule, state: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     return {target: [state[name] for name in names] for target, names in found.items()}
 
 
+def swap_halves(rows: Tensor) -> Tensor:
+    """Rows (scale, shift), as diffusers has those of a head, -> (shift, scale)."""
+    return torch.cat(rows.chunk(2)[::-1])
+
+
 def recognise_layout(names: Collection[str], ours: Collection[str], layouts: Sequence[Layout]) -> Layout | None:
     """The layout that most of `names` belong to, None for `ours`; ValueError if fewer than half fit any."""
     ours = set(ours)
@@ -595,12 +612,13 @@ def load_checkpoint(
     *,
     config: Mapping[str, Any] | None = None,
     layouts: Mapping[Layout, Callable[[State], State]],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> Model:
     """`model`, built on the meta device, with the weights of a file in its own or another layout, in eval mode.
 
     config: fields that must be those of the file, where it tells. layouts: other layouts, with what converts each.
+    dtype: None keeps that of every parameter of the model.
     Raises ValueError, which begins with the path, if the file is damaged or does not fit.
     """
     state = read_state(path)

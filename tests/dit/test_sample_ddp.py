@@ -222,7 +222,7 @@ def test_refusals_name_the_remedy(checkpoint, command, tmp_path, monkeypatch, ca
     folder.mkdir(exist_ok=True)
     (folder / "000000.png").touch()
     foreign = refusal(command, monkeypatch, capsys, arguments(checkpoint, tmp_path))
-    assert "holds images but no settings.json" in foreign
+    assert "holds samples but no settings.json" in foreign
 
 
 def test_dry_run_writes_nothing(command, tmp_path, capsys):

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from dit import CONFIGS, dit_config
-from dit.data import CLASS_NAMES
 from dit.weights import load_dit
 from seerkit.cli import run_command
 from seerkit.distributed import World
+from seerkit.fashion_mnist import CLASS_NAMES
 
 COMMAND = Path(__file__).parents[2] / "TaylorSeer-DiT" / "train.py"
 NUM_STEPS = 40

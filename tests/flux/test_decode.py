@@ -199,7 +199,7 @@ class TestDiffusers:
         model.save_pretrained(tmp_path)
         text = (tmp_path / "config.json").read_text().replace("AutoencoderKL", "AutoencoderDC")
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match="is the configuration of AutoencoderDC, not of an autoencoder"):
+        with pytest.raises(ValueError, match="is the configuration of AutoencoderDC, not of AutoencoderKL"):
             load_autoencoder("flux-dev", tmp_path)
 
 

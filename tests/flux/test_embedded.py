@@ -9,10 +9,11 @@ import torch
 from cache_dic import make_cache
 from evaluation.scorer import load_scorer
 from flux import CONFIGS, sample
-from flux.command import PROMPTS, TEXT_TABLE, read_prompts
+from flux.command import PROMPTS, TEXT_TABLE
 from flux.minilm import TextTable
 from flux.weights import EMBEDDED, load_flux
 from seerkit.media import to_uint8
+from seerkit.prompts import read_prompts
 from seerkit.seeds import SampleGenerators
 
 ROOT = Path(__file__).resolve().parents[2]

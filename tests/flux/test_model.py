@@ -241,8 +241,7 @@ class TestCached:
     @pytest.mark.parametrize("slice_bytes", [1, 5000, 2**30])
     def test_modulation_table_is_the_modulation_of_each_step(self, random_flux, slice_bytes, monkeypatch):
         """Whatever the slices, in which rows of many steps are one product."""
-        assert modulation.SLICE_BYTES == flux.model.SLICE_BYTES
-        monkeypatch.setattr(flux.model, "SLICE_BYTES", slice_bytes)
+        monkeypatch.setattr(modulation, "SLICE_BYTES", slice_bytes)
         model, y, timesteps = random_flux(), inputs()[2], torch.tensor([1.0, 0.7, 0.3, 0.1])
         guidance = torch.tensor([3.5, 1.0])
         table = model.modulation_table(timesteps, [0, 2], [1, 2, 3], y=y, guidance=guidance)

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from flux import Flux, flux_config
-from flux.command import PROMPTS, digest, make_batches, read_prompts
+from flux.command import PROMPTS
 from seerkit.cli import run_command
 from seerkit.media import read_png_settings
+from seerkit.outputs import digest
+from seerkit.prompts import make_batches, read_prompts
 from seerkit.weights import export_safetensors
 
 LABELS = ["uncached", "taylorseer-N4-W3-O2", "taylorseer-N6-W3-O2", "fora-N4-W3", "fora-N6-W3"]

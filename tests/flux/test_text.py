@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from flux import text
-from flux.text import CLIP_LENGTH, MAX_LENGTH, PromptCache, TextEncoders, encode_cached, find_encoder
+from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders, encode_cached
 from seerkit import weights
+from seerkit.text import CLIP_LENGTH, PromptCache, find_encoder
 
 WIDTH, POOLED = 20, 24
 PROMPTS = ["a red fox", "", "two birds, and a very long tail of words " * 6]
@@ -178,7 +179,7 @@ class TestCache:
         return make, made
 
     def cache(self, encoder: TextEncoders, folder: Path) -> PromptCache:
-        return PromptCache(folder, encoders=encoder.names, max_length=encoder.max_length)
+        return encoder.cache(folder)
 
     def test_stored_prompts_need_no_encoder(self, counted, encoders, tmp_path):
         make, made = counted
@@ -211,25 +212,25 @@ class TestCache:
     def test_files_are_named_by_all_that_matters(self, encoders, tmp_path):
         names = encoders().names
         caches = [
-            PromptCache(tmp_path, encoders=names, max_length=32),
-            PromptCache(tmp_path, encoders=names, max_length=16),
-            PromptCache(tmp_path, encoders=encoders(dtype=torch.bfloat16).names, max_length=32),
-            PromptCache(tmp_path, encoders=TextEncoders().names, max_length=32),
+            PromptCache(tmp_path, parts=("txt", "y"), encoders=names, max_length=32),
+            PromptCache(tmp_path, parts=("txt", "y"), encoders=names, max_length=16),
+            PromptCache(tmp_path, parts=("txt", "y"), encoders=encoders(dtype=torch.bfloat16).names, max_length=32),
+            PromptCache(tmp_path, parts=("txt", "y"), encoders=TextEncoders().names, max_length=32),
         ]
         paths = {cache.path(prompt) for cache in caches for prompt in ("a", "b")}
         assert len(paths) == 8
-        assert caches[0].path("a") == PromptCache(tmp_path, encoders=names, max_length=32).path("a")
+        assert caches[0].path("a") == PromptCache(tmp_path, parts=("txt", "y"), encoders=names, max_length=32).path("a")
 
     def test_an_interrupted_run_keeps_what_it_has(self, encoders, tmp_path, monkeypatch):
         encoder = encoders()
-        cache, whole = self.cache(encoder, tmp_path), TextEncoders.encode
+        cache, whole = self.cache(encoder, tmp_path), TextEncoders.embed
 
         def fail_at_the_second(self, prompts):
             if prompts == ["b"]:
                 raise RuntimeError("out of memory")
             return whole(self, prompts)
 
-        monkeypatch.setattr(TextEncoders, "encode", fail_at_the_second)
+        monkeypatch.setattr(TextEncoders, "embed", fail_at_the_second)
         with pytest.raises(RuntimeError, match="out of memory"):
             encode_cached(["a", "b"], lambda: encoder, cache)
         assert "a" in cache
@@ -260,23 +261,23 @@ class TestCache:
 
 class TestErrors:
     @pytest.mark.parametrize(
-        ("kind", "own", "folders"),
+        ("encoder", "own", "folders"),
         [
-            ("T5", "google/t5-v1_1-xxl", "--include 'text_encoder_2/*' --include 'tokenizer_2/*'"),
-            ("CLIP", "openai/clip-vit-large-patch14", "--include 'text_encoder/*' --include 'tokenizer/*'"),
+            (T5, "google/t5-v1_1-xxl", "--include 'text_encoder_2/*' --include 'tokenizer_2/*'"),
+            (CLIP, "openai/clip-vit-large-patch14", "--include 'text_encoder/*' --include 'tokenizer/*'"),
         ],
     )
-    def test_missing_encoder_says_how_to_fetch_it(self, nowhere, kind, own, folders):
+    def test_missing_encoder_says_how_to_fetch_it(self, nowhere, encoder, own, folders):
         with pytest.raises(FileNotFoundError) as caught:
-            find_encoder(kind)
+            find_encoder(encoder)
         message = str(caught.value)
         for part in (
-            f"the text encoder {kind} (config.json, weights and tokenizer of black-forest-labs/FLUX.1-dev or",
+            f"the {encoder.name} (config.json, weights and tokenizer of black-forest-labs/FLUX.1-dev or",
             f"{nowhere}/FLUX.1-dev/text_encoder",
             f"{nowhere}/{own.split('/')[1]}",
             f"`hf download black-forest-labs/FLUX.1-dev {folders} --local-dir {nowhere}/FLUX.1-dev`",
             f"`hf download {own} --include '*.json'",
-            f"--{kind.lower()}",
+            encoder.flag,
             "log in with `hf auth login`",
             f"{own}: HF_HUB_OFFLINE is set",
         ):
@@ -286,16 +287,16 @@ class TestErrors:
     def test_given_folder_is_the_only_place(self, repository, nowhere, tmp_path):
         nowhere.mkdir()
         (nowhere / "FLUX.1-dev").symlink_to(repository)
-        assert find_encoder("T5") == (nowhere / "FLUX.1-dev/text_encoder_2", nowhere / "FLUX.1-dev/tokenizer_2")
+        assert find_encoder(T5) == (nowhere / "FLUX.1-dev/text_encoder_2", nowhere / "FLUX.1-dev/tokenizer_2")
         with pytest.raises(FileNotFoundError, match=r"looked at .*gone \(not a folder\); fetch it"):
-            find_encoder("T5", tmp_path / "gone")
+            find_encoder(T5, tmp_path / "gone")
         (repository / "text_encoder_2" / "model.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match=r"FLUX \(incomplete\)"):
-            find_encoder("T5", repository)
+            find_encoder(T5, repository)
 
     def test_damaged_files_are_named(self, repository):
         (repository / "text_encoder_2" / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0nothing")
-        with pytest.raises(ValueError, match=r"text_encoder_2 cannot be read as a T5EncoderModel"):
+        with pytest.raises(ValueError, match=r"text_encoder_2 cannot be read by T5EncoderModel"):
             TextEncoders(repository, repository).encode(["a"])
 
     def test_impossible_length(self):

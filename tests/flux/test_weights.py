@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 import flux.weights
 from flux import CONFIGS, Flux, FluxConfig
-from flux.weights import DIFFUSERS, EMBEDDED, ENV, PUBLISHED, convert_diffusers, find_flux, load_flux, swap_halves
+from flux.weights import DIFFUSERS, EMBEDDED, ENV, PUBLISHED, convert_diffusers, find_flux, load_flux
 from seerkit import weights
-from seerkit.weights import StateMismatchError, export_safetensors
+from seerkit.weights import StateMismatchError, export_safetensors, swap_halves
 
 MANIFESTS = Path(__file__).parents[1] / "checkpoints"
 NAMES = ("flux-dev", "flux-schnell")

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from seerkit.cli import Parser, non_negative_int, positive_float, positive_int, run_command
+from seerkit.cli import Parser, non_negative_int, positive_float, positive_int, run_command, true_or_false
 from seerkit.distributed import resolve_device, start_world, stop_world
 from seerkit.files import writable_directory, write_json, written_whole
 
@@ -105,10 +105,13 @@ class TestNumbers:
             (non_negative_int, "0", 0),
             (positive_float, "1e-3", 1e-3),
             (positive_float, "2", 2.0),
+            *((true_or_false, text, True) for text in ("True", "true", "YES", "1")),
+            *((true_or_false, text, False) for text in ("False", "false", "No", "0")),
         ],
     )
     def test_accepted(self, kind, text, value):
         assert kind(text) == value
+        assert type(kind(text)) is type(value)
 
     @pytest.mark.parametrize(
         ("kind", "text", "message"),
@@ -123,6 +126,8 @@ class TestNumbers:
             (positive_float, "nan", "nan must be above 0 and finite"),
             (positive_float, "inf", "inf must be above 0 and finite"),
             (positive_float, "x", "'x' is not a number"),
+            (true_or_false, "maybe", "'maybe' is neither True nor False"),
+            (true_or_false, "", "'' is neither True nor False"),
         ],
     )
     def test_refused(self, kind, text, message):

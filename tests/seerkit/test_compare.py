@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from cache_dic import make_cache
-from seerkit import records
-from seerkit.compare import Outcome, latency, run_caches
+from seerkit import compare, records
+from seerkit.cache_flags import for_compiling
+from seerkit.compare import Outcome, gather_outcomes, latency, run_caches
+from seerkit.distributed import World
 from seerkit.tables import markdown_table, number, text_table
 from seerkit.timing import peak_memory, spread, timed
 
@@ -68,6 +70,45 @@ def test_every_cache_goes_once_before_where_steps_are_compiled():
 
     run_caches(caches, [0], sample, num_steps=3, device=torch.device("cpu"))
     assert calls == [cache.label for cache in caches.values()] * 2
+
+
+def test_a_single_call_is_not_made_twice():
+    calls = []
+
+    def sample(cache, batch, callback):
+        calls.append(batch)
+        return torch.zeros(1), FakeRun()
+
+    run_caches({"uncached": make_cache("uncached")}, [7], sample, num_steps=3, device=torch.device("cpu"))
+    assert calls == [7]
+
+
+def test_caches_for_compiling_have_full_steps_that_are_all_alike():
+    caches = {"a": make_cache(interval=2, warmup_steps=1), "uncached": make_cache("uncached")}
+    alike = for_compiling(caches)
+    assert list(alike) == list(caches)
+    for label, cache in alike.items():
+        assert cache.engine_settings.static_shapes
+        assert not caches[label].engine_settings.static_shapes, "the one given stays"
+        assert cache.plan(8).full_steps == caches[label].plan(8).full_steps
+    with pytest.raises(ValueError, match=r"--compile works with the folded engine, .* not with stack"):
+        for_compiling({**caches, "b": make_cache(interval=2, warmup_steps=1, engine="stack")})
+
+
+def test_outcomes_of_all_processes_are_put_together(monkeypatch):
+    mine = {"a": Outcome(seconds=[1.0], peak_bytes=5), "b": Outcome(record={"made": 1}, seconds=[2.0], peak_bytes=9)}
+    theirs = {"a": Outcome(record={"made": 2}, seconds=[3.0, 4.0], peak_bytes=7), "b": Outcome(record={"made": 3})}
+    alone = gather_outcomes(mine, World(0, 1, torch.device("cpu")))
+    assert (alone["a"].seconds, alone["a"].record, alone["a"].peak_bytes) == ([1.0], {}, 5)
+
+    def all_gather(shares, own):
+        assert own is mine
+        shares[:] = [mine, theirs]
+
+    monkeypatch.setattr(compare.dist, "all_gather_object", all_gather)
+    both = gather_outcomes(mine, World(0, 2, torch.device("cpu")))
+    assert (both["a"].seconds, both["a"].record, both["a"].peak_bytes) == ([1.0, 3.0, 4.0], {"made": 2}, 7)
+    assert (both["b"].seconds, both["b"].record, both["b"].peak_bytes) == ([2.0], {"made": 1}, 9), "the first record"
 
 
 def test_latency_is_the_ratio_of_medians():

@@ -4,7 +4,18 @@ import torch
 from PIL import Image
 
 from seerkit import media
-from seerkit.media import labelled_grid, read_png_settings, save_mp4, save_png, to_pil, to_uint8
+from seerkit.media import (
+    enlarged,
+    frame_strip,
+    labelled_grid,
+    read_png_settings,
+    save_gif,
+    save_mp4,
+    save_png,
+    to_pil,
+    to_uint8,
+    video_to_uint8,
+)
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -28,6 +39,13 @@ class TestPixels:
     def test_every_pixel_survives_a_round_trip(self):
         values = torch.arange(256.0).reshape(1, 1, 16, 16)
         assert (to_uint8(values / 127.5 - 1).ravel() == np.arange(256)).all()
+
+    def test_video_frames_are_those_of_images(self):
+        video = torch.rand(2, 3, 4, 5, 6) * 2 - 1
+        frames = video_to_uint8(video)
+        assert frames.shape == (2, 4, 5, 6, 3)
+        for time in range(4):
+            assert (frames[:, time] == to_uint8(video[:, :, time])).all()
 
     @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
     def test_pil(self, channels, mode):
@@ -114,7 +132,89 @@ class TestGrid:
         assert font.getlength(cut) <= 60
 
 
+class TestStrip:
+    def test_evenly_spaced_frames_with_first_and_last(self):
+        videos = [noise(16, 64, 64, 3), noise(16, 64, 64, 3)[::-1]]
+        sheet = frame_strip(videos, ["a", "b"], num_frames=6)
+        shown = [0, 3, 6, 9, 12, 15]
+        expected = labelled_grid([video[shown] for video in videos], ["a", "b"], [str(index) for index in shown])
+        assert (np.asarray(sheet) == np.asarray(expected)).all()
+
+    def test_short_video_is_shown_whole(self):
+        assert frame_strip([noise(3, 64, 64, 3)], [""]).size[0] == 12 + 3 * 66
+
+    def test_refuses_videos_of_different_lengths(self):
+        with pytest.raises(ValueError, match=r"\[3, 4\] frames"):
+            frame_strip([noise(3, 8, 8, 3), noise(4, 8, 8, 3)], ["a", "b"])
+
+
+class TestEnlarged:
+    @pytest.mark.parametrize(
+        ("height", "width", "factor"), [(32, 32, 4), (32, 80, 4), (40, 32, 4), (50, 50, 2), (65, 65, 1), (480, 640, 1)]
+    )
+    def test_pixels_are_repeated_a_whole_number_of_times(self, height, width, factor):
+        frames = noise(2, height, width, 3)
+        large = enlarged(frames)
+        assert large.shape == (2, height * factor, width * factor, 3)
+        for row in range(factor):
+            for column in range(factor):
+                assert (large[:, row::factor, column::factor] == frames).all()
+
+    def test_side_asked_for(self):
+        assert enlarged(noise(1, 8, 16, 3), min_side=32).shape == (1, 32, 64, 3)
+
+
+class TestGif:
+    def frames(self) -> np.ndarray:
+        """A square of 4 pixels that moves over a plain background."""
+        frames = np.full((6, 16, 24, 3), (10, 20, 70), np.uint8)
+        for time in range(6):
+            frames[time, 6:10, 2 + 3 * time : 6 + 3 * time] = (255, 135, 20)
+        return frames
+
+    @pytest.mark.parametrize(("fps", "duration_ms"), [(8, 120), (10, 100), (50, 20)])
+    def test_frames_come_back(self, tmp_path, fps, duration_ms):
+        frames = self.frames()
+        save_gif(tmp_path / "new" / "a.gif", frames, fps)
+        with Image.open(tmp_path / "new" / "a.gif") as gif:
+            assert (gif.n_frames, gif.info["loop"]) == (6, 0)
+            for time in range(6):
+                gif.seek(time)
+                assert gif.info["duration"] == duration_ms
+                assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[time]).max() <= 4
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.gif"]
+
+    def test_equal_frames_are_kept(self, tmp_path):
+        """A pause lasts as long as in the video, also where the writer joins equal frames into a longer one."""
+        save_gif(tmp_path / "a.gif", self.frames()[[0, 0, 0, 1]], 10)
+        with Image.open(tmp_path / "a.gif") as gif:
+            durations = []
+            for time in range(gif.n_frames):
+                gif.seek(time)
+                durations.append(gif.info["duration"])
+        assert sum(durations) == 400
+
+    def test_refuses_a_rate_that_viewers_do_not_keep(self, tmp_path):
+        with pytest.raises(ValueError, match="fps 60"):
+            save_gif(tmp_path / "a.gif", self.frames(), 60)
+
+
 class TestMp4:
+    def test_sixteen_small_frames_keep_number_rate_and_motion(self, tmp_path, need):
+        need("imageio_ffmpeg")
+        imageio = need("imageio.v3")
+        frames = np.zeros((16, 32, 32, 3), np.uint8)
+        for time in range(16):
+            frames[time, 8:24, time : 16 + time] = 255
+        save_mp4(tmp_path / "a.mp4", frames, fps=8)
+        back = imageio.imread(tmp_path / "a.mp4")
+        assert back.shape == frames.shape
+        meta = imageio.immeta(tmp_path / "a.mp4")
+        assert (meta["fps"], meta["duration"]) == (8, 2)
+        columns = np.arange(32)
+        where = [(frame.mean(axis=(0, 2)) * columns).sum() / frame.mean(axis=(0, 2)).sum() for frame in back]
+        np.testing.assert_allclose(np.diff(where), 1, atol=0.3)
+
     @pytest.mark.parametrize("size", [(32, 48), (33, 47)])
     def test_frames_come_back(self, tmp_path, size, need):
         """Even sides are exact, odd ones grow by a pixel; colours within what H.264 loses on smooth pictures."""

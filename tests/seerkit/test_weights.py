@@ -32,6 +32,7 @@ from seerkit.weights import (
     read_metadata,
     read_state,
     recognise_layout,
+    swap_halves,
 )
 
 
@@ -573,10 +574,6 @@ class TestExport:
         assert read_metadata(tmp_path / "m.safetensors") == {}
         with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
             assert set(file.keys()) == set(tensors())
-
-
-def swap_halves(x: torch.Tensor) -> torch.Tensor:
-    return torch.cat(x.chunk(2)[::-1])
 
 
 class TestLayout:

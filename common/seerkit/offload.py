@@ -1,9 +1,11 @@
-"""FLUX.1 in 24 GB: modulation weights on the host, weights in 8 bits, one component on the device at a time."""
+"""Large models on small devices: modulation weights on the host, weights in 8 bits, and the bytes that this takes.
 
-import contextlib
+`seerkit.staging` does the rest.
+"""
+
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +13,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cache_dic import Cache
-from flux.model import Flux
-from flux.sampler import Sampler
-
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
 
 Conversion = Callable[[Tensor], Tensor]
 """What nn.Module.to and its kin do to each tensor of a module."""
+
+Model = TypeVar("Model", bound=nn.Module)
+"""A backbone: it has `modulation_layers()`, and its blocks in ModuleLists that are its direct children."""
 
 
 def _target(convert: Conversion, tensor: Tensor) -> tuple[torch.device, torch.dtype]:
@@ -34,7 +35,7 @@ def _target(convert: Conversion, tensor: Tensor) -> tuple[torch.device, torch.dt
 class HostLinear(nn.Linear):
     """A linear layer whose weights stay on the host wherever its model is moved; its dtype follows the model's.
 
-    It is not called: `flux.model.project` brings its weights to where they are needed.
+    It is not called: `seerkit.modulation.project` brings its weights to where they are needed.
     """
 
     def _apply(self, fn: Conversion, recurse: bool = True) -> "HostLinear":
@@ -55,10 +56,11 @@ def _on_host(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(data.to(dtype), requires_grad=parameter.requires_grad)
 
 
-def offload_modulation(model: Flux) -> Flux:
+def offload_modulation(model: Model) -> Model:
     """Move the weights of the modulation layers to host memory for good; returns the model.
 
-    They are 27 % of FLUX.1 (6.5 GB in bf16), read only when a run's modulation table is made. Outputs do not change.
+    They are 27 % of FLUX.1 and of HunyuanVideo (6.5 and 6.8 GB in bf16), read only when a run's modulation table is made.
+    Outputs do not change.
     """
     for layer in model.modulation_layers():
         if not isinstance(layer, HostLinear):
@@ -109,43 +111,18 @@ class Fp8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def store_fp8(model: Flux) -> Flux:
+def store_fp8(model: Model) -> Model:
     """Store the linear layers of the blocks as `Fp8Linear`; returns the model.
 
     Modulation layers, embedders and head keep their dtype: the table reads the first once a run, the others are small.
     """
     modulation = set(map(id, model.modulation_layers()))
-    for blocks in (model.double_blocks, model.single_blocks):
+    for blocks in (child for child in model.children() if isinstance(child, nn.ModuleList)):
         for parent in list(blocks.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear) and id(child) not in modulation:
                     setattr(parent, name, Fp8Linear(child))
     return model
-
-
-# -------------------------------------------------------------------------------------------------------------- staging
-
-
-@contextlib.contextmanager
-def staged_on(device: str | torch.device, module: nn.Module, offload: bool) -> Iterator[nn.Module]:
-    """`module` on `device` within the context; with `offload` back where it was afterwards.
-
-    What it gets back are the very tensors that it had, so that nothing is copied from the device, and weights mapped from a
-    file stay mapped: changes made within are lost.
-    """
-    homes = [(part, dict(part._buffers), dict(part._parameters)) for part in module.modules()] if offload else []
-    values = [(p, p.data) for _, _, parameters in homes for p in parameters.values() if p is not None]
-    try:
-        yield module.to(device)
-    finally:
-        for part, buffers, parameters in homes:
-            part._buffers.update(buffers)
-            part._parameters.update(parameters)
-        for parameter, value in values:
-            if parameter.device != value.device:
-                parameter.data = value
-        if offload and torch.device(device).type == "cuda":
-            torch.cuda.empty_cache()
 
 
 # --------------------------------------------------------------------------------------------------------------- memory
@@ -193,20 +170,3 @@ def peak_bytes(function: Callable[[], Any]) -> int:
     with _Live() as counter, torch.inference_mode():
         function()
     return counter.peak
-
-
-def sampling_bytes(
-    model: Flux, cache: Cache | None, num_steps: int, *, tokens: int, text_tokens: int, batch: int = 1
-) -> dict[str, int]:
-    """What sampling holds on the device: `weights`, `work` (activations, modulation table, kept features) and `total`.
-
-    model: on the meta device, in the dtype to be used. tokens, text_tokens: of an image and of its prompt.
-    """
-    config = model.config
-    with torch.device("meta"):
-        noise = torch.empty(batch, config.in_channels, 1, tokens)  # patches of 1: the shapes of the tokens are the same
-        txt = torch.empty(batch, text_tokens, config.context_in_dim)
-        y = torch.empty(batch, config.vec_in_dim)
-    work = peak_bytes(lambda: Sampler(model, num_steps).run(noise, txt, y, cache=cache))
-    weights = resident_bytes(model)
-    return {"weights": weights, "work": work, "total": weights + work}

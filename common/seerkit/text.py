@@ -1,0 +1,331 @@
+"""Encoders of prompts (and of images): where they are found, how prompts become tensors, and their cache on disk."""
+
+import hashlib
+import json
+import re
+import shlex
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from seerkit.files import written_whole
+from seerkit.weights import SUFFIXES, NotFoundError, Published, find_weights
+
+CLIP_LENGTH = 77
+FORMAT = "taylorseer prompt 1"
+Embedding = tuple[Tensor, ...]
+"""The tensors of one prompt, without a batch dimension."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- find
+
+
+@dataclass(frozen=True)
+class Source:
+    """A hub repository with an encoder and its tokenizer (or image processor), and the folders that they have in it."""
+
+    repo: str
+    model: str = "."
+    processor: str = "."
+    weights: str = "model.safetensors"  # where all is in one folder, perhaps with the weights in other formats
+
+    @property
+    def folder(self) -> Path:
+        """Where a download by `command` lies."""
+        return Published(".", repo=self.repo).place
+
+    @property
+    def patterns(self) -> list[str]:
+        if self.model != ".":
+            return [f"{self.model}/*", f"{self.processor}/*"]
+        return ["*.json", "*.txt", "spiece.model", self.weights]
+
+    @property
+    def command(self) -> str:
+        include = [word for pattern in self.patterns for word in ("--include", pattern)]
+        return shlex.join(["hf", "download", self.repo, *include, "--local-dir", str(self.folder)])
+
+    def within(self, folder: Path) -> tuple[Path, Path]:
+        """Folders of the encoder and of its processor, in a copy of the repository."""
+        return folder / self.model, folder / self.processor
+
+    def cached(self) -> Path | None:
+        """The repository in the hub's cache, maybe incomplete."""
+        try:
+            from huggingface_hub import snapshot_download
+        except ImportError:
+            return None
+        try:
+            return Path(snapshot_download(self.repo, allow_patterns=self.patterns, local_files_only=True))
+        except OSError:
+            return None
+
+    def download(self) -> Path:
+        """The repository in the hub's cache; OSError if it cannot be had."""
+        find_weights(None, [Published(f"{self.model}/config.json".removeprefix("./"), repo=self.repo)])  # fails soon
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(self.repo, allow_patterns=self.patterns))
+        except Exception as error:  # of its HTTP client, its transfer backend or its own, with no common base
+            raise OSError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder: its name in messages, the flag that names a folder with it, and where it is published, best first.
+
+    processor: what prepares its inputs, and the beginning of the name of that one's JSON file.
+    hint: what to do where the hub refuses access.
+    """
+
+    name: str
+    flag: str
+    sources: tuple[Source, ...]
+    processor: str = "tokenizer"
+    hint: str | None = None
+
+    def is_in(self, folders: tuple[Path, Path]) -> bool:
+        model, processor = folders
+        weights = any(path.suffix in SUFFIXES for path in model.glob("*model*"))
+        return (model / "config.json").is_file() and weights and any(processor.glob(f"{self.processor}*.json"))
+
+
+def find_encoder(encoder: Encoder, given: str | Path | None = None, *, download: bool = True) -> tuple[Path, Path]:
+    """Folders of an encoder and of its tokenizer or image processor.
+
+    given: a folder with both, or a whole repository of `encoder.sources`; it is then the only place looked at. None: the
+    folder for downloads, the hub's cache, then a download of the first source that can be had.
+    Raises FileNotFoundError with the places and the commands that fetch it.
+    """
+    if given:
+        folder = Path(given).expanduser()
+        for pair in (*(source.within(folder) for source in encoder.sources), (folder, folder)):
+            if encoder.is_in(pair):
+                return pair
+        raise _not_found(encoder, named=f"{folder} ({'incomplete' if folder.is_dir() else 'not a folder'})")
+    places = []
+    for source in encoder.sources:
+        for folder in (source.folder, source.cached()):
+            if folder is not None and encoder.is_in(pair := source.within(folder)):
+                return pair
+        places.append(str(source.folder / source.model))
+    failures = []
+    for source in encoder.sources if download else ():
+        try:
+            if encoder.is_in(pair := source.within(source.download())):
+                return pair
+            failures.append(f"{source.repo}: files are missing in it")
+        except OSError as error:
+            failures.append(_reason(source, error))
+    raise _not_found(encoder, places=[*places, "the hub's cache"], failures=failures)
+
+
+def _reason(source: Source, error: OSError) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = re.search(r"download failed: (.*?); fetch it", lines[0])  # by find_weights
+    return said[1] if said else f"{source.repo}: {lines[0][:160]}"
+
+
+def _not_found(
+    encoder: Encoder, *, named: str | None = None, places: Sequence[str] = (), failures: Sequence[str] = ()
+) -> NotFoundError:
+    parts = [
+        f"the {encoder.name} (config.json, weights and {encoder.processor} of "
+        f"{' or '.join(source.repo for source in encoder.sources)}) was not found; looked at {named or ', '.join(places)}"
+    ]
+    if failures:
+        parts.append(f"download failed: {'; '.join(failures)}")
+    parts.append(f"fetch it with {' or '.join(f'`{source.command}`' for source in encoder.sources)}")
+    parts.append(f"name a folder of your own with {encoder.flag}")
+    if encoder.hint:
+        parts.append(encoder.hint)
+    return NotFoundError("; ".join(parts), named=named, failures=failures)
+
+
+# -------------------------------------------------------------------------------------------------------------- encode
+
+
+def from_folder(kind: type, folder: Path, **options: Any) -> Any:
+    """`kind.from_pretrained`, of transformers, on a local folder; models in eval mode, without gradients.
+
+    Raises ValueError if the folder cannot be read as one.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        made = kind.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{folder} cannot be read by {kind.__name__} ({reason[0][:160]})") from error
+    return made.eval().requires_grad_(False) if isinstance(made, torch.nn.Module) else made
+
+
+def tokenize(tokenizer: Any, text: str, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token numbers and mask (1 for tokens, 0 for padding), both (1, length), padded or cut."""
+    rows = tokenizer([text], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return rows.input_ids.to(device), rows.attention_mask.to(device)
+
+
+def warn_if_cut(prompt: str, found: int, length: int) -> None:
+    """Warn that a prompt has more tokens than are used."""
+    if found > length:
+        warnings.warn(f"the prompt {prompt[:60]!r}… has {found} tokens; all beyond {length} are cut", stacklevel=2)
+
+
+class PromptEncoder:
+    """Encoders that together make the embedding of a prompt, loaded at the first one and freed by `drop`.
+
+    A subclass names the tensors of an embedding (PARTS) and has `_load` and `_embed`.
+    given: for each encoder a folder as in `find_encoder`. max_length: tokens of a prompt.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        given: Mapping[Encoder, str | Path | None],
+        *,
+        max_length: int,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        download: bool,
+    ) -> None:
+        if max_length < 1:
+            raise ValueError(f"max_length = {max_length} of text tokens must be at least 1")
+        self.given, self.max_length = dict(given), max_length
+        self.device, self.dtype, self.download = torch.device(device), dtype, download
+        self._loaded: tuple[Any, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the embeddings depend on besides the prompt and max_length, for `PromptCache`."""
+        folders = [
+            str(Path(given).expanduser().resolve()) if given else encoder.sources[-1].repo
+            for encoder, given in self.given.items()
+        ]
+        return (*folders, str(self.dtype).removeprefix("torch."))
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._loaded is not None
+
+    def load(self) -> tuple[Any, ...]:
+        """The models and tokenizers, in the subclass's order."""
+        if self._loaded is None:
+            found = [find_encoder(encoder, given, download=self.download) for encoder, given in self.given.items()]
+            self._loaded = self._load(*found)
+        return self._loaded
+
+    def _load(self, *folders: tuple[Path, Path]) -> tuple[Any, ...]:
+        """The models, on the device, and their tokenizers; folders: of each encoder and its tokenizer."""
+        raise NotImplementedError
+
+    def _embed(self, prompt: str) -> Embedding:
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def embed(self, prompts: Sequence[str]) -> list[Embedding]:
+        """The tensors PARTS of each prompt, on the encoders' device.
+
+        Prompts go through one by one: an embedding, once stored, must not depend on what it was encoded with.
+        """
+        if not prompts:
+            raise ValueError("no prompts to encode")
+        return [self._embed(prompt) for prompt in prompts]
+
+    def cache(self, folder: str | Path) -> "PromptCache":
+        """The cache of these encoders' embeddings in a folder."""
+        return PromptCache(folder, parts=self.PARTS, encoders=self.names, max_length=self.max_length)
+
+    def drop(self) -> None:
+        """Free the encoders; the next prompt loads them again."""
+        self._loaded = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def stacked(embeddings: Sequence[Embedding]) -> Embedding:
+    """The embeddings of several prompts as batches (B, …)."""
+    return tuple(torch.stack(part) for part in zip(*embeddings, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+class PromptCache:
+    """Embeddings of prompts on disk, one file a prompt.
+
+    parts: names of an embedding's tensors. encoders: what made them (`PromptEncoder.names`); other encoders, and other
+    lengths, have other files.
+    """
+
+    def __init__(self, folder: str | Path, *, parts: Sequence[str], encoders: Sequence[str], max_length: int) -> None:
+        self.folder, self.parts = Path(folder), tuple(parts)
+        self.encoders, self.max_length = tuple(encoders), max_length
+
+    def path(self, prompt: str) -> Path:
+        key = json.dumps([prompt, *self.encoders, self.max_length])
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+    def __contains__(self, prompt: str) -> bool:
+        return self.path(prompt).is_file()
+
+    def load(self, prompt: str) -> Embedding:
+        """The embedding on the CPU; ValueError for a file that is not it."""
+        path = self.path(prompt)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, embedding = file.metadata() or {}, tuple(file.get_tensor(part) for part in self.parts)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it, and the prompt is encoded again") from error
+        if not self._metadata(prompt).items() <= metadata.items():
+            raise ValueError(f"{path} is not the embedding of {prompt!r}; delete it, and the prompt is encoded again")
+        return embedding
+
+    def store(self, prompt: str, embedding: Embedding) -> None:
+        """Write an embedding, whole."""
+        tensors = {part: t.detach().cpu().contiguous() for part, t in zip(self.parts, embedding, strict=True)}
+        with written_whole(self.path(prompt)) as temporary:
+            save_file(tensors, temporary, self._metadata(prompt))
+
+    def _metadata(self, prompt: str) -> dict[str, str]:
+        return {"format": FORMAT, "prompt": prompt, "encoders": json.dumps(self.encoders)}
+
+
+def embed_cached(
+    prompts: Sequence[str], make_encoder: Callable[[], PromptEncoder], cache: PromptCache | None = None
+) -> list[Embedding]:
+    """The embeddings of prompts on the CPU.
+
+    The encoders are made only if a prompt is not in the cache, and dropped afterwards. Each prompt is encoded once and
+    stored at once, so that an interrupted run goes on where it stopped.
+    """
+    if not prompts:
+        raise ValueError("no prompts to encode")
+    known = {prompt: cache.load(prompt) for prompt in dict.fromkeys(prompts) if cache is not None and prompt in cache}
+    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+    if missing:
+        encoder = make_encoder()
+        if cache is not None and (encoder.names, encoder.max_length) != (cache.encoders, cache.max_length):
+            raise ValueError(
+                f"encoders {encoder.names} of {encoder.max_length} tokens do not fit a cache of {cache.encoders} and "
+                f"{cache.max_length}"
+            )
+        try:
+            for prompt in missing:
+                (embedding,) = encoder.embed([prompt])
+                known[prompt] = tuple(tensor.cpu() for tensor in embedding)
+                if cache is not None:
+                    cache.store(prompt, known[prompt])
+        finally:
+            encoder.drop()
+    return [known[prompt] for prompt in prompts]
