@@ -1,0 +1,63 @@
+"""Videos from prompts with a caching method, or with several beside the uncached run: MP4s, frame strips, a table, a record.
+
+Takes the official command line of HunyuanVideo and the flags of the caches. Video i is that of prompt i and depends on its
+prompt, --seed and i alone. A killed run goes on with --resume; under torchrun the processes share the prompts, or with
+--ulysses-degree and --ring-degree every video.
+"""
+
+from evaluation.videos import Job, add_video_flags, output_folder, repeated, run
+from hunyuan_video.command import (
+    Pipeline,
+    add_flags,
+    caches,
+    fill_defaults,
+    find_everything,
+    prompts_of,
+    sequence_parallel,
+    settings_of,
+)
+from hunyuan_video.config import USAGE
+from seerkit.cli import Parser, run_command
+
+EXAMPLES = """
+python TaylorSeer-HunyuanVideo/sample_video.py --compare
+python TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --video-size 480 640 --video-length 65 --infer-steps 50 --flow-reverse --prompt "a cat walks on the grass" --use-cpu-offload
+python TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --prompt-file vbench.txt --samples-per-prompt 5 --seed 42 --vbench --resume
+torchrun --nproc_per_node=8 TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --video-size 720 1280 --video-length 129 --ulysses-degree 8 --ring-degree 1 --prompt "a cat walks on the grass"
+"""  # noqa: E501
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__, EXAMPLES)
+    add_flags(parser)
+    add_video_flags(parser)
+    args = parser.parse_args(argv)
+    fill_defaults(args)
+    prompts = repeated(prompts_of(args), args.samples_per_prompt)
+    settings = settings_of(args, prompts)
+    height, width = args.video_size
+    run(
+        Job(
+            command="TaylorSeer-HunyuanVideo/sample_video.py",
+            model=args.model,
+            args=args,
+            num_steps=args.infer_steps,
+            prompts=prompts,
+            caches=caches(args),
+            settings=settings,
+            sizes={
+                "height": height,
+                "width": width,
+                "frames": args.video_length,
+                "text_tokens": USAGE[args.model].text_tokens,
+            },
+            out=output_folder(args.save_path, "hunyuan", settings),
+            sequence_parallel=sequence_parallel(args),
+            find=lambda world: find_everything(args, world),
+            make_pipeline=lambda world: Pipeline(args, world),
+        )
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
