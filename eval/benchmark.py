@@ -44,6 +44,8 @@ python eval/benchmark.py --model DiT-XL/2 --device cpu --whole-run --out results
 python eval/benchmark.py --model DiT-XL/2 --precision bf16 --repeats 50 --whole-run --compile
 python eval/benchmark.py --model flux-dev --precision bf16 --whole-run --compile --against-diffusers
 python eval/benchmark.py --model flux-dev --depth 2 --height 256 --width 256 --device cpu
+python eval/benchmark.py --model hunyuan-video --depth 1 --height 256 --width 256 --frames 17 --device cpu
+python eval/benchmark.py --model wan-t2v-1.3B --depth 1 --height 256 --width 256 --frames 17 --device cpu
 """
 GOALS = {
     "latency_over_flops": ("latency speed-up / FLOPs speed-up", ">="),
@@ -75,7 +77,9 @@ def parse_args(argv: list[str] | None):
         help="torch.compile full and forecast steps, a graph each; times the folded engine",
     )
     parser.add_argument(
-        "--against-diffusers", action="store_true", help="time full steps of diffusers' model, too (FLUX; as compiled)"
+        "--against-diffusers",
+        action="store_true",
+        help="time full steps of diffusers' model, too (not DiT; as compiled)",
     )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of weights and inputs")
     parser.add_argument("--json", action="store_true", help="print the record instead of the table")
@@ -312,7 +316,7 @@ def measure(args) -> dict[str, Any]:
         case = backbone.build(workload, dtype)
         reference = backbone.reference(case) if args.against_diffusers else None
     if args.against_diffusers and reference is None:
-        raise ValueError(f"--against-diffusers has no effect on {args.model}; it is for FLUX")
+        raise ValueError(f"--against-diffusers has no effect on {args.model}; it is for FLUX, HunyuanVideo and Wan2.1")
     counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
     operations = count_by_depth(backbone, workload, dtype, cache, args.num_steps)
     engines = tuple(ENGINES)

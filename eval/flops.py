@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from evaluation.backbones import BACKBONES, add_workload_flags, cache_of, describe, workload_of
-from seerkit.cli import PRECISIONS, Parser, run_command
+from evaluation.backbones import BACKBONES, Case, add_workload_flags, cache_of, describe, workload_of
+from evaluation.operations import attention_flops
+from seerkit.cli import PRECISIONS, Parser, positive_float, run_command
 from seerkit.files import write_json
 from seerkit.flops import sampling_flops
 from seerkit.records import conditions
@@ -18,13 +19,19 @@ python eval/flops.py --model DiT-XL/2 --interval 4 --max-order 4 --warmup-steps 
 python eval/flops.py --model DiT-XL/2 --method fora --interval 5 --json
 python eval/flops.py --model DiT-XL/2 --image-size 512 --precision bf16 --engine layerwise
 python eval/flops.py --model flux-dev --height 1024 --width 1024 --num-steps 50 --interval 6 --max-order 2 --warmup-steps 3
+python eval/flops.py --model hunyuan-video --height 480 --width 640 --frames 65 --precision bf16 --kept-goal-gib 1.9
+python eval/flops.py --model wan-t2v-1.3B --precision bf16 --json
 """
-UNITS = "flops_T: 10^12 operations, 2 a multiply-add; kept_bytes: the most bytes of features kept between two steps"
+UNITS = "flops_T: 10^12 operations, 2 a multiply-add; kept_bytes: the most bytes of features kept between steps, of all rows"
+GIB = 2**30
 
 
 def parse_args(argv: list[str] | None):
     parser = Parser(__doc__, EXAMPLES)
     add_workload_flags(parser, argv)
+    parser.add_argument(
+        "--kept-goal-gib", type=positive_float, help="what the folded engine should keep less than, for the record"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     parser.add_argument("--out", type=Path, help="a JSON file of rows to add this one to, in place of the same run's")
     return parser.parse_args(argv)
@@ -37,6 +44,7 @@ def count(args) -> dict[str, Any]:
     with torch.device("meta"):
         case = backbone.build(workload, dtype)
     counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
+    full_steps, attention = len(counts["full_steps"]), step_attention(case) / 1e12
     record = {
         "label": cache.label,
         "method": cache.method,
@@ -44,11 +52,15 @@ def count(args) -> dict[str, Any]:
         "schedule": {"name": cache.schedule, **cache.schedule_settings},
         "forecaster": {"name": type(cache.forecaster).__name__, **vars(cache.forecaster)},
         **counts,
+        "flops_T_without_attention": counts["flops_T"] - full_steps * attention,
+        "flops_T_uncached_without_attention": counts["flops_T_uncached"] - args.num_steps * attention,
         "settings": describe(args, case),
         "units": UNITS,
         "conditions": {**conditions(torch.device("meta"), dtype), "device": "none: counted on the meta device"},
     }
-    full_steps = len(counts["full_steps"])
+    if args.kept_goal_gib:
+        kept = counts["kept_bytes"]["folded"] / GIB
+        record["kept_goal"] = {"bound_gib": args.kept_goal_gib, "value_gib": kept, "met": kept < args.kept_goal_gib}
     full, forecast = backbone.published_step_flops(case)
     record["published_convention"] = {
         "flops_T": (full_steps * full + (args.num_steps - full_steps) * forecast) / 1e12,
@@ -58,6 +70,12 @@ def count(args) -> dict[str, Any]:
         "difference": backbone.difference(case, counts, args.num_steps),
     }
     return record
+
+
+def step_attention(case: Case) -> int:
+    """Operations of attention's products in a full step; a forecast step has none."""
+    time = {case.model.TIME: torch.zeros(case.rows, device="meta")}
+    return attention_flops(lambda: case.model(case.latents, **time, **case.conditions))
 
 
 def add_row(path: Path, record: dict[str, Any]) -> None:
@@ -99,14 +117,17 @@ def text(record: dict[str, Any]) -> str:
         ]
     )
     kept = [[name, number(size / 2**20, 1)] for name, size in record["kept_bytes"].items()]
+    goal = record.get("kept_goal")
     shown = [
         f"{s['model']}, {s['rows']} rows of {s['tokens']} tokens, {s['sites']} sites, {s['precision']}: {record['label']}",
         f"full steps ({full_steps} of {s['num_steps']}): {' '.join(map(str, record['full_steps']))}",
         "",
         text_table(["", "TFLOPs a step", "steps", "TFLOPs"], lines),
-        f"{record['flops_ratio']:.2f}x fewer than uncached",
+        f"{record['flops_ratio']:.2f}x fewer than uncached; without attention's products "
+        f"{record['flops_T_without_attention']:.4f}, uncached {record['flops_T_uncached_without_attention']:.4f}",
         "",
         text_table(["features kept by", "MiB"], kept),
+        *([f"folded under {goal['bound_gib']:g} GiB: {'met' if goal['met'] else 'not met'}"] if goal else []),
     ]
     theirs = record["published_convention"]
     shown += [

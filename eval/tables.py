@@ -3,6 +3,7 @@
 No figure is typed by hand.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -16,10 +17,7 @@ from seerkit.files import written_whole
 from seerkit.tables import markdown_table, number
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKED = [
-    ROOT / "README.md",
-    *(ROOT / folder / "weights" / "README.md" for folder in ("TaylorSeer-FLUX", "TaylorSeer-DiT")),
-]
+MARKED = [ROOT / "README.md", *sorted(ROOT.glob("TaylorSeer-*/weights/README.md"))]
 EXAMPLES = """
 python eval/tables.py
 python eval/tables.py --check
@@ -94,15 +92,49 @@ def flux_flops(results: Path) -> str:
     return flops_table(results, "flux", made, "were read in those works or quoted from others, as noted", kept=True)
 
 
+def hunyuan_flops(results: Path) -> str:
+    """Counts of HunyuanVideo at the size of the paper's table."""
+    return flops_table(results, "hunyuan", video_made, "were quoted from others, as noted", kept=True)
+
+
+def wan_flops(results: Path) -> str:
+    """Counts of Wan2.1, beside published figures for 1.3B in 480p; those for 14B in 720p stand alone."""
+    small = flops_table(results, "wan", video_made, "were read in that work", kept=True, without_attention=True)
+    large = flops_table(results, "wan", video_made, kept=True, without_attention=True, record="flops-14b-720p")
+    return f"{small}\n\n{large}"
+
+
+def video_made(settings: dict[str, Any]) -> str:
+    rows = f", {settings['rows']} rows a sample (guidance)" if settings["rows"] > 1 else ""
+    text = f" and {settings['text_tokens']} of text" if "text_tokens" in settings else ""
+    return (
+        f"{settings['model']} at {video_size(settings)}, {settings['tokens']} tokens{text}, {settings['num_steps']} steps"
+        f"{rows}, features in {settings['precision']}"
+    )
+
+
+def video_size(settings: dict[str, Any]) -> str:
+    return f"{settings['width']}×{settings['height']}, {settings['frames']} frames"
+
+
 def flops_table(
-    results: Path, name: str, made: Callable[[dict[str, Any]], str], provenance: str, *, kept: bool = False
+    results: Path,
+    name: str,
+    made: Callable[[dict[str, Any]], str],
+    provenance: str | None = None,
+    *,
+    kept: bool = False,
+    without_attention: bool = False,
+    record: str = "flops",
 ) -> str:
     """Published FLOPs of a backbone, the published counter's formula evaluated here, and our count.
 
-    made: how the model was counted, from a row's settings. provenance: of the published figures. kept: adds columns.
+    made: how the model was counted, from a row's settings. provenance: of the published figures; None where there are none
+    for these settings. kept: adds columns. without_attention: the published counter leaves attention's products out, so that
+    our count without them is what compares. record: results/NAME/RECORD.json.
     """
-    record = read(results / name / "flops.json", f"bash scripts/reproduce_{name}_flops.sh")
-    facts = published(name)
+    rows = read(results / name / f"{record}.json", f"bash scripts/reproduce_{name}_flops.sh")["rows"]
+    facts = published(name) if provenance else {"flops": []}
     base = published_flops(facts, "uncached")
 
     def figure(row: dict[str, Any]) -> tuple[float, str]:
@@ -115,9 +147,10 @@ def flops_table(
     def line(row: dict[str, Any], match: dict[str, Any] | None, *, uncached: bool = False) -> list[str]:
         sizes = [number(0 if uncached else row["kept_bytes"][engine] / GIB, 3) for engine in KEPT] if kept else []
         source = match["source"] if match else "–"
-        return [*flops_row(row, figure(match) if match else None, uncached=uncached), *sizes, source]
+        shown = flops_row(row, figure(match) if match else None, uncached=uncached, without_attention=without_attention)
+        return [*shown, *sizes, source]
 
-    ours = [row for row in record["rows"] if row["method"] != "uncached"]
+    ours = [row for row in rows if row["method"] != "uncached"]
     matches = [published_flops(facts, row["method"], row["schedule"].get("interval")) for row in ours]
     header = [
         "run",
@@ -125,23 +158,25 @@ def flops_table(
         "published TFLOPs",
         "its counter, evaluated here",
         "our count",
-        "ours to published",
+        *(["ours without attention"] if without_attention else []),
+        "ours to published" + (", both without" if without_attention else ""),
         "FLOPs ratio",
         *([f"{engine} keeps GiB" for engine in KEPT] if kept else []),
         "published in",
     ]
-    rows = [line(ours[0], base, uncached=True), *map(line, ours, matches)]
+    lines = [line(ours[0], base, uncached=True), *map(line, ours, matches)]
     doubts = [
         f"- {row['label']}, {figure(match)[1]} in {match['source']}: {match['discrepancy']}"
         for row, match in zip(ours, matches, strict=True)
         if match and "discrepancy" in match
     ]
     agreed = (row for row, match in zip(ours, matches, strict=True) if match and "discrepancy" not in match)
-    first = next(agreed, ours[0])
+    with_goal = (row for row in ours if "kept_goal" in row)
+    first = next(itertools.chain(agreed, with_goal), ours[0])
     terms = "\n".join(f"- {t['term']}: {t['flops_T']:+.4f}" for t in first["published_convention"]["difference"])
     return "\n\n".join(
         [
-            markdown_table(header, rows),
+            markdown_table(header, lines),
             *(["Published figures that do not follow from their own counter:", "\n".join(doubts)] if doubts else []),
             f"From the published counter ({first['published_convention']['flops_T']:.4f} TFLOPs) to our count "
             f"({first['flops_T']:.4f}) of {first['label']}, in TFLOPs of the run:",
@@ -150,25 +185,66 @@ def flops_table(
                 made(first["settings"]),
                 "counted on the meta device, 2 operations a multiply-add, folding included",
                 f"torch {first['conditions']['versions']['torch']}, {first['conditions']['date'][:10]}",
-                f"published figures {provenance} (results/paper/{name}.json)",
+                f"published figures {provenance} (results/paper/{name}.json)" if provenance else None,
             ),
         ]
     )
 
 
-def flops_row(row: dict[str, Any], figure: tuple[float, str] | None, *, uncached: bool) -> list[str]:
+def flops_row(
+    row: dict[str, Any], figure: tuple[float, str] | None, *, uncached: bool, without_attention: bool = False
+) -> list[str]:
     """The run of a row, or the uncached one that it is compared with, beside the published figure."""
     convention, num_steps = row["published_convention"], row["settings"]["num_steps"]
-    count = row["flops_T_uncached" if uncached else "flops_T"]
+    name = "flops_T_uncached" if uncached else "flops_T"
+    count, comparable = row[name], row[f"{name}_without_attention" if without_attention else name]
     return [
         "uncached" if uncached else row["label"],
         f"{num_steps if uncached else len(row['full_steps'])}/{num_steps}",
         figure[1] if figure else "not published",
         number(convention["flops_T_uncached" if uncached else "flops_T"], 2),
         number(count, 2),
-        percent(count, figure[0]) if figure else "–",
+        *([number(comparable, 2)] if without_attention else []),
+        percent(comparable, figure[0]) if figure else "–",
         number(1.0 if uncached else row["flops_ratio"], 2, "x"),
     ]
+
+
+def video_memory(results: Path) -> str:
+    """What the engines keep of videos at published sizes, against the goals of the records."""
+    folders = (results / "hunyuan", results / "wan")
+    paths = [path for folder in folders for path in sorted(folder.glob("flops*.json"), key=lambda path: path.stem)]
+    if not paths:
+        read(results / "hunyuan" / "flops.json", "bash scripts/reproduce_hunyuan_flops.sh")
+    rows = [row for path in paths for row in json.loads(path.read_text())["rows"] if "kept_goal" in row]
+
+    def line(row: dict[str, Any]) -> list[str]:
+        s, goal, kept = row["settings"], row["kept_goal"], row["kept_bytes"]
+        return [
+            f"{s['model']}, {video_size(s)}",
+            row["label"],
+            f"{s['rows']} × {s['tokens']}",
+            str(s["sites"]),
+            number(goal["value_gib"], 2),
+            f"< {goal['bound_gib']:g}, {'met' if goal['met'] else 'not met'}",
+            number(kept["layerwise"] / GIB, 2),
+            number(kept["layerwise"] / kept["folded"], 1, "x"),
+        ]
+
+    header = [
+        "video", "run", "rows × tokens", "sites", "folded keeps GiB", "goal", "layerwise keeps GiB", "layerwise to folded"
+    ]  # fmt: skip
+    s, made = rows[0]["settings"], rows[0]["conditions"]
+    return "\n\n".join(
+        [
+            markdown_table(header, [line(row) for row in rows]),
+            made_with(
+                f"features in {s['precision']}, folded sums in float32, those of both guidance branches together",
+                "computed on the meta device",
+                f"torch {made['versions']['torch']}, {made['date'][:10]}",
+            ),
+        ]
+    )
 
 
 def dit_benchmark(results: Path) -> str:
@@ -179,8 +255,19 @@ def flux_benchmark(results: Path) -> str:
     return benchmark_table(results, "flux", "flux-dev")
 
 
+def hunyuan_benchmark(results: Path) -> str:
+    return benchmark_table(results, "hunyuan", "hunyuan-video --depth 1 --height 256 --width 256 --frames 17")
+
+
+def wan_benchmark(results: Path) -> str:
+    return benchmark_table(results, "wan", "wan-t2v-1.3B --depth 1 --height 256 --width 256 --frames 17")
+
+
 def benchmark_table(results: Path, name: str, model: str) -> str:
-    """Timings on random weights, a column for each record results/NAME/benchmark-*.json."""
+    """Timings on random weights, a column for each record results/NAME/benchmark-*.json.
+
+    model: the flags after --model of the command that makes the record.
+    """
     command = f"python eval/benchmark.py --model {model} --whole-run --out results/{name}/benchmark-cpu.json"
     paths = sorted((results / name).glob("benchmark-*.json"))
     if not paths:
@@ -246,7 +333,9 @@ def benchmark_table(results: Path, name: str, model: str) -> str:
     header = ["", *(f"{record['conditions']['device']}, {record['settings']['precision']}" for record in records)]
     theirs: dict[str, list[str]] = {}
     for row in published_latency(published(name), "taylorseer"):
-        shown = f"N={row['interval']} {row['latency_speedup']:.2f}x at {row['flops_speedup']:.2f}x fewer FLOPs"
+        shown = f"N={row['interval']} {row['latency_speedup']:.2f}x"
+        if row["flops_speedup"]:
+            shown += f" at {row['flops_speedup']:.2f}x fewer FLOPs"
         theirs.setdefault(row["source"].split("; ")[0], []).append(shown)
     sources = "; ".join(f"{'; '.join(shown)} ({source})" for source, shown in theirs.items())
     lines = [benchmark_conditions(record) for record in records]
@@ -273,8 +362,9 @@ GOALS_SHOWN: dict[str, tuple] = {
 def benchmark_conditions(record: dict[str, Any]) -> str:
     s, kept = record["settings"], record["full_step"]["plain"]
     text = f" and {s['text_tokens']} of text" if "text_tokens" in s else ""
+    size = f", {video_size(s)}" if "frames" in s else ""
     return made_with(
-        f"{s['model']} on random weights{', of reduced depth' if s['reduced_depth'] else ''}",
+        f"{s['model']} on random weights{', of reduced depth' if s['reduced_depth'] else ''}{size}",
         f"{s['rows']} rows of {s['tokens']} tokens{text}, {s['num_steps']} steps, {s['attention']} attention"
         + (", compiled" if s["compile"] else ""),
         f"medians of {kept['repeats']} timings",
@@ -312,6 +402,18 @@ def flux_quality(results: Path) -> str:
     return samples_table(read(results / "flux" / "flux-tiny-held-out.json", command))
 
 
+def hunyuan_samples(results: Path) -> str:
+    """Videos of the embedded HunyuanVideo as its main job makes them."""
+    command = "bash scripts/run_hunyuan.sh, then copy record.json"
+    return samples_table(read(results / "hunyuan" / "hunyuan-tiny.json", command))
+
+
+def wan_samples(results: Path) -> str:
+    """Videos of the embedded Wan2.1 as its main job makes them."""
+    command = "bash scripts/run_wan.sh, then copy record.json"
+    return samples_table(read(results / "wan" / "wan-tiny.json", command))
+
+
 def flux_nearest(results: Path) -> str:
     """How near samples come to the training images, beside real images that were not trained on."""
     record = read(
@@ -345,7 +447,7 @@ def samples_table(record: dict[str, Any]) -> str:
         for row in record["rows"]
     ]
     procedure = [s["solver"]] if "solver" in s else []
-    guidance = s["guidance_scale"] if "guidance_scale" in s else s["guidance"]
+    guidance = s.get("guidance_scale", s.get("guidance"))
     if guidance is not None:
         procedure.append(f"guidance {guidance:g}")
     return "\n\n".join(
@@ -372,6 +474,9 @@ def quality(record: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], str
             f"was never trained on, {scorer['floor']:.1f} with shuffled captions"
         )
         return "score", lambda row: number(row.get("score"), 1), meaning
+    if any("flicker" in row for row in record["rows"]):
+        meaning = "flicker: mean second difference in time, in grey levels of 0..255, and its change from the uncached videos'"
+        return "flicker", flicker, meaning
     real = record["real_test_accuracy"]
     meaning = (
         f"class accuracy by the shipped in-domain classifier, {100 * real:.1f} % on real test images" if real else None
@@ -381,6 +486,15 @@ def quality(record: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], str
         return number(None if row["class_accuracy"] is None else 100 * row["class_accuracy"], 1, " %")
 
     return "class accuracy", accuracy, meaning
+
+
+def flicker(row: dict[str, Any]) -> str:
+    """Flicker of a row's videos, with its relative change where that was measured."""
+    measured = row["flicker"]
+    if measured is None:
+        return number(None)
+    change = "" if measured["error"] is None else f" ({100 * measured['error']:+.1f} %)"
+    return number(measured["mean"], 2) + change
 
 
 def flux_op_counts(results: Path) -> str:
@@ -435,12 +549,38 @@ def flux_training(results: Path) -> str:
     )
 
 
-def training_table(record: dict[str, Any], *, shape: str, images: int, losses: list[str]) -> str:
-    """The facts of a training run; `images` are those of an epoch, `losses` a row of the table."""
+def wan_training(results: Path) -> str:
+    """The same of the embedded Wan2.1."""
+    record = read(results / "wan" / "wan-tiny-training.json", "bash scripts/train_wan.sh, then copy model.json")
+    config = record["config"]
+    shape = f"{config['num_layers']} blocks of {config['dim']}, {config['num_heads']} heads"
+    return video_training(record, shape)
+
+
+def hunyuan_training(results: Path) -> str:
+    """The same of the embedded HunyuanVideo."""
+    record = read(
+        results / "hunyuan" / "hunyuan-tiny-training.json", "bash scripts/train_hunyuan.sh, then copy model.json"
+    )
+    config = record["config"]
+    blocks = f"{config['mm_double_blocks_depth']} double and {config['mm_single_blocks_depth']} single blocks"
+    return video_training(record, f"{blocks} of {config['hidden_size']}, {config['heads_num']} heads")
+
+
+def video_training(record: dict[str, Any], shape: str) -> str:
+    """The facts of a training run on clips that are made on the fly."""
+    patch = " × ".join(map(str, record["config"]["patch_size"]))
+    losses = ["final loss of the velocity", f"{record['final_loss']['flow']:.4f}"]
+    return training_table(record, shape=f"{shape}, patch {patch}", images=None, losses=losses)
+
+
+def training_table(record: dict[str, Any], *, shape: str, images: int | None, losses: list[str]) -> str:
+    """The facts of a training run; `images` are those of an epoch, None without end; `losses` a row of the table."""
     t, made = record["training"], record["conditions"]
+    epochs = "" if images is None else f" ({record['images_seen'] / images:.1f} epochs)"
     rows = [
         ["model", f"{shape}; {record['num_parameters'] / 1e6:.2f} M parameters"],
-        ["steps × images", f"{t['steps']} × {t['batch_size']} ({record['images_seen'] / images:.1f} epochs)"],
+        ["steps × samples", f"{t['steps']} × {t['batch_size']}{epochs}"],
         ["optimiser", f"AdamW, rate {t['lr']:g}, {t['lr_schedule']} after {t['lr_warmup_steps']} steps of warm-up"],
         ["average of weights", f"EMA, decay {t['ema_decay']}"],
         losses,
@@ -468,6 +608,15 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "flux-quality": flux_quality,
     "flux-nearest": flux_nearest,
     "flux-training": flux_training,
+    "hunyuan-flops": hunyuan_flops,
+    "hunyuan-benchmark": hunyuan_benchmark,
+    "hunyuan-samples": hunyuan_samples,
+    "hunyuan-training": hunyuan_training,
+    "wan-flops": wan_flops,
+    "wan-benchmark": wan_benchmark,
+    "wan-samples": wan_samples,
+    "wan-training": wan_training,
+    "video-memory": video_memory,
 }
 
 

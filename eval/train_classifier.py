@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dit.data import load_fashion_mnist, to_unit_range
 from evaluation.classifier import (
     Classifier,
     ClassifierConfig,
@@ -27,6 +26,7 @@ from evaluation.classifier import (
 )
 from seerkit.cli import Parser, non_negative_int, positive_float, positive_int, run_command
 from seerkit.distributed import resolve_device
+from seerkit.fashion_mnist import load_fashion_mnist, to_unit_range
 from seerkit.files import writable_directory
 from seerkit.seeds import derive_seed, generator
 

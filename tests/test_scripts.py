@@ -25,8 +25,10 @@ case "$1 $2" in
   "-m pip") ;;
   "-m uv") [[ "$3" == --version ]] || { echo "${@:4}" >>"$LOG"; [[ -z "$FAIL" ]]; } ;;
   "-c import sys; sys.exit(sys.version_info < (3, 11))") [[ -z "$OLD" ]] ;;
+  "-c import sys, torch; sys.exit(not torch.cuda.is_available())") [[ -n "$CUDA" ]] ;;
   "-c "*) ;;
   "scripts/unmet_requirements.py "*) if [[ -s "$LOG" ]]; then echo -n "$STUCK"; else echo -n "$UNMET"; fi ;;
+  TaylorSeer-*) printf '%s|' "$@" >>"$LOG"; echo "${OMP_NUM_THREADS:-all}" >>"$LOG" ;;
   "-V ") echo "Python 3.${OLD:-11}.0" ;;
   *) exit 9 ;;
 esac
@@ -56,11 +58,22 @@ class Checkout:
 
     def bash(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         environment = {"PATH": f"{self.fake}:/usr/bin:/bin", "LOG": str(self.log)}
-        environment |= dict.fromkeys(("FAIL", "OLD", "UNMET", "STUCK"), "")
+        environment |= dict.fromkeys(("FAIL", "OLD", "UNMET", "STUCK", "CUDA"), "")
         command = ["bash", *arguments]
         return subprocess.run(
             command, cwd="/", env={**environment, **variables}, capture_output=True, text=True, check=False
         )
+
+    def run(self, script: str, *arguments: str, **variables: str) -> list[str]:
+        """What a script of ours does after setup, the arguments of each python command with bars between."""
+        path = self.root / "scripts" / script
+        for name in (script, "train_on_clips.sh"):
+            shutil.copy(ROOT / "scripts" / name, path.with_name(name))
+        fetch = self.root / "scripts" / "get_fashion_mnist.sh"
+        fetch.write_text('echo fetch >>"$LOG"')
+        done = self.bash(str(path), *arguments, **variables)
+        assert done.returncode == 0, done.stderr
+        return [line for line in self.did if line == "fetch" or line.startswith("TaylorSeer-")]
 
     def setup(self, **variables: str) -> subprocess.CompletedProcess:
         return self.bash(str(self.root / "scripts" / "setup.sh"), **variables)
@@ -166,6 +179,33 @@ def test_sourced_setup_puts_python_first_and_reports_failure(checkout):
     failed = checkout.bash("-euc", 'source "$1"; echo went on', "-", str(script), FAIL="1")
     assert failed.returncode != 0
     assert "went on" not in failed.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [("run_wan.sh", "TaylorSeer-Wan2.1/generate.py"), ("run_hunyuan.sh", "TaylorSeer-HunyuanVideo/sample_video.py")],
+)
+def test_run_scripts_compare_unless_told_otherwise(checkout, script, command):
+    assert checkout.run(script) == [f"{command}|--compare|all"]
+    assert checkout.run(script, "--prompt", "two cats", "")[1:] == [f"{command}|--prompt|two cats||all"]
+
+
+@pytest.mark.parametrize(
+    ("script", "command", "steps"),
+    [
+        ("train_wan.sh", "TaylorSeer-Wan2.1/train.py|--out|outputs/wan-clips", 3600),
+        ("train_hunyuan.sh", "TaylorSeer-HunyuanVideo/train.py|--out|outputs/hunyuan-clips", 3200),
+    ],
+)
+def test_train_scripts_fetch_the_data_and_suit_the_device(checkout, script, command, steps):
+    cpu = f"--steps|{steps}|--batch-size|32|--lr-warmup-steps|200|--attention|reference"
+    assert checkout.run(script, CXX="bash") == ["fetch", f"{command}|{cpu}|--compile|1"]
+    assert checkout.run(script, CXX="no-compiler", OMP_NUM_THREADS="3")[2:] == ["fetch", f"{command}|{cpu}|3"]
+    assert checkout.run(script, CUDA="1")[4:] == ["fetch", f"{command}|all"]
+    given = ["--data", "my images", "--steps", "9"]
+    assert checkout.run(script, *given, CUDA="1")[6:] == [f"{command}|--data|my images|--steps|9|all"]
+    assert checkout.run(script, "--dry-run", CUDA="1")[7:] == [f"{command}|--dry-run|all"]
+    assert checkout.run(script, CUDA="1", FASHION_MNIST="/images")[8:] == [f"{command}|all"]
 
 
 def test_unmet_requirements_are_those_missing_or_of_another_version():

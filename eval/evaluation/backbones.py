@@ -16,23 +16,54 @@ from torch import Tensor, nn
 
 import dit.command
 import flux.command
+import flux.config
+import hunyuan_video.command
+import hunyuan_video.config
+import wan.command
+import wan.config
 from cache_dic import Cache, Run
 from dit import CONFIGS as DIT_CONFIGS
 from dit import DiT, DiTConfig, dit_config
 from dit import Sampler as DiTSampler
 from dit.diffusion import Diffusion
-from evaluation.paper import Term, dit_counter, dit_difference, flux_counter, flux_difference
-from evaluation.rivals import diffusers_arguments, diffusers_flux
+from evaluation.paper import (
+    CalflopsCounter,
+    Term,
+    calflops_difference,
+    dit_counter,
+    dit_difference,
+    flux_counter,
+    hunyuan_counter,
+    wan_counter,
+    wan_difference,
+)  # fmt: skip
+from evaluation.rivals import (
+    diffusers_arguments,
+    diffusers_flux,
+    diffusers_hunyuan_video,
+    diffusers_hunyuan_video_arguments,
+    diffusers_wan,
+    diffusers_wan_arguments,
+)  # fmt: skip
 from flux import CONFIGS as FLUX_CONFIGS
 from flux import Flux, FluxConfig, flux_config
 from flux import Sampler as FluxSampler
-from flux.config import USAGE, latent_shape
 from flux.latents import image_ids, pack, patch_side, text_ids, unpack
 from flux.schedule import sampling_times
+from hunyuan_video import CONFIGS as HUNYUAN_CONFIGS
+from hunyuan_video import HunyuanVideo, hunyuan_video_config
+from hunyuan_video import Sampler as HunyuanSampler
+from hunyuan_video.sampler import GUIDANCE_FACTOR
+from hunyuan_video.schedule import sampling_timesteps as hunyuan_timesteps
 from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.cli import PRECISIONS, Parser, positive_float, positive_int
+from wan import CONFIGS as WAN_CONFIGS
+from wan import Sampler as WanSampler
+from wan import Wan, WanConfig, wan_config
+from wan.schedule import sampling_timesteps as wan_timesteps
 
+CLIP_TOKENS = 257  # of a first frame, by CLIP ViT-H/14
 Callback = Callable[[int, Tensor], None]
 
 
@@ -41,12 +72,14 @@ class Workload:
     """What a model call works on; made by `workload`, which knows the model's own settings.
 
     height, width: in pixels; None leaves them to the model. num_samples: samples a call. depth: number of blocks, for FLUX
-    of double blocks, for trials. attention: a name in `seerkit.attention.BACKENDS`. Of some models alone, else None:
-    cfg_scale: guidance weight; with any but 1 a sample takes two rows, conditional and unconditional. text_tokens: of a prompt.
+    and HunyuanVideo of double blocks, for trials. attention: a name in `seerkit.attention.BACKENDS`. Of some models alone,
+    else None: frames: of a video. cfg_scale: guidance weight; with any but 1 a sample takes two rows, conditional and
+    unconditional. text_tokens: of a prompt.
     """
 
     height: int | None = None
     width: int | None = None
+    frames: int | None = None
     num_samples: int = 1
     depth: int | None = None
     attention: str = "sdpa"
@@ -177,16 +210,16 @@ class FluxBackbone:
 
     @property
     def num_steps(self) -> int:
-        return USAGE[self.name].num_steps
+        return flux.config.USAGE[self.name].num_steps
 
     @property
     def own(self) -> Mapping[str, Any]:
-        usage = USAGE[self.name]
+        usage = flux.config.USAGE[self.name]
         return {"height": usage.image_size, "width": usage.image_size, "text_tokens": usage.text_tokens}
 
     def build(self, workload: Workload, dtype: torch.dtype) -> Case:
         config: FluxConfig = flux_config(self.name, depth=workload.depth)
-        channels, height, width = latent_shape(self.name, workload.height, workload.width)
+        channels, height, width = flux.config.latent_shape(self.name, workload.height, workload.width)
         patch, count, length = patch_side(config.in_channels, channels), workload.num_samples, workload.text_tokens
         latents = pack(torch.randn(count, channels, height, width, dtype=dtype), patch)
         conditions = {
@@ -196,7 +229,7 @@ class FluxBackbone:
             "y": torch.randn(count, config.vec_in_dim, dtype=dtype),
         }
         if config.guidance_embed:
-            conditions["guidance"] = torch.full((count,), USAGE[self.name].guidance)
+            conditions["guidance"] = torch.full((count,), flux.config.USAGE[self.name].guidance)
         model = Flux(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
         return Case(model, latents, conditions)
 
@@ -207,30 +240,162 @@ class FluxBackbone:
     def sample(
         self, case: Case, workload: Workload, num_steps: int, cache: Cache, callback: Callback
     ) -> tuple[Tensor, Run]:
-        channels, height, width = latent_shape(self.name, workload.height, workload.width)
+        channels, height, width = flux.config.latent_shape(self.name, workload.height, workload.width)
         noise = unpack(case.latents.float(), height, width, patch_side(case.model.config.in_channels, channels))
-        sampler = FluxSampler(case.model, num_steps, guidance=USAGE[self.name].guidance)
+        sampler = FluxSampler(case.model, num_steps, guidance=flux.config.USAGE[self.name].guidance)
         return sampler.run(noise, case.conditions["txt"], case.conditions["y"], cache=cache, callback=callback)
 
     def published_step_flops(self, case: Case) -> tuple[int, int]:
-        return flux_counter(*self._counted(case)).steps
+        return self._counter(case).steps
 
     def difference(self, case: Case, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
-        return flux_difference(*self._counted(case), counts, num_steps)
+        return calflops_difference(self._counter(case), counts, num_steps)
 
     @staticmethod
-    def _counted(case: Case) -> tuple[FluxConfig, int, int, int]:
-        """Configuration, rows, image tokens, text tokens."""
-        return case.model.config, case.rows, case.latents.shape[1], case.conditions["txt"].shape[1]
+    def _counter(case: Case) -> CalflopsCounter:
+        return flux_counter(case.model.config, case.rows, case.latents.shape[1], case.conditions["txt"].shape[1])
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
         model = diffusers_flux(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
         return model, diffusers_arguments(case.latents, case.conditions)
 
 
+@dataclass(frozen=True)
+class HunyuanVideoBackbone:
+    name: str
+    defaults = hunyuan_video.command.DEFAULTS
+    orders = hunyuan_video.command.PAPER_ORDERS
+    goals = MappingProxyType(
+        {"latency_over_flops": 0.97, "forecast_over_full": 0.03, "folding_overhead": 0.05, "peak_memory": 0.1}
+    )
+    deepest = HUNYUAN_CONFIGS["hunyuan-video"].mm_double_blocks_depth
+
+    @property
+    def num_steps(self) -> int:
+        return hunyuan_video.config.USAGE[self.name].num_steps
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        usage = hunyuan_video.config.USAGE[self.name]
+        return {name: getattr(usage, name) for name in ("height", "width", "frames", "text_tokens")}
+
+    def build(self, workload: Workload, dtype: torch.dtype) -> Case:
+        config, count = hunyuan_video_config(self.name, depth=workload.depth), workload.num_samples
+        shape = hunyuan_video.config.latent_shape(self.name, workload.height, workload.width, workload.frames)
+        latents = torch.randn(count, *shape, dtype=dtype)
+        conditions = {
+            "text_states": torch.randn(count, workload.text_tokens, config.text_states_dim, dtype=dtype),
+            "text_states_2": torch.randn(count, config.text_states_dim_2, dtype=dtype),
+        }
+        if config.guidance_embed:
+            weight = GUIDANCE_FACTOR * hunyuan_video.config.USAGE[self.name].guidance
+            conditions["guidance"] = torch.full((count,), weight)
+        model = HunyuanVideo(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
+        return Case(model, latents, conditions)
+
+    def _sampler(self, case: Case, num_steps: int) -> HunyuanSampler:
+        usage = hunyuan_video.config.USAGE[self.name]
+        return HunyuanSampler(case.model, num_steps, shift=usage.flow_shift, guidance=usage.guidance)
+
+    def timesteps(self, case: Case, num_steps: int) -> Tensor:
+        return hunyuan_timesteps(self._sampler(case, num_steps).sigmas)
+
+    def sample(
+        self, case: Case, workload: Workload, num_steps: int, cache: Cache, callback: Callback
+    ) -> tuple[Tensor, Run]:
+        texts = case.conditions["text_states"], None, case.conditions["text_states_2"]
+        return self._sampler(case, num_steps).run(case.latents.float(), *texts, cache=cache, callback=callback)
+
+    def published_step_flops(self, case: Case) -> tuple[int, int]:
+        return self._counter(case).steps
+
+    def difference(self, case: Case, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
+        return calflops_difference(self._counter(case), counts, num_steps)
+
+    @staticmethod
+    def _counter(case: Case) -> CalflopsCounter:
+        tokens = case.model.tokens(case.latents).length
+        return hunyuan_counter(case.model.config, case.rows, tokens, case.conditions["text_states"].shape[1])
+
+    def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
+        model = diffusers_hunyuan_video(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+        return model, diffusers_hunyuan_video_arguments(case.latents, case.conditions)
+
+
+@dataclass(frozen=True)
+class WanBackbone:
+    name: str
+    defaults = wan.command.DEFAULTS
+    orders = wan.command.PAPER_ORDERS
+    goals = MappingProxyType(
+        {"latency_over_flops": 0.97, "forecast_over_full": 0.03, "folding_overhead": 0.05, "peak_memory": 0.5}
+    )
+    deepest = WAN_CONFIGS["wan-t2v-14B"].num_layers
+
+    @property
+    def num_steps(self) -> int:
+        return wan.config.USAGE[self.name].num_steps
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        usage = wan.config.USAGE[self.name]
+        width, height = usage.sizes[0]
+        return {"height": height, "width": width, "frames": usage.frames, "cfg_scale": usage.guidance}
+
+    def build(self, workload: Workload, dtype: torch.dtype) -> Case:
+        config = wan_config(self.name, depth=workload.depth)
+        shape = wan.config.latent_shape(self.name, workload.height, workload.width, workload.frames)
+        rows = workload.num_samples * (1 if workload.cfg_scale == 1 else 2)
+        latents = torch.randn(workload.num_samples, *shape, dtype=dtype).repeat(
+            rows // workload.num_samples, 1, 1, 1, 1
+        )
+        conditions = {"context": torch.randn(rows, config.text_len, config.text_dim, dtype=dtype)}
+        if config.model_type == "i2v":
+            given = config.in_dim - config.out_dim  # mask and latents of the first frame
+            conditions["clip_fea"] = torch.randn(rows, CLIP_TOKENS, config.image_dim, dtype=dtype)
+            conditions["y"] = torch.randn(rows, given, *shape[1:], dtype=dtype)
+        model = Wan(config, attention=workload.attention).cast(dtype).eval().requires_grad_(False)
+        return Case(model, latents, conditions)
+
+    def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> WanSampler:
+        shift = wan.config.USAGE[self.name].shift
+        return WanSampler(case.model, num_steps, shift=shift, guidance=guidance, batched=True)
+
+    def timesteps(self, case: Case, num_steps: int) -> Tensor:
+        return wan_timesteps(self._sampler(case, num_steps).sigmas)
+
+    def sample(
+        self, case: Case, workload: Workload, num_steps: int, cache: Cache, callback: Callback
+    ) -> tuple[Tensor, Run]:
+        count = workload.num_samples
+        context, negative = case.conditions["context"][:count], case.conditions["context"][count:]
+        first_frame = {name: case.conditions[name][:count] for name in ("clip_fea", "y") if name in case.conditions}
+        sampler = self._sampler(case, num_steps, workload.cfg_scale)
+        noise = case.latents[:count].float()  # the sampler adds the unconditional rows itself
+        return sampler.run(noise, context, negative, **first_frame, cache=cache, callback=callback)
+
+    def published_step_flops(self, case: Case) -> tuple[int, int]:
+        return wan_counter(*self._counted(case)).steps
+
+    def difference(self, case: Case, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
+        return wan_difference(*self._counted(case), counts, num_steps)
+
+    @staticmethod
+    def _counted(case: Case) -> tuple[WanConfig, int, int, int]:
+        """Configuration, rows, tokens, CLIP tokens of a first frame."""
+        tokens, image_tokens = case.model.tokens(case.latents).length, CLIP_TOKENS * ("clip_fea" in case.conditions)
+        return case.model.config, case.rows, tokens, image_tokens
+
+    def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
+        model = diffusers_wan(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+        return model, diffusers_wan_arguments(case.latents, case.conditions)
+
+
 BACKBONES: dict[str, Backbone] = {
     **{name: DiTBackbone(name) for name in DIT_CONFIGS},
     **{name: FluxBackbone(name) for name in FLUX_CONFIGS},
+    **{name: HunyuanVideoBackbone(name) for name in HUNYUAN_CONFIGS},
+    **{name: WanBackbone(name) for name in WAN_CONFIGS},
 }
 DEFAULT_MODEL = "DiT-XL/2"
 
@@ -242,21 +407,24 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
     parser.add_argument("--image-size", type=positive_int, help="side of a square in pixels (default: the model's own)")
     parser.add_argument("--height", type=positive_int, help="pixels, with --width instead of --image-size")
     parser.add_argument("--width", type=positive_int, help="pixels")
+    parser.add_argument("--frames", type=positive_int, help="of a video (default: the model's own)")
     parser.add_argument("--num-steps", type=positive_int, default=backbone.num_steps, help="sampling steps")
     parser.add_argument("--num-samples", type=positive_int, default=1, help="samples a model call")
     parser.add_argument(
         "--cfg-scale",
         type=positive_float,
-        help=f"guidance weight of DiT; 1 runs no second branch (default: {DiTBackbone.own['cfg_scale']})",
+        help="guidance weight of DiT and Wan2.1; 1 runs no second branch (default: the model's own)",
     )
     parser.add_argument(
-        "--text-tokens", type=positive_int, help="of a FLUX prompt, for trials (default: the model's own)"
+        "--text-tokens",
+        type=positive_int,
+        help="of a FLUX or HunyuanVideo prompt, for trials (default: the model's own)",
     )
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
     parser.add_argument(
         "--depth",
         type=positive_int,
-        help="number of blocks, of FLUX double blocks, for trials (default: the model's own)",
+        help="number of blocks, of FLUX and HunyuanVideo double blocks, for trials (default: the model's own)",
     )
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
     add_cache_flags(parser, **backbone.defaults)
@@ -269,7 +437,7 @@ def workload(model: str, **asked: Any) -> Workload:
     """
     own = BACKBONES[model].own
     given = {name: value for name, value in asked.items() if value is not None}
-    for name in sorted({"cfg_scale", "text_tokens"} & given.keys() - own.keys()):
+    for name in sorted({"frames", "cfg_scale", "text_tokens"} & given.keys() - own.keys()):
         raise ValueError(
             f"--{name.replace('_', '-')} {given[name]} has no effect on {model}, which has no such setting"
         )
@@ -283,7 +451,7 @@ def workload_of(args: argparse.Namespace) -> Workload:
         if any(sides.values()):
             raise ValueError("--image-size is a square; give either that or --height and --width")
         sides = dict.fromkeys(sides, args.image_size)
-    names = ("num_samples", "depth", "attention", "cfg_scale", "text_tokens")
+    names = ("frames", "num_samples", "depth", "attention", "cfg_scale", "text_tokens")
     return workload(args.model, **sides, **{name: getattr(args, name) for name in names})
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dit.data import IMAGE_SIZE, to_unit_range
+from seerkit.fashion_mnist import IMAGE_SIZE, to_unit_range
 from seerkit.files import write_json, written_whole
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "fashion-mnist-classifier.safetensors"

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from cache_dic import Cache
 from evaluation.steps import most_sources, take_step, touch_table
@@ -21,6 +22,8 @@ _MOVES_NOTHING = {
     "aten::new_empty_strided",
     "aten::_unsafe_view",
 }
+
+_BATCHED = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 
 class _Operations(TorchDispatchMode):
@@ -49,6 +52,18 @@ def count_operations(function: Callable[[], Any]) -> int:
     with _Operations() as operations:
         function()
     return operations.count
+
+
+def attention_flops(function: Callable[[], Any]) -> int:
+    """Operations of the products of activations with each other that `function` performs, 2 a multiply-add.
+
+    Those of attention, whatever its backend: QKᵀ and the weighted sum of v. Products with weights are not among them, as
+    layers are products of two matrices and attention is one of many.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(flops for op, flops in counts.items() if op in _BATCHED or "attention" in str(op))
 
 
 def count_kernels(function: Callable[[], Any]) -> int:

@@ -1,4 +1,4 @@
-"""Other implementations to compare with on the same shapes: diffusers' FLUX and its TaylorSeer hook, cache-dit, and a
+"""Other implementations to compare with on the same shapes: diffusers' models and its TaylorSeer hook, cache-dit, and a
 forecaster for every module, as the authors released it. diffusers and cache-dit are imported where they are used.
 """
 
@@ -14,7 +14,9 @@ from cache_dic import residual
 from evaluation.operations import count_operations
 from flux import Flux, FluxConfig
 from flux.command import DEFAULTS
-from flux.model import Modulation
+from hunyuan_video import HunyuanVideoConfig
+from seerkit.modulation import TwoStreamModulation
+from wan import WanConfig
 
 Advance = Callable[[], Any]
 """The next step of a sampling run, on the same inputs."""
@@ -56,6 +58,82 @@ def diffusers_arguments(img: Tensor, conditions: Mapping[str, Tensor], *, t: flo
     if "guidance" in conditions:
         arguments["guidance"] = conditions["guidance"].to(img.dtype)
     return arguments
+
+
+def diffusers_hunyuan_video(config: HunyuanVideoConfig) -> nn.Module:
+    """diffusers' HunyuanVideoTransformer3DModel of a configuration, random weights, on the default device."""
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    patch_t, patch, _ = config.patch_size
+    return HunyuanVideoTransformer3DModel(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        num_attention_heads=config.heads_num,
+        attention_head_dim=config.head_dim,
+        num_layers=config.mm_double_blocks_depth,
+        num_single_layers=config.mm_single_blocks_depth,
+        num_refiner_layers=config.refiner_depth,
+        mlp_ratio=config.mlp_width_ratio,
+        patch_size=patch,
+        patch_size_t=patch_t,
+        guidance_embeds=config.guidance_embed,
+        text_embed_dim=config.text_states_dim,
+        pooled_projection_dim=config.text_states_dim_2,
+        rope_theta=config.rope_theta,
+        rope_axes_dim=config.rope_dim_list,
+    )
+
+
+def diffusers_hunyuan_video_arguments(
+    latents: Tensor, conditions: Mapping[str, Tensor], *, t: float = 500.0
+) -> dict[str, Any]:
+    """Arguments of its call for the inputs of a call of `HunyuanVideo` at time t, every text token valid."""
+    text = conditions["text_states"]
+    guidance = conditions.get("guidance")
+    return {
+        "hidden_states": latents,
+        "timestep": torch.full((len(latents),), t, device=latents.device),
+        "encoder_hidden_states": text,
+        "encoder_attention_mask": torch.ones(text.shape[:2], device=text.device, dtype=torch.int64),
+        "pooled_projections": conditions["text_states_2"],
+        "guidance": None if guidance is None else guidance.to(latents.dtype),
+        "return_dict": False,
+    }
+
+
+def diffusers_wan(config: WanConfig) -> nn.Module:
+    """diffusers' WanTransformer3DModel of a configuration, random weights, on the default device."""
+    from diffusers import WanTransformer3DModel
+
+    has_image = config.model_type == "i2v"
+    return WanTransformer3DModel(
+        patch_size=config.patch_size,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        in_channels=config.in_dim,
+        out_channels=config.out_dim,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        eps=config.eps,
+        image_dim=config.image_dim if has_image else None,
+        added_kv_proj_dim=config.dim if has_image else None,
+    )
+
+
+def diffusers_wan_arguments(latents: Tensor, conditions: Mapping[str, Tensor], *, t: int = 500) -> dict[str, Any]:
+    """Arguments of its call for the inputs of a call of `Wan` at time t."""
+    first_frame = [conditions["y"]] if "y" in conditions else []
+    return {
+        "hidden_states": torch.cat([latents, *first_frame], dim=1),
+        "timestep": torch.full((len(latents),), t, device=latents.device),
+        "encoder_hidden_states": conditions["context"],
+        "encoder_hidden_states_image": conditions.get("clip_fea"),
+        "return_dict": False,
+    }
 
 
 def diffusers_hook(case: Any, max_order: int, *, lite: bool = False) -> Advance:
@@ -138,7 +216,7 @@ def per_module(case: Any, max_order: int) -> Advance:
         x = torch.cat([txt, img], dim=1)
         for block, module in zip(model.single_blocks, single, strict=True):
             x = residual(x, block.modulation(c).unsqueeze(2).unbind(1)[2], taylor_sum(module, 1))
-        return model.head(x[:, txt.shape[1] :], Modulation(None, model.final_layer.modulation(c)))
+        return model.head(x[:, txt.shape[1] :], TwoStreamModulation(None, model.final_layer.modulation(c)))
 
     return advance
 

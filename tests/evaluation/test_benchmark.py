@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from cache_dic import make_cache
+from evaluation.backbones import BACKBONES, workload
 from seerkit.compile import compile_steps
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +88,68 @@ def test_flux_against_diffusers(need, tmp_path):
     against = record["diffusers"]
     assert against["ours"]["repeats"] == against["theirs"]["repeats"] == 2
     assert against["ours_over_theirs"]["min"] > 0
+
+
+VIDEO = ["--device", "cpu", "--num-steps", "12", "--repeats", "2", "--height", "16", "--width", "24", "--frames", "8"]
+
+
+@pytest.mark.parametrize(("name", "rows", "sites"), [("hunyuan-debug", 1, [4, 80]), ("wan-debug", 2, [6, 120])])
+def test_videos_against_diffusers(need, tmp_path, name, rows, sites):
+    need("diffusers")
+    out = tmp_path / "record.json"
+    flags = ["--model", name, "--whole-run", "--whole-repeats", "1", "--against-diffusers", "--out", str(out)]
+    FUNCTIONS["main"]([*VIDEO, *flags])
+    record = json.loads(out.read_text())
+    assert record["label"] == "taylorseer-N5-W1-O1"
+    assert (record["settings"]["frames"], record["settings"]["tokens"], record["settings"]["rows"]) == (8, 48, rows)
+    assert set(record["goals"]) == {"latency_over_flops", "forecast_over_full", "folding_overhead", "peak_memory"}
+    assert record["goals"]["peak_memory"]["met"] is None
+    assert [row["sites"] for row in record["operations"]] == sites
+    shallow, deep = record["operations"]
+    assert shallow["folded"] == deep["folded"] < deep["layerwise"]
+    assert record["whole_run"].keys() == {"uncached", "taylorseer-N5-W1-O1"}
+    assert record["diffusers"]["ours_over_theirs"]["min"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hunyuan-debug", "wan-debug"])
+def test_videos_compiled(load_command, monkeypatch, tmp_path, name):
+    command, out = load_command("eval/benchmark.py"), tmp_path / "record.json"
+    monkeypatch.setattr(command, "compile_steps", partial(compile_steps, backend="eager"))
+    command.main([*VIDEO, "--model", name, "--compile", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert record["settings"]["compile"]
+    assert set(record["forecast_step"]) == {"folded"}
+
+
+@pytest.mark.parametrize(("name", "cfg_scale"), [("hunyuan-debug", None), ("wan-debug", 1), ("wan-debug", 4.0)])
+def test_a_sampling_run_of_a_video_starts_from_the_latents_of_the_case(name, cfg_scale):
+    backbone = BACKBONES[name]
+    asked = workload(name, height=16, width=16, frames=4, cfg_scale=cfg_scale, num_samples=2)
+    case = backbone.build(asked, torch.float32)
+    steps = []
+    latents, run = backbone.sample(
+        case, asked, 6, make_cache("taylorseer", interval=2, max_order=1), lambda *s: steps.append(s)
+    )
+    assert latents.shape == case.latents[:2].shape
+    assert torch.equal(latents, steps[-1][1])
+    assert len(steps) == run.record()["num_steps"] == 6
+    first = backbone.timesteps(case, 6)[0]
+    assert case.rows == (4 if cfg_scale == 4 else 2)
+    assert 990 <= first <= 1000
+
+
+@pytest.mark.parametrize("name", ["hunyuan-debug", "wan-debug", "wan-i2v-14B-480P"])
+def test_the_reference_is_as_large_as_ours(need, name):
+    need("diffusers")
+    sizes = {"height": 32, "width": 32, "frames": 8 if "debug" in name else 9}
+    with torch.device("meta"):
+        case = BACKBONES[name].build(workload(name, depth=1, **sizes), torch.float32)
+        model, arguments = BACKBONES[name].reference(case)
+    ours, theirs = (sum(parameter.numel() for parameter in m.parameters()) for m in (case.model, model))
+    assert theirs == ours
+    in_dim = model.config.in_channels
+    assert arguments["hidden_states"].shape == (case.rows, in_dim, *case.latents.shape[2:])
 
 
 def test_flux_compiled(load_command, monkeypatch, tmp_path):

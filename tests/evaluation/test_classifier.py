@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dit.data import load_fashion_mnist, to_unit_range
 from evaluation.classifier import (
     WEIGHTS,
     Classifier,
@@ -26,6 +25,7 @@ from evaluation.classifier import (
     read_card,
     save_classifier,
 )
+from seerkit.fashion_mnist import load_fashion_mnist, to_unit_range
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = REPOSITORY / "eval" / "train_classifier.py"

@@ -10,10 +10,23 @@ import torch
 from cache_dic import METHODS, make_cache
 from dit import DiT, dit_config
 from evaluation.backbones import BACKBONES, add_workload_flags, cache_of, workload
-from evaluation.paper import dit_counter, dit_difference, flux_counter, printed, published, published_flops
+from evaluation.operations import attention_flops
+from evaluation.paper import (
+    dit_counter,
+    dit_difference,
+    flux_counter,
+    hunyuan_counter,
+    printed,
+    published,
+    published_flops,
+    wan_counter,
+)
 from flux import CONFIGS, flux_config
+from hunyuan_video import HunyuanVideo, hunyuan_video_config
+from seerkit.attention import attention_backend
 from seerkit.cli import Parser
 from seerkit.flops import count_flops, sampling_flops
+from wan import Wan, wan_config
 
 ROOT = Path(__file__).parents[2]
 COMMAND = runpy.run_path(str(ROOT / "eval" / "flops.py"))
@@ -138,11 +151,47 @@ def test_one_cache_at_a_time(flags):
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("name", ["debug", "fashion-mnist", "flux-debug"])
+@pytest.mark.parametrize("name", ["debug", "fashion-mnist", "flux-debug", "hunyuan-debug", "wan-debug"])
 def test_every_method_is_counted(capsys, name, method):
     row = counted(capsys, "--model", name, "--method", method)
     assert row.keys() >= KEYS
     assert (row["flops_T"] < row["flops_T_uncached"]) == (method != "uncached")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_name_is_counted(capsys, name):
+    row = counted(capsys, "--model", name, "--depth", "1")
+    assert row["settings"]["model"] == name
+    assert 0 < row["flops_T"] < row["flops_T_uncached"]
+    theirs = row["published_convention"]
+    led = theirs["flops_T"] + sum(term["flops_T"] for term in theirs["difference"])
+    assert led == pytest.approx(row["flops_T"], rel=1e-12)
+
+
+def test_attention_is_told_apart(capsys):
+    """DiT-XL/2: 4·B·L²·D of every block, in full steps alone."""
+    row = counted(capsys, "--model", "DiT-XL/2")
+    attention = 28 * 4 * 2 * 256**2 * 1152 / 1e12
+    assert row["flops_T"] - row["flops_T_without_attention"] == pytest.approx(14 * attention)
+    assert row["flops_T_uncached"] - row["flops_T_uncached_without_attention"] == pytest.approx(50 * attention)
+
+
+def test_attention_backends_have_the_same_products():
+    q, k = torch.empty(2, 3, 5, 8, device="meta"), torch.empty(2, 3, 7, 8, device="meta")
+    for backend in ("sdpa", "reference"):
+        assert attention_flops(lambda b=backend: attention_backend(b)(q, k, k)) == 2 * 2 * 2 * 3 * 5 * 7 * 8
+    layer = torch.nn.Linear(8, 4, device="meta")
+    assert attention_flops(lambda: layer(q)) == 0 < count_flops(lambda: layer(q))
+
+
+def test_a_goal_for_what_is_kept(capsys):
+    flags = ["--model", "wan-debug", "--kept-goal-gib"]
+    met, missed = (counted(capsys, *flags, bound) for bound in ("1", "0.0000001"))
+    assert met["kept_goal"] == {"bound_gib": 1.0, "value_gib": met["kept_bytes"]["folded"] / 2**30, "met": True}
+    assert missed["kept_goal"]["met"] is False
+    assert "kept_goal" not in counted(capsys, "--model", "wan-debug")
+    COMMAND["main"]([*flags, "1"])
+    assert "folded under 1 GiB: met" in capsys.readouterr().out
 
 
 FLUX_UNITS_T = 74.39, 0.02271  # a full and a forecast step, as the published counter prints them
@@ -188,7 +237,9 @@ class TestFlux:
         assert theirs["flops_T"] + sum(terms.values()) == pytest.approx(flux_dev["flops_T"], rel=1e-12)
         # The products of a full step are the same in both: what is left out is 4 a LayerNorm element and 1 a GELU element.
         norms, gelus = 4 * 3072 * ((2 * 19 + 38) * 4608 + 4096), 57 * 4608 * 4 * 3072
-        assert terms["LayerNorm and GELU left out"] == pytest.approx(-10 * (norms + gelus) / 1e12, rel=1e-9)
+        assert terms["element-wise work left out: LayerNorm and activations"] == pytest.approx(
+            -10 * (norms + gelus) / 1e12, rel=1e-9
+        )
         assert terms["the forecaster's own sums"] == flux_dev["flops_T_engine"] > 0
 
     def test_parts_of_the_published_counter(self):
@@ -197,7 +248,7 @@ class TestFlux:
         assert counter.projections / 1e12 == pytest.approx(59.490, abs=5e-4)
         assert counter.attention / 1e12 == pytest.approx(14.872, abs=5e-4)
         assert counter.conditioning / 1e12 == pytest.approx(0.0227, abs=5e-5)
-        assert (counter.elements + counter.head_elements) / 1e12 == pytest.approx(0.0076, abs=5e-5)
+        assert (counter.elements + counter.conditioning_elements) / 1e12 == pytest.approx(0.0076, abs=5e-5)
 
     @pytest.mark.parametrize(("name", "samples"), [("flux-debug", 1), ("flux-debug", 3), ("flux-schnell", 1)])
     def test_full_steps_have_the_counter_s_products(self, name, samples):
@@ -233,9 +284,179 @@ class TestFlux:
         )
 
 
+@pytest.fixture(scope="module")
+def hunyuan_video() -> dict:
+    """HunyuanVideo at 480 x 640, 65 frames, with the released settings, counted once."""
+    return COMMAND["count"](COMMAND["parse_args"](["--model", "hunyuan-video", "--precision", "bf16"]))
+
+
+class TestHunyuanVideo:
+    def test_the_paper_s_row(self, hunyuan_video):
+        assert hunyuan_video["label"] == "taylorseer-N5-W1-O1", "the released settings are the defaults"
+        assert len(hunyuan_video["full_steps"]) == 10
+        assert hunyuan_video["flops_T_uncached"] == pytest.approx(29773, rel=0.005)
+        assert hunyuan_video["flops_T"] == pytest.approx(5960, rel=0.005)
+        settings = hunyuan_video["settings"]
+        assert (settings["height"], settings["width"], settings["frames"]) == (480, 640, 65)
+        assert (settings["rows"], settings["tokens"], settings["text_tokens"], settings["sites"]) == (1, 20400, 256, 80)
+        assert "cfg_scale" not in settings, "guidance is an input of the model, not a second branch"
+
+    def test_the_published_counter_to_the_last_digit(self, hunyuan_video):
+        theirs = hunyuan_video["published_convention"]
+        assert theirs["flops_T_full_step"] == 595.46
+        assert theirs["flops_T_forecast_step"] == pytest.approx(0.145, abs=1e-3)
+        assert (round(theirs["flops_T_uncached"], 1), round(theirs["flops_T"], 1)) == (29773.0, 5960.4)
+
+    def test_parts_of_the_published_counter(self):
+        """The parts named in the notes on the counter: 280.71, 314.58, 0.145 and 0.035 T."""
+        counter = hunyuan_counter(hunyuan_video_config("hunyuan-video"), 1, 20400, 256)
+        assert counter.projections / 1e12 == pytest.approx(280.71, abs=5e-3)
+        assert counter.attention / 1e12 == pytest.approx(314.58, abs=5e-3)
+        assert counter.conditioning / 1e12 == pytest.approx(0.145, abs=1e-3)
+        assert (counter.elements + counter.conditioning_elements) / 1e12 == pytest.approx(0.035, abs=1e-3)
+
+    @pytest.mark.parametrize(
+        ("tokens", "published_T"), [(33 * 34 * 60, 45930), (9 * 30 * 40, 7520)], ids=["540p, 129 frames", "480p, 33"]
+    )
+    def test_counts_without_attention_of_other_sizes(self, tokens, published_T):  # noqa: N803
+        counter = hunyuan_counter(hunyuan_video_config("hunyuan-video"), 1, tokens, 256)
+        assert 50 * (counter.projections + counter.conditioning) / 1e12 == pytest.approx(published_T, rel=1e-3)
+
+    def test_terms_lead_from_their_count_to_ours(self, hunyuan_video):
+        theirs = hunyuan_video["published_convention"]
+        terms = {term["term"]: term["flops_T"] for term in theirs["difference"]}
+        assert theirs["flops_T"] + sum(terms.values()) == pytest.approx(hunyuan_video["flops_T"], rel=1e-12)
+        refiner = 2 * 4 * 256**2 * 3072
+        assert terms["the token refiner's attention, a fused call"] == pytest.approx(10 * refiner / 1e12)
+        # What is left out: 4 a LayerNorm element, 5 with weights, 1 a GELU or SiLU element.
+        norms, gelus = 4 * 3072 * ((2 * 20 + 40) * 20656 + 20400), 60 * 20656 * 4 * 3072
+        refined = 2 * 256 * 3072 * (2 * 5 + 4)
+        elements = terms["element-wise work left out: LayerNorm and activations"]
+        assert elements == pytest.approx(-10 * (norms + gelus + refined) / 1e12, rel=1e-6)
+        assert terms["the forecaster's own sums"] == hunyuan_video["flops_T_engine"] > 0
+
+    @pytest.mark.parametrize("samples", [1, 3])
+    @pytest.mark.parametrize("name", ["hunyuan-debug", "hunyuan-tiny", "hunyuan-video"])
+    def test_full_steps_have_the_counter_s_products(self, name, samples):
+        sizes = {"height": 32, "width": 64, "frames": 8 if name != "hunyuan-video" else 9}
+        with torch.device("meta"):
+            case = BACKBONES[name].build(workload(name, num_samples=samples, depth=1, **sizes), torch.float32)
+        tokens = case.model.tokens(case.latents).length, case.conditions["text_states"].shape[1]
+        counter = hunyuan_counter(case.model.config, samples, *tokens)
+        full, _ = case.model.step_flops(case.latents, **case.conditions)
+        assert full == counter.products[0] + counter.unseen
+
+    def test_blocks_by_hand(self):
+        """24·L·D² and 4·L²·D of a block on L tokens of both streams; 12·D² of modulation a double block, 3·D² a single one."""
+        config, video, text = hunyuan_video_config("hunyuan-debug"), 6, 4
+        dim, length = config.hidden_size, video + text
+        with torch.device("meta"):
+            model = HunyuanVideo(config)
+            img, txt, c = torch.empty(1, video, dim), torch.empty(1, text, dim), torch.empty(1, dim)
+            rope = model.rope((1, 2, 3), text)
+        products = 24 * length * dim**2 + 4 * length**2 * dim
+        double, single = model.double_blocks[0], model.single_blocks[0]
+        assert count_flops(lambda: double(img, txt, rope, double.modulation(c))) == products + 24 * dim**2
+        x, of_video = torch.cat([img, txt], dim=1), slice(0, video)
+        assert count_flops(lambda: single(x, rope, single.modulation(c), of_video)) == products + 6 * dim**2
+
+    @pytest.mark.parametrize(
+        ("size", "bound"), [((480, 640, 65), 1.9), ((720, 1280, 129), 11)], ids=["480x640x65", "720x1280x129"]
+    )
+    def test_kept_features(self, capsys, size, bound):
+        height, width, frames = size
+        sizes = ["--height", str(height), "--width", str(width), "--frames", str(frames)]
+        flags = ["--model", "hunyuan-video", "--depth", "1", "--precision", "bf16", "--kept-goal-gib", str(bound)]
+        row = counted(capsys, *flags, *sizes)
+        tokens = ((frames - 1) // 4 + 1) * (height // 16) * (width // 16)
+        assert row["kept_bytes"]["folded"] == 8 * tokens * 3072 * 4 < bound * 2**30, (
+            "2 orders x 4 forecasts, at any depth"
+        )
+        assert row["kept_bytes"]["layerwise"] == 2 * row["settings"]["sites"] * tokens * 3072 * 2
+        assert row["kept_goal"]["met"]
+
+
+@pytest.fixture(scope="module")
+def wan_small() -> dict:
+    """Wan2.1 1.3B at 832 x 480, 81 frames, with the released settings, counted once."""
+    return COMMAND["count"](COMMAND["parse_args"](["--model", "wan-t2v-1.3B", "--precision", "bf16"]))
+
+
+class TestWan:
+    def test_published_counts_without_attention_and_with(self, wan_small):
+        assert wan_small["label"] == "taylorseer-N5-W1-O1"
+        assert wan_small["flops_T_uncached_without_attention"] == pytest.approx(8210, rel=0.005)
+        assert wan_small["flops_T_uncached"] == pytest.approx(28300, rel=0.005)
+        settings = wan_small["settings"]
+        assert (settings["height"], settings["width"], settings["frames"]) == (480, 832, 81)
+        assert (settings["rows"], settings["tokens"], settings["sites"], settings["cfg_scale"]) == (2, 32760, 90, 5)
+
+    def test_the_published_convention(self, wan_small):
+        theirs = wan_small["published_convention"]
+        assert theirs["flops_T_uncached"] == pytest.approx(8210, rel=5e-4)
+        terms = {term["term"]: term["flops_T"] for term in theirs["difference"]}
+        assert theirs["flops_T"] + sum(terms.values()) == pytest.approx(wan_small["flops_T"], rel=1e-12)
+        attention = 30 * 4 * 2 * 32760 * (32760 + 512) * 1536
+        assert terms["attention, self and cross"] == pytest.approx(10 * attention / 1e12)
+        measured = wan_small["flops_T"] - wan_small["flops_T_without_attention"]
+        assert terms["attention, self and cross"] == pytest.approx(measured), "counted and by formula"
+        time = 2 * (256 * 1536 + 7 * 1536**2)
+        assert terms["time embedded once, not in every row"] == pytest.approx(-10 * time / 1e12, rel=1e-4)
+
+    @pytest.mark.parametrize("cfg_scale", [1, 5.0])
+    @pytest.mark.parametrize("name", ["wan-debug", "wan-t2v-1.3B", "wan-i2v-14B-480P"])
+    def test_full_steps_have_the_counter_s_products(self, name, cfg_scale):
+        """Text and first frame to video, one branch and two: only the embedding of time is shared by the rows."""
+        sizes = {"height": 32, "width": 64, "frames": 8 if name == "wan-debug" else 9}
+        with torch.device("meta"):
+            case = BACKBONES[name].build(
+                workload(name, depth=1, num_samples=2, cfg_scale=cfg_scale, **sizes), torch.float32
+            )
+        assert case.rows == (2 if cfg_scale == 1 else 4)
+        config, image = case.model.config, 257 if "i2v" in name else 0
+        counter = wan_counter(config, case.rows, case.model.tokens(case.latents).length, image)
+        time = 2 * (config.freq_dim * config.dim + 7 * config.dim**2)
+        full, _ = case.model.step_flops(case.latents, **case.conditions)
+        assert full == counter.steps[0] + counter.unseen - (case.rows - 1) * time
+
+    def test_a_block_by_hand(self):
+        """Self-attention 8·L·D² and 4·L²·D, cross-attention 4·L·D² + 4·T·D² and 4·L·T·D, MLP 4·L·D·F."""
+        config, length = wan_config("wan-debug"), 6
+        dim, text = config.dim, config.text_len
+        with torch.device("meta"):
+            model = Wan(config)
+            x, context, shared = torch.empty(1, length, dim), torch.empty(1, text, dim), torch.empty(1, 6, dim)
+            rope = model.rope((1, 2, 3), "meta")
+        products = 8 * length * dim**2 + 4 * length**2 * dim
+        products += 4 * (length + text) * dim**2 + 4 * length * text * dim + 4 * length * dim * config.ffn_dim
+        block = model.blocks[0]
+        assert count_flops(lambda: block(x, shared, context, rope)) == products
+        attention = attention_flops(lambda: block(x, shared, context, rope))
+        assert attention == 4 * length * (length + text) * dim
+
+    @pytest.mark.parametrize(
+        ("name", "size", "bound"),
+        [("wan-t2v-1.3B", (480, 832), 2.5), ("wan-t2v-14B", (720, 1280), 24)],
+        ids=["1.3B-480p", "14B-720p"],
+    )
+    def test_kept_features(self, capsys, name, size, bound):
+        sizes = ["--height", str(size[0]), "--width", str(size[1]), "--frames", "81"]
+        flags = ["--model", name, "--depth", "1", "--precision", "bf16", "--kept-goal-gib", str(bound)]
+        row = counted(capsys, *flags, *sizes)
+        numel = 2 * 21 * (size[0] // 16) * (size[1] // 16) * wan_config(name).dim
+        assert row["kept_bytes"]["folded"] == 6 * numel * 4 < bound * 2**30, "3 terms of the gates x 2 full steps"
+        assert row["kept_bytes"]["layerwise"] == 2 * 3 * numel * 2
+        assert row["kept_goal"]["met"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--model", "flux-debug", "--frames", "17"], "--frames 17 has no effect on flux-debug"),
+        (["--model", "hunyuan-video", "--frames", "66"], "number of frames 66 must be 1, 5, 9"),
+        (["--model", "hunyuan-debug", "--cfg-scale", "2"], "--cfg-scale 2.0 has no effect on hunyuan-debug"),
+        (["--model", "wan-t2v-1.3B", "--frames", "80"], "number of frames 80 must be 4k \\+ 1"),
+        (["--model", "wan-debug", "--text-tokens", "8"], "--text-tokens 8 has no effect on wan-debug"),
         (["--model", "flux-dev", "--height", "1000"], "height 1000 must be a positive multiple of 16"),
         (["--model", "flux-debug", "--image-size", "30"], "multiple of 4"),
         (["--model", "flux-debug", "--image-size", "32", "--width", "32"], "either that or --height and --width"),
@@ -258,7 +479,7 @@ def test_a_count_as_calflops_prints_it(flops, shown):
     assert printed(flops) == shown
 
 
-@pytest.mark.parametrize("name", ["dit", "flux"])
+@pytest.mark.parametrize("name", ["dit", "flux", "hunyuan", "wan"])
 def test_published_rows_name_their_source(name):
     facts = published(name)
     assert published_flops(facts, "uncached")["flops_T"] > 0
@@ -276,3 +497,10 @@ def test_published_flux_counts_are_the_rule_s_or_marked():
             full_steps = len(make_cache("fora", interval=row["interval"], warmup_steps=3).plan(50).full_steps)
             rule = full_steps * full + (50 - full_steps) * forecast
             assert (abs(row["flops_T"] - rule) < 0.02) != ("discrepancy" in row), row
+
+
+def test_published_hunyuan_video_counts_are_the_rule_s():
+    for row in published("hunyuan")["flops"]:
+        if row["method"] in ("taylorseer", "fora") and row["flops_T"]:
+            full_steps = len(make_cache("fora", interval=row["interval"], warmup_steps=1).plan(50).full_steps)
+            assert round(full_steps * 595.46 + (50 - full_steps) * 0.14576, 1) == row["flops_T"], row

@@ -62,6 +62,28 @@ def results(tmp_path_factory) -> Path:
         "conditions": CONDITIONS,
     }
     (root / "flux" / "op-counts.json").write_text(json.dumps(counts))
+
+    videos = {"hunyuan": ["--model", "hunyuan-video"], "wan": ["--model", "wan-t2v-1.3B"]}
+    runs = (["--method", "uncached"], ["--interval", "3"], ["--interval", "5", "--kept-goal-gib", "1.9"])
+    for name, flags in videos.items():
+        for run_flags in runs:
+            out = ["--out", str(root / name / "flops.json")]
+            FLOPS["main"]([*flags, "--precision", "bf16", "--depth", "1", *run_flags, *out])
+    flags = ["--model", "wan-debug", "--kept-goal-gib", "0.0001", "--out", str(root / "wan" / "flops-14b-720p.json")]
+    FLOPS["main"](flags)
+    row, cached = ({k: v for k, v in r.items() if k != "score"} for r in (row, cached))
+    samples = {
+        "settings": {"model": "hunyuan-tiny", "batch_size": 4, "seed": 0, "guidance": 3.0}, "num_samples": 8,
+        "rows": [
+            {**row, "flicker": {"mean": 4.561, "error": None}},
+            {**cached, "flicker": {"mean": 4.7, "error": 0.0305}},
+            {**cached, "flicker": None},
+        ],
+        "conditions": CONDITIONS,
+    }  # fmt: skip
+    (root / "hunyuan" / "hunyuan-tiny.json").write_text(json.dumps(samples))
+    samples["settings"] |= {"model": "wan-tiny", "solver": "unipc"}
+    (root / "wan" / "wan-tiny.json").write_text(json.dumps(samples))
     return root
 
 
@@ -211,9 +233,90 @@ def test_operations_stand_beside_the_fewest(results):
     assert "19 double and 38 single blocks, 76 sites, order 2, float32" in table
 
 
+def test_video_counts_beside_the_published_rows(results):
+    table = TABLES["hunyuan_flops"](results)
+    assert "| uncached | 50/50 | 29773.00 | " in table
+    assert "| taylorseer-N5-W1-O1 | 10/50 | 5960.40 | " in table
+    assert "| taylorseer-N3-W1-O1 | 17/50 | not published | " in table
+    assert "of taylorseer-N5-W1-O1, in TFLOPs of the run" in table
+    assert "640×480, 65 frames, 20400 tokens and 256 of text" in table
+
+
+def test_wan_is_compared_without_attention(results):
+    table = TABLES["wan_flops"](results)
+    header = next(line for line in table.splitlines() if line.startswith("| run"))
+    names = [name.strip() for name in header.split("|")]
+    row = json.loads((results / "wan" / "flops.json").read_text())["rows"][-1]
+    cells = next(line for line in table.splitlines() if line.startswith("| uncached | 50/50 | 8210.00")).split("|")
+    shown = dict(zip(names, (cell.strip() for cell in cells), strict=True))
+    without = row["flops_T_uncached_without_attention"]
+    assert shown["our count"] == f"{row['flops_T_uncached']:.2f}"
+    assert shown["ours without attention"] == f"{without:.2f}"
+    assert shown["ours to published, both without"] == f"{100 * (without / 8210 - 1):+.2f} %"
+    assert "of taylorseer-N5-W1-O1, in TFLOPs of the run" in table, "the run with a goal"
+    assert "wan-debug at 32×32, 16 frames" in table
+    assert table.count("published figures") == 1, "none for the larger model"
+
+
+def test_kept_features_of_videos_stand_beside_their_goals(results):
+    lines = [line for line in TABLES["video_memory"](results).splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| hunyuan-video, 640×480, 65 frames",
+        "| wan-t2v-1.3B, 832×480, 81 frames",
+        "| wan-debug, 32×32, 16 frames",
+    ]
+    assert " | 1 × 20400 | 4 | 1.87 | < 1.9, met | 0.93 | 0.5x |" in lines[2]
+    assert " | 2 × 32760 | 3 | 2.25 | < 1.9, not met | " in lines[3]
+    assert " | < 0.0001, not met | " in lines[4]
+
+
+def test_video_samples_flicker(results):
+    table = TABLES["hunyuan_samples"](results)
+    assert "| PSNR dB | flicker |" in table
+    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 4.56 |" in table
+    assert "| taylorseer-N3-W2-O3 | 4/10 | 2.50x | 2.22x | 3.0 | 31.26 | 4.70 (+3.0 %) |" in table
+    assert table.count(" | – |\n") == 1
+    assert "hunyuan-tiny, trained weights, 8 samples in batches of 4, seed 0, guidance 3;" in table
+    assert "wan-tiny, trained weights, 8 samples in batches of 4, seed 0, unipc, guidance 3;" in TABLES["wan_samples"](
+        results
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("hunyuan", "N=5 4.65x at 5.00x fewer FLOPs (GitHub Shenyi-Z/TaylorSeer, README)"),
+        ("wan", "TaylorSeer as released: N=2 2.07x (arXiv 2506.09045 (MagCache), Table 1)."),
+    ],
+)
+def test_video_benchmarks(tmp_path, name, published):
+    record = benchmark(whole_run=False)
+    record["settings"] |= {"height": 256, "width": 256, "frames": 17, "reduced_depth": True}
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "benchmark-cpu.json").write_text(json.dumps(record))
+    table = TABLES[f"{name}_benchmark"](tmp_path)
+    assert "of reduced depth, 256×256, 17 frames; 2 rows of 256 tokens" in table
+    assert published in table
+
+
 @pytest.mark.parametrize(
     "name",
-    ["dit-flops", "dit-benchmark", "dit-samples", "flux-flops", "flux-benchmark", "flux-op-counts", "flux-samples"],
+    [
+        "hunyuan-flops",
+        "hunyuan-benchmark",
+        "hunyuan-samples",
+        "wan-flops",
+        "wan-benchmark",
+        "wan-samples",
+        "video-memory",
+        "dit-flops",
+        "dit-benchmark",
+        "dit-samples",
+        "flux-flops",
+        "flux-benchmark",
+        "flux-op-counts",
+        "flux-samples",
+    ],
 )
 def test_a_missing_record_names_its_command(tmp_path, name):
     with pytest.raises(ValueError, match="is not there; make it with"):
