@@ -152,10 +152,10 @@ class Snapshots:
         self.by_step[step] = value
         self.drop_before(step + 1)
 
-    def drop_before(self, step: int) -> None:
-        """Drop what no forecast from `step` on reads."""
+    def drop_before(self, step: int) -> list[object]:
+        """Drop what no forecast from `step` on reads, and return it."""
         needed = {m for s, row in self.plan.weights.items() if s >= step for m in row}
-        self.by_step = {m: v for m, v in self.by_step.items() if m in needed}
+        return [self.by_step.pop(m) for m in list(self.by_step) if m not in needed]
 
     @staticmethod
     def most(plan: Plan) -> int:
@@ -367,12 +367,12 @@ class FactoredEngine(FoldedEngine):
         return FactoredEngine.num_sums(plan, tokens) < plan.num_slots
 
     def record(self, step: int, *, ends: bool = False) -> Recorder:
-        self.snapshots.drop_before(step)
+        spare = self.snapshots.drop_before(step)
         if not self.plan.targets[step] and not self.settings.static_shapes:
             return Recorder(self.tokens.num_sites, ends=ends)
         rank, dtype = self.tokens.gate_rank, self.settings.accumulators(self.tokens.dtype)
         shape = (rank, self.tokens.batch, self.tokens.length, self.tokens.dim)
-        sums = torch.empty(shape, dtype=dtype, device=self.constant.device)
+        sums = spare[0] if spare else torch.empty(shape, dtype=dtype, device=self.constant.device)
         coefficients = self.constant.detach().to(dtype).unsqueeze(2)  # (R, sites, 1, D)
         return FoldingRecorder(sums, range(rank), [True] * rank, coefficients, self.group_size(), ends=ends)
 
