@@ -1,36 +1,51 @@
-"""The weights that ship with the repository: they load, are small, follow their prompts, and forecasts beat reuse."""
+"""The video weights that ship with the repository: they load, are small, follow their prompts, and forecasts beat reuse."""
 
 import pytest
 import torch
 from torch import Tensor
 
+import hunyuan_video.config
+import hunyuan_video.weights
+import wan.config
+import wan.weights
 from cache_dic import make_cache
 from evaluation.video_metrics import video_psnr
-from hunyuan_video import CONFIGS, Sampler
-from hunyuan_video.config import USAGE
-from hunyuan_video.weights import EMBEDDED, load_hunyuan_video
+from hunyuan_video import CONFIGS as HUNYUAN_CONFIGS
+from hunyuan_video import Sampler as HunyuanSampler
 from seerkit.media import video_to_uint8
 from seerkit.moving_objects import BACKGROUNDS, COLOURS, encode, pooled
 from seerkit.seeds import SampleGenerators
+from wan import Sampler as WanSampler
 
-WEIGHTS = EMBEDDED[CONFIGS["hunyuan-tiny"]]
+WEIGHTS = {
+    "wan": wan.weights.EMBEDDED["wan-tiny"],
+    "hunyuan": hunyuan_video.weights.EMBEDDED[HUNYUAN_CONFIGS["hunyuan-tiny"]],
+}
 PROMPTS = ["red sneaker moving left on black", "cyan t-shirt moving up on brown"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not WEIGHTS.is_file(), reason=f"{WEIGHTS} is not there; bash scripts/train_hunyuan.sh trains a model"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def videos() -> dict[str, Tensor]:
-    """By cache: uint8 videos (2, 16, 32, 32, 3) of the prompts, by the settings the model was made for."""
-    usage, noise = USAGE["hunyuan-tiny"], SampleGenerators(0, range(2)).randn(3, 16, 32, 32)
-    sampler = Sampler(load_hunyuan_video("hunyuan-tiny"), 50, shift=usage.flow_shift, guidance=usage.guidance)
-    words, _ = encode(PROMPTS)
-    texts = words, torch.ones(words.shape[:2], dtype=torch.bool), pooled(words)
+def wan_sampler() -> tuple[WanSampler, tuple[Tensor, ...]]:
+    """As the model was made for, and what its run takes after the noise."""
+    usage = wan.config.USAGE["wan-tiny"]
+    sampler = WanSampler(wan.weights.load_wan("wan-tiny"), 50, shift=usage.shift, guidance=usage.guidance)
+    return sampler, (encode(PROMPTS)[0], encode(["", ""])[0])
+
+
+def hunyuan_sampler() -> tuple[HunyuanSampler, tuple[Tensor, ...]]:
+    """The same of HunyuanVideo."""
+    usage, words = hunyuan_video.config.USAGE["hunyuan-tiny"], encode(PROMPTS)[0]
+    model = hunyuan_video.weights.load_hunyuan_video("hunyuan-tiny")
+    sampler = HunyuanSampler(model, 50, shift=usage.flow_shift, guidance=usage.guidance)
+    return sampler, (words, torch.ones(words.shape[:2], dtype=torch.bool), pooled(words))
+
+
+@pytest.fixture(scope="module", params=(wan_sampler, hunyuan_sampler), ids=WEIGHTS)
+def videos(request) -> dict[str, Tensor]:
+    """By cache: uint8 videos (2, 16, 32, 32, 3) of the prompts."""
+    sampler, texts = request.param()
+    noise = SampleGenerators(0, range(len(PROMPTS))).randn(3, 16, 32, 32)
     caches = {
         "uncached": make_cache("uncached"),
         "taylorseer": make_cache("taylorseer", interval=3, max_order=1, warmup_steps=1),
@@ -40,8 +55,9 @@ def videos() -> dict[str, Tensor]:
     return {label: torch.from_numpy(video_to_uint8(latents)) for label, latents in drawn.items()}
 
 
-def test_the_file_is_small():
-    assert WEIGHTS.stat().st_size <= 40e6
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_file_is_small(name):
+    assert WEIGHTS[name].stat().st_size <= 40e6
 
 
 def test_forecasts_are_nearer_to_the_uncached_videos_than_reuse(videos):
