@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -165,6 +165,14 @@ class VideoFolder:
                 for path in self.path.glob(pattern):
                     path.unlink()
 
+    def has_latents(self, index: int) -> bool:
+        """Whether latents are there and whole, by their size; the values are not read."""
+        try:
+            with safe_open(self.latents(index), framework="pt") as file:
+                return "latents" in file.keys()  # noqa: SIM118, the file is no mapping
+        except (OSError, SafetensorError):
+            return False
+
     def read_latents(self, index: int) -> Tensor | None:
         """Latents (C, T, h, w), None if they are missing or damaged."""
         try:
@@ -218,7 +226,7 @@ def sample_missing(
     """Sample the latents that are missing; outcomes of all processes together."""
 
     def there(label: str, batch: Batch) -> bool:
-        return all(folders[label].read_latents(index) is not None for index in batch.indices)
+        return all(folders[label].has_latents(index) for index in batch.indices)
 
     # One process looks: while the others still do, it may already write.
     done = on_main(world, lambda: {(c, b.indices[0]) for c in folders for b in batches if there(c, b)})
