@@ -75,7 +75,10 @@ def sequence_degrees(
     """
     for name, degree in (("ulysses", ulysses), ("ring", ring)):
         if degree is not None and (degree < 1 or processes % degree):
-            raise ValueError(f"{name} degree {degree} does not divide the number of processes, {processes}")
+            raise ValueError(
+                f"{name} degree {degree} does not divide the number of processes, {processes}; start as many as the "
+                "product of both degrees"
+            )
     ulysses = ulysses or processes // (ring or 1)
     ring = ring or processes // ulysses
     if ulysses * ring != processes:
