@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cache_dic import Cache
-from evaluation.backbones import BACKBONES, workload
+from evaluation.backbones import count_caches
 from evaluation.metrics import psnr, summarize_psnr
 from evaluation.scorer import Scorer, load_scorer
 from flux.command import (
@@ -32,7 +32,6 @@ from seerkit.cli import PRECISIONS, Parser, run_command, show_log
 from seerkit.compare import UNCACHED, Outcome, gather_outcomes, run_caches
 from seerkit.distributed import World, on_main, start_world
 from seerkit.files import writable_directory, write_json
-from seerkit.flops import sampling_flops
 from seerkit.media import save_png, to_uint8
 from seerkit.outputs import claim_folder, digest, image_path, read_image
 from seerkit.prompts import Batch, make_batches
@@ -70,14 +69,6 @@ def parse_args(argv: list[str] | None):
     args = parser.parse_args(argv)
     fill_defaults(args)
     return args
-
-
-def count(args, cache: Cache, batch_size: int) -> dict[str, Any]:
-    """FLOPs, full steps and kept bytes of a batch, from the model on the meta device."""
-    asked = workload(args.model_name, height=args.height, width=args.width, num_samples=batch_size)
-    with torch.device("meta"):
-        case = BACKBONES[args.model_name].build(asked, PRECISIONS[args.precision])
-    return sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
 
 
 # -------------------------------------------------------------------------------------------------------------- sample
@@ -205,7 +196,10 @@ def main(argv: list[str] | None = None) -> None:
     prompts, chosen = prompts_of(args), caches(args)
     settings = settings_of(args, prompts)
     batches = make_batches(prompts, args.batch_size)
-    counts = {label: count(args, cache, len(batches[0].indices)) for label, cache in chosen.items()}
+    counts = count_caches(
+        args.model_name, chosen, args.num_steps, PRECISIONS[args.precision],
+        height=args.height, width=args.width, num_samples=len(batches[0].indices),
+    )  # fmt: skip
     out = args.output_dir or Path("outputs/flux") / f"{args.model_name}-{digest(settings)}"
     if args.test_flops:
         print(json.dumps(counts, indent=2))

@@ -31,7 +31,6 @@ from wan.sampler import Branches, Sampler
 from wan.text import NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V, T5, TextEncoder, encode_cached
 from wan.weights import REPOS, find_wan, load_wan
 
-EMBEDDED = "wan-tiny"
 PIXEL_TASKS = ("tiny", "debug")  # models of pixels, with one-hot words as texts
 TASKS = (*PIXEL_TASKS, "t2v-1.3B", "t2v-14B", "i2v-14B")
 DEFAULTS = {"interval": 5, "max_order": 1, "warmup_steps": 1}  # of the authors' release

@@ -351,7 +351,7 @@ class FactoredEngine(FoldedEngine):
 
     def __init__(self, plan: Plan, tokens: Tokens, factors: GateFactors, settings: EngineSettings) -> None:
         super().__init__(plan, tokens, factors.shared, settings)
-        self.constant, self.shared = factors.constant, factors.shared
+        self.constant = factors.constant
         self.snapshots = Snapshots(plan)
 
     @staticmethod
@@ -381,7 +381,7 @@ class FactoredEngine(FoldedEngine):
         if not row:
             return Increment(None)
         sums = [part for m in row for part in self.snapshots.by_step[m].unbind(0)]
-        shared = self.shared([step])[0].detach().to(sums[0].dtype)  # (R, B or 1, D)
+        shared = self.gates([step])[0].detach().to(sums[0].dtype)  # (R, B or 1, D)
         vectors = torch.cat([weight * shared for weight in row.values()])
         total = torch.empty_like(sums[0]).unsqueeze(0)
         fold_(total, [0], sums, vectors.unsqueeze(0), [True])

@@ -58,6 +58,7 @@ from hunyuan_video.schedule import sampling_timesteps as hunyuan_timesteps
 from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.cli import PRECISIONS, Parser, positive_float, positive_int
+from seerkit.flops import sampling_flops
 from wan import CONFIGS as WAN_CONFIGS
 from wan import Sampler as WanSampler
 from wan import Wan, WanConfig, wan_config
@@ -442,6 +443,21 @@ def workload(model: str, **asked: Any) -> Workload:
             f"--{name.replace('_', '-')} {given[name]} has no effect on {model}, which has no such setting"
         )
     return Workload(**{**own, **given})
+
+
+def count_caches(
+    model: str, caches: Mapping[str, Cache], num_steps: int, dtype: torch.dtype, **sizes: Any
+) -> dict[str, dict[str, Any]]:
+    """By label, FLOPs, full steps and kept bytes of sampling one batch, from the model on the meta device.
+
+    sizes: of `workload`.
+    """
+    with torch.device("meta"):
+        case = BACKBONES[model].build(workload(model, **sizes), dtype)
+    return {
+        label: sampling_flops(case.model, cache, num_steps, case.latents, **case.conditions)
+        for label, cache in caches.items()
+    }
 
 
 def workload_of(args: argparse.Namespace) -> Workload:

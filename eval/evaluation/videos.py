@@ -18,21 +18,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import Cache
-from evaluation.backbones import BACKBONES, workload
+from evaluation.backbones import count_caches
 from evaluation.metrics import finite_or_none, summarize_psnr
 from evaluation.video_metrics import flicker, flicker_error, video_psnr
 from seerkit.cli import PRECISIONS, Parser, positive_int, show_log
 from seerkit.compare import UNCACHED, Outcome, gather_outcomes, run_caches
 from seerkit.distributed import World, on_main, start_world
 from seerkit.files import writable_directory, write_json, written_whole
-from seerkit.flops import sampling_flops
 from seerkit.media import enlarged, frame_strip, save_gif, save_mp4, save_png, video_to_uint8
 from seerkit.outputs import claim_folder, digest
 from seerkit.prompts import Batch, make_batches
@@ -126,14 +124,6 @@ def video_names(args: argparse.Namespace, prompts: Sequence[str]) -> list[str]:
     if len(set(prompts)) * args.samples_per_prompt != len(prompts):
         raise ValueError("--vbench names files by their prompts, and one stands in the list twice; name each once")
     return [f"{prompt}-{index % args.samples_per_prompt}" for index, prompt in enumerate(prompts)]
-
-
-def count(job: Job, cache: Cache, batch_size: int) -> dict[str, Any]:
-    """FLOPs, full steps and kept bytes of a batch, from the model on the meta device."""
-    asked = workload(job.model, num_samples=batch_size, **job.sizes)
-    with torch.device("meta"):
-        case = BACKBONES[job.model].build(asked, PRECISIONS[job.args.precision])
-    return sampling_flops(case.model, cache, job.num_steps, case.latents, **case.conditions)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -340,7 +330,9 @@ def run(job: Job) -> dict[str, Any] | None:
     args = job.args
     batches = make_batches(job.prompts, args.batch_size)
     names = video_names(args, job.prompts)
-    counts = {label: count(job, cache, len(batches[0].indices)) for label, cache in job.caches.items()}
+    dtype = PRECISIONS[args.precision]
+    samples = len(batches[0].indices)
+    counts = count_caches(job.model, job.caches, job.num_steps, dtype, num_samples=samples, **job.sizes)
     if args.dry_run:
         print(json.dumps({"settings": job.settings, "output_dir": str(job.out), "batch": counts}, indent=2))
         return None
@@ -374,7 +366,7 @@ def run(job: Job) -> dict[str, Any] | None:
         "num_samples": len(job.prompts),
         "processes": world.size,
         "rows": make_rows(job.caches, job.num_steps, outcomes, counts, judge(folders, len(job.prompts))),
-        "conditions": conditions(world.device, PRECISIONS[args.precision]),
+        "conditions": conditions(world.device, dtype),
     }
     write_json(job.out / "record.json", record)
     if args.json:

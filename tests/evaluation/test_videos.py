@@ -84,7 +84,10 @@ class FakePipeline:
 def carry_out(tmp_path, monkeypatch):
     """`carry_out(*flags, labels=, pipeline=)`: the pipeline after a job on `PROMPTS`, one video a batch, and its record."""
     counts = {"flops_T": 1.0, "flops_T_uncached": 2.0, "flops_ratio": 2.0, "full_steps": [0, 2]}
-    monkeypatch.setattr(videos, "count", lambda *_: {**counts, "kept_bytes": {"folded": 1024, "layerwise": 0}})
+    kept = {"folded": 1024, "layerwise": 0}
+    monkeypatch.setattr(
+        videos, "count_caches", lambda _, caches, *__, **___: {c: {**counts, "kept_bytes": kept} for c in caches}
+    )
     monkeypatch.setattr(videos, "save_mp4", lambda path, frames, fps: path.write_bytes(frames.tobytes()))
 
     def run(*flags: str, labels=tuple(CACHES), pipeline=None, **settings: Any) -> tuple[FakePipeline, dict[str, Any]]:

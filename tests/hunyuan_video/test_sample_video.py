@@ -66,7 +66,7 @@ def flags(checkpoint, tmp_path) -> list[object]:
 @pytest.fixture
 def uncounted(monkeypatch) -> None:
     """FLOPs of a published model take seconds to count."""
-    monkeypatch.setattr(videos, "count", lambda *_: {})
+    monkeypatch.setattr(videos, "count_caches", lambda *_, **__: {})
 
 
 def run(command, capsys, *flags: object) -> tuple[int, str, str]:

@@ -61,7 +61,7 @@ def picture(tmp_path) -> Path:
 @pytest.fixture
 def uncounted(monkeypatch) -> None:
     """FLOPs of a published model take seconds to count."""
-    monkeypatch.setattr(videos, "count", lambda *_: {})
+    monkeypatch.setattr(videos, "count_caches", lambda *_, **__: {})
 
 
 def run(command, capsys, *flags: object) -> tuple[int, str, str]:
