@@ -5,16 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from seerkit.flow_solvers import shift_sigmas
-
-BASE_TOKENS, BASE_MU = 256, 0.5  # mu is linear in the token count, through these two points
-MAX_TOKENS, MAX_MU = 4096, 1.15
-
-
-def shift_mu(num_tokens: int) -> float:
-    """Logarithm of the shift for a number of image tokens."""
-    slope = (MAX_MU - BASE_MU) / (MAX_TOKENS - BASE_TOKENS)
-    return BASE_MU + slope * (num_tokens - BASE_TOKENS)
+from seerkit.flow_solvers import shift_mu, shift_sigmas
 
 
 def shift_times(t: Tensor, mu: float) -> Tensor:

@@ -20,6 +20,15 @@ from torch import Tensor
 
 Sigmas = TypeVar("Sigmas", float, np.ndarray, Tensor)
 
+BASE_TOKENS, BASE_MU = 256, 0.5  # mu is linear in the token count, through these two points
+MAX_TOKENS, MAX_MU = 4096, 1.15
+
+
+def shift_mu(num_tokens: int) -> float:
+    """Logarithm of the shift for a number of image tokens (flux sampling.py; HiDream-I1 pipeline_hidream_image.py)."""
+    slope = (MAX_MU - BASE_MU) / (MAX_TOKENS - BASE_TOKENS)
+    return BASE_MU + slope * (num_tokens - BASE_TOKENS)
+
 
 def shift_sigmas(sigmas: Sigmas, shift: float) -> Sigmas:
     """Noise levels in [0, 1] moved towards the noise: shift · sigma / (1 + (shift - 1) sigma); the ends stay."""

@@ -148,9 +148,11 @@ class TwoStreams(Protocol):
     Blocks have `SITES`, `gates(c)`, and as `modulation(c)` the rows of both streams, or of the one.
     """
 
-    double_blocks: nn.ModuleList
-    single_blocks: nn.ModuleList
+    double_blocks: Sequence[nn.Module]
+    single_blocks: Sequence[nn.Module]
     final_layer: FinalLayer
+
+    def modulation_layers(self) -> list[nn.Linear]: ...
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,9 @@ def two_stream_table(
         return SLICE_BYTES // (vectors * c[0].numel() * c.element_size())
 
     sites = sum(len(block.SITES) for block in blocks)
+    vectors = sum(layer.out_features for layer in model.modulation_layers()) // c.shape[-1]
     return ModulationTable(
-        blocks=Rows(
-            block_rows, full_steps, rows_in_a_slice(12 * len(model.double_blocks) + 3 * len(model.single_blocks))
-        ),
+        blocks=Rows(block_rows, full_steps, rows_in_a_slice(vectors)),
         gates=Rows(gate_rows, gated_steps, rows_in_a_slice(sites)),
         head=Rows(lambda steps: model.final_layer.modulation(c[steps]), range(len(c)), rows_in_a_slice(2)),
         assemble=TwoStreamModulation,

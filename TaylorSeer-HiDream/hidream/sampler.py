@@ -1,0 +1,159 @@
+"""Sampling HiDream-I1: UniPC with classifier-free guidance for Full, renoising for the distilled Dev and Fast."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cache_dic import Cache, Run, make_cache
+from hidream.model import HiDream
+from hidream.schedule import flash_sigmas, flash_timesteps, unipc_sigmas, unipc_timesteps
+from seerkit.flow_solvers import Euler, UniPC
+from seerkit.seeds import SampleGenerators
+
+Callback = Callable[[int, Tensor], None]
+Texts = tuple[Tensor, Tensor, Tensor]
+"""T5 tokens (B, L5, D5), Llama's hidden states (layers, B, Ll, Dl), pooled vectors (B, V)."""
+
+
+class Flash(Euler):
+    """Every step jumps to the model's data prediction and mixes it with fresh noise at the next level.
+
+    The last step leaves x as it is, although the model is called for it (HiDream-I1 schedulers/flash_flow_match.py).
+    draw: gives the noise of a step, of the shape of x.
+    """
+
+    def __init__(self, sigmas: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(sigmas)
+        self.draw = draw
+
+    def step(self, i: int, velocity: Tensor, x: Tensor) -> Tensor:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if i == self.num_steps - 1:
+            return x
+        x0 = x - self.sigmas[i] * velocity.to(x.dtype)
+        return torch.lerp(x0, self.draw(x), self.sigmas[i + 1])
+
+
+SOLVERS = ("unipc", "flash")
+
+
+def sample(
+    model: HiDream,
+    noise: Tensor,
+    t5: Tensor,
+    llama: Tensor,
+    pooled: Tensor,
+    num_steps: int = 50,
+    *,
+    negative: Texts | None = None,
+    generators: SampleGenerators | None = None,
+    cache: Cache | None = None,
+    callback: Callback | None = None,
+    **settings,
+) -> Tensor:
+    """Latents (B, C, H, W) sampled from standard normal noise of that shape; texts and generators as `Sampler.run`.
+
+    cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
+    `Sampler`. Raises ValueError for shapes or settings out of range.
+    """
+    sampler = Sampler(model, num_steps, **settings)
+    texts = t5, llama, pooled
+    return sampler.run(noise, *texts, negative=negative, generators=generators, cache=cache, callback=callback)[0]
+
+
+class Sampler:
+    """A sampling procedure: number of steps, solver, shift, guidance.
+
+    solver: unipc (Full) or flash (Dev and Fast). shift: nominal, 3, or 6 for Dev; what it does is in `hidream.schedule`.
+    guidance: weight of the answer with the text over that without; up to 1 there is no second branch.
+    """
+
+    def __init__(
+        self,
+        model: HiDream,
+        num_steps: int = 50,
+        *,
+        solver: str = "unipc",
+        shift: float = 3.0,
+        guidance: float = 5.0,
+    ) -> None:
+        if num_steps < 1:
+            raise ValueError(f"number of sampling steps {num_steps} must be at least 1")
+        if solver not in SOLVERS:
+            raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
+        self.model, self.num_steps, self.solver, self.guidance = model, num_steps, solver, guidance
+        if solver == "unipc":
+            self.sigmas = unipc_sigmas(num_steps, shift, model.config.max_tokens)
+            self.timesteps = unipc_timesteps(self.sigmas)
+        else:
+            self.sigmas = flash_sigmas(num_steps, shift)
+            self.timesteps = flash_timesteps(self.sigmas)
+
+    @torch.inference_mode()
+    def run(
+        self,
+        noise: Tensor,
+        t5: Tensor,
+        llama: Tensor,
+        pooled: Tensor,
+        *,
+        negative: Texts | None = None,
+        generators: SampleGenerators | None = None,
+        cache: Cache | None = None,
+        callback: Callback | None = None,
+    ) -> tuple[Tensor, Run]:
+        """Final latents, in the dtype of `noise`, and the run with its record of what was computed.
+
+        t5, llama, pooled: as the model takes them. negative: the same of what the second branch sees, an empty text in the
+        official pipeline; both branches go through the model as one batch, the second one first, and share a cache.
+        generators: of the samples, for the noise of the flash solver's steps.
+        """
+        model, guided = self.model, self.guidance > 1
+        texts: Texts = (t5, llama, pooled)
+        if guided and negative is None:
+            raise ValueError(f"guidance {self.guidance} needs a negative text; an empty one will do, or use guidance 1")
+        model.check(noise, *texts)
+        names = ("t5", "llama", "pooled")
+        if guided:
+            for name, text, other in zip(names, texts, negative, strict=True):
+                if other.shape != text.shape:
+                    raise ValueError(
+                        f"negative {name} of shape {tuple(other.shape)} must be {tuple(text.shape)}, as the text"
+                    )
+            dims = (0, 1, 0)
+            texts = tuple(
+                torch.cat(pair, dim) for pair, dim in zip(zip(negative, texts, strict=True), dims, strict=True)
+            )
+        conditions = {name: text.to(noise.device, model.dtype) for name, text in zip(names, texts, strict=True)}
+        x = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        timesteps = self.timesteps.to(x.device)
+        solver = self._solver(generators)
+
+        def rows() -> Tensor:
+            return x.to(model.dtype).repeat(2 if guided else 1, 1, 1, 1)
+
+        # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
+        run = (cache or make_cache("uncached")).start(model, rows(), timesteps, **conditions)
+        for step in range(self.num_steps):
+            latents = rows()
+            t = timesteps[step].expand(len(latents))
+            answers = model(latents, timesteps=t, **conditions, cache=run.at(step)).to(x.dtype)
+            x = solver.step(step, self._velocity(answers, guided), x)
+            if callback is not None:
+                callback(step, x)
+        return x.to(noise.dtype), run
+
+    def _solver(self, generators: SampleGenerators | None) -> Euler:
+        if self.solver == "unipc":
+            return UniPC(self.sigmas)
+        if generators is None:
+            raise ValueError("the flash solver draws noise at every step; give it the samples' generators")
+        return Flash(self.sigmas, lambda x: generators.randn(*x.shape[1:], device=x.device, dtype=x.dtype))
+
+    def _velocity(self, answers: Tensor, guided: bool) -> Tensor:
+        """The model predicts data minus noise, the velocity's negative; guidance of (2 B, …), without text first."""
+        if not guided:
+            return -answers
+        unconditional, conditional = (-answers).chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
