@@ -3,7 +3,7 @@
 Everything random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
 """
 
-import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from dit import CONFIGS, DiT, DiTConfig, dit_config
 from dit.diffusion import Diffusion
 from dit.sampler import sample
-from seerkit.cli import Parser, run_command
-from seerkit.distributed import World, start_world
+from seerkit.cli import run_command
+from seerkit.distributed import World
 from seerkit.fashion_mnist import CLASS_NAMES, IMAGE_SIZE, load_fashion_mnist, to_unit_range
-from seerkit.files import writable_directory
 from seerkit.media import labelled_grid, save_png, to_uint8
 from seerkit.seeds import SampleGenerators, derive_seed, generator
-from seerkit.training import Training, add_training_flags, batch_indices, check_training_flags, export, fit, resolved
+from seerkit.training import Training, batch_indices, export, fit, parse_training_args, resolved, start_training
 
 EXAMPLES = """
 python TaylorSeer-DiT/train.py --out outputs/dit-fashion
@@ -29,13 +28,12 @@ torchrun --nproc_per_node=8 TaylorSeer-DiT/train.py --out outputs/dit-fashion --
 LABELS = {"simple": "noise (L_simple)", "vlb": "variance (L_vlb, bits)"}
 
 
-def parse_args(argv: list[str] | None):
-    parser = Parser(__doc__, EXAMPLES)
+def parse_args(argv: list[str] | None) -> Namespace:
     names = [name for name, config in CONFIGS.items() if config.in_channels == 1]
-    parser.add_argument("--model", choices=names, default="fashion-mnist", help="shape of the model to train")
-    parser.add_argument("--data", type=Path, help="folder with the four IDX files of Fashion-MNIST")
-    add_training_flags(parser, steps=40000)
-    return parser.parse_args(argv)
+    return parse_training_args(
+        argv, description=__doc__, examples=EXAMPLES, models=names, default="fashion-mnist",
+        data="folder with the four IDX files of Fashion-MNIST", steps=40000,
+    )  # fmt: skip
 
 
 class DiffusionLoss:
@@ -79,14 +77,10 @@ def save_grid(path: Path, ema: DiT, args, device: torch.device, per_class: int =
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_training_flags(args)
     config = replace(dit_config(args.model, image_size=IMAGE_SIZE), num_classes=len(CLASS_NAMES))
-    settings = resolved(config, args)
-    if args.dry_run:
-        print(json.dumps(settings, indent=2))
+    world = start_training(config, args)
+    if world is None:
         return
-    world = start_world(args.device)
-    writable_directory(args.out)
     images, labels = load_fashion_mnist("train", args.data)
     training = Training.begin(DiT(config, attention=args.attention).initialize(args.seed).to(world.device), args)
     losses = DiffusionLoss(images, labels, config, args, world)
@@ -94,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     def draw(path: Path, ema: nn.Module) -> None:
         save_grid(path, ema, args, world.device)
 
-    fit(training, losses, args, world, labels=LABELS, settings=settings, save_grid=draw)
+    fit(training, losses, args, world, labels=LABELS, settings=resolved(config, args), save_grid=draw)
     data = "Fashion-MNIST training images (Zalando, MIT licence), 28 pixels with a border of 2"
     export(training.ema, args, world, tuple(LABELS), data=data)
 

@@ -28,7 +28,7 @@ case "$1 $2" in
   "-c import sys, torch; sys.exit(not torch.cuda.is_available())") [[ -n "$CUDA" ]] ;;
   "-c "*) ;;
   "scripts/unmet_requirements.py "*) if [[ -s "$LOG" ]]; then echo -n "$STUCK"; else echo -n "$UNMET"; fi ;;
-  TaylorSeer-*) printf '%s|' "$@" >>"$LOG"; echo "${OMP_NUM_THREADS:-all}" >>"$LOG" ;;
+  TaylorSeer-* | "-m torch.distributed.run") printf '%s|' "$@" >>"$LOG"; echo "${OMP_NUM_THREADS:-all}" >>"$LOG" ;;
   "-V ") echo "Python 3.${OLD:-11}.0" ;;
   *) exit 9 ;;
 esac
@@ -67,13 +67,13 @@ class Checkout:
     def run(self, script: str, *arguments: str, **variables: str) -> list[str]:
         """What a script of ours does after setup, the arguments of each python command with bars between."""
         path = self.root / "scripts" / script
-        for name in (script, "train_on_clips.sh"):
+        for name in (script, "train_embedded.sh"):
             shutil.copy(ROOT / "scripts" / name, path.with_name(name))
-        fetch = self.root / "scripts" / "get_fashion_mnist.sh"
-        fetch.write_text('echo fetch >>"$LOG"')
+        for data in ("fashion_mnist", "emoji"):
+            path.with_name(f"get_{data}.sh").write_text(f'echo "fetch {data}" >>"$LOG"')
         done = self.bash(str(path), *arguments, **variables)
         assert done.returncode == 0, done.stderr
-        return [line for line in self.did if line == "fetch" or line.startswith("TaylorSeer-")]
+        return [line for line in self.did if line.startswith(("fetch ", "TaylorSeer-", "-m|torch.distributed.run"))]
 
     def setup(self, **variables: str) -> subprocess.CompletedProcess:
         return self.bash(str(self.root / "scripts" / "setup.sh"), **variables)
@@ -183,29 +183,68 @@ def test_sourced_setup_puts_python_first_and_reports_failure(checkout):
 
 @pytest.mark.parametrize(
     ("script", "command"),
-    [("run_wan.sh", "TaylorSeer-Wan2.1/generate.py"), ("run_hunyuan.sh", "TaylorSeer-HunyuanVideo/sample_video.py")],
+    [
+        ("run_wan.sh", "TaylorSeer-Wan2.1/generate.py"),
+        ("run_hunyuan.sh", "TaylorSeer-HunyuanVideo/sample_video.py"),
+        ("run_hidream.sh", "TaylorSeer-HiDream/sampling.py"),
+    ],
 )
 def test_run_scripts_compare_unless_told_otherwise(checkout, script, command):
     assert checkout.run(script) == [f"{command}|--compare|all"]
     assert checkout.run(script, "--prompt", "two cats", "")[1:] == [f"{command}|--prompt|two cats||all"]
 
 
-@pytest.mark.parametrize(
-    ("script", "command", "steps"),
-    [
-        ("train_wan.sh", "TaylorSeer-Wan2.1/train.py|--out|outputs/wan-clips", 3600),
-        ("train_hunyuan.sh", "TaylorSeer-HunyuanVideo/train.py|--out|outputs/hunyuan-clips", 3200),
-    ],
-)
-def test_train_scripts_fetch_the_data_and_suit_the_device(checkout, script, command, steps):
-    cpu = f"--steps|{steps}|--batch-size|32|--lr-warmup-steps|200|--attention|reference"
-    assert checkout.run(script, CXX="bash") == ["fetch", f"{command}|{cpu}|--compile|1"]
-    assert checkout.run(script, CXX="no-compiler", OMP_NUM_THREADS="3")[2:] == ["fetch", f"{command}|{cpu}|3"]
-    assert checkout.run(script, CUDA="1")[4:] == ["fetch", f"{command}|all"]
+CLOTHES, EMOJI = ("fashion_mnist", "FASHION_MNIST"), ("emoji", "EMOJI_DATA")
+TRAININGS = {  # command; on a CPU, settings and processes of one thread; data and the variable that says where they are
+    "train_dit.sh": ("TaylorSeer-DiT/train.py|--out|outputs/dit-fashion", "--steps 5600", None, *CLOTHES),
+    "train_flux.sh": (
+        "TaylorSeer-FLUX/train.py|--out|outputs/flux-emoji",
+        "--steps 3600 --batch-size 128 --lr-warmup-steps 200", 2, *EMOJI,
+    ),
+    "train_hidream.sh": (
+        "TaylorSeer-HiDream/train.py|--out|outputs/hidream-emoji",
+        "--steps 4200 --batch-size 64 --lr-warmup-steps 200", 1, *EMOJI,
+    ),
+    "train_hunyuan.sh": (
+        "TaylorSeer-HunyuanVideo/train.py|--out|outputs/hunyuan-clips",
+        "--steps 3200 --batch-size 32 --lr-warmup-steps 200", 1, *CLOTHES,
+    ),
+    "train_wan.sh": (
+        "TaylorSeer-Wan2.1/train.py|--out|outputs/wan-clips",
+        "--steps 3600 --batch-size 32 --lr-warmup-steps 200", 1, *CLOTHES,
+    ),
+}  # fmt: skip
+
+
+def on_cpu(command: str, settings: str) -> str:
+    return "|".join([command, *settings.split(), "--attention", "reference"])
+
+
+@pytest.mark.parametrize(("script", "training"), TRAININGS.items(), ids=TRAININGS)
+def test_train_scripts_fetch_the_data_and_suit_the_device(checkout, script, training):
+    command, settings, _, data, variable = training
+    cpu = on_cpu(command, settings)
+    fetch, one = f"fetch {data}", {"PROCESSES": "1"}
+    assert checkout.run(script, CXX="bash", **one) == [fetch, f"{cpu}|--compile|1"]
+    assert checkout.run(script, CXX="no-compiler", OMP_NUM_THREADS="3", **one)[2:] == [fetch, f"{cpu}|3"]
+    assert checkout.run(script, CUDA="1")[4:] == [fetch, f"{command}|all"]
     given = ["--data", "my images", "--steps", "9"]
     assert checkout.run(script, *given, CUDA="1")[6:] == [f"{command}|--data|my images|--steps|9|all"]
     assert checkout.run(script, "--dry-run", CUDA="1")[7:] == [f"{command}|--dry-run|all"]
-    assert checkout.run(script, CUDA="1", FASHION_MNIST="/images")[8:] == [f"{command}|all"]
+    assert checkout.run(script, CUDA="1", **{variable: "/images"})[8:] == [f"{command}|all"]
+
+
+@pytest.mark.parametrize(("script", "training"), TRAININGS.items(), ids=TRAININGS)
+def test_train_scripts_share_the_batch_between_processes_on_a_cpu(checkout, script, training):
+    """Unless there is only something to be shown, which each would do."""
+    command, settings, processes, _, variable = training
+    given, cpu = {"CXX": "no-compiler", variable: "/images"}, on_cpu(command, settings)
+    launched = "-m|torch.distributed.run|--standalone|--nproc_per_node={}|" + cpu + "|1"
+    usual = {None: f"{cpu}|all", 1: f"{cpu}|1", 2: launched.format(2)}
+    assert checkout.run(script, **given) == [usual[processes]]
+    assert checkout.run(script, PROCESSES="4", **given)[1:] == [launched.format(4)]
+    assert checkout.run(script, "--dry-run", PROCESSES="4", **given)[2:] == [f"{cpu}|--dry-run|1"]
+    assert checkout.run(script, PROCESSES="4", CUDA="1", **given)[3:] == [f"{command}|all"]
 
 
 def test_unmet_requirements_are_those_missing_or_of_another_version():

@@ -7,12 +7,13 @@ import argparse
 import contextlib
 import copy
 import csv
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,14 +23,15 @@ from tqdm import tqdm
 
 from seerkit.attention import BACKENDS
 from seerkit.cli import Parser, non_negative_int, positive_float, positive_int
-from seerkit.distributed import World
-from seerkit.files import write_json, written_whole
+from seerkit.distributed import World, start_world
+from seerkit.files import writable_directory, write_json, written_whole
 from seerkit.records import conditions
 from seerkit.weights import export_safetensors, read_pickle
 
 Losses = Callable[[nn.Module, int], Mapping[str, Tensor]]
 """`losses(forward, step)`: this process's losses of a step by name, scalars, whose sum is minimised."""
 
+LARGEST_WEIGHT = 5.0  # of distilled guidance, in training
 FIXED = ("model", "batch_size", "seed", "lr", "lr_schedule", "lr_warmup_steps", "ema_decay")  # over a resumed run
 
 
@@ -54,10 +56,39 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
 
 
+def parse_training_args(
+    argv: Sequence[str] | None,
+    *,
+    description: str,
+    examples: str,
+    models: Sequence[str],
+    default: str,
+    data: str,
+    **defaults: Any,
+) -> argparse.Namespace:
+    """The command line of a training command for one of `models`. data: what --data is. defaults: as `add_training_flags`."""
+    parser = Parser(description, examples)
+    parser.add_argument("--model", choices=models, default=default, help="shape of the model to train")
+    parser.add_argument("--data", type=Path, help=data)
+    add_training_flags(parser, **defaults)
+    return parser.parse_args(argv)
+
+
 def check_training_flags(args: argparse.Namespace) -> None:
     """ValueError for what the types of the flags cannot tell."""
     if not 0 <= args.ema_decay < 1:
         raise ValueError(f"--ema-decay {args.ema_decay} must lie in [0, 1)")
+
+
+def start_training(config: Any, args: argparse.Namespace) -> World | None:
+    """This process among those that train, with --out made; or, with --dry-run, show what would be done and return None."""
+    check_training_flags(args)
+    if args.dry_run:
+        print(json.dumps(resolved(config, args), indent=2))
+        return None
+    world = start_world(args.device)
+    writable_directory(args.out)
+    return world
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -75,6 +106,59 @@ def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarr
     epochs = position // count
     permutations = {e: np.random.default_rng((seed, int(e))).permutation(count) for e in np.unique(epochs)}
     return np.array([permutations[e][p] for e, p in zip(epochs, position % count, strict=True)])
+
+
+def num_guided(batch_size: int, share: int | None, world: World) -> int:
+    """Rows of a batch whose answers are guided: one in `share`, or none. ValueError if processes cannot have equal parts."""
+    unit = (share or 1) * world.size
+    if batch_size % unit:
+        raise ValueError(f"--batch-size {batch_size} must be a multiple of {unit}")
+    return batch_size // share if share else 0
+
+
+Texts = TypeVar("Texts")
+
+
+def guided_answers(
+    velocity: Callable[[slice, Texts, Tensor], Tensor], texts: Texts, none: Texts, weight: Tensor, guided: slice
+) -> Tensor:
+    """What is fitted to the flow's velocity where the weight w of guidance is an input of the model.
+
+    It is learnt without a teacher (guidance-free training, arXiv 2501.15420): with v(x | none) the model's own unguided
+    answer, held fixed, v(x | text, w) / w + (1 - 1 / w) · v(x | none), so that v(x | text, w) becomes what guidance of
+    weight w would have made of two calls. velocity(rows, texts, weight) -> (rows, …). guided: the first rows, for which this
+    is done; the others have weight 1. none: no text, for the guided rows. Without such rows it is the model's answer.
+    """
+    answers = velocity(slice(None), texts, weight)
+    if guided.stop == 0:
+        return answers
+    beta = (1 / weight).reshape(-1, *[1] * (answers.ndim - 1))
+    with torch.no_grad():
+        unguided = velocity(guided, none, torch.ones_like(weight[guided]))
+    answers = beta * answers
+    return torch.cat([answers[guided] + (1 - beta[guided]) * unguided, answers[guided.stop :]])
+
+
+def flow_loss(
+    velocity: Callable[[Tensor, Tensor, Texts, Tensor], Tensor],
+    data: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    texts: Texts,
+    none: Texts,
+    weight: Tensor,
+    guided: slice,
+) -> Tensor:
+    """Mean square by which a model misses the flow's velocity, noise - data (B, …), at times t (B,); 1 is noise.
+
+    velocity(x, t, texts, weight) is its answer; texts, none, weight (B,), guided: of `guided_answers`.
+    """
+    x = torch.lerp(data, noise, t.reshape(-1, *[1] * (data.ndim - 1)))
+
+    def answer(rows: slice, texts: Texts, weight: Tensor) -> Tensor:
+        return velocity(x[rows], t[rows], texts, weight).float()
+
+    return (guided_answers(answer, texts, none, weight, guided) - (noise - data)).square().mean()
 
 
 @torch.no_grad()

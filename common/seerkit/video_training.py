@@ -1,8 +1,8 @@
 """Training the embedded video models: the flow's velocity on clips of moving objects, with or without distilled guidance."""
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seerkit.cli import Parser
-from seerkit.distributed import World, start_world
+from seerkit.distributed import World
 from seerkit.fashion_mnist import load_fashion_mnist
-from seerkit.files import writable_directory
 from seerkit.flow_solvers import shift_sigmas
 from seerkit.media import frame_strip, save_png, video_to_uint8
 from seerkit.moving_objects import FRAME_SIZE, NUM_FRAMES, PROMPTS, MovingObjects, encode
 from seerkit.seeds import SampleGenerators, derive_seed, generator
-from seerkit.training import Training, add_training_flags, check_training_flags, export, fit, resolved
+from seerkit.training import (
+    LARGEST_WEIGHT,
+    Training,
+    export,
+    fit,
+    flow_loss,
+    num_guided,
+    parse_training_args,
+    resolved,
+    start_training,
+)
 
 CLIP_SHAPE = (3, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE)
 NO_TEXT = 0.1  # share of captions that are dropped
-LARGEST_WEIGHT = 5.0  # of distilled guidance, in training
 LABELS = {"flow": "velocity"}
 
 
@@ -59,19 +66,14 @@ Velocity = Callable[[nn.Module, Tensor, Tensor, Texts, Tensor], Tensor]
 class ClipLoss:
     """The training objective, for one step at a time.
 
-    distilled: the weight of guidance is an input of the model and is learnt without a teacher (guidance-free training,
-    arXiv 2501.15420): with w the weight and v(x | none) the model's own unguided answer, held fixed,
-    v(x | text, w) / w + (1 - 1 / w) · v(x | none) is fitted to the flow's velocity, for a quarter of every batch.
-    Otherwise a share of the captions is dropped, for guidance by two calls, and the weight is 1.
+    distilled: the weight of guidance is an input of the model and is learnt in a quarter of every batch (`guided_answers`).
+    A share of the other captions is dropped, for guidance by two calls where the weight is always 1.
     """
 
     def __init__(
         self, clips: MovingObjects, velocity: Velocity, args, world: World, *, shift: float, distilled: bool
     ) -> None:
-        self.guided_share = 4 if distilled else None
-        unit = (self.guided_share or 1) * world.size
-        if args.batch_size % unit:
-            raise ValueError(f"--batch-size {args.batch_size} must be a multiple of {unit}")
+        self.num_guided = num_guided(args.batch_size, 4 if distilled else None, world)
         self.clips, self.velocity, self.args, self.world, self.shift = clips, velocity, args, world, shift
 
     def __call__(self, forward: nn.Module, step: int) -> dict[str, Tensor]:
@@ -81,25 +83,16 @@ class ClipLoss:
         sigma = shift_sigmas(torch.sigmoid(torch.randn(count, generator=draw)), self.shift)
         dropped = torch.rand(count, generator=draw) < NO_TEXT
         weight = 1 + (LARGEST_WEIGHT - 1) * torch.rand(count, generator=draw)
-        guided = torch.arange(count) < (count // self.guided_share if self.guided_share else 0)
+        guided = torch.arange(count) < self.num_guided
 
         share = slice(self.world.rank, None, self.world.size)
         with torch.autocast("cpu", enabled=False):  # bf16 is for the model, not for its data
             clips, captions = self.clips.clips(range(step * count, (step + 1) * count)[share])
         texts = encode_texts(captions).without((dropped & ~guided)[share]).to(device)
         noise, sigma, weight = (v[share].to(device) for v in (noise, sigma, torch.where(guided, weight, 1.0)))
-        clips = clips.to(device)
-        x = torch.lerp(clips, noise, sigma[:, None, None, None, None])
-        beta = (1 / weight)[:, None, None, None, None]
-        answer = beta * self.velocity(forward, x, sigma, texts, weight).float()
-        if self.guided_share:
-            rows = slice(int(guided[share].sum()))
-            none = texts[rows].without(torch.ones_like(weight[rows], dtype=torch.bool))
-            with torch.no_grad():
-                ones = torch.ones_like(weight[rows])
-                unguided = self.velocity(forward, x[rows], sigma[rows], none, ones).float()
-            answer = torch.cat([answer[rows] + (1 - beta[rows]) * unguided, answer[rows.stop :]])
-        return {"flow": (answer - (noise - clips)).square().mean()}
+        rows, velocity = slice(int(guided[share].sum())), functools.partial(self.velocity, forward)
+        none = texts[rows].without(torch.ones_like(weight[rows], dtype=torch.bool))
+        return {"flow": flow_loss(velocity, clips.to(device), noise, sigma, texts, none, weight, rows)}
 
 
 @dataclass(frozen=True)
@@ -116,15 +109,12 @@ class SampleStrips:
         save_png(path, frame_strip(clips, PROMPTS))
 
 
-def parse_args(
-    argv: Sequence[str] | None, *, description: str, examples: str, models: Sequence[str], default: str
-) -> argparse.Namespace:
-    """The command line of a training command for one of `models`."""
-    parser = Parser(description, examples)
-    parser.add_argument("--model", choices=models, default=default, help="shape of the model to train")
-    parser.add_argument("--data", type=Path, help="folder of the Fashion-MNIST files (default: where they are found)")
-    add_training_flags(parser, steps=40000, batch_size=64)
-    return parser.parse_args(argv)
+parse_args = functools.partial(
+    parse_training_args,
+    data="folder of the Fashion-MNIST files (default: where they are found)",
+    steps=40000,
+    batch_size=64,
+)
 
 
 def train(
@@ -138,17 +128,13 @@ def train(
     distilled: bool,
 ) -> None:
     """Train, or with --dry-run show what would be. velocity, sample: of `ClipLoss` and `SampleStrips`."""
-    check_training_flags(args)
-    settings = resolved(config, args)
-    if args.dry_run:
-        print(json.dumps(settings, indent=2))
+    world = start_training(config, args)
+    if world is None:
         return
-    world = start_world(args.device)
-    writable_directory(args.out)
     clips = MovingObjects(*load_fashion_mnist("train", args.data), args.seed)
     training = Training.begin(make_model().to(world.device), args)
     losses = ClipLoss(clips, velocity, args, world, shift=shift, distilled=distilled)
     strips = SampleStrips(sample, args.seed, world.device)
-    fit(training, losses, args, world, labels=LABELS, settings=settings, save_grid=strips)
+    fit(training, losses, args, world, labels=LABELS, settings=resolved(config, args), save_grid=strips)
     data = "moving Fashion-MNIST objects by seerkit.moving_objects, captions exact"
     export(training.ema, args, world, tuple(LABELS), data=data)

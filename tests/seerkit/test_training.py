@@ -18,6 +18,7 @@ from seerkit.training import (
     card,
     check_training_flags,
     fit,
+    guided_answers,
     learning_rate,
     read_losses,
     update_ema,
@@ -85,6 +86,40 @@ def test_batches_pass_once_over_the_data_an_epoch():
     assert len({tuple(epoch) for epoch in epochs}) == 4
     np.testing.assert_array_equal(batch_indices(7, 8, 20, seed=3), batches[7])
     assert (batch_indices(7, 8, 20, seed=4) != batches[7]).any()
+
+
+@pytest.mark.parametrize("num_guided", [0, 2])
+def test_answers_of_a_model_that_guides_itself_are_its_conditional_ones(num_guided):
+    """For any weight in the guided rows, and with the gradient of the answers with text alone."""
+    conditional, unconditional = torch.randn(2, 5, 3, generator=generator(0)).unbind()
+    weight = torch.tensor([1.5, 4.0, 1.0, 1.0, 1.0]) if num_guided else torch.ones(5)
+    learnt, guided = conditional.clone().requires_grad_(), slice(num_guided)
+
+    def velocity(rows: slice, text: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        without = unconditional[rows]
+        return torch.where(text[:, None], without + weight[:, None] * (learnt[rows] - without), without)
+
+    text, none = torch.ones(5, dtype=torch.bool), torch.zeros(num_guided, dtype=torch.bool)
+    answers = guided_answers(velocity, text, none, weight, guided)
+    torch.testing.assert_close(answers, conditional)
+    answers.sum().backward()
+    torch.testing.assert_close(learnt.grad, torch.ones(5, 3))
+
+
+def test_unguided_answer_is_held_fixed():
+    """It is a call with weight 1 for the guided rows, so a model of one parameter learns by its answer with text alone."""
+    parameter, asked = torch.tensor(3.0, requires_grad=True), []
+
+    def velocity(rows: slice, text: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        asked.append((rows, weight.tolist()))
+        return parameter * text[:, None]
+
+    weight = torch.tensor([4.0, 1.0])
+    answers = guided_answers(velocity, torch.tensor([2.0, 2.0]), torch.tensor([1.0]), weight, slice(1))
+    assert answers.tolist() == [[2 * 3 / 4 + 3 / 4 * 3], [6]]
+    answers[0].backward()
+    assert parameter.grad == 2 / 4
+    assert asked == [(slice(None), [4, 1]), (slice(1), [1])]
 
 
 def test_averaged_weights_move_by_the_rest_of_the_decay():

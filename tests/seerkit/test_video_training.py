@@ -12,7 +12,8 @@ from seerkit.distributed import World
 from seerkit.flow_solvers import shift_sigmas
 from seerkit.moving_objects import HELD_OUT, PROMPTS, MovingObjects, pooled
 from seerkit.seeds import generator
-from seerkit.video_training import CLIP_SHAPE, LARGEST_WEIGHT, ClipLoss, SampleStrips, Texts, encode_texts
+from seerkit.training import LARGEST_WEIGHT
+from seerkit.video_training import CLIP_SHAPE, ClipLoss, SampleStrips, Texts, encode_texts
 from wan import Wan, wan_config
 
 CPU = torch.device("cpu")

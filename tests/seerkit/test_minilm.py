@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from flux import minilm
-from flux.data import STYLES
-from flux.minilm import (
+from seerkit import minilm
+from seerkit.emoji import STYLES
+from seerkit.minilm import (
     LABEL_TOKENS,
     STYLE_TOKENS,
     TEXT_TOKENS,

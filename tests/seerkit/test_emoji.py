@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flux import data as emoji
-from flux.data import STYLES, build_emoji, find_emoji, load_emoji, split, squash, stable_hash, svg
+from seerkit import emoji
+from seerkit.emoji import STYLES, build_emoji, find_emoji, load_emoji, split, squash, stable_hash, svg
 
 MASKS = ("train", "test", "held_out_style", "held_out_label")
 RED, WHITE = '<path fill="#f00" d="M4 4h8v8H4z"/>', '<path fill="#fff" d="M0 0h16v16H0z"/>'
@@ -195,7 +195,7 @@ def test_the_split_depends_on_names_alone(names):
 
 def test_the_hash_is_the_same_everywhere():
     assert stable_hash("red apple", "noto") == stable_hash("red apple", "noto") != stable_hash("red applenoto")
-    program = "from flux.data import stable_hash; print(stable_hash('red apple', 'noto'))"
+    program = "from seerkit.emoji import stable_hash; print(stable_hash('red apple', 'noto'))"
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(other.stdout) == stable_hash("red apple", "noto") == 0.7609714484385464
 
@@ -216,7 +216,7 @@ def test_names_that_differ_in_punctuation_are_one(ours, theirs):
 
 def test_the_command_builds_and_counts(need, packages, tmp_path, run_script):
     need("resvg_py")
-    command = ["TaylorSeer-FLUX/prepare_data.py", "--packages", packages, "--out", tmp_path / "out", "--size", 8]
+    command = ["common/emoji/prepare_data.py", "--packages", packages, "--out", tmp_path / "out", "--size", 8]
     done = run_script(*command, "--no-text")
     assert done.returncode == 0, done.stderr
     assert "emoji-8.npz: 12 images of 4 labels in 9 styles" in done.stdout
