@@ -1,17 +1,27 @@
-"""For all tests: gpu tests skip with their reason, slow ones go first and have longer, `need` for optional packages."""
+"""For all tests: gpu tests skip with their reason, slow ones go first and have longer, `need` for optional packages.
 
+And what tests of several backbones set up or check alike: places without checkpoints, tiny encoders, tables, first weights.
+"""
+
+import functools
 import importlib
 import importlib.util
 import logging
 import os
+import string
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from seerkit import modulation, weights
+from seerkit.autoencoders import FLUX_CONFIG
+from seerkit.text import CLIP_LENGTH
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TIMEOUT_S = 900
@@ -83,3 +93,134 @@ def run_script() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture
+def without_checkpoints(tmp_path, monkeypatch) -> Callable[..., Path]:
+    """`without_checkpoints("FLUX_DEV")`: an empty folder for downloads (returned), empty caches, and no such variable.
+
+    Downloads fail at once.
+    """
+
+    def forget(*variables: str) -> Path:
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(weights, "CHECKPOINTS", tmp_path / "checkpoints")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        for variable in variables:
+            monkeypatch.delenv(variable, raising=False)
+        return tmp_path / "checkpoints"
+
+    return forget
+
+
+@pytest.fixture(params=[1, 5000, 2**30], ids=str)
+def check_modulation_table(request, monkeypatch) -> Callable[..., None]:
+    """`check_modulation_table(model, timesteps, **given)`: rows of the table are the modulation of each of 4 steps.
+
+    Whatever the slices, in which rows of many steps are one product. single_gates: which rows of a single block are gates.
+    """
+    monkeypatch.setattr(modulation, "SLICE_BYTES", request.param)
+
+    def check(model: nn.Module, timesteps: Tensor, single_gates: tuple[int, ...] = (2,), **given: Tensor) -> None:
+        same = functools.partial(torch.testing.assert_close, rtol=1e-13, atol=1e-13)  # in float64
+        table = model.modulation_table(timesteps, [0, 2], [1, 2, 3], **given)
+        for step, t in enumerate(timesteps):
+            expected = model.modulation(model.condition(t.expand(2), **given))
+            double, single = expected.blocks
+            row = table.at(step)
+            same(row.head, expected.head)
+            if step in (0, 2):
+                same(row.blocks[0], double)
+                same(row.blocks[1], single)
+            else:
+                assert row.blocks is None
+            if step > 0:
+                gates = [img[:, g] for img, _ in double for g in (2, 5)]
+                gates += [rows[:, g] for rows in single for g in single_gates]
+                same(table.gates([step])[0], torch.stack(gates))
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def meta_t5_xxl(need) -> Callable[..., nn.Module]:
+    """`meta_t5_xxl(num_layers)`: the encoder of T5-v1.1-XXL in bf16 on the meta device."""
+    tf = need("transformers")
+
+    def make(num_layers: int = 24) -> nn.Module:
+        config = tf.T5Config(
+            vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=num_layers, num_heads=64,
+            feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        with torch.device("meta"):
+            return tf.T5EncoderModel(config).to(torch.bfloat16).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(need) -> Callable[..., tuple[nn.Module, object]]:
+    """`tiny_clip("CLIPTextModel", width)`: a model of that class with random weights, and its tokenizer over letters."""
+    tf = need("transformers")
+    letters = [c + end for end in ("", "</w>") for c in string.ascii_lowercase + ",!"]
+
+    def make(
+        kind: str, width: int, positions: int = CLIP_LENGTH, *, merges: Sequence[tuple[str, str]] = (),
+        pad: str = "<|endoftext|>", **config: int,
+    ) -> tuple[nn.Module, object]:  # fmt: skip
+        symbols = [*letters, *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+        vocab = {symbol: number for number, symbol in enumerate(symbols)}
+        settings = tf.CLIPTextConfig(
+            vocab_size=len(vocab), hidden_size=width, intermediate_size=30, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=positions, bos_token_id=len(vocab) - 2, eos_token_id=len(vocab) - 1, **config,
+        )  # fmt: skip
+        tokens = tf.CLIPTokenizer(vocab=vocab, merges=list(merges), pad_token=pad, model_max_length=positions)
+        return getattr(tf, kind)(settings).eval().requires_grad_(False), tokens
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(need) -> Callable[..., tuple[nn.Module, object]]:
+    """`tiny_t5(width, words)`: an encoder with random weights, and its tokenizer over letters and a few words."""
+    tf = need("transformers")
+
+    def make(width: int, words: Sequence[str] = ()) -> tuple[nn.Module, object]:
+        pieces = ["<pad>", "</s>", "<unk>", "▁", *words, *string.ascii_lowercase, ","]
+        config = tf.T5Config(
+            vocab_size=len(pieces), d_model=width, d_kv=6, d_ff=28, num_layers=2, num_heads=3,
+            feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        tokens = tf.T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+        return tf.T5EncoderModel(config).eval().requires_grad_(False), tokens
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_vae(need) -> nn.Module:
+    """FLUX's autoencoder with few channels, in diffusers, with random weights, biases and norms included."""
+    config = FLUX_CONFIG | {"block_out_channels": (8, 16, 24, 24), "norm_num_groups": 4}
+    made = need("diffusers").AutoencoderKL.from_config(config).eval().requires_grad_(False)
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in made.named_parameters():
+        spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2
+        parameter.copy_(torch.randn(parameter.shape, generator=draw) * spread)
+        if "norm" in name and name.endswith("weight"):
+            parameter += 1
+    return made
+
+
+@pytest.fixture(scope="session")
+def check_initial_weights() -> Callable[..., None]:
+    """`check_initial_weights(make, call, name)`: models made by a seed predict zero, and weights follow the seed."""
+
+    def check(make: Callable[[int], nn.Module], call: dict[str, Tensor], name: str) -> None:
+        model, same, other = map(make, (0, 0, 1))
+        assert model(**call).abs().max() == 0, "gates and output start at zero"
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+        assert not torch.equal(model.get_parameter(name), other.get_parameter(name))
+
+    return check

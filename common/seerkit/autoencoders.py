@@ -8,7 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seerkit.weights import Layout, load_checkpoint
+from seerkit.weights import Layout, Rule, load_checkpoint
+
+# FLUX's autoencoder, which HiDream-I1 uses, too. The official file has no configuration beside it; this is its architecture
+# in the terms of diffusers' AutoencoderKL (black-forest-labs/flux util.py: ch 128, ch_mult 1 2 4 4, two residual blocks a
+# level, scale_factor, shift_factor).
+FLUX_CONFIG: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 16,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "sample_size": 1024,  # side of a tile in pixels, where images are decoded in tiles
+}
 
 
 class Pixels(nn.Module):
@@ -18,6 +37,27 @@ class Pixels(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
+
+
+class Autoencoder(nn.Module):
+    """The decoder of latents.
+
+    channels: of the latents. factor: pixels along the side of a latent.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.scale, self.shift = model.config.scaling_factor, model.config.shift_factor or 0.0
+        self.channels = model.config.latent_channels
+        self.factor = 2 ** (len(model.config.block_out_channels) - 1)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> images (B, 3, H, W) in [-1, 1], not clipped, in the autoencoder's dtype."""
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise ValueError(f"latents of shape {tuple(latents.shape)} must be (B, {self.channels}, h, w)")
+        return self.model.decode(latents.to(self.model.dtype) / self.scale + self.shift).sample
 
 
 class VideoAutoencoder(nn.Module):
@@ -105,3 +145,62 @@ def _config_beside(path: Path, class_name: str) -> dict[str, Any] | None:
     if config.get("_class_name", class_name) != class_name:
         raise ValueError(f"{beside} is the configuration of {config['_class_name']}, not of {class_name}")
     return config
+
+
+def _resnet(ours: str, theirs: str) -> list[Rule]:
+    same = [Rule(f"{ours}.{part}.{{p}}", f"{theirs}.{part}.{{p}}") for part in ("norm1", "conv1", "norm2", "conv2")]
+    return [*same, Rule(f"{ours}.conv_shortcut.{{p}}", f"{theirs}.nin_shortcut.{{p}}")]
+
+
+def _attention(ours: str, theirs: str) -> list[Rule]:
+    rules = [Rule(f"{ours}.group_norm.{{p}}", f"{theirs}.norm.{{p}}")]
+    for to, part in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
+        # A convolution over single pixels, (D, D, 1, 1), is a linear layer.
+        rules.append(Rule(f"{ours}.{to}.weight", f"{theirs}.{part}.weight", transform=lambda w: w.flatten(1)))
+        rules.append(Rule(f"{ours}.{to}.bias", f"{theirs}.{part}.bias"))
+    return rules
+
+
+def flux_layout(levels: int) -> Layout:
+    """The names of FLUX's official autoencoder -> diffusers', for a number of resolutions.
+
+    The official decoder counts its levels from the finest to the coarsest, diffusers in the order of their use.
+    """
+    rules: list[Rule] = []
+    for half in ("encoder", "decoder"):
+        rules += [
+            Rule(f"{half}.conv_in.{{p}}", f"{half}.conv_in.{{p}}"),
+            Rule(f"{half}.conv_norm_out.{{p}}", f"{half}.norm_out.{{p}}"),
+            Rule(f"{half}.conv_out.{{p}}", f"{half}.conv_out.{{p}}"),
+            *_resnet(f"{half}.mid_block.resnets.0", f"{half}.mid.block_1"),
+            *_attention(f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1"),
+            *_resnet(f"{half}.mid_block.resnets.1", f"{half}.mid.block_2"),
+        ]
+    for level in range(levels):
+        down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{levels - 1 - level}"
+        rules += _resnet(down + ".resnets.{j}", f"encoder.down.{level}.block.{{j}}")
+        rules += _resnet(up + ".resnets.{j}", f"decoder.up.{level}.block.{{j}}")
+        rules.append(Rule(down + ".downsamplers.0.conv.{p}", f"encoder.down.{level}.downsample.conv.{{p}}"))
+        rules.append(Rule(up + ".upsamplers.0.conv.{p}", f"decoder.up.{level}.upsample.conv.{{p}}"))
+    return Layout("official", tuple(rules))
+
+
+def load_image_autoencoder(
+    path: Path, device: str | torch.device, dtype: torch.dtype, *, tiled: bool = False
+) -> Autoencoder:
+    """FLUX's autoencoder from its official file, or any AutoencoderKL of diffusers with its config.json beside it.
+
+    tiled: images of more than the configuration's `sample_size` pixels a side are decoded in overlapping tiles.
+    Raises ValueError for a file that is neither.
+    """
+    model = load_diffusers_model(
+        "AutoencoderKL",
+        path,
+        device=device,
+        dtype=dtype,
+        published=FLUX_CONFIG,
+        layouts=lambda model: [flux_layout(len(model.config.block_out_channels))],
+    )
+    if tiled:
+        model.enable_tiling()
+    return Autoencoder(model)

@@ -184,8 +184,9 @@ def warn_if_cut(prompt: str, found: int, length: int) -> None:
 class PromptEncoder:
     """Encoders that together make the embedding of a prompt, loaded at the first one and freed by `drop`.
 
-    A subclass names the tensors of an embedding (PARTS) and has `_load` and `_embed`.
-    given: for each encoder a folder as in `find_encoder`. max_length: tokens of a prompt.
+    A subclass names the tensors of an embedding (PARTS) and has `_load` and `_embed`, or `_embed_all`.
+    given: for each encoder a folder as in `find_encoder`. max_length: tokens of a prompt. together: prompts that are encoded
+    between two stores to a cache, more than one where encoders take turns on the device.
     """
 
     PARTS: ClassVar[tuple[str, ...]]
@@ -203,6 +204,7 @@ class PromptEncoder:
             raise ValueError(f"max_length = {max_length} of text tokens must be at least 1")
         self.given, self.max_length = dict(given), max_length
         self.device, self.dtype, self.download = torch.device(device), dtype, download
+        self.together = 1
         self._loaded: tuple[Any, ...] | None = None
 
     @property
@@ -232,15 +234,16 @@ class PromptEncoder:
     def _embed(self, prompt: str) -> Embedding:
         raise NotImplementedError
 
+    def _embed_all(self, prompts: Sequence[str]) -> list[Embedding]:
+        """One goes through an encoder at a time: an embedding, once stored, must not depend on the others."""
+        return [self._embed(prompt) for prompt in prompts]
+
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> list[Embedding]:
-        """The tensors PARTS of each prompt, on the encoders' device.
-
-        Prompts go through one by one: an embedding, once stored, must not depend on what it was encoded with.
-        """
+        """The tensors PARTS of each prompt, on the encoders' device."""
         if not prompts:
             raise ValueError("no prompts to encode")
-        return [self._embed(prompt) for prompt in prompts]
+        return self._embed_all(prompts)
 
     def cache(self, folder: str | Path) -> "PromptCache":
         """The cache of these encoders' embeddings in a folder."""
@@ -307,7 +310,7 @@ def embed_cached(
     """The embeddings of prompts on the CPU.
 
     The encoders are made only if a prompt is not in the cache, and dropped afterwards. Each prompt is encoded once and
-    stored at once, so that an interrupted run goes on where it stopped.
+    stored soon, so that an interrupted run goes on where it stopped.
     """
     if not prompts:
         raise ValueError("no prompts to encode")
@@ -321,11 +324,12 @@ def embed_cached(
                 f"{cache.max_length}"
             )
         try:
-            for prompt in missing:
-                (embedding,) = encoder.embed([prompt])
-                known[prompt] = tuple(tensor.cpu() for tensor in embedding)
-                if cache is not None:
-                    cache.store(prompt, known[prompt])
+            for start in range(0, len(missing), encoder.together):
+                some = missing[start : start + encoder.together]
+                for prompt, embedding in zip(some, encoder.embed(some), strict=True):
+                    known[prompt] = tuple(tensor.cpu() for tensor in embedding)
+                    if cache is not None:
+                        cache.store(prompt, known[prompt])
         finally:
             encoder.drop()
     return [known[prompt] for prompt in prompts]

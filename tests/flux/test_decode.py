@@ -8,39 +8,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from flux import decode
 from flux.config import USAGE
-from flux.decode import ENV, OFFICIAL_CONFIG, load_autoencoder
-from seerkit import weights
+from flux.decode import ENV, load_autoencoder
+from seerkit import autoencoders
+from seerkit.autoencoders import FLUX_CONFIG
 
-SMALL = OFFICIAL_CONFIG | {"block_out_channels": (8, 16, 24, 24), "norm_num_groups": 4}
 SCALE, SHIFT = 0.3611, 0.1159
 
 
 @pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch) -> Path:
-    """Small models; empty caches and an empty checkpoints folder (returned); downloads fail at once."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(decode, "OFFICIAL_CONFIG", SMALL)
-    monkeypatch.setattr(weights, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv(ENV, raising=False)
-    return tmp_path / "checkpoints"
-
-
-@pytest.fixture(scope="module")
-def model(need):
-    """A diffusers autoencoder with random weights, biases and norms included."""
-    made = need("diffusers").AutoencoderKL.from_config(SMALL).eval().requires_grad_(False)
-    draw = torch.Generator().manual_seed(0)
-    for name, parameter in made.named_parameters():
-        spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2
-        parameter.copy_(torch.randn(parameter.shape, generator=draw) * spread)
-        if "norm" in name and name.endswith("weight"):
-            parameter += 1
-    return made
+def nowhere(without_checkpoints, small_vae, monkeypatch) -> Path:
+    """A file without a configuration is read as that of `small_vae`."""
+    monkeypatch.setattr(autoencoders, "FLUX_CONFIG", dict(small_vae.config))
+    return without_checkpoints(ENV)
 
 
 def official_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -112,29 +92,29 @@ def latents():
 
 
 @pytest.fixture
-def official(model, tmp_path):
+def official(small_vae, tmp_path):
     path = tmp_path / "FLUX" / "ae.safetensors"
     path.parent.mkdir()
-    save_file(official_names(model.state_dict()), path)
+    save_file(official_names(small_vae.state_dict()), path)
     return path
 
 
 class TestOfficial:
-    def test_decodes_as_the_official_architecture(self, model, official, latents):
+    def test_decodes_as_the_official_architecture(self, small_vae, official, latents):
         images = load_autoencoder("flux-dev", official).decode(latents)
         assert images.shape == (2, 3, 32, 48), "eight pixels a latent"
-        expected = Official(official_names(model.state_dict()), SMALL["norm_num_groups"]).decode(latents)
+        expected = Official(official_names(small_vae.state_dict()), small_vae.config.norm_num_groups).decode(latents)
         assert (images - expected).abs().max() <= 2e-5 * expected.abs().max()
 
-    def test_every_weight_finds_its_place(self, model, official):
+    def test_every_weight_finds_its_place(self, small_vae, official):
         """The encoder's, too, which decoding does not show."""
         loaded = load_autoencoder("flux-dev", official).model.state_dict()
-        assert loaded.keys() == model.state_dict().keys()
-        assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+        assert loaded.keys() == small_vae.state_dict().keys()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in small_vae.state_dict().items())
 
-    def test_names_are_the_official_ones(self, model):
+    def test_names_are_the_official_ones(self, small_vae):
         """A few by hand from the official modules, at both ends of each list."""
-        names = official_names(model.state_dict())
+        names = official_names(small_vae.state_dict())
         for name, shape in {
             "encoder.down.0.block.1.norm2.weight": (8,),
             "encoder.down.1.block.0.nin_shortcut.weight": (16, 8, 1, 1),
@@ -150,7 +130,7 @@ class TestOfficial:
         }.items():
             assert tuple(names[name].shape) == shape
         assert "decoder.up.0.upsample.conv.weight" not in names
-        assert len(names) == len(model.state_dict())
+        assert len(names) == len(small_vae.state_dict())
 
     @pytest.mark.parametrize("how", ["file", "folder", "variable", "downloads"])
     def test_places(self, official, latents, nowhere, monkeypatch, how):
@@ -170,9 +150,9 @@ class TestOfficial:
         assert rounded.dtype == torch.bfloat16
         assert (rounded - exact).abs().max() <= 0.1 * exact.abs().max()
 
-    def test_large_images_in_tiles(self, official, monkeypatch):
+    def test_large_images_in_tiles(self, official, small_vae, monkeypatch):
         """Far from the seams a tile is the image; the group norms see the tile alone, hence the tolerance."""
-        monkeypatch.setattr(decode, "OFFICIAL_CONFIG", SMALL | {"sample_size": 64})
+        monkeypatch.setattr(autoencoders, "FLUX_CONFIG", dict(small_vae.config) | {"sample_size": 64})
         latents = torch.randn(1, 16, 8, 20, generator=torch.Generator().manual_seed(1))
         whole, tiled = (load_autoencoder("flux-dev", official, tiled=tiled).decode(latents) for tiled in (False, True))
         assert tiled.shape == whole.shape
@@ -181,22 +161,24 @@ class TestOfficial:
 
 class TestDiffusers:
     @pytest.mark.parametrize("inside", [True, False])
-    def test_folder(self, model, latents, tmp_path, inside):
+    def test_folder(self, small_vae, latents, tmp_path, inside):
         """Its own, or a repository with the folder vae; the configuration is the file's."""
-        model.save_pretrained(tmp_path / "FLUX" / "vae")
+        small_vae.save_pretrained(tmp_path / "FLUX" / "vae")
         decoded = load_autoencoder("flux-dev", tmp_path / "FLUX" / ("vae" if inside else ""))
-        expected = model.decode(latents / SCALE + SHIFT).sample
+        expected = small_vae.decode(latents / SCALE + SHIFT).sample
         torch.testing.assert_close(decoded.decode(latents), expected, rtol=1e-6, atol=1e-6)
 
-    def test_its_own_scale_counts(self, model, latents, tmp_path, need):
-        other = need("diffusers").AutoencoderKL.from_config(SMALL | {"scaling_factor": 0.5, "shift_factor": None})
-        other.load_state_dict(model.state_dict())
+    def test_its_own_scale_counts(self, small_vae, latents, tmp_path, need):
+        other = need("diffusers").AutoencoderKL.from_config(
+            dict(small_vae.config) | {"scaling_factor": 0.5, "shift_factor": None}
+        )
+        other.load_state_dict(small_vae.state_dict())
         other.save_pretrained(tmp_path)
-        expected = model.decode(latents / 0.5).sample
+        expected = small_vae.decode(latents / 0.5).sample
         torch.testing.assert_close(load_autoencoder("flux-dev", tmp_path).decode(latents), expected)
 
-    def test_another_kind_of_model(self, model, tmp_path):
-        model.save_pretrained(tmp_path)
+    def test_another_kind_of_model(self, small_vae, tmp_path):
+        small_vae.save_pretrained(tmp_path)
         text = (tmp_path / "config.json").read_text().replace("AutoencoderKL", "AutoencoderDC")
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match="is the configuration of AutoencoderDC, not of AutoencoderKL"):
@@ -206,7 +188,7 @@ class TestDiffusers:
 def test_the_published_architecture_is_diffusers(need):
     """The configuration that diffusers' conversion gives FLUX's autoencoder, and the size of the official one."""
     with torch.device("meta"):
-        full = need("diffusers").AutoencoderKL.from_config(OFFICIAL_CONFIG)
+        full = need("diffusers").AutoencoderKL.from_config(FLUX_CONFIG)
     config, state = full.config, official_names(full.state_dict())
     assert (len(state), sum(tensor.numel() for tensor in state.values())) == (244, 83_819_683)
     assert (config.latent_channels, config.scaling_factor, config.shift_factor) == (16, SCALE, SHIFT)
@@ -249,8 +231,8 @@ class TestErrors:
         with pytest.raises(FileNotFoundError, match=r"gone \(does not exist, named by AE\)"):
             load_autoencoder("flux-dev")
 
-    def test_other_files(self, official, model, tmp_path):
-        state = official_names(model.state_dict())
+    def test_other_files(self, official, small_vae, tmp_path):
+        state = official_names(small_vae.state_dict())
         del state["decoder.up.2.block.1.conv1.weight"]
         save_file(state, official)
         with pytest.raises(

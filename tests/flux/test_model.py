@@ -14,7 +14,6 @@ from flux import CONFIGS, Flux, FluxConfig, Sampler, flux_config, sample
 from flux.latents import image_ids, pack, text_ids, unpack
 from flux.schedule import sampling_times
 from flux.weights import PUBLISHED, convert_diffusers
-from seerkit import modulation
 from seerkit.weights import load_weights
 
 MANIFESTS = Path(__file__).parents[1] / "checkpoints"
@@ -238,26 +237,9 @@ class TestCached:
             alone = sample(model, *(tensor[row : row + 1] for tensor in given), 20, cache=cache)
             assert (alone[0] - together[row]).abs().max() <= 1e-6 * together.abs().max()
 
-    @pytest.mark.parametrize("slice_bytes", [1, 5000, 2**30])
-    def test_modulation_table_is_the_modulation_of_each_step(self, random_flux, slice_bytes, monkeypatch):
-        """Whatever the slices, in which rows of many steps are one product."""
-        monkeypatch.setattr(modulation, "SLICE_BYTES", slice_bytes)
-        model, y, timesteps = random_flux(), inputs()[2], torch.tensor([1.0, 0.7, 0.3, 0.1])
-        guidance = torch.tensor([3.5, 1.0])
-        table = model.modulation_table(timesteps, [0, 2], [1, 2, 3], y=y, guidance=guidance)
-        for step, t in enumerate(timesteps):
-            expected = model.modulation(model.condition(t.expand(2), y, guidance))
-            row = table.at(step)
-            torch.testing.assert_close(row.head, expected.head, rtol=1e-13, atol=1e-13)
-            double, single = expected.blocks
-            if step in (0, 2):
-                torch.testing.assert_close(row.blocks[0], double, rtol=1e-13, atol=1e-13)
-                torch.testing.assert_close(row.blocks[1], single, rtol=1e-13, atol=1e-13)
-            else:
-                assert row.blocks is None
-            if step > 0:
-                gates = [img[:, g] for img, _ in double for g in (2, 5)] + [rows[:, 2] for rows in single]
-                torch.testing.assert_close(table.gates([step])[0], torch.stack(gates), rtol=1e-13, atol=1e-13)
+    def test_modulation_table_is_the_modulation_of_each_step(self, random_flux, check_modulation_table):
+        timesteps, guidance = torch.tensor([1.0, 0.7, 0.3, 0.1]), torch.tensor([3.5, 1.0])
+        check_modulation_table(random_flux(), timesteps, y=inputs()[2], guidance=guidance)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_models_sample(self, random_flux, dtype):
@@ -292,12 +274,8 @@ class TestCached:
         torch.testing.assert_close(result.cpu(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_initial_weights_predict_zero_and_follow_the_seed():
-    model = Flux(TINY).initialize(0)
-    assert model(**arguments(torch.float32)).abs().max() == 0, "gates and output start at zero"
-    same, other = Flux(TINY).initialize(0), Flux(TINY).initialize(1)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
-    assert not torch.equal(model.img_in.weight, other.img_in.weight)
+def test_initial_weights_predict_zero_and_follow_the_seed(check_initial_weights):
+    check_initial_weights(lambda seed: Flux(TINY).initialize(seed), arguments(torch.float32), "img_in.weight")
 
 
 class TestErrors:

@@ -8,7 +8,8 @@ import torch
 from cache_dic import Cache, make_cache
 from cache_dic.fold import GROUP_BYTES
 from flux import Flux, FluxConfig, Sampler, flux_config
-from seerkit.offload import Fp8Linear, offload_modulation, peak_bytes, resident_bytes, store_fp8
+from seerkit.autoencoders import FLUX_CONFIG, Autoencoder
+from seerkit.offload import Packed, offload_modulation, peak_bytes, resident_bytes, store_fp8
 
 GB = 1e9
 NAMES = ("flux-dev", "flux-schnell")
@@ -38,10 +39,12 @@ def test_bytes_halve():
     model = meta_flux(config)
     before = resident_bytes(model)
     after = resident_bytes(store_fp8(model))
-    stored = [module for module in model.modules() if isinstance(module, Fp8Linear)]
-    assert before - after == sum(m.in_features * m.out_features - 4 * m.out_features for m in stored)
-    codes = sum(buffer.nbytes for module in stored for buffer in module.buffers())
-    assert codes <= 0.501 * sum(2 * m.in_features * m.out_features for m in stored)
+    stored = [module for module in model.modules() if isinstance(module, Packed)]
+    shapes = [module.weight.codes.shape for module in stored]
+    assert before - after == sum(rows * columns - 4 * rows for rows, columns in shapes)
+    assert sum(buffer.nbytes for module in stored for buffer in module.buffers()) <= 0.501 * sum(
+        2 * rows * columns for rows, columns in shapes
+    )
 
 
 def test_work_holds_the_accumulators():
@@ -78,33 +81,24 @@ def test_flux_fits_24_gb():
     assert whole + work > 24 * GB, "with modulation on the device it does not fit"
 
 
-def test_text_encoders_fit_24_gb(need):
+def test_text_encoders_fit_24_gb(meta_t5_xxl, need):
     """T5-v1.1-XXL and CLIP-L together, on a prompt of 512 tokens."""
     tf = need("transformers")
     with torch.device("meta"):
-        t5 = tf.T5EncoderModel(
-            tf.T5Config(
-                vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
-                feed_forward_proj="gated-gelu",
-            )
-        ).to(torch.bfloat16).eval()  # fmt: skip
-        t5_of_two = tf.T5EncoderModel(tf.T5Config.from_dict(t5.config.to_dict() | {"num_layers": 2}))
         clip = tf.CLIPTextModel(
             tf.CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768)
         ).to(torch.bfloat16)
         ids = torch.zeros(1, 512, dtype=torch.int64)
-    assert resident_bytes(t5) / GB == pytest.approx(9.5, abs=0.05)
+    assert resident_bytes(meta_t5_xxl()) / GB == pytest.approx(9.5, abs=0.05)
     assert resident_bytes(clip) / GB == pytest.approx(0.25, abs=0.01)
-    two_layers = t5_of_two.to(torch.bfloat16).eval()  # activations do not grow with depth
+    two_layers = meta_t5_xxl(num_layers=2)  # activations do not grow with depth
     assert peak_bytes(lambda: two_layers(input_ids=ids)) < 1 * GB
 
 
 def test_autoencoder_fits_24_gb(need):
     """Decoding 1024 x 1024 pixels in bf16."""
-    from flux.decode import OFFICIAL_CONFIG, Autoencoder
-
     with torch.device("meta"):
-        model = need("diffusers").AutoencoderKL.from_config(OFFICIAL_CONFIG).to(torch.bfloat16).eval()
+        model = need("diffusers").AutoencoderKL.from_config(FLUX_CONFIG).to(torch.bfloat16).eval()
         latents = torch.empty(1, 16, 128, 128)
     autoencoder = Autoencoder(model)
     assert resident_bytes(autoencoder) < 0.2 * GB

@@ -1,6 +1,5 @@
 """Text encoders on tiny random T5 and CLIP in the layouts of the published ones, and the cache of embeddings."""
 
-import string
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +8,7 @@ import torch
 
 from flux import text
 from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders, encode_cached
-from seerkit import weights
-from seerkit.text import CLIP_LENGTH, PromptCache, find_encoder
+from seerkit.text import PromptCache, find_encoder
 
 WIDTH, POOLED = 20, 24
 PROMPTS = ["a red fox", "", "two birds, and a very long tail of words " * 6]
@@ -18,44 +16,16 @@ LENGTH = 32
 
 
 @pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch) -> Path:
-    """Empty caches and an empty checkpoints folder (returned); downloads fail at once."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(weights, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "checkpoints"
+def nowhere(without_checkpoints) -> Path:
+    return without_checkpoints()
 
 
 @pytest.fixture(scope="module")
-def parts(need):
+def parts(tiny_t5, tiny_clip):
     """Tokenizers over letters and a few merges, and encoders with random weights."""
-    tf = need("transformers")
     torch.manual_seed(0)
-    pieces = ["<pad>", "</s>", "<unk>", "▁", "▁a", "red", "bird", *string.ascii_lowercase, ","]
-    scores = [0.0, 0.0, 0.0, *(-float(i) for i in range(1, len(pieces) - 2))]
-    t5_tokens = tf.T5TokenizerFast(vocab=list(zip(pieces, scores, strict=True)), extra_ids=0)
-    merges = [("r", "e"), ("re", "d</w>"), ("b", "i")]
-    letters = [c + end for end in ("", "</w>") for c in string.ascii_lowercase + ","]
-    symbols = [*letters, *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]
-    clip_tokens = tf.CLIPTokenizer(
-        vocab={symbol: number for number, symbol in enumerate(symbols)}, merges=merges, model_max_length=CLIP_LENGTH
-    )
-    t5 = tf.T5EncoderModel(
-        tf.T5Config(
-            vocab_size=len(pieces), d_model=WIDTH, d_kv=6, d_ff=28, num_layers=2, num_heads=3,
-            feed_forward_proj="gated-gelu",
-        )
-    )  # fmt: skip
-    clip_config = tf.CLIPTextConfig(
-        vocab_size=len(symbols), hidden_size=POOLED, intermediate_size=30, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=CLIP_LENGTH, bos_token_id=len(symbols) - 2, eos_token_id=len(symbols) - 1,
-        pad_token_id=len(symbols) - 1,
-    )  # fmt: skip
-    clip = tf.CLIPTextModel(clip_config)
-    for module in (t5, clip):
-        module.eval().requires_grad_(False)
+    t5, t5_tokens = tiny_t5(WIDTH, ["▁a", "red", "bird"])
+    clip, clip_tokens = tiny_clip("CLIPTextModel", POOLED, merges=[("r", "e"), ("re", "d</w>"), ("b", "i")])
     return SimpleNamespace(t5=t5, t5_tokens=t5_tokens, clip=clip, clip_tokens=clip_tokens)
 
 

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 import flux.weights
 from flux import CONFIGS, Flux, FluxConfig
 from flux.weights import DIFFUSERS, EMBEDDED, ENV, PUBLISHED, convert_diffusers, find_flux, load_flux
-from seerkit import weights
 from seerkit.weights import StateMismatchError, export_safetensors, swap_halves
 
 MANIFESTS = Path(__file__).parents[1] / "checkpoints"
@@ -30,16 +29,8 @@ def loaded_equals(model: Flux, state: dict) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch) -> Path:
-    """Empty caches and an empty checkpoints folder (returned); downloads fail at once."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(weights, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for env in ENV.values():
-        monkeypatch.delenv(env, raising=False)
-    return tmp_path / "checkpoints"
+def nowhere(without_checkpoints) -> Path:
+    return without_checkpoints(*ENV.values())
 
 
 class TestLayout:

@@ -14,15 +14,8 @@ SCALE = 0.476986
 
 
 @pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch) -> Path:
-    """Empty caches and an empty checkpoints folder (returned); downloads fail at once."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(weights, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv(ENV, raising=False)
-    return tmp_path / "checkpoints"
+def nowhere(without_checkpoints) -> Path:
+    return without_checkpoints(ENV)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from hunyuan_video import CONFIGS, HunyuanVideo, hunyuan_video_config
 from hunyuan_video.config import USAGE, latent_shape
 from hunyuan_video.model import trim_text
 from hunyuan_video.weights import PUBLISHED, convert_diffusers
-from seerkit import modulation
 from seerkit.attention import sdpa
 from seerkit.compile import compile_steps
 from seerkit.parallel import Shard
@@ -239,26 +238,10 @@ class TestCached:
             output = model(call["x"], t.expand(2), **given, cache=run.at(step))
             torch.testing.assert_close(output, model(**call | {"t": t.expand(2)}), rtol=1e-12, atol=1e-12)
 
-    @pytest.mark.parametrize("slice_bytes", [1, 5000, 2**30])
-    def test_modulation_table_is_the_modulation_of_each_step(self, random_model, arguments, slice_bytes, monkeypatch):
-        """Whatever the slices, in which rows of many steps are one product."""
-        monkeypatch.setattr(modulation, "SLICE_BYTES", slice_bytes)
-        model, call, timesteps = random_model(), arguments(), torch.tensor([1000.0, 700.0, 300.0, 100.0])
+    def test_modulation_table_is_the_modulation_of_each_step(self, random_model, arguments, check_modulation_table):
+        call, timesteps = arguments(), torch.tensor([1000.0, 700.0, 300.0, 100.0])
         given = {name: call[name] for name in ("text_states_2", "guidance")}
-        table = model.modulation_table(timesteps, [0, 2], [1, 2, 3], **given)
-        for step, t in enumerate(timesteps):
-            expected = model.modulation(model.condition(t.expand(2), **given))
-            row = table.at(step)
-            torch.testing.assert_close(row.head, expected.head, rtol=1e-12, atol=1e-12)
-            double, single = expected.blocks
-            if step in (0, 2):
-                torch.testing.assert_close(row.blocks[0], double, rtol=1e-12, atol=1e-12)
-                torch.testing.assert_close(row.blocks[1], single, rtol=1e-12, atol=1e-12)
-            else:
-                assert row.blocks is None
-            if step > 0:
-                gates = [img[:, g] for img, _ in double for g in (2, 5)] + [rows[:, 2] for rows in single]
-                torch.testing.assert_close(table.gates([step])[0], torch.stack(gates), rtol=1e-12, atol=1e-12)
+        check_modulation_table(random_model(), timesteps, **given)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision(self, random_model, arguments, dtype):
@@ -353,12 +336,10 @@ def test_processes_that_share_the_tokens_compute_the_whole(random_model, argumen
     torch.testing.assert_close(torch.cat(results, dim=1), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_initial_weights_predict_zero_and_follow_the_seed(arguments, tiny):
-    model = HunyuanVideo(tiny).initialize(0)
-    assert model(**arguments(torch.float32)).abs().max() == 0, "gates and output start at zero"
-    same, other = HunyuanVideo(tiny).initialize(0), HunyuanVideo(tiny).initialize(1)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
-    assert not torch.equal(model.img_in.proj.weight, other.img_in.proj.weight)
+def test_initial_weights_predict_zero_and_follow_the_seed(arguments, tiny, check_initial_weights):
+    check_initial_weights(
+        lambda seed: HunyuanVideo(tiny).initialize(seed), arguments(torch.float32), "img_in.proj.weight"
+    )
 
 
 class TestConfigs:

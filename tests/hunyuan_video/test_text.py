@@ -1,7 +1,6 @@
 """Text encoders on tiny random LLaMA, LLaVA and CLIP in the layouts of the published ones."""
 
 import json
-import string
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ import torch
 from hunyuan_video import text
 from hunyuan_video.text import CLIP, CROP_START, LLM, MAX_LENGTH, TEMPLATE, TextEncoders, encode_cached
 from seerkit import weights
-from seerkit.text import CLIP_LENGTH, find_encoder
+from seerkit.text import find_encoder
 
 WIDTH, POOLED, LENGTH = 16, 24, 24
 PROMPTS = ["a red fox", "", "two birds and a long tail of words " * 6]
@@ -21,14 +20,8 @@ SPECIAL = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|e
 
 
 @pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch) -> Path:
-    """Empty caches and an empty checkpoints folder (returned); downloads fail at once."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(weights, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "checkpoints"
+def nowhere(without_checkpoints) -> Path:
+    return without_checkpoints()
 
 
 def llama_tokenizer(need):
@@ -54,7 +47,7 @@ def llama_tokenizer(need):
 
 
 @pytest.fixture(scope="module")
-def parts(need):
+def parts(need, tiny_clip):
     """Tokenizers, and encoders with random weights."""
     tf = need("transformers")
     torch.manual_seed(0)
@@ -67,20 +60,8 @@ def parts(need):
             vocab_size=backend.get_vocab_size(), hidden_size=WIDTH, intermediate_size=20, num_hidden_layers=5,
             num_attention_heads=4, num_key_value_heads=2,
         )
-    )  # fmt: skip
-    symbols = [c + end for end in ("", "</w>") for c in string.ascii_lowercase] + ["<|startoftext|>", "<|endoftext|>"]
-    clip_tokens = tf.CLIPTokenizer(
-        vocab={symbol: number for number, symbol in enumerate(symbols)}, merges=[], model_max_length=CLIP_LENGTH
-    )
-    end = len(symbols) - 1
-    clip = tf.CLIPTextModel(
-        tf.CLIPTextConfig(
-            vocab_size=len(symbols), hidden_size=POOLED, intermediate_size=30, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=CLIP_LENGTH, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
-        )
-    )  # fmt: skip
-    for module in (llm, clip):
-        module.eval().requires_grad_(False)
+    ).eval().requires_grad_(False)  # fmt: skip
+    clip, clip_tokens = tiny_clip("CLIPTextModel", POOLED)
     return SimpleNamespace(llm=llm, llm_tokens=llm_tokens, clip=clip, clip_tokens=clip_tokens)
 
 

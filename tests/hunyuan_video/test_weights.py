@@ -18,7 +18,6 @@ from hunyuan_video.weights import (
     find_hunyuan_video,
     load_hunyuan_video,
 )
-from seerkit import weights
 from seerkit.weights import StateMismatchError, export_safetensors, swap_halves
 
 OFFICIAL = Path(__file__).parents[1] / "checkpoints" / "hunyuan_video_t2v.json"
@@ -43,16 +42,8 @@ def loaded_equals(model: HunyuanVideo, state: dict) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch) -> Path:
-    """Empty caches and an empty checkpoints folder (returned); downloads fail at once."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(weights, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for env in ENV.values():
-        monkeypatch.delenv(env, raising=False)
-    return tmp_path / "checkpoints"
+def nowhere(without_checkpoints) -> Path:
+    return without_checkpoints(*ENV.values())
 
 
 class TestLayout:

@@ -1,10 +1,12 @@
-"""Weights on the host and weights in 8 bits, alone, on the two-stream backbones, and with staging."""
+"""Weights on the host and weights in 8 or 4 bits, alone, on the two-stream backbones, and with staging."""
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flux
@@ -12,7 +14,22 @@ import hunyuan_video
 from cache_dic import Run, make_cache
 from flux import Flux, FluxConfig
 from hunyuan_video import HunyuanVideo, HunyuanVideoConfig
-from seerkit.offload import Fp8Linear, HostLinear, offload_modulation, peak_bytes, resident_bytes, store_fp8
+from seerkit import offload
+from seerkit.experts import GroupedLinear, grouped_linear
+from seerkit.offload import (
+    NF4_BLOCK,
+    Fp8,
+    HostLinear,
+    Nf4,
+    Packed,
+    PackedWeight,
+    nf4_kernels,
+    offload_modulation,
+    peak_bytes,
+    resident_bytes,
+    store_fp8,
+    store_nf4,
+)
 from seerkit.staging import staged_on
 
 FLUX = FluxConfig(
@@ -70,11 +87,46 @@ def sample(backbone: Backbone, model: nn.Module, num_steps: int = 20, device: st
     return run(backbone, model, num_steps, device)[0]
 
 
-def within_bound(restored: Tensor, weight: Tensor) -> bool:
-    """The error that `Fp8Linear` states, up to rounding in float32."""
-    largest = weight.abs().amax(1, keepdim=True)
-    bound = torch.maximum(weight.abs() / 16, largest / 458752)
-    return bool(((restored - weight).abs() <= bound * (1 + 1e-5)).all())
+class Form(NamedTuple):
+    """A form of packed weights. spread: the error of normal weights, relative."""
+
+    weight: type[PackedWeight]
+    store: Callable[..., nn.Module]
+    spread: float
+
+    def within_bound(self, restored: Tensor, weight: Tensor) -> bool:
+        """The error that the form states, up to rounding in float32."""
+        if self.weight is Fp8:
+            largest = weight.abs().amax(-1, keepdim=True)
+            bound = torch.maximum(weight.abs() / 16, largest / 458752)
+        else:
+            blocks = F.pad(weight.flatten(), (0, -weight.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK)
+            bound = 0.152 * blocks.abs().amax(1, keepdim=True).expand_as(blocks)
+            bound = bound.flatten()[: weight.numel()].view_as(weight)
+        return bool(((restored - weight).abs() <= bound * (1 + 1e-5)).all())
+
+
+@pytest.fixture(params=["fp8", "nf4"])
+def form(request, need) -> Form:
+    if request.param == "nf4":
+        need("bitsandbytes")
+        return Form(Nf4, store_nf4, 0.092)
+    return Form(Fp8, store_fp8, 0.026)
+
+
+LAYERS = {
+    "linear": lambda: nn.Linear(48, 30),
+    "without bias": lambda: nn.Linear(48, 30, bias=False),
+    "grouped": lambda: GroupedLinear(3, 48, 30),
+}
+ENDS = torch.tensor([2, 2, 5], dtype=torch.int32)
+
+
+@pytest.fixture(params=list(LAYERS))
+def layer(request) -> nn.Linear | GroupedLinear:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LAYERS[request.param]().requires_grad_(False)
 
 
 class TestModulation:
@@ -133,80 +185,140 @@ class TestModulation:
         assert torch.equal(sample(backbone, model, device="cuda"), expected)
 
 
-class TestFp8Linear:
+class TestWeights:
     @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
-    def test_weights_are_restored_within_the_stated_error(self, scale):
-        linear = nn.Linear(400, 300)
+    @pytest.mark.parametrize("shape", [(300, 400), (3, 100, 400)])
+    def test_are_restored_within_the_stated_error(self, form, scale, shape):
+        """Rows of 400 weights, which blocks of 64 do not divide."""
         draw = torch.Generator().manual_seed(0)
-        linear.weight.data = torch.randn(300, 400, generator=draw) * scale * torch.logspace(-3, 3, 300).unsqueeze(1)
-        weight, restored = linear.weight.detach(), Fp8Linear(linear).restored(torch.float32)
-        assert within_bound(restored, weight)
-        spread = ((restored - weight).norm(dim=1) / weight.norm(dim=1)).mean()
-        assert spread == pytest.approx(0.026, abs=0.002)
-        at_largest = weight.abs() == weight.abs().amax(1, keepdim=True)
+        sizes = torch.logspace(-3, 3, 300).view(*shape[:-1], 1)
+        weight = torch.randn(shape, generator=draw) * scale * sizes
+        restored = form.weight(weight).restored(torch.float32)
+        assert form.within_bound(restored, weight)
+        plain = weight / sizes
+        packed = form.weight(plain).restored(torch.float32)
+        assert (packed - plain).norm() / plain.norm() == pytest.approx(form.spread, abs=0.002)
+
+    def test_largest_of_a_row_is_kept(self):
+        weight = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+        restored, at_largest = Fp8(weight).restored(torch.float32), weight.abs() == weight.abs().amax(1, keepdim=True)
         torch.testing.assert_close(restored[at_largest], weight[at_largest], rtol=1e-6, atol=0)
 
-    def test_rows_of_zeros_and_layers_without_bias(self):
-        linear = nn.Linear(6, 4, bias=False)
-        linear.weight.data[2] = 0
-        stored = Fp8Linear(linear)
-        assert stored.restored(torch.float32)[2].abs().max() == 0
-        assert torch.isfinite(stored(torch.ones(1, 6))).all()
-        assert "bias=False" in repr(stored)
+    def test_zeros_are_kept(self, form):
+        weight = torch.randn(4, NF4_BLOCK, generator=torch.Generator().manual_seed(0))
+        weight[2] = 0
+        restored = form.weight(weight).restored(torch.float32)
+        assert restored[2].abs().max() == 0
+        assert torch.isfinite(restored).all()
 
+    def test_bytes(self, form):
+        """Codes, and four bytes for each scale: of a row, or of a block."""
+        weights = 3 * 30 * 2 * NF4_BLOCK
+        expected = {Fp8: weights + 3 * 30 * 4, Nf4: weights // 2 + 3 * 30 * 2 * 4}
+        for device in ("cpu", "meta"):
+            stored = form.weight(torch.zeros(3, 30, 2 * NF4_BLOCK, device=device))
+            assert resident_bytes(stored) == expected[form.weight]
+
+
+class TestLayers:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-    def test_product_is_in_the_dtype_of_the_input(self, dtype):
-        linear, x = nn.Linear(48, 30), torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
-        stored = Fp8Linear(linear)
-        result = stored(x.to(dtype))
+    def test_product_is_in_the_dtype_of_the_input(self, form, layer, dtype):
+        stored, ends = Packed(layer, form.weight(layer.weight)), [ENDS] * isinstance(layer, GroupedLinear)
+        x = torch.randn(5, 48, generator=torch.Generator().manual_seed(1))
+        result = stored(x.to(dtype), *ends)
         assert result.dtype == dtype
-        exact = x.double() @ stored.restored(torch.float64).T + linear.bias.double()
-        assert (result.double() - exact).abs().max() <= 8 * torch.finfo(dtype).eps * exact.abs().max()
+        assert result.shape == (5, 30)
+        weight = stored.weight.restored(dtype)
+        assert form.within_bound(stored.weight.restored(torch.float32), layer.weight)
+        if ends:
+            assert torch.equal(result, grouped_linear(x.to(dtype), weight, ENDS))
+        else:
+            bias = None if layer.bias is None else layer.bias.to(dtype)
+            assert torch.equal(result, F.linear(x.to(dtype), weight, bias))
+        assert layer.extra_repr() in repr(stored)
 
 
-class TestFp8:
-    def test_blocks_alone_are_stored_so(self, backbone):
-        model, before = store_fp8(random_model(backbone)), random_model(backbone).state_dict()
-        stored = {name: module for name, module in model.named_modules() if isinstance(module, Fp8Linear)}
+class TestStore:
+    def test_blocks_alone_are_stored(self, backbone, form):
+        model, before = form.store(random_model(backbone)), random_model(backbone).state_dict()
+        stored = {name: module for name, module in model.named_modules() if isinstance(module, Packed)}
         assert len(stored) == 8 * len(DOUBLE) + 2 * len(SINGLE)
         for name, module in stored.items():
-            assert within_bound(module.restored(torch.float32), before[f"{name}.weight"])
+            assert form.within_bound(module.weight.restored(torch.float32), before[f"{name}.weight"])
         linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         assert {name for name in linears if name.startswith(("double_blocks", "single_blocks"))} == {
             *(f"double_blocks.{i}.{stream}_mod.{backbone.layer}" for i in DOUBLE for stream in ("img", "txt")),
             *(f"single_blocks.{i}.modulation.{backbone.layer}" for i in SINGLE),
         }
 
-    def test_samples_stay_close(self, backbone):
+    def test_samples_stay_close(self, backbone, form):
         expected = sample(backbone, random_model(backbone))
-        result = sample(backbone, store_fp8(random_model(backbone)))
-        assert 0 < (result - expected).norm() <= 0.1 * expected.norm()
+        result = sample(backbone, form.store(random_model(backbone)))
+        assert 0 < (result - expected).norm() <= 4 * form.spread * expected.norm()
 
-    def test_conversions_leave_the_codes(self, backbone):
-        model = store_fp8(random_model(backbone))
+    def test_conversions_leave_the_codes(self, backbone, form):
+        model = form.store(random_model(backbone))
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         model.to(torch.bfloat16)
         after = dict(model.named_buffers())
         assert all(torch.equal(after[name].float(), before[name].float()) for name in before)
-        assert {buffer.dtype for buffer in after.values()} == {torch.float8_e4m3fn, torch.float32}
+        assert {buffer.dtype for buffer in after.values()} == {buffer.dtype for buffer in before.values()}
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         assert all(buffer.is_meta for buffer in model.to("meta").buffers())
 
-    def test_state_is_loaded_again(self, backbone):
-        stored, twin = (store_fp8(random_model(backbone, seed=seed)) for seed in (0, 3))
+    def test_state_is_loaded_again(self, backbone, form):
+        stored, twin = (form.store(random_model(backbone, seed=seed)) for seed in (0, 3))
         twin.load_state_dict(stored.state_dict())
         assert torch.equal(sample(backbone, twin, 4), sample(backbone, stored, 4))
 
+    def test_packed_elsewhere_they_come_back(self, backbone, form, monkeypatch):
+        """The device has one layer at a time; every one is packed there."""
+        places = []
 
-def test_staged_model_is_back_where_it_was(backbone):
+        def packed(weight: Tensor) -> PackedWeight:
+            places.append(weight.device.type)
+            return form.weight(torch.zeros(weight.shape))
+
+        monkeypatch.setattr(offload, form.weight.__name__, packed)
+        model = form.store(random_model(backbone), "meta")
+        assert places == ["meta"] * (8 * len(DOUBLE) + 2 * len(SINGLE))
+        assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
+
+    @pytest.mark.gpu
+    def test_a_device_packs_for_the_host_and_restores(self, backbone, form):
+        model, before = form.store(random_model(backbone), "cuda"), random_model(backbone).state_dict()
+        for place in ("cpu", "cuda"):
+            for name, module in model.to(place).named_modules():
+                if isinstance(module, Packed):
+                    assert form.within_bound(module.weight.restored(torch.float32).cpu(), before[f"{name}.weight"])
+
+
+class TestBitsandbytes:
+    def test_missing_package_says_how_to_get_it(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+        with pytest.raises(ValueError, match=r"need bitsandbytes, .* `pip install bitsandbytes`"):
+            store_nf4(random_model(BACKBONES["flux"]))
+
+    def test_device_that_it_cannot_use_is_named(self, need, monkeypatch):
+        functional = need("bitsandbytes.functional")
+
+        def fail(*args: object, **options: object) -> None:
+            raise RuntimeError("no library for CUDA 99\nand more")
+
+        monkeypatch.setattr(functional, "quantize_4bit", fail)
+        with pytest.raises(ValueError, match=r"cannot store weights in 4 bits on cpu \(no library for CUDA 99\)"):
+            nf4_kernels("cpu")
+
+
+def test_staged_model_is_back_where_it_was(backbone, form):
     """The meta device stands for an accelerator: what went there could not be read back."""
-    model = store_fp8(offload_modulation(random_model(backbone)))
+    model = form.store(offload_modulation(random_model(backbone)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pointers = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
     with staged_on("meta", model, True) as staged:
         assert staged is model
         assert next(model.img_in.parameters()).is_meta
-        assert model.single_blocks[0].linear1.codes.is_meta
+        assert model.single_blocks[0].linear1.weight.codes.is_meta
         assert not any(layer.weight.is_meta for layer in model.modulation_layers())
     state = model.state_dict()
     assert all(torch.equal(state[name].float(), before[name].float()) for name in before)
@@ -214,9 +326,9 @@ def test_staged_model_is_back_where_it_was(backbone):
     assert torch.isfinite(sample(backbone, model, 4)).all()
 
 
-def test_sampler_runs_with_all_of_it(backbone):
-    """Staged, modulation on the host, 8 bits: the run is recorded as any other."""
-    model = store_fp8(offload_modulation(random_model(backbone, torch.bfloat16)))
+def test_sampler_runs_with_all_of_it(backbone, form):
+    """Staged, modulation on the host, few bits: the run is recorded as any other."""
+    model = form.store(offload_modulation(random_model(backbone, torch.bfloat16)))
     with staged_on("cpu", model, True):
         result, recorded = run(backbone, model)
     assert torch.isfinite(result).all()

@@ -20,14 +20,8 @@ FRAMES, HEIGHT, VIDEO_WIDTH = 9, 32, 48
 
 
 @pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch) -> Path:
-    """Empty caches and an empty checkpoints folder (returned); downloads fail at once."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(weights, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "checkpoints"
+def nowhere(without_checkpoints) -> Path:
+    return without_checkpoints()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import wan.weights
-from seerkit import weights
 from seerkit.weights import StateMismatchError, export_safetensors
 from wan import Wan, WanConfig, wan_config
 from wan.weights import DIFFUSERS, EMBEDDED, ENV, REPOS, convert_diffusers, find_wan, load_wan, published
@@ -47,16 +46,8 @@ def write_shards(folder: Path, state: dict[str, torch.Tensor]) -> list[Path]:
 
 
 @pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch) -> Path:
-    """Empty caches and an empty checkpoints folder (returned); downloads fail at once."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(weights, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for env in ENV.values():
-        monkeypatch.delenv(env, raising=False)
-    return tmp_path / "checkpoints"
+def nowhere(without_checkpoints) -> Path:
+    return without_checkpoints(*ENV.values())
 
 
 class TestLayout:
