@@ -5,7 +5,8 @@ prompt, --seed and i alone. A killed run goes on with --resume; under torchrun t
 --ulysses-degree and --ring-degree every video.
 """
 
-from evaluation.videos import Job, add_video_flags, output_folder, repeated, run
+from evaluation.jobs import output_folder, repeated
+from evaluation.videos import VideoJob, add_video_flags, run
 from hunyuan_video.command import (
     Pipeline,
     add_flags,
@@ -37,11 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(args, prompts)
     height, width = args.video_size
     run(
-        Job(
+        VideoJob(
             command="TaylorSeer-HunyuanVideo/sample_video.py",
-            model=args.model,
             args=args,
-            num_steps=args.infer_steps,
             prompts=prompts,
             caches=caches(args),
             settings=settings,

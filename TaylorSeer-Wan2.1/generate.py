@@ -8,7 +8,8 @@ Takes the official command line of Wan2.1 and the flags of the caches. Video i i
 import shutil
 from pathlib import Path
 
-from evaluation.videos import Job, VideoFolder, add_video_flags, output_folder, repeated, run, video_names
+from evaluation.jobs import output_folder, repeated
+from evaluation.videos import VideoFolder, VideoJob, add_video_flags, run, video_names
 from seerkit.cli import Parser, run_command
 from seerkit.files import writable_directory, written_whole
 from wan.command import (
@@ -46,11 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(args, prompts)
     out = output_folder(args.output_dir, "wan", settings)
     record = run(
-        Job(
+        VideoJob(
             command="TaylorSeer-Wan2.1/generate.py",
-            model=args.model_name,
             args=args,
-            num_steps=args.sample_steps,
             prompts=prompts,
             caches=chosen,
             settings=settings,

@@ -2,8 +2,7 @@
 
 import argparse
 import json
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,25 @@ from cache_dic import Cache, Run
 from flux.config import CONFIGS, USAGE, FluxConfig, flux_config, latent_shape
 from flux.decode import ENV as AE
 from flux.decode import find_autoencoder, load_autoencoder
-from flux.minilm import TextTable
 from flux.sampler import Sampler
 from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders, encode_cached
 from flux.weights import ENV, PUBLISHED, REPOS, find_flux, licence_hint, load_flux
 from seerkit.attention import BACKENDS
-from seerkit.cache_flags import add_cache_flags, caches_from_flags, for_compiling
+from seerkit.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int
 from seerkit.compile import compile_steps
+from seerkit.image_command import decode_singly, fill_settings, shipped_or_given_prompts
+from seerkit.minilm import TEXT_TABLE, TextTable
+from seerkit.missing import Part, Repository, find_parts
 from seerkit.offload import offload_modulation, store_fp8
-from seerkit.prompts import Batch, chosen_prompts, read_prompts
+from seerkit.prompts import Batch
 from seerkit.seeds import SampleGenerators
-from seerkit.staging import staged_on
 from seerkit.text import find_encoder
-from seerkit.weights import NotFoundError, Published
 
 EMBEDDED = "flux-tiny"
 DEFAULTS = {"interval": 6, "max_order": 2, "warmup_steps": 3}  # the paper's rows; the released script takes order 1
 PAPER_ORDERS = {4: 2, 5: 2, 6: 2, 7: 2}  # order by interval in the paper's FLUX table
 COMPARED_INTERVALS = (4, 6)
-ROOT = Path(__file__).resolve().parents[1]
-PROMPTS = ROOT / "prompts.txt"  # of the embedded model
-TEXT_TABLE = ROOT / "weights" / "flux-tiny-text.safetensors"
 
 
 def add_flags(parser: Parser) -> None:
@@ -83,33 +79,20 @@ def add_flags(parser: Parser) -> None:
 
 def fill_defaults(args: argparse.Namespace) -> None:
     """Set what was not given to the model's own settings; ValueError for a size that does not fit it."""
-    usage = USAGE[args.model_name]
-    own = {
-        "width": usage.image_size,
-        "height": usage.image_size,
-        "num_steps": usage.num_steps,
-        "guidance": usage.guidance,
-        "batch_size": usage.batch_size,
-        "precision": usage.precision,
-    }
-    for name, value in own.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    fill_settings(args, USAGE[args.model_name])
     latent_shape(args.model_name, args.height, args.width)
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:
     """The prompts that the flags ask for; ValueError if there are none or two sources of them."""
-    default = (lambda: read_prompts(PROMPTS)) if args.model_name not in REPOS else None
-    return chosen_prompts(args.prompt, args.prompt_file, flag="--prompt_file", model=args.model_name, default=default)
+    return shipped_or_given_prompts(args, published=args.model_name in REPOS)
 
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
     """The caches that the flags ask for, each checked against the number of steps."""
-    made = caches_from_flags(
+    return caches_from_flags(
         args, num_steps=args.num_steps, defaults=DEFAULTS, orders=PAPER_ORDERS, compare_intervals=COMPARED_INTERVALS
     )
-    return for_compiling(made) if args.compile else made
 
 
 def find_everything(args: argparse.Namespace) -> None:
@@ -118,36 +101,19 @@ def find_everything(args: argparse.Namespace) -> None:
         find_flux(flux_config(args.model_name), args.ckpt)
         return
     official = PUBLISHED[CONFIGS[args.model_name]][0].name
+    repo = REPOS[args.model_name]
+    wanted = (official, "ae.safetensors", "text_encoder*/*", "tokenizer*/*")
+    repository = Repository(repo, wanted, hint=licence_hint(repo))
     searches = {
         official: lambda: find_flux(flux_config(args.model_name), args.ckpt),
         "ae.safetensors": lambda: find_autoencoder(args.model_name, args.ae),
         "the T5 encoder": lambda: find_encoder(T5, args.t5),
         "the CLIP encoder": lambda: find_encoder(CLIP, args.clip),
     }
-    missing: dict[str, NotFoundError] = {}
-    for name, search in searches.items():
-        try:
-            search()
-        except NotFoundError as error:
-            missing[name] = error
-    if missing:
-        raise FileNotFoundError(missing_message(args.model_name, official, missing))
-
-
-def missing_message(model_name: str, official: str, missing: Mapping[str, NotFoundError]) -> str:
-    """What is missing, where it was looked for, and one command that fetches all of a model."""
-    repo = REPOS[model_name]
-    folder = Published(official, repo=repo).place.parent
-    usual = f"{folder}, the hub's cache"
-    listed = "; ".join(f"{name} (looked at {error.named or usual})" for name, error in missing.items())
-    reasons = list(dict.fromkeys(reason.partition(": ")[2] for error in missing.values() for reason in error.failures))
-    failed = f"; download failed: {', '.join(reasons)}" if reasons else ""
-    wanted = [official, "ae.safetensors", "text_encoder*/*", "tokenizer*/*"]
-    include = [word for pattern in wanted for word in ("--include", pattern)]
-    command = shlex.join(["hf", "download", repo, *include, "--local-dir", str(folder)])
-    return (
-        f"{model_name} cannot run without {listed}{failed}; fetch everything with `{command}` ({licence_hint(repo)}), or name "
-        f"yours by --ckpt, --ae, --t5, --clip or the variables {ENV[CONFIGS[model_name]]} and {AE}"
+    find_parts(
+        args.model_name,
+        [Part(name, repository, search) for name, search in searches.items()],
+        flags=f"--ckpt, --ae, --t5, --clip or the variables {ENV[CONFIGS[args.model_name]]} and {AE}",
     )
 
 
@@ -196,12 +162,9 @@ class Pipeline:
         txt, y = (torch.stack([self.embeddings[p][part] for p in batch.prompts]) for part in (0, 1))
         return self.sampler.run(noise, txt, y, cache=cache, callback=callback)
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] on the CPU, one at a time; with --offload the autoencoder comes for that alone."""
-        with staged_on(self.device, self.autoencoder, self.args.offload):
-            images = [self.autoencoder.decode(latent.to(self.device)).float().cpu() for latent in latents.split(1)]
-        return torch.cat(images)
+        """Images (B, 3, H, W) in [-1, 1] on the CPU."""
+        return decode_singly(self.autoencoder, latents, self.device, offload=self.args.offload)
 
 
 def settings_of(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hunyuan_video.text import CLIP, LLM, TextEncoders, encode_cached
 from hunyuan_video.weights import REPOS, find_hunyuan_video, load_hunyuan_video
 from seerkit.attention import BACKENDS
 from seerkit.autoencoders import Pixels
-from seerkit.cache_flags import add_cache_flags, caches_from_flags, for_compiling
+from seerkit.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int
 from seerkit.compile import compile_steps
 from seerkit.distributed import World
@@ -136,10 +136,9 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
     """The caches that the flags ask for, each checked against the number of steps."""
-    made = caches_from_flags(
+    return caches_from_flags(
         args, num_steps=args.infer_steps, defaults=DEFAULTS, orders=PAPER_ORDERS, compare_intervals=COMPARED_INTERVALS
     )
-    return for_compiling(made) if args.compile else made
 
 
 def find_everything(args: argparse.Namespace, world: World) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cache_dic import Cache
 from seerkit.attention import BACKENDS
 from seerkit.autoencoders import Pixels
-from seerkit.cache_flags import add_cache_flags, caches_from_flags, for_compiling
+from seerkit.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int, true_or_false
 from seerkit.compile import compile_steps
 from seerkit.distributed import World
@@ -173,10 +173,9 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
     """The caches that the flags ask for, each checked against the number of steps."""
-    made = caches_from_flags(
+    return caches_from_flags(
         args, num_steps=args.sample_steps, defaults=DEFAULTS, orders=PAPER_ORDERS, compare_intervals=COMPARED_INTERVALS
     )
-    return for_compiling(made) if args.compile else made
 
 
 def autoencoder_of(args: argparse.Namespace) -> Path | None:

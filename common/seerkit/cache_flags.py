@@ -64,8 +64,8 @@ def caches_from_flags(
     """Caches by label, one for each method and interval asked for; with --compare the uncached run first.
 
     defaults: interval and max_order of the backbone. orders: the paper's order by interval, used where --max-order is not
-    given. compare_intervals: those of --compare without --interval. Raises ValueError for settings that no method takes or
-    that do not fit the number of sampling steps.
+    given. compare_intervals: those of --compare without --interval. With --compile, of commands that have it, as
+    `for_compiling`. Raises ValueError for settings that no method takes or that do not fit the number of sampling steps.
     """
     if args.plugin:
         load_plugin(args.plugin)
@@ -103,7 +103,7 @@ def caches_from_flags(
         )
     for cache in caches.values():
         cache.plan(num_steps)
-    return caches
+    return for_compiling(caches) if vars(args).get("compile") else caches
 
 
 def for_compiling(caches: Mapping[str, Cache]) -> dict[str, Cache]:

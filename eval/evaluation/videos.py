@@ -24,16 +24,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import Cache
-from evaluation.backbones import count_caches
+from evaluation.jobs import Job
 from evaluation.metrics import finite_or_none, summarize_psnr
 from evaluation.video_metrics import flicker, flicker_error, video_psnr
-from seerkit.cli import PRECISIONS, Parser, positive_int, show_log
+from seerkit.cli import Parser, positive_int, show_log
 from seerkit.compare import UNCACHED, Outcome, gather_outcomes, run_caches
 from seerkit.distributed import World, on_main, start_world
 from seerkit.files import writable_directory, write_json, written_whole
 from seerkit.media import enlarged, frame_strip, save_gif, save_mp4, save_png, video_to_uint8
-from seerkit.outputs import claim_folder, digest
-from seerkit.prompts import Batch, make_batches
+from seerkit.outputs import claim_folder
+from seerkit.prompts import Batch
 from seerkit.records import conditions
 from seerkit.report import comparison_table, make_rows
 from seerkit.seeds import fix_summation_order
@@ -66,23 +66,13 @@ class VideoPipeline(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a command line asks for. args: parsed; of the flags those of `add_video_flags` and of the caches are read here.
+class VideoJob(Job):
+    """A job of a command with the flags of `add_video_flags`.
 
-    settings: what the videos depend on but for caches. sizes: of the workload, for `evaluation.backbones.workload`.
     sequence_parallel: all processes make one video together instead of sharing the prompts. find: look for, or download,
     every file that the model needs.
     """
 
-    command: str
-    model: str
-    args: argparse.Namespace
-    num_steps: int
-    prompts: list[str]
-    caches: dict[str, Cache]
-    settings: dict[str, Any]
-    sizes: dict[str, Any]
-    out: Path
     sequence_parallel: bool
     find: Callable[[World], None]
     make_pipeline: Callable[[World], VideoPipeline]
@@ -104,11 +94,6 @@ def add_video_flags(parser: Parser) -> None:
         "--dry-run", action="store_true", help="print configuration, full steps, FLOPs and kept bytes, and stop"
     )
     group.add_argument("--json", action="store_true", help="print the record instead of the table")
-
-
-def repeated(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
-    """Each prompt as many times as it has samples, which follow each other."""
-    return [prompt for prompt in prompts for _ in range(samples_per_prompt)]
 
 
 def video_names(args: argparse.Namespace, prompts: Sequence[str]) -> list[str]:
@@ -211,9 +196,10 @@ def _is_compared(label: str, labels: Container[str]) -> bool:
 
 
 def sample_missing(
-    job: Job, pipeline: VideoPipeline, batches: list[Batch], folders: dict[str, VideoFolder], world: World
+    job: VideoJob, pipeline: VideoPipeline, folders: dict[str, VideoFolder], world: World
 ) -> dict[str, Outcome]:
     """Sample the latents that are missing; outcomes of all processes together."""
+    batches = job.batches()
 
     def there(label: str, batch: Batch) -> bool:
         return all(folders[label].has_latents(index) for index in batch.indices)
@@ -241,7 +227,7 @@ def sample_missing(
     return gather_outcomes(outcomes, world)
 
 
-def decode_missing(job: Job, pipeline: VideoPipeline, folders: dict[str, VideoFolder], world: World) -> None:
+def decode_missing(job: VideoJob, pipeline: VideoPipeline, folders: dict[str, VideoFolder], world: World) -> None:
     """Decode this process's share of the samples whose videos, figures or strip are missing, all caches of one together."""
     mine = range(len(job.prompts))[world.rank :: world.size]
 
@@ -322,19 +308,16 @@ def show(record: dict[str, Any]) -> None:
     print("flicker: mean second difference in time, of 255 grey levels; its change is against the uncached video")
 
 
-def run(job: Job) -> dict[str, Any] | None:
+def run(job: VideoJob) -> dict[str, Any] | None:
     """Carry out a job: the files described above, a table or the record on stdout.
 
     The record, on the first process; None elsewhere and where nothing is made.
     """
     args = job.args
-    batches = make_batches(job.prompts, args.batch_size)
     names = video_names(args, job.prompts)
-    dtype = PRECISIONS[args.precision]
-    samples = len(batches[0].indices)
-    counts = count_caches(job.model, job.caches, job.num_steps, dtype, num_samples=samples, **job.sizes)
+    counts = job.counts()
     if args.dry_run:
-        print(json.dumps({"settings": job.settings, "output_dir": str(job.out), "batch": counts}, indent=2))
+        job.print_plan(counts)
         return None
     fix_summation_order()
     world = start_world(args.device)
@@ -348,12 +331,11 @@ def run(job: Job) -> dict[str, Any] | None:
             _clear_partial(part)
         job.find(world)  # one process downloads what the others then load
         for label, folder in folders.items():
-            claimed = {**job.settings, "cache": label, "accumulator_dtype": args.accumulator_dtype}
-            folder.claim(claimed, resume=args.resume)
+            folder.claim(job.claims(label), resume=args.resume)
 
     on_main(world, prepare)
     pipeline = job.make_pipeline(world)
-    outcomes = sample_missing(job, pipeline, batches, folders, world)
+    outcomes = sample_missing(job, pipeline, folders, world)
     decode_missing(job, pipeline, folders, world)
     world.barrier()
     if not world.is_main:
@@ -366,7 +348,7 @@ def run(job: Job) -> dict[str, Any] | None:
         "num_samples": len(job.prompts),
         "processes": world.size,
         "rows": make_rows(job.caches, job.num_steps, outcomes, counts, judge(folders, len(job.prompts))),
-        "conditions": conditions(world.device, dtype),
+        "conditions": conditions(world.device, job.dtype),
     }
     write_json(job.out / "record.json", record)
     if args.json:
@@ -375,8 +357,3 @@ def run(job: Job) -> dict[str, Any] | None:
         show(record)
         print(f"videos: {job.out}\nstrips of frames: {job.out / 'strips'}\nrecord: {job.out / 'record.json'}")
     return record
-
-
-def output_folder(given: Path | None, family: str, settings: dict[str, Any]) -> Path:
-    """The folder asked for, or outputs/FAMILY/MODEL-DIGEST."""
-    return given or Path("outputs") / family / f"{settings['model']}-{digest(settings)}"

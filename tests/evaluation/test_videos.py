@@ -20,16 +20,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache_dic import Cache, make_cache
-from evaluation import videos
+from evaluation import jobs, videos
+from evaluation.jobs import repeated
 from evaluation.video_metrics import flicker, video_psnr
-from evaluation.videos import Job, VideoFolder, add_video_flags, figures, judge, output_folder, repeated, video_names
+from evaluation.videos import VideoFolder, VideoJob, add_video_flags, figures, judge, video_names
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from seerkit.cli import Parser
 from seerkit.distributed import stop_world
 from seerkit.files import written_whole
 from seerkit.media import video_to_uint8
 from seerkit.moving_objects import PROMPTS as CLIPS
-from seerkit.outputs import digest
 from seerkit.prompts import Batch
 from seerkit.seeds import SampleGenerators
 from seerkit.weights import export_safetensors
@@ -86,7 +86,7 @@ def carry_out(tmp_path, monkeypatch):
     counts = {"flops_T": 1.0, "flops_T_uncached": 2.0, "flops_ratio": 2.0, "full_steps": [0, 2]}
     kept = {"folded": 1024, "layerwise": 0}
     monkeypatch.setattr(
-        videos, "count_caches", lambda _, caches, *__, **___: {c: {**counts, "kept_bytes": kept} for c in caches}
+        jobs, "count_caches", lambda _, caches, *__, **___: {c: {**counts, "kept_bytes": kept} for c in caches}
     )
     monkeypatch.setattr(videos, "save_mp4", lambda path, frames, fps: path.write_bytes(frames.tobytes()))
 
@@ -96,8 +96,8 @@ def carry_out(tmp_path, monkeypatch):
         args = parser.parse_args(flags)
         vars(args).update(device="cpu", precision="fp32", batch_size=1, accumulator_dtype=None)
         shown = {"model": "fake", "width": 8, "height": 8, "frames": 4, "num_steps": 4, "batch_size": 1, **settings}
-        job = Job(
-            command="fake.py", model="fake", args=args, num_steps=4, prompts=PROMPTS, settings=shown, sizes={},
+        job = VideoJob(
+            command="fake.py", args=args, prompts=PROMPTS, settings=shown, sizes={},
             caches={label: CACHES[label] for label in labels}, out=tmp_path / "out", sequence_parallel=False,
             find=lambda world: None, make_pipeline=lambda world: pipeline,
         )  # fmt: skip
@@ -308,14 +308,6 @@ class TestFigures:
         folders[FORA].video(1).unlink()
         with pytest.raises(ValueError, match=r"000001\.mp4 went missing meanwhile; use --resume"):
             judge(folders, 3)
-
-
-def test_the_output_folder_tells_settings_apart():
-    settings = {"model": "wan-tiny", "seed": 0}
-    assert output_folder(Path("x"), "wan", settings) == Path("x")
-    assert output_folder(None, "wan", settings) == Path("outputs/wan") / f"wan-tiny-{digest(settings)}"
-    assert digest(settings) == digest(dict(reversed(settings.items()))) != digest({**settings, "seed": 1})
-    assert len(digest(settings)) == 8
 
 
 @dataclass(frozen=True)

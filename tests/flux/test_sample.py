@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flux import Flux, flux_config
-from flux.command import PROMPTS
 from seerkit.cli import run_command
+from seerkit.emoji import PROMPTS
 from seerkit.media import read_png_settings
 from seerkit.outputs import digest
 from seerkit.prompts import make_batches, read_prompts

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from evaluation import videos
+from evaluation import jobs
 from evaluation.video_metrics import flicker, video_psnr
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from hunyuan_video.command import find_everything
@@ -66,7 +66,7 @@ def flags(checkpoint, tmp_path) -> list[object]:
 @pytest.fixture
 def uncounted(monkeypatch) -> None:
     """FLOPs of a published model take seconds to count."""
-    monkeypatch.setattr(videos, "count_caches", lambda *_, **__: {})
+    monkeypatch.setattr(jobs, "count_caches", lambda *_, **__: {})
 
 
 def run(command, capsys, *flags: object) -> tuple[int, str, str]:

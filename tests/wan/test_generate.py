@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from evaluation import videos
+from evaluation import jobs
 from evaluation.video_metrics import flicker, video_psnr
 from seerkit.cli import run_command
 from seerkit.distributed import World
@@ -61,7 +61,7 @@ def picture(tmp_path) -> Path:
 @pytest.fixture
 def uncounted(monkeypatch) -> None:
     """FLOPs of a published model take seconds to count."""
-    monkeypatch.setattr(videos, "count_caches", lambda *_, **__: {})
+    monkeypatch.setattr(jobs, "count_caches", lambda *_, **__: {})
 
 
 def run(command, capsys, *flags: object) -> tuple[int, str, str]:

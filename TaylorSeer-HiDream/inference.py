@@ -1,0 +1,68 @@
+"""One image of one prompt, with TaylorSeer or the caching method that is asked for, and what it cost."""
+
+from pathlib import Path
+
+from evaluation.backbones import count_caches
+from evaluation.images import png_settings
+from hidream.command import Pipeline, add_flags, caches, fill_defaults, find_everything, settings_of, sizes_of
+from hidream.weights import REPOS
+from seerkit.cli import PRECISIONS, Parser, run_command, show_log
+from seerkit.compare import run_caches
+from seerkit.distributed import resolve_device
+from seerkit.emoji import PROMPTS
+from seerkit.files import writable_directory
+from seerkit.media import save_png, to_uint8
+from seerkit.prompts import make_batches, read_prompts
+from seerkit.report import make_rows
+from seerkit.seeds import fix_summation_order
+
+EXAMPLES = """
+python TaylorSeer-HiDream/inference.py
+python TaylorSeer-HiDream/inference.py --prompt "rocket, 3d render" --method uncached --output rocket.png
+python TaylorSeer-HiDream/inference.py --model_type full --prompt "a photo of a fox in the snow"
+"""
+PROMPT = "a wooden boat on a mountain lake at sunrise, mist over the water"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__, EXAMPLES)
+    parser.add_argument("--prompt", help=f"default: {PROMPT}; of tiny, the first of those shipped with it")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output.png"), help="the image, a PNG with the settings in it"
+    )
+    add_flags(parser)
+    parser.set_defaults(batch_size=1)
+    args = parser.parse_args(argv)
+    fill_defaults(args)
+    chosen = caches(args)
+    if len(chosen) > 1:
+        raise ValueError(f"{', '.join(chosen)} would make {len(chosen)} images; ask for one, or use sampling.py")
+    if args.output.suffix != ".png" or args.output.is_dir():
+        raise ValueError(f"--output {args.output} cannot be written; name a file that ends in .png")
+    if args.prompt is None:
+        args.prompt = PROMPT if args.model_name in REPOS else read_prompts(PROMPTS)[0]
+    counts = count_caches(args.model_name, chosen, args.num_steps, PRECISIONS[args.precision], **sizes_of(args))
+
+    fix_summation_order()
+    device = resolve_device(args.device)
+    writable_directory(args.output.parent)
+    find_everything(args)
+    show_log()
+    batches = make_batches([args.prompt], args.batch_size)
+    pipeline = Pipeline(args, batches, device)
+    outcomes = run_caches(chosen, batches, pipeline.sample, num_steps=args.num_steps, device=device)
+    ((label, outcome),) = outcomes.items()
+    (pixels,) = to_uint8(pipeline.decode(*outcome.latents))
+    settings = png_settings(settings_of(args, [args.prompt]), label=label, prompt=args.prompt, index=0)
+    save_png(args.output, pixels, settings)
+
+    (row,) = make_rows(chosen, args.num_steps, outcomes, counts, {label: {}})
+    print(f"{args.model_name}, {label}: {args.prompt}")
+    print(f"full steps: {' '.join(map(str, row['full_steps']))} ({len(row['full_steps'])} of {row['num_steps']})")
+    print(f"latency: {row['latency']['median_s']:.2f} s, the first call's work included")
+    print(f"FLOPs: {row['flops_T']:.3f} of {row['flops_T_uncached']:.3f} T ({row['flops_ratio']:.2f}x)")
+    print(f"image: {args.output}")
+
+
+if __name__ == "__main__":
+    run_command(main)
