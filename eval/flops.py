@@ -1,12 +1,13 @@
 """Count the operations of a sampling run with and without a cache, on the meta device: no weights, no accelerator."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evaluation.backbones import BACKBONES, Case, add_workload_flags, cache_of, describe, workload_of
+from evaluation.backbones import BACKBONES, Backbone, Case, add_workload_flags, cache_of, describe, workload_of
 from evaluation.operations import attention_flops
 from seerkit.cli import PRECISIONS, Parser, positive_float, run_command
 from seerkit.files import write_json
@@ -21,6 +22,7 @@ python eval/flops.py --model DiT-XL/2 --image-size 512 --precision bf16 --engine
 python eval/flops.py --model flux-dev --height 1024 --width 1024 --num-steps 50 --interval 6 --max-order 2 --warmup-steps 3
 python eval/flops.py --model hunyuan-video --height 480 --width 640 --frames 65 --precision bf16 --kept-goal-gib 1.9
 python eval/flops.py --model wan-t2v-1.3B --precision bf16 --json
+python eval/flops.py --model hidream-full --precision bf16
 """
 UNITS = "flops_T: 10^12 operations, 2 a multiply-add; kept_bytes: the most bytes of features kept between steps, of all rows"
 GIB = 2**30
@@ -38,7 +40,7 @@ def parse_args(argv: list[str] | None):
 
 
 def count(args) -> dict[str, Any]:
-    """The record of one run: settings, counts, and what the paper's own counter would have printed."""
+    """The record of one run: settings, counts, and what the paper's own counter, if there is one, would have printed."""
     backbone, workload, cache = BACKBONES[args.model], workload_of(args), cache_of(args)
     dtype = PRECISIONS[args.precision]
     with torch.device("meta"):
@@ -61,15 +63,25 @@ def count(args) -> dict[str, Any]:
     if args.kept_goal_gib:
         kept = counts["kept_bytes"]["folded"] / GIB
         record["kept_goal"] = {"bound_gib": args.kept_goal_gib, "value_gib": kept, "met": kept < args.kept_goal_gib}
-    full, forecast = backbone.published_step_flops(case)
-    record["published_convention"] = {
-        "flops_T": (full_steps * full + (args.num_steps - full_steps) * forecast) / 1e12,
-        "flops_T_uncached": args.num_steps * full / 1e12,
+    record["published_convention"] = published_convention(backbone, case, counts, args.num_steps)
+    return record
+
+
+def published_convention(
+    backbone: Backbone, case: Case, counts: Mapping[str, Any], num_steps: int
+) -> dict[str, Any] | None:
+    """The run by the paper's own counter, and what leads from there to `counts`; None where no count is published."""
+    steps = backbone.published_step_flops(case)
+    if steps is None:
+        return None
+    (full, forecast), full_steps = steps, len(counts["full_steps"])
+    return {
+        "flops_T": (full_steps * full + (num_steps - full_steps) * forecast) / 1e12,
+        "flops_T_uncached": num_steps * full / 1e12,
         "flops_T_full_step": full / 1e12,
         "flops_T_forecast_step": forecast / 1e12,
-        "difference": backbone.difference(case, counts, args.num_steps),
+        "difference": backbone.difference(case, counts, num_steps),
     }
-    return record
 
 
 def step_attention(case: Case) -> int:
@@ -129,18 +141,18 @@ def text(record: dict[str, Any]) -> str:
         text_table(["features kept by", "MiB"], kept),
         *([f"folded under {goal['bound_gib']:g} GiB: {'met' if goal['met'] else 'not met'}"] if goal else []),
     ]
-    theirs = record["published_convention"]
-    shown += [
-        "",
-        text_table(
-            ["from the paper's counter to this one", "TFLOPs"],
-            [
-                ["the paper's counter", number(theirs["flops_T"], 4)],
-                *([t["term"], f"{t['flops_T']:+.4f}"] for t in theirs["difference"]),
-                ["this count", number(record["flops_T"], 4)],
-            ],
-        ),
-    ]
+    if theirs := record["published_convention"]:
+        shown += [
+            "",
+            text_table(
+                ["from the paper's counter to this one", "TFLOPs"],
+                [
+                    ["the paper's counter", number(theirs["flops_T"], 4)],
+                    *([t["term"], f"{t['flops_T']:+.4f}"] for t in theirs["difference"]),
+                    ["this count", number(record["flops_T"], 4)],
+                ],
+            ),
+        ]
     return "\n".join(shown)
 
 

@@ -1,4 +1,4 @@
-"""Put the nearest training image beside every sample of the embedded text-to-image model: is it memory or imagination?
+"""Put the nearest training image beside every sample of an embedded text-to-image model: is it memory or imagination?
 
 Distance is the root mean square difference of pixels in [0, 1]. Real images that were not trained on, those of the test
 split, have distances of their own, which are the measure: samples much nearer than those are copies.
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flux.data import load_emoji
 from seerkit.cli import Parser, positive_int, run_command
+from seerkit.emoji import load_emoji
 from seerkit.files import write_json
 from seerkit.media import labelled_grid, save_png
 from seerkit.outputs import image_path, read_image
@@ -26,7 +26,9 @@ CHUNK = 64  # images compared with all others at once
 
 def parse_args(argv: list[str] | None):
     parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument("samples", type=Path, help="output folder of TaylorSeer-FLUX/sample.py")
+    parser.add_argument(
+        "samples", type=Path, help="output folder of TaylorSeer-FLUX/sample.py or TaylorSeer-HiDream/sampling.py"
+    )
     parser.add_argument("--label", default="uncached", help="the cache whose images are looked at")
     parser.add_argument("--data", type=Path, help="folder that scripts/get_emoji.sh has made (default: data/emoji)")
     parser.add_argument("--shown", type=positive_int, default=16, help="samples in the picture")
@@ -53,11 +55,11 @@ def read_samples(folder: Path, label: str) -> tuple[Tensor, list[str]]:
         prompts, shape = settings["prompts"], (settings["height"], settings["width"], 3)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{folder / label} holds no samples of TaylorSeer-FLUX/sample.py; name its output folder and a --label in it"
+            f"{folder / label} holds no samples of emoji; name the output folder of a sampling command and a --label in it"
         ) from error
     images = [read_image(image_path(folder / label, index), shape) for index in range(len(prompts))]
     if any(pixels is None for pixels in images):
-        raise ValueError(f"images are missing in {folder / label}; finish them with sample.py --resume")
+        raise ValueError(f"images are missing in {folder / label}; finish them with --resume")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), prompts
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from evaluation.formula import hidream_operations
 from evaluation.paper import published, published_flops, published_latency
+from hidream import HiDreamConfig
 from seerkit.cli import Parser, run_command
 from seerkit.files import written_whole
 from seerkit.tables import markdown_table, number
@@ -102,6 +104,52 @@ def wan_flops(results: Path) -> str:
     small = flops_table(results, "wan", video_made, "were read in that work", kept=True, without_attention=True)
     large = flops_table(results, "wan", video_made, kept=True, without_attention=True, record="flops-14b-720p")
     return f"{small}\n\n{large}"
+
+
+def hidream_flops(results: Path) -> str:
+    """Counts of HiDream-I1, for which no figures are published, and what the engines keep."""
+    rows = read(results / "hidream" / "flops.json", "bash scripts/reproduce_hidream_flops.sh")["rows"]
+
+    def line(row: dict[str, Any]) -> list[str]:
+        folded, layerwise = (row["kept_bytes"][engine] for engine in KEPT)
+        num_steps = row["settings"]["num_steps"]
+        return [
+            row["settings"]["model"],
+            row["method"] if row["method"] == "uncached" else row["label"],
+            f"{len(row['full_steps'])}/{num_steps}",
+            number(row["flops_T"], 2),
+            number(row["flops_ratio"], 2, "x"),
+            *(number(size / GIB, 3) for size in (folded, layerwise)),
+            number(layerwise / folded if folded else None, 1, "x"),
+        ]
+
+    header = [
+        "model", "run", "full steps", "TFLOPs", "FLOPs ratio", "folded keeps GiB", "layerwise keeps GiB",
+        "layerwise to folded",
+    ]  # fmt: skip
+    first = rows[0]
+    s, full, made = first["settings"], first["flops_T_full_step"], first["conditions"]
+    config = HiDreamConfig(**s["config"])
+    dropped = hidream_operations(config, s["rows"], s["tokens"], s["text_tokens"]).dropped / 1e12
+    attention = (first["flops_T"] - first["flops_T_without_attention"]) / len(first["full_steps"])
+    return "\n\n".join(
+        [
+            markdown_table(header, map(line, rows)),
+            f"A full step of {s['model']} takes {full:.2f} TFLOPs, {attention:.2f} of them attention's products; a forecast "
+            f"step, without the engine's work, {first['flops_T_forecast_step']:.4f}. The official code takes {dropped:.2f} "
+            f"({100 * dropped / full:.1f} %) more in a full step: it also computes queries, rows of attention, output "
+            f"projection and feed-forward layer of the {s['text_tokens']} Llama tokens that it appends to each block, and "
+            "drops them.",
+            made_with(
+                f"{s['width']}×{s['height']} with {s['text_tokens']} text tokens of T5 and as many of Llama, guidance in "
+                f"{s['rows']} rows where there is any, features in {s['precision']}",
+                "counted on the meta device, 2 operations a multiply-add, attention and folding included, experts by the "
+                f"tokens routed to them ({config.num_activated_experts} of {config.num_routed_experts}), modulation from the "
+                "table of a run, text encoders and VAE left out; no figures are published",
+                f"torch {made['versions']['torch']}, {made['date'][:10]}",
+            ),
+        ]
+    )
 
 
 def video_made(settings: dict[str, Any]) -> str:
@@ -263,6 +311,10 @@ def wan_benchmark(results: Path) -> str:
     return benchmark_table(results, "wan", "wan-t2v-1.3B --depth 1 --height 256 --width 256 --frames 17")
 
 
+def hidream_benchmark(results: Path) -> str:
+    return benchmark_table(results, "hidream", "hidream-full --depth 1 --height 320 --width 320")
+
+
 def benchmark_table(results: Path, name: str, model: str) -> str:
     """Timings on random weights, a column for each record results/NAME/benchmark-*.json.
 
@@ -389,17 +441,30 @@ def dit_quality(results: Path) -> str:
 
 
 def flux_samples(results: Path) -> str:
-    """Samples of the embedded text-to-image model as the main job makes them."""
-    command = "bash scripts/run_flux.sh, then copy record.json"
-    return samples_table(read(results / "flux" / "flux-tiny.json", command))
+    """Samples of the embedded FLUX as the main job makes them."""
+    return emoji_samples(results, "flux")
 
 
 def flux_quality(results: Path) -> str:
     """The same on prompts with labels that were held out of training, for the model card."""
-    command = (
-        "bash scripts/run_flux.sh --compare --prompt_file TaylorSeer-FLUX/prompts-held-out.txt, then copy record.json"
-    )
-    return samples_table(read(results / "flux" / "flux-tiny-held-out.json", command))
+    return emoji_samples(results, "flux", held_out=True)
+
+
+def hidream_samples(results: Path) -> str:
+    """Samples of the embedded HiDream as its main job makes them."""
+    return emoji_samples(results, "hidream")
+
+
+def hidream_quality(results: Path) -> str:
+    """The same on prompts with labels that were held out of training, for the model card."""
+    return emoji_samples(results, "hidream", held_out=True)
+
+
+def emoji_samples(results: Path, family: str, *, held_out: bool = False) -> str:
+    """Samples of an embedded text-to-image model, on its own prompts or on those of labels that it never saw."""
+    prompts = " --compare --prompt_file common/emoji/prompts-held-out.txt" if held_out else ""
+    record = results / family / f"{family}-tiny{'-held-out' if held_out else ''}.json"
+    return samples_table(read(record, f"bash scripts/run_{family}.sh{prompts}, then copy record.json"))
 
 
 def hunyuan_samples(results: Path) -> str:
@@ -415,11 +480,19 @@ def wan_samples(results: Path) -> str:
 
 
 def flux_nearest(results: Path) -> str:
+    """How near samples of the embedded FLUX come to its training images."""
+    return emoji_nearest(results, "flux")
+
+
+def hidream_nearest(results: Path) -> str:
+    """How near samples of the embedded HiDream come to its training images."""
+    return emoji_nearest(results, "hidream")
+
+
+def emoji_nearest(results: Path, family: str) -> str:
     """How near samples come to the training images, beside real images that were not trained on."""
-    record = read(
-        results / "flux" / "flux-tiny-nearest.json",
-        "python eval/nearest.py FOLDER --out results/flux/flux-tiny-nearest",
-    )
+    out = results / family / f"{family}-tiny-nearest"
+    record = read(out.with_suffix(".json"), f"python eval/nearest.py FOLDER --out {out}")
     shown = {
         f"{len(record['nearest'])} samples": record["samples"],
         f"{record['num_real_test_images']} real test images": record["real_test_images"],
@@ -532,7 +605,7 @@ def dit_training(results: Path) -> str:
         record,
         shape=f"{config['depth']} blocks of {config['hidden_size']}, {config['num_heads']} heads, patch {config['patch_size']}",
         images=60000,
-        losses=["final L_simple, L_vlb", f"{losses['simple']:.4f}, {losses['vlb']:.4f} bits"],
+        found=[["final L_simple, L_vlb", f"{losses['simple']:.4f}, {losses['vlb']:.4f} bits"]],
     )
 
 
@@ -541,11 +614,23 @@ def flux_training(results: Path) -> str:
     record = read(results / "flux" / "flux-tiny-training.json", "bash scripts/train_flux.sh, then copy model.json")
     config = record["config"]
     blocks = f"{config['depth']} double and {config['depth_single_blocks']} single blocks of {config['hidden_size']}"
-    return training_table(
+    return flow_training(record, f"{blocks}, {config['num_heads']} heads", record["training_images"])
+
+
+def hidream_training(results: Path) -> str:
+    """The same of the embedded HiDream."""
+    record = read(
+        results / "hidream" / "hidream-tiny-training.json", "bash scripts/train_hidream.sh, then copy model.json"
+    )
+    config = HiDreamConfig(**record["config"])
+    blocks = f"{config.num_layers} double and {config.num_single_layers} single blocks of {config.hidden_size}"
+    experts = f"{config.num_activated_experts} of {config.num_routed_experts} experts and a shared one"
+    shares = [100 * share for gate in record["expert_shares"] for share in gate]
+    return flow_training(
         record,
-        shape=f"{blocks}, {config['num_heads']} heads",
-        images=record["training_images"],
-        losses=["final loss of the velocity", f"{record['final_loss']['flow']:.4f}"],
+        f"{blocks}, {config.num_attention_heads} heads, {experts}",
+        record["training_images"],
+        ["an expert's share of the choices, in any block", f"{min(shares):.1f} % to {max(shares):.1f} %"],
     )
 
 
@@ -570,12 +655,17 @@ def hunyuan_training(results: Path) -> str:
 def video_training(record: dict[str, Any], shape: str) -> str:
     """The facts of a training run on clips that are made on the fly."""
     patch = " × ".join(map(str, record["config"]["patch_size"]))
-    losses = ["final loss of the velocity", f"{record['final_loss']['flow']:.4f}"]
-    return training_table(record, shape=f"{shape}, patch {patch}", images=None, losses=losses)
+    return flow_training(record, f"{shape}, patch {patch}", None)
 
 
-def training_table(record: dict[str, Any], *, shape: str, images: int | None, losses: list[str]) -> str:
-    """The facts of a training run; `images` are those of an epoch, None without end; `losses` a row of the table."""
+def flow_training(record: dict[str, Any], shape: str, images: int | None, *further: list[str]) -> str:
+    """The facts of a training run by the loss of the velocity; `further` rows of what it led to, others as `training_table`."""
+    loss = ["final loss of the velocity", f"{record['final_loss']['flow']:.4f}"]
+    return training_table(record, shape=shape, images=images, found=[loss, *further])
+
+
+def training_table(record: dict[str, Any], *, shape: str, images: int | None, found: list[list[str]]) -> str:
+    """The facts of a training run; `images` are those of an epoch, None without end; `found` rows of what it led to."""
     t, made = record["training"], record["conditions"]
     epochs = "" if images is None else f" ({record['images_seen'] / images:.1f} epochs)"
     rows = [
@@ -583,7 +673,7 @@ def training_table(record: dict[str, Any], *, shape: str, images: int | None, lo
         ["steps × samples", f"{t['steps']} × {t['batch_size']}{epochs}"],
         ["optimiser", f"AdamW, rate {t['lr']:g}, {t['lr_schedule']} after {t['lr_warmup_steps']} steps of warm-up"],
         ["average of weights", f"EMA, decay {t['ema_decay']}"],
-        losses,
+        *found,
         ["precision", f"{t['precision']} products, float32 weights"],
         ["hardware", made["device"]],
         ["wall-clock time", f"{record['seconds'] / 3600:.1f} h, beside other work on the same two cores"],
@@ -617,6 +707,12 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "wan-samples": wan_samples,
     "wan-training": wan_training,
     "video-memory": video_memory,
+    "hidream-flops": hidream_flops,
+    "hidream-benchmark": hidream_benchmark,
+    "hidream-samples": hidream_samples,
+    "hidream-quality": hidream_quality,
+    "hidream-nearest": hidream_nearest,
+    "hidream-training": hidream_training,
 }
 
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.scorer import FEATURES, HIDDEN, INPUT_SIZE, WEIGHTS, WIDTH, Scorer, fold_lite0, load_scorer, save_scorer
-from flux.data import EmojiData, find_emoji, load_emoji
-from flux.minilm import WIDTH as TEXT_WIDTH
-from flux.minilm import TextTable
 from seerkit.cli import Parser, positive_float, positive_int, run_command
 from seerkit.distributed import resolve_device
+from seerkit.emoji import EmojiData, find_emoji, load_emoji
 from seerkit.files import writable_directory
+from seerkit.minilm import WIDTH as TEXT_WIDTH
+from seerkit.minilm import TextTable
 from seerkit.seeds import derive_seed, generator
 from seerkit.training import batch_indices
 from seerkit.weights import export_safetensors, load_weights, read_metadata, read_state
@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
         "num_parameters": sum(parameter.numel() for parameter in scorer.parameters()),
         "training": settings,
         "command": f"python eval/train_scorer.py {shlex.join(sys.argv[1:] if argv is None else argv)}",
-        "data": f"{int(data.train.sum())} training images of the emoji set (TaylorSeer-FLUX/NOTICE), 32 pixels on white",
+        "data": f"{int(data.train.sum())} training images of the emoji set (common/emoji/NOTICE), 32 pixels on white",
         "precision": "weights in fp16; measured in fp32 with the weights as stored",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": device.type,

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import dit.command
 import flux.command
 import flux.config
+import hidream.command
+import hidream.config
 import hunyuan_video.command
 import hunyuan_video.config
 import wan.command
@@ -40,6 +42,8 @@ from evaluation.paper import (
 from evaluation.rivals import (
     diffusers_arguments,
     diffusers_flux,
+    diffusers_hidream,
+    diffusers_hidream_arguments,
     diffusers_hunyuan_video,
     diffusers_hunyuan_video_arguments,
     diffusers_wan,
@@ -50,6 +54,9 @@ from flux import Flux, FluxConfig, flux_config
 from flux import Sampler as FluxSampler
 from flux.latents import image_ids, pack, patch_side, text_ids, unpack
 from flux.schedule import sampling_times
+from hidream import CONFIGS as HIDREAM_CONFIGS
+from hidream import HiDream, hidream_config
+from hidream import Sampler as HiDreamSampler
 from hunyuan_video import CONFIGS as HUNYUAN_CONFIGS
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from hunyuan_video import Sampler as HunyuanSampler
@@ -59,6 +66,7 @@ from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.cli import PRECISIONS, Parser, positive_float, positive_int
 from seerkit.flops import sampling_flops
+from seerkit.seeds import SampleGenerators
 from wan import CONFIGS as WAN_CONFIGS
 from wan import Sampler as WanSampler
 from wan import Wan, WanConfig, wan_config
@@ -72,10 +80,10 @@ Callback = Callable[[int, Tensor], None]
 class Workload:
     """What a model call works on; made by `workload`, which knows the model's own settings.
 
-    height, width: in pixels; None leaves them to the model. num_samples: samples a call. depth: number of blocks, for FLUX
-    and HunyuanVideo of double blocks, for trials. attention: a name in `seerkit.attention.BACKENDS`. Of some models alone,
-    else None: frames: of a video. cfg_scale: guidance weight; with any but 1 a sample takes two rows, conditional and
-    unconditional. text_tokens: of a prompt.
+    height, width: in pixels; None leaves them to the model. num_samples: samples a call. depth: number of blocks, for FLUX,
+    HunyuanVideo and HiDream of double blocks, for trials. attention: a name in `seerkit.attention.BACKENDS`. Of some models
+    alone, else None: frames: of a video. cfg_scale: guidance weight; where that takes a second branch, as 1 does not, a
+    sample has two rows, conditional and unconditional. text_tokens: of a prompt.
     """
 
     height: int | None = None
@@ -106,7 +114,8 @@ class Backbone(Protocol):
 
     defaults: interval, max_order and warmup_steps. orders: the paper's order by interval. num_steps: sampling steps.
     own: the model's own values of those workload settings that it has, None where they follow from the configuration.
-    goals: bounds for keys of eval/benchmark.py's GOALS. deepest: depth of the deepest published model of the family.
+    goals: bounds for keys of eval/benchmark.py's GOALS. deepest: depth of the deepest published model of the family, or the
+    most that a configuration allows.
     """
 
     defaults: Mapping[str, int]
@@ -127,11 +136,14 @@ class Backbone(Protocol):
     ) -> tuple[Tensor, Run]:
         """A whole sampling run from the latents of `case`: final latents and the run."""
 
-    def published_step_flops(self, case: Case) -> tuple[int, int]:
-        """Operations of a full and a forecast step as the paper's own counter has them."""
+    def published_step_flops(self, case: Case) -> tuple[int, int] | None:
+        """Operations of a full and a forecast step as the paper's own counter has them; None where no count is published."""
 
     def difference(self, case: Case, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
-        """What leads from the paper's counter to ours over a run, adding up exactly; `counts` as `sampling_flops` returns."""
+        """What leads from the paper's counter to ours over a run, adding up exactly; `counts` as `sampling_flops` returns.
+
+        Empty where no count is published.
+        """
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]] | None:
         """The public implementation with random weights, and the arguments that make a call of it one of `case`.
@@ -392,11 +404,81 @@ class WanBackbone:
         return model, diffusers_wan_arguments(case.latents, case.conditions)
 
 
+@dataclass(frozen=True)
+class HiDreamBackbone:
+    name: str
+    defaults = hidream.command.DEFAULTS
+    orders = hidream.command.PAPER_ORDERS
+    goals = MappingProxyType(
+        {"latency_over_flops": 0.97, "forecast_over_full": 0.03, "folding_overhead": 0.05, "peak_memory": 0.03}
+    )
+
+    @property
+    def deepest(self) -> int:
+        """As many double blocks as the configuration names Llama layers for, with two single ones each."""
+        return HIDREAM_CONFIGS[self.name].num_blocks // 3
+
+    @property
+    def num_steps(self) -> int:
+        return hidream.config.USAGE[self.name].num_steps
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        usage = hidream.config.USAGE[self.name]
+        sizes = {"height": usage.image_size, "width": usage.image_size}
+        return {**sizes, "cfg_scale": usage.guidance, "text_tokens": usage.text_tokens}
+
+    def build(self, workload: Workload, dtype: torch.dtype) -> Case:
+        config, count = hidream_config(self.name, depth=workload.depth), workload.num_samples
+        shape = hidream.config.latent_shape(self.name, workload.height, workload.width)
+        rows, length = count * (2 if workload.cfg_scale > 1 else 1), workload.text_tokens
+        t5, llama = config.caption_channels
+        latents = torch.randn(count, *shape, dtype=dtype).repeat(rows // count, 1, 1, 1)
+        conditions = {
+            "t5": torch.randn(rows, length, t5, dtype=dtype),
+            "llama": torch.randn(1 + max(config.llama_layers), rows, length, llama, dtype=dtype),
+            "pooled": torch.randn(rows, config.text_emb_dim, dtype=dtype),
+        }
+        model = HiDream(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
+        return Case(model, latents, conditions)
+
+    def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> HiDreamSampler:
+        usage = hidream.config.USAGE[self.name]
+        return HiDreamSampler(case.model, num_steps, solver=usage.solver, shift=usage.shift, guidance=guidance)
+
+    def timesteps(self, case: Case, num_steps: int) -> Tensor:
+        return self._sampler(case, num_steps).timesteps
+
+    def sample(
+        self, case: Case, workload: Workload, num_steps: int, cache: Cache, callback: Callback
+    ) -> tuple[Tensor, Run]:
+        count, conditions = workload.num_samples, case.conditions
+        texts = [  # of the rows without text, which come first, and of those with it; one of them without guidance
+            (conditions["t5"][rows], conditions["llama"][:, rows], conditions["pooled"][rows])
+            for rows in (slice(0, count), slice(case.rows - count, None))
+        ]
+        sampler = self._sampler(case, num_steps, workload.cfg_scale)
+        generators = SampleGenerators(0, range(count))  # of the flash solver's noise
+        noise = case.latents[:count].float()  # the sampler adds the unconditional rows itself
+        return sampler.run(noise, *texts[1], negative=texts[0], generators=generators, cache=cache, callback=callback)
+
+    def published_step_flops(self, case: Case) -> None:
+        return None
+
+    def difference(self, case: Case, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
+        return []
+
+    def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
+        model = diffusers_hidream(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+        return model, diffusers_hidream_arguments(case.latents, case.conditions)
+
+
 BACKBONES: dict[str, Backbone] = {
     **{name: DiTBackbone(name) for name in DIT_CONFIGS},
     **{name: FluxBackbone(name) for name in FLUX_CONFIGS},
     **{name: HunyuanVideoBackbone(name) for name in HUNYUAN_CONFIGS},
     **{name: WanBackbone(name) for name in WAN_CONFIGS},
+    **{name: HiDreamBackbone(name) for name in HIDREAM_CONFIGS},
 }
 DEFAULT_MODEL = "DiT-XL/2"
 
@@ -414,18 +496,18 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
     parser.add_argument(
         "--cfg-scale",
         type=positive_float,
-        help="guidance weight of DiT and Wan2.1; 1 runs no second branch (default: the model's own)",
+        help="guidance weight of DiT, Wan2.1 and HiDream; 1 runs no second branch (default: the model's own)",
     )
     parser.add_argument(
         "--text-tokens",
         type=positive_int,
-        help="of a FLUX or HunyuanVideo prompt, for trials (default: the model's own)",
+        help="of a FLUX, HunyuanVideo or HiDream prompt, for trials (default: the model's own)",
     )
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
     parser.add_argument(
         "--depth",
         type=positive_int,
-        help="number of blocks, of FLUX and HunyuanVideo double blocks, for trials (default: the model's own)",
+        help="number of blocks, of FLUX, HunyuanVideo and HiDream double blocks, for trials (default: the model's own)",
     )
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
     add_cache_flags(parser, **backbone.defaults)

@@ -23,7 +23,15 @@ _MOVES_NOTHING = {
     "aten::_unsafe_view",
 }
 
-_BATCHED = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
+def _activations_product(*operands: Tensor, **_: Any) -> int:
+    """Of a batched product; nothing where an operand is one matrix for all of the batch, as a layer's weight is."""
+    left, right = operands[-2:]
+    return 0 if 0 in (left.stride(0), right.stride(0)) else 2 * left.numel() * right.shape[-1]
+
+
+_activations_product._get_raw = True  # tells FlopCounterMode to hand over tensors, not shapes
+_BATCHED = dict.fromkeys((torch.ops.aten.bmm, torch.ops.aten.baddbmm), _activations_product)
 
 
 class _Operations(TorchDispatchMode):
@@ -57,10 +65,9 @@ def count_operations(function: Callable[[], Any]) -> int:
 def attention_flops(function: Callable[[], Any]) -> int:
     """Operations of the products of activations with each other that `function` performs, 2 a multiply-add.
 
-    Those of attention, whatever its backend: QKᵀ and the weighted sum of v. Products with weights are not among them, as
-    layers are products of two matrices and attention is one of many.
+    Those of attention, whatever its backend: QKᵀ and the weighted sum of v. Products with weights are not among them.
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=_BATCHED) as counter, torch.no_grad():
         function()
     counts = counter.get_flop_counts()["Global"]
     return sum(flops for op, flops in counts.items() if op in _BATCHED or "attention" in str(op))

@@ -5,6 +5,7 @@ forecaster for every module, as the authors released it. diffusers and cache-dit
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from cache_dic import residual
 from evaluation.operations import count_operations
 from flux import Flux, FluxConfig
 from flux.command import DEFAULTS
+from hidream import HiDreamConfig
 from hunyuan_video import HunyuanVideoConfig
 from seerkit.modulation import TwoStreamModulation
 from wan import WanConfig
@@ -132,6 +134,27 @@ def diffusers_wan_arguments(latents: Tensor, conditions: Mapping[str, Tensor], *
         "timestep": torch.full((len(latents),), t, device=latents.device),
         "encoder_hidden_states": conditions["context"],
         "encoder_hidden_states_image": conditions.get("clip_fea"),
+        "return_dict": False,
+    }
+
+
+def diffusers_hidream(config: HiDreamConfig) -> nn.Module:
+    """diffusers' HiDreamImageTransformer2DModel of a configuration, random weights, on the default device."""
+    from diffusers import HiDreamImageTransformer2DModel
+
+    return HiDreamImageTransformer2DModel(**asdict(config), force_inference_output=True)
+
+
+def diffusers_hidream_arguments(
+    latents: Tensor, conditions: Mapping[str, Tensor], *, t: float = 500.0
+) -> dict[str, Any]:
+    """Arguments of its call for the inputs of a call of `HiDream` at time t; images that are not square it pads itself."""
+    return {
+        "hidden_states": latents,
+        "timesteps": torch.full((len(latents),), t, device=latents.device),
+        "encoder_hidden_states_t5": conditions["t5"],
+        "encoder_hidden_states_llama3": conditions["llama"],
+        "pooled_embeds": conditions["pooled"],
         "return_dict": False,
     }
 

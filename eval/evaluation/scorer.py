@@ -2,7 +2,7 @@
 
 Two towers end in unit vectors, and the score is 100 times their cosine: CLIPScore's form (arXiv 2104.08718) without its
 clipping at zero. The image tower stands on EfficientNet-Lite0, which stays as it was trained on ImageNet; the text tower
-reads the pooled vectors of `flux.minilm`. The towers being others, a score cannot be compared with a CLIPScore: it means
+reads the pooled vectors of `seerkit.minilm`. The towers being others, a score cannot be compared with a CLIPScore: it means
 something beside `ceiling` and `floor` alone.
 """
 
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flux.minilm import WIDTH as TEXT_WIDTH
 from seerkit.files import write_json
+from seerkit.minilm import WIDTH as TEXT_WIDTH
 from seerkit.weights import export_safetensors, load_weights, read_metadata, read_state
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "emoji-scorer.safetensors"

@@ -5,12 +5,14 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import hidream.config
 from cache_dic import make_cache
 from evaluation.backbones import BACKBONES, workload
 from seerkit.compile import compile_steps
@@ -111,12 +113,42 @@ def test_videos_against_diffusers(need, tmp_path, name, rows, sites):
     assert record["diffusers"]["ours_over_theirs"]["min"] > 0
 
 
+HIDREAM = ["--model", "hidream-debug", "--device", "cpu", "--num-steps", "12", "--repeats", "2"]
+
+
+def test_hidream_against_diffusers(need, tmp_path):
+    need("diffusers")
+    out = tmp_path / "record.json"
+    flags = ["--height", "16", "--width", "24", "--whole-run", "--whole-repeats", "1", "--against-diffusers"]
+    FUNCTIONS["main"]([*HIDREAM, *flags, "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert record["label"] == "taylorseer-N4-W1-O2"
+    assert (record["settings"]["tokens"], record["settings"]["rows"], record["settings"]["cfg_scale"]) == (24, 2, 3)
+    assert set(record["goals"]) == {"latency_over_flops", "forecast_over_full", "folding_overhead", "peak_memory"}
+    assert all(
+        record["goals"][key]["value"] for key in ("latency_over_flops", "forecast_over_full", "folding_overhead")
+    )
+    assert record["flops"]["kept_bytes"]["folded"] == 9 * 2 * 24 * 32 * 4
+    assert record["whole_run"].keys() == {"uncached", "taylorseer-N4-W1-O2"}
+    assert record["diffusers"]["ours_over_theirs"]["min"] > 0
+
+
+@torch.no_grad()
+def test_folded_forecasts_of_hidream_do_not_depend_on_depth():
+    backbone, cache = BACKBONES["hidream-tiny"], make_cache("taylorseer", interval=4, max_order=2)
+    asked = workload("hidream-tiny", depth=1)
+    shallow, deep = FUNCTIONS["count_by_depth"](backbone, asked, torch.bfloat16, cache, 13)
+    assert (shallow["sites"], deep["sites"]) == (6, 6 * backbone.deepest)
+    assert shallow["folded"] == deep["folded"] < shallow["layerwise"] < deep["layerwise"]
+    assert BACKBONES["hidream-full"].deepest == 16
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hunyuan-debug", "wan-debug"])
-def test_videos_compiled(load_command, monkeypatch, tmp_path, name):
+@pytest.mark.parametrize("flags", [[*VIDEO, "--model", "hunyuan-debug"], [*VIDEO, "--model", "wan-debug"], HIDREAM])
+def test_compiled_on_a_cpu(load_command, monkeypatch, tmp_path, flags):
     command, out = load_command("eval/benchmark.py"), tmp_path / "record.json"
     monkeypatch.setattr(command, "compile_steps", partial(compile_steps, backend="eager"))
-    command.main([*VIDEO, "--model", name, "--compile", "--out", str(out)])
+    command.main([*flags, "--compile", "--out", str(out)])
     record = json.loads(out.read_text())
     assert record["settings"]["compile"]
     assert set(record["forecast_step"]) == {"folded"}
@@ -139,10 +171,34 @@ def test_a_sampling_run_of_a_video_starts_from_the_latents_of_the_case(name, cfg
     assert 990 <= first <= 1000
 
 
-@pytest.mark.parametrize("name", ["hunyuan-debug", "wan-debug", "wan-i2v-14B-480P"])
+@pytest.mark.parametrize(("solver", "cfg_scale"), [("unipc", 1.0), ("unipc", 3.0), ("flash", 1.0)])
+def test_a_sampling_run_of_hidream_starts_from_the_latents_of_the_case(monkeypatch, solver, cfg_scale):
+    """What the backbone samples is what the sampler makes of the texts in the case's rows."""
+    backbone, seen = BACKBONES["hidream-debug"], []
+    monkeypatch.setitem(
+        hidream.config.USAGE, backbone.name, replace(hidream.config.USAGE[backbone.name], solver=solver)
+    )
+    asked = workload(backbone.name, height=16, width=16, cfg_scale=cfg_scale, num_samples=2, text_tokens=3)
+    case = backbone.build(asked, torch.float32)
+    assert case.rows == (2 if cfg_scale == 1 else 4)
+    case.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    cache, steps = make_cache("taylorseer", interval=2, max_order=1), []
+    latents, run = backbone.sample(case, asked, 6, cache, lambda *s: steps.append(s))
+    assert latents.shape == case.latents[:2].shape
+    assert torch.equal(latents, steps[-1][1])
+    assert len(steps) == run.record()["num_steps"] == 6
+    (first,), given = seen[0]
+    assert torch.equal(first, case.latents)
+    assert all(torch.equal(given[name], value) for name, value in case.conditions.items())
+    assert torch.equal(given["timesteps"], backbone.timesteps(case, 6)[:1].expand(case.rows))
+
+
+@pytest.mark.parametrize("name", ["hunyuan-debug", "wan-debug", "wan-i2v-14B-480P", "hidream-debug", "hidream-full"])
 def test_the_reference_is_as_large_as_ours(need, name):
     need("diffusers")
-    sizes = {"height": 32, "width": 32, "frames": 8 if "debug" in name else 9}
+    sizes = {"height": 32, "width": 32}
+    if "hidream" not in name:
+        sizes["frames"] = 8 if "debug" in name else 9
     with torch.device("meta"):
         case = BACKBONES[name].build(workload(name, depth=1, **sizes), torch.float32)
         model, arguments = BACKBONES[name].reference(case)

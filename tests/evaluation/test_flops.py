@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cache_dic import METHODS, make_cache
 from dit import DiT, dit_config
-from evaluation.backbones import BACKBONES, add_workload_flags, cache_of, workload
+from evaluation.backbones import BACKBONES, Case, add_workload_flags, cache_of, workload
+from evaluation.formula import HiDreamOperations, hidream_operations
 from evaluation.operations import attention_flops
 from evaluation.paper import (
     dit_counter,
@@ -19,13 +21,15 @@ from evaluation.paper import (
     printed,
     published,
     published_flops,
+    published_latency,
     wan_counter,
 )
 from flux import CONFIGS, flux_config
+from hidream import HiDream, hidream_config
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from seerkit.attention import attention_backend
 from seerkit.cli import Parser
-from seerkit.flops import count_flops, sampling_flops
+from seerkit.flops import count_flops, sampling_flops, step_flops
 from wan import Wan, wan_config
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +155,9 @@ def test_one_cache_at_a_time(flags):
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("name", ["debug", "fashion-mnist", "flux-debug", "hunyuan-debug", "wan-debug"])
+@pytest.mark.parametrize(
+    "name", ["debug", "fashion-mnist", "flux-debug", "hunyuan-debug", "wan-debug", "hidream-debug"]
+)
 def test_every_method_is_counted(capsys, name, method):
     row = counted(capsys, "--model", name, "--method", method)
     assert row.keys() >= KEYS
@@ -164,8 +170,10 @@ def test_every_name_is_counted(capsys, name):
     assert row["settings"]["model"] == name
     assert 0 < row["flops_T"] < row["flops_T_uncached"]
     theirs = row["published_convention"]
-    led = theirs["flops_T"] + sum(term["flops_T"] for term in theirs["difference"])
-    assert led == pytest.approx(row["flops_T"], rel=1e-12)
+    assert (theirs is None) == name.startswith("hidream")
+    if theirs is not None:
+        led = theirs["flops_T"] + sum(term["flops_T"] for term in theirs["difference"])
+        assert led == pytest.approx(row["flops_T"], rel=1e-12)
 
 
 def test_attention_is_told_apart(capsys):
@@ -182,6 +190,8 @@ def test_attention_backends_have_the_same_products():
         assert attention_flops(lambda b=backend: attention_backend(b)(q, k, k)) == 2 * 2 * 2 * 3 * 5 * 7 * 8
     layer = torch.nn.Linear(8, 4, device="meta")
     assert attention_flops(lambda: layer(q)) == 0 < count_flops(lambda: layer(q))
+    part = torch.empty(2, 5, 8, device="meta")[:, :3]  # becomes a batched product with one weight for all of the batch
+    assert attention_flops(lambda: layer(part)) == 0 < count_flops(lambda: layer(part))
 
 
 def test_a_goal_for_what_is_kept(capsys):
@@ -449,6 +459,84 @@ class TestWan:
         assert row["kept_goal"]["met"]
 
 
+@pytest.fixture(scope="module")
+def hidream_full() -> dict:
+    """HiDream-I1 Full at 1024 x 1024 with the authors' settings, counted once."""
+    return COMMAND["count"](COMMAND["parse_args"](["--model", "hidream-full", "--precision", "bf16"]))
+
+
+class TestHiDream:
+    @staticmethod
+    def formula(case: Case) -> HiDreamOperations:
+        config, (height, width) = case.model.config, case.model.grid(case.latents)
+        padding = config.max_tokens - height * width if height != width else 0
+        text_tokens = case.conditions["t5"].shape[1]
+        return hidream_operations(config, case.rows, height * width, text_tokens, padding)
+
+    def test_full(self, hidream_full):
+        assert hidream_full["label"] == "taylorseer-N4-W1-O2", "the authors' settings are the defaults"
+        assert hidream_full["full_steps"] == list(range(0, 50, 4))
+        settings = hidream_full["settings"]
+        assert (settings["rows"], settings["tokens"], settings["text_tokens"], settings["sites"]) == (2, 4096, 128, 96)
+        assert (settings["height"], settings["width"], settings["cfg_scale"]) == (1024, 1024, 5)
+        assert hidream_full["flops_T_full_step"] == pytest.approx(152.07, abs=5e-3)
+        assert hidream_full["flops_T_uncached"] == 50 * hidream_full["flops_T_full_step"]
+        json.dumps(hidream_full)
+
+    def test_nothing_is_published(self, hidream_full):
+        assert hidream_full["published_convention"] is None
+        assert "paper's counter" not in COMMAND["text"](hidream_full)
+        assert published_flops(published("hidream"), "uncached") is None
+
+    def test_attention_by_hand(self, hidream_full):
+        """Queries are 4096 image tokens and 2 x 128 of text; keys also 128 of Llama's in each of 48 blocks."""
+        attention = 48 * 4 * 2 * (4096 + 256) * (4096 + 384) * 2560 / 1e12
+        assert hidream_full["flops_T"] - hidream_full["flops_T_without_attention"] == pytest.approx(13 * attention)
+
+    @pytest.mark.parametrize(
+        ("name", "sizes"),
+        [
+            ("hidream-full", {}),
+            ("hidream-dev", {}),
+            ("hidream-full", {"depth": 2, "height": 768, "width": 1024}),
+            ("hidream-tiny", {"cfg_scale": 1.0}),
+            ("hidream-debug", {"height": 16, "width": 32, "num_samples": 3, "text_tokens": 5}),
+        ],
+    )
+    def test_the_formula_to_the_last_operation(self, name, sizes):
+        """Full and forecast steps, both branches and one, square and padded."""
+        with torch.device("meta"):
+            case = BACKBONES[name].build(workload(name, **sizes), torch.float32)
+        assert case.rows == sizes.get("num_samples", 1) * (1 if name == "hidream-dev" or "cfg_scale" in sizes else 2)
+        assert step_flops(case.model, case.latents, case.conditions) == self.formula(case).steps
+
+    @pytest.mark.parametrize("cfg_scale", [1.0, 5.0])
+    def test_what_the_official_code_adds(self, need, cfg_scale):
+        """diffusers' model, which computes as the official one, counted on a CPU; it also embeds time in every row."""
+        need("diffusers")
+        backbone = BACKBONES["hidream-debug"]
+        case = backbone.build(workload("hidream-debug", cfg_scale=cfg_scale), torch.float32)
+        model, arguments = backbone.reference(case)
+        with sdpa_kernel(SDPBackend.MATH):  # whose products are counted on CPUs, unlike those of fused attention
+            theirs = count_flops(lambda: model(**arguments))
+        formula, dim = self.formula(case), case.model.config.hidden_size
+        assert theirs == formula.steps[0] + formula.dropped + (case.rows - 1) * 2 * (256 * dim + dim**2)
+
+    def test_experts_are_counted_by_the_tokens_routed_to_them(self):
+        """A token: the gate E·D, the shared expert 3·D·F and two of four others 3·D·F each, 2 a multiply-add."""
+        config = hidream_config("hidream-debug")
+        with torch.device("meta"):
+            layer, x = HiDream(config).double_blocks[0].ff_i, torch.empty(2, 5, config.hidden_size)
+        products = 4 + 3 * config.shared_width + 2 * 3 * config.expert_width
+        assert count_flops(lambda: layer(x)) == 2 * 10 * config.hidden_size * products
+
+    def test_kept_features_at_1024(self, hidream_full):
+        """Folded: 3 orders x 3 forecasts in float32; layerwise: 3 orders of 96 sites in bf16. Both branches."""
+        feature = 2 * 4096 * 2560
+        assert hidream_full["kept_bytes"]["folded"] == 9 * feature * 4
+        assert hidream_full["kept_bytes"]["layerwise"] == 3 * 96 * feature * 2 == 16 * 9 * feature * 4
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -457,6 +545,9 @@ class TestWan:
         (["--model", "hunyuan-debug", "--cfg-scale", "2"], "--cfg-scale 2.0 has no effect on hunyuan-debug"),
         (["--model", "wan-t2v-1.3B", "--frames", "80"], "number of frames 80 must be 4k \\+ 1"),
         (["--model", "wan-debug", "--text-tokens", "8"], "--text-tokens 8 has no effect on wan-debug"),
+        (["--model", "hidream-full", "--frames", "17"], "--frames 17 has no effect on hidream-full"),
+        (["--model", "hidream-full", "--height", "1000"], "height 1000 must be a positive multiple of 16"),
+        (["--model", "hidream-full", "--width", "1040"], "positions for 4096"),
         (["--model", "flux-dev", "--height", "1000"], "height 1000 must be a positive multiple of 16"),
         (["--model", "flux-debug", "--image-size", "30"], "multiple of 4"),
         (["--model", "flux-debug", "--image-size", "32", "--width", "32"], "either that or --height and --width"),
@@ -487,6 +578,16 @@ def test_published_rows_name_their_source(name):
     for row in facts["flops"]:
         assert row["source"]
         assert name == "dit" or row["confidence"] in ("read", "requoted")
+
+
+def test_published_latency_of_hidream():
+    """Speed-ups are against the uncached row of the same source."""
+    rows = published("hidream")["latency"]
+    base = {row["source"]: row["latency_s"] for row in rows if row["method"] == "uncached"}
+    for row in rows:
+        assert row["confidence"] == "read"
+        assert row["latency_speedup"] == pytest.approx(base[row["source"]] / row["latency_s"], abs=5e-3)
+    assert published_latency(published("hidream"), "taylorseer")[0]["interval"] == 4
 
 
 def test_published_flux_counts_are_the_rule_s_or_marked():

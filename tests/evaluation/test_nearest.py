@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flux.data import EmojiData
 from seerkit.cli import run_command
+from seerkit.emoji import EmojiData
 from seerkit.media import save_png
 from seerkit.outputs import image_path
 
@@ -56,4 +56,4 @@ def test_picture_and_record(command, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run_command(command.main, [str(tmp_path), "--label", "fora", "--out", str(tmp_path / "near")])
     assert stop.value.code == 2
-    assert "holds no samples of TaylorSeer-FLUX/sample.py" in capsys.readouterr().err
+    assert "holds no samples of emoji" in capsys.readouterr().err

@@ -2,9 +2,12 @@
 
 import json
 import runpy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from hidream import CONFIGS as HIDREAM_CONFIGS
 
 ROOT = Path(__file__).parents[2]
 TABLES = runpy.run_path(str(ROOT / "eval" / "tables.py"))
@@ -84,6 +87,21 @@ def results(tmp_path_factory) -> Path:
     (root / "hunyuan" / "hunyuan-tiny.json").write_text(json.dumps(samples))
     samples["settings"] |= {"model": "wan-tiny", "solver": "unipc"}
     (root / "wan" / "wan-tiny.json").write_text(json.dumps(samples))
+
+    for flags in (["full", "--method", "uncached"], ["full"], ["dev", "--method", "fora"]):
+        out = ["--precision", "bf16", "--depth", "1", "--out", str(root / "hidream" / "flops.json")]
+        FLOPS["main"](["--model", f"hidream-{flags[0]}", *flags[1:], *out])
+    training = {
+        "config": asdict(HIDREAM_CONFIGS["hidream-debug"]), "num_parameters": 12_345_678, "images_seen": 20480,
+        "training_images": 4096, "final_loss": {"flow": 0.12345}, "seconds": 5400,
+        "expert_shares": [[0.2549, 0.24, 0.26, 0.2451], [0.2, 0.25, 0.25, 0.3]],
+        "training": {
+            "steps": 160, "batch_size": 128, "lr": 1e-3, "lr_schedule": "cosine", "lr_warmup_steps": 20, "ema_decay": 0.999,
+            "precision": "bf16", "seed": 0,
+        },
+        "conditions": {**CONDITIONS, "python": "3.11.7"},
+    }  # fmt: skip
+    (root / "hidream" / "hidream-tiny-training.json").write_text(json.dumps(training))
     return root
 
 
@@ -270,6 +288,52 @@ def test_kept_features_of_videos_stand_beside_their_goals(results):
     assert " | < 0.0001, not met | " in lines[4]
 
 
+def test_hidream_counts_have_no_published_row(results):
+    table = TABLES["hidream_flops"](results)
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[:3] for row in rows[2:]] == [
+        ["| hidream-full", "uncached", "50/50"],
+        ["| hidream-full", "taylorseer-N4-W1-O2", "13/50"],
+        ["| hidream-dev", "fora-N4-W1", "7/28"],
+    ]
+    assert rows[2].endswith(" | 1.00x | 0.000 | 0.000 | – |")
+    feature = 2 * 4096 * 2560
+    assert rows[3].endswith(f" | {9 * feature * 4 / 2**30:.3f} | {3 * 6 * feature * 2 / 2**30:.3f} | 1.0x |")
+    assert "published" not in rows[0]
+    assert "experts by the tokens routed to them (2 of 4)" in table
+    assert "1024×1024 with 128 text tokens of T5 and as many of Llama" in table
+
+
+def test_what_the_official_code_adds_is_computed(results):
+    """A double and two single blocks: of 2 x 128 tokens queries, output, attention, a feed-forward layer, or experts."""
+    row = json.loads((results / "hidream" / "flops.json").read_text())["rows"][0]
+    expert, shared, keys, dim = 6912, 3584, 4096 + 3 * 128, 2560
+    experts = dim * (3 * shared + 4 + 2 * 3 * expert)
+    added = 2 * 128 * (3 * (2 * 2 * dim**2 + 4 * keys * dim) + 2 * (3 * dim * expert + 2 * experts)) / 1e12
+    full = row["flops_T_full_step"]
+    said = f"takes {added:.2f} ({100 * added / full:.1f} %) more in a full step: it also computes queries"
+    assert said in TABLES["hidream_flops"](results)
+
+
+def test_hidream_training_names_the_experts(results):
+    table = TABLES["hidream_training"](results)
+    shape = "1 double and 2 single blocks of 32, 2 heads, 2 of 4 experts and a shared one; 12.35 M parameters"
+    assert f"| model | {shape} |" in table
+    assert "| steps × samples | 160 × 128 (5.0 epochs) |" in table
+    assert "| final loss of the velocity | 0.1235 |" in table
+    assert "| an expert's share of the choices, in any block | 20.0 % to 30.0 % |" in table
+
+
+def test_hidream_samples_are_scored(results, tmp_path):
+    record = json.loads((results / "flux" / "flux-tiny.json").read_text())
+    record["settings"] |= {"model": "hidream-tiny", "solver": "unipc"}
+    (tmp_path / "hidream").mkdir()
+    (tmp_path / "hidream" / "hidream-tiny.json").write_text(json.dumps(record))
+    table = TABLES["hidream_samples"](tmp_path)
+    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 31.3 |" in table
+    assert "hidream-tiny, trained weights, 16 samples in batches of 8, seed 0, unipc, guidance 3;" in table
+
+
 def test_video_samples_flicker(results):
     table = TABLES["hunyuan_samples"](results)
     assert "| PSNR dB | flicker |" in table
@@ -287,15 +351,19 @@ def test_video_samples_flicker(results):
     [
         ("hunyuan", "N=5 4.65x at 5.00x fewer FLOPs (GitHub Shenyi-Z/TaylorSeer, README)"),
         ("wan", "TaylorSeer as released: N=2 2.07x (arXiv 2506.09045 (MagCache), Table 1)."),
+        ("hidream", "N=4 3.62x (GitHub Shenyi-Z/TaylorSeer, TaylorSeer-HiDream.md)."),
     ],
 )
-def test_video_benchmarks(tmp_path, name, published):
+def test_benchmarks_at_reduced_depth(tmp_path, name, published):
     record = benchmark(whole_run=False)
-    record["settings"] |= {"height": 256, "width": 256, "frames": 17, "reduced_depth": True}
+    size, record["settings"]["reduced_depth"] = "", True
+    if name != "hidream":
+        record["settings"] |= {"height": 256, "width": 256, "frames": 17}
+        size = ", 256×256, 17 frames"
     (tmp_path / name).mkdir()
     (tmp_path / name / "benchmark-cpu.json").write_text(json.dumps(record))
     table = TABLES[f"{name}_benchmark"](tmp_path)
-    assert "of reduced depth, 256×256, 17 frames; 2 rows of 256 tokens" in table
+    assert f"of reduced depth{size}; 2 rows of 256 tokens" in table
     assert published in table
 
 
@@ -309,6 +377,10 @@ def test_video_benchmarks(tmp_path, name, published):
         "wan-benchmark",
         "wan-samples",
         "video-memory",
+        "hidream-flops",
+        "hidream-benchmark",
+        "hidream-samples",
+        "hidream-training",
         "dit-flops",
         "dit-benchmark",
         "dit-samples",
