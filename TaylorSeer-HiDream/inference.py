@@ -1,5 +1,6 @@
 """One image of one prompt, with TaylorSeer or the caching method that is asked for, and what it cost."""
 
+import json
 from pathlib import Path
 
 from evaluation.backbones import count_caches
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("output.png"), help="the image, a PNG with the settings in it"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print configuration, full steps, FLOPs and kept bytes, and stop"
+    )
     add_flags(parser)
     parser.set_defaults(batch_size=1)
     args = parser.parse_args(argv)
@@ -42,6 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.prompt is None:
         args.prompt = PROMPT if args.model_name in REPOS else read_prompts(PROMPTS)[0]
     counts = count_caches(args.model_name, chosen, args.num_steps, PRECISIONS[args.precision], **sizes_of(args))
+    settings = settings_of(args, [args.prompt])
+    if args.dry_run:
+        print(json.dumps({"settings": settings, "output": str(args.output), "image": counts}, indent=2))
+        return
 
     fix_summation_order()
     device = resolve_device(args.device)
@@ -53,8 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     outcomes = run_caches(chosen, batches, pipeline.sample, num_steps=args.num_steps, device=device)
     ((label, outcome),) = outcomes.items()
     (pixels,) = to_uint8(pipeline.decode(*outcome.latents))
-    settings = png_settings(settings_of(args, [args.prompt]), label=label, prompt=args.prompt, index=0)
-    save_png(args.output, pixels, settings)
+    save_png(args.output, pixels, png_settings(settings, label=label, prompt=args.prompt, index=0))
 
     (row,) = make_rows(chosen, args.num_steps, outcomes, counts, {label: {}})
     print(f"{args.model_name}, {label}: {args.prompt}")

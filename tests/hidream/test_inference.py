@@ -1,5 +1,6 @@
 """inference.py on the debug model: the image of sampling.py with the same flags, what is printed, and what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_without_a_prompt_it_takes_a_shipped_one(run, tmp_path):
     settings = read_png_settings(tmp_path / "output.png")
     assert settings["prompt"] == read_prompts(PROMPTS)[0]
     assert settings["prompt"] in out
+
+
+def test_dry_run_tells_the_plan_and_writes_nothing(run, tmp_path):
+    code, out, err = run("--prompt", HOUSE, "--dry-run")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["settings"]["prompts"] == [HOUSE]
+    assert plan["image"]["taylorseer-N4-W1-O2"]["full_steps"] == [0, 4, 8]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
