@@ -107,7 +107,7 @@ def wan_flops(results: Path) -> str:
 
 
 def hidream_flops(results: Path) -> str:
-    """Counts of HiDream-I1, for which no figures are published, and what the engines keep."""
+    """Counts of HiDream-I1, for which no counts are published, and what the engines keep."""
     rows = read(results / "hidream" / "flops.json", "bash scripts/reproduce_hidream_flops.sh")["rows"]
 
     def line(row: dict[str, Any]) -> list[str]:
@@ -145,7 +145,7 @@ def hidream_flops(results: Path) -> str:
                 f"{s['rows']} rows where there is any, features in {s['precision']}",
                 "counted on the meta device, 2 operations a multiply-add, attention and folding included, experts by the "
                 f"tokens routed to them ({config.num_activated_experts} of {config.num_routed_experts}), modulation from the "
-                "table of a run, text encoders and VAE left out; no figures are published",
+                "table of a run, text encoders and VAE left out; no counts are published",
                 f"torch {made['versions']['torch']}, {made['date'][:10]}",
             ),
         ]
