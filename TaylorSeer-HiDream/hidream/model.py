@@ -323,9 +323,9 @@ class HiDream(nn.Module):
         """The rotation of `length` tokens, those of the grid by row and column; padding and text stay as they are."""
         height, width = grid
         positions = torch.zeros(3, length, device=device)
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        positions[1, : height * width] = rows.flatten().to(device)
-        positions[2, : height * width] = columns.flatten().to(device)
+        rows, columns = (torch.arange(side, dtype=positions.dtype, device=device) for side in grid)
+        positions[1, : height * width] = rows.repeat_interleave(width)
+        positions[2, : height * width] = columns.repeat(height)
         angles = [rope_frequencies(p, dim, THETA) for p, dim in zip(positions, self.config.axes_dims_rope, strict=True)]
         angle = torch.cat(angles, dim=-1)[None, None]  # (1, 1, L, d / 2)
         dtype = torch.promote_types(self.dtype, torch.float32)
