@@ -544,7 +544,7 @@ def quality(record: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], str
         meaning = scorer and (
             "score: 100 x cosine of image and prompt by the shipped in-domain scorer (not CLIP), "
             f"{scorer['ceiling']:.1f} on real images with their captions, {scorer['ceiling_new_labels']:.1f} where the label "
-            f"was never trained on, {scorer['floor']:.1f} with shuffled captions"
+            f"was never trained on, {number(scorer['floor'], 1)} with shuffled captions"
         )
         return "score", lambda row: number(row.get("score"), 1), meaning
     if any("flicker" in row for row in record["rows"]):

@@ -21,8 +21,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A fixed number of decimals; a dash for a missing value."""
-    return "–" if value is None else f"{value:.{digits}f}{unit}"
+    """A fixed number of decimals, no minus before zeros; a dash for a missing value."""
+    return "–" if value is None else f"{value:z.{digits}f}{unit}"
 
 
 def _align(cell: str, width: int, column: int) -> str:

@@ -201,7 +201,7 @@ def show(record: dict[str, Any]) -> None:
         print(
             "score: 100 x cosine of image and prompt by the shipped in-domain scorer (not CLIP); real images reach "
             f"{scorer['ceiling']:.1f} with their own captions, {scorer['ceiling_new_labels']:.1f} where the label was never "
-            f"trained on, and {scorer['floor']:.1f} with shuffled captions"
+            f"trained on, and {number(scorer['floor'], 1)} with shuffled captions"
         )
 
 

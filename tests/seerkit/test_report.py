@@ -5,6 +5,7 @@ import numpy as np
 from cache_dic import make_cache
 from seerkit.compare import Outcome
 from seerkit.report import comparison_table, draw_grid, make_rows
+from seerkit.tables import number
 
 CACHES = {"uncached": make_cache("uncached"), "fora-N2-W1": make_cache("fora", interval=2, warmup_steps=1)}
 COUNTS = {
@@ -37,3 +38,7 @@ def test_the_grid_has_a_row_for_every_cache_and_a_column_for_every_name():
     wide, narrow = draw_grid(images, list("abcde")), draw_grid(images, list("ab"))
     assert wide.height == narrow.height > 2 * 64
     assert wide.width - narrow.width == 3 * (64 + 2)
+
+
+def test_numbers_that_round_to_zero_have_no_sign():
+    assert (number(-0.008, 1), number(-0.08, 1), number(None), number(1.25, 1, "x")) == ("0.0", "-0.1", "–", "1.2x")
