@@ -94,13 +94,13 @@ class EmojiLoss:
         keep_text = (text_kept >= NO_TEXT) | guided
         txt, y = self.captions(self.label[chosen], self.style[chosen], keep_text, keep_text & (style_kept >= NO_STYLE))
         images = self.images[chosen].float() / 127.5 - 1
-        whole = {"images": images, "noise": noise, "t": t, "weight": weight, "guided": guided, "txt": txt, "y": y}
+        whole = {"images": images, "noise": noise, "t": t, "weight": weight, "txt": txt, "y": y}
         share = slice(self.world.rank, None, self.world.size)
         return {name: value[share].to(self.world.device, non_blocking=True) for name, value in whole.items()}
 
     def __call__(self, forward: nn.Module, step: int) -> dict[str, Tensor]:
         b, velocity = self.batch(step), functools.partial(self.velocity, forward)
-        guided = slice(int(b["guided"].sum()))
+        guided = slice(self.num_guided // self.world.size)  # of this process's rows
         texts = b["txt"], b["y"]
         none = tuple(torch.zeros_like(part[guided]) for part in texts)
         return {"flow": flow_loss(velocity, b["images"], b["noise"], b["t"], texts, none, b["weight"], guided)}

@@ -90,7 +90,8 @@ class ClipLoss:
             clips, captions = self.clips.clips(range(step * count, (step + 1) * count)[share])
         texts = encode_texts(captions).without((dropped & ~guided)[share]).to(device)
         noise, sigma, weight = (v[share].to(device) for v in (noise, sigma, torch.where(guided, weight, 1.0)))
-        rows, velocity = slice(int(guided[share].sum())), functools.partial(self.velocity, forward)
+        velocity = functools.partial(self.velocity, forward)
+        rows = slice(self.num_guided // self.world.size)  # of this process's
         none = texts[rows].without(torch.ones_like(weight[rows], dtype=torch.bool))
         return {"flow": flow_loss(velocity, clips.to(device), noise, sigma, texts, none, weight, rows)}
 
