@@ -8,12 +8,13 @@ Needs torch alone.
 
 from cache_dic.cache import Cache, Run, Step
 from cache_dic.engine import ENGINES, Forecast, GateFactors, Tokens
-from cache_dic.methods import METHODS, accepted_settings, make_cache, register
+from cache_dic.errors import UserError
+from cache_dic.methods import METHODS, accepted_settings, make_cache, read_setting, register
 from cache_dic.plan import Plan
 from cache_dic.schedule import SCHEDULES
 from cache_dic.site import Site, residual
 
 __all__ = [
-    "ENGINES", "METHODS", "SCHEDULES", "Cache", "Forecast", "GateFactors", "Plan", "Run", "Site", "Step", "Tokens",
-    "accepted_settings", "make_cache", "register", "residual",
+    "ENGINES", "METHODS", "SCHEDULES", "Cache", "Forecast", "GateFactors", "Plan", "Run", "Site", "Step", "Tokens", "UserError",
+    "accepted_settings", "make_cache", "read_setting", "register", "residual",
 ]  # fmt: skip

@@ -8,7 +8,9 @@
 Nothing is kept in the model: an interrupted run is thrown away, the next one starts clean.
 """
 
+import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,13 +20,18 @@ import torch
 from torch import Tensor
 
 from cache_dic.engine import ENGINES, Engine, EngineSettings, Forecast, GateFactors, Recorder, Tokens
+from cache_dic.errors import UserError, check_choice, shown
 from cache_dic.forecast import Forecaster
 from cache_dic.plan import Plan, describe_steps
-from cache_dic.schedule import SCHEDULES
+from cache_dic.schedule import SCHEDULES, check_num_steps
+from cache_dic.settings import check_name, integer, json_value, label_part, values_of
 from cache_dic.site import Site
 
 log = logging.getLogger("cache_dic")
 GIB = 2**30
+
+LABEL_BYTES = 120
+"""The most bytes of a label; a file system's limit for a name is 255, and commands add to it."""
 
 
 class Table(Protocol):
@@ -62,7 +69,10 @@ class Cache:
     """Schedule, forecaster and engine: everything about caching that is known before a model is.
 
     schedule: a name in SCHEDULES; schedule_settings its arguments. engine: a name in ENGINES. telemetry: compare a forecast
-    with every full step after the first. memory_limit: bytes the run may keep; None takes what the device has free.
+    with every full step after the first. memory_limit: bytes that runs under way together may keep; None lets them keep and
+    hold what the device has free. branches: how many those are, such as the branches of guidance.
+    own_schedule: the method's usual one, which its label need not name. default_warmup: nobody asked for this number of
+    warm-up steps, so that a run of fewer steps has as many as it has steps.
     """
 
     method: str
@@ -73,25 +83,56 @@ class Cache:
     engine_settings: EngineSettings = field(default_factory=EngineSettings)
     telemetry: bool = False
     memory_limit: int | None = None
+    branches: int = 1
+    own_schedule: str | None = None
+    default_warmup: bool = False
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine {self.engine!r} is unknown; choose from {', '.join(ENGINES)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule {self.schedule!r} is unknown; choose from {', '.join(SCHEDULES)}")
+        check_name(self.method)
+        check_choice("engine", self.engine, ENGINES)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        if self.memory_limit is not None:
+            integer("memory_limit", self.memory_limit, at_least=0)
+        integer("group_bytes", self.engine_settings.group_bytes, at_least=1)
+        dtype = self.engine_settings.accumulator_dtype
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise UserError(
+                f"accumulator_dtype = {shown(dtype)} must be a floating dtype of torch, such as torch.float32"
+            )
+        for name, value in (("telemetry", self.telemetry), ("static_shapes", self.engine_settings.static_shapes)):
+            if not isinstance(value, bool):
+                raise UserError(f"{name} = {shown(value)} must be True or False")
 
     @property
     def label(self) -> str:
-        """A short string for file names and row labels: `taylorseer-N4-W2-O4`, the engine only if it is not folded."""
-        settings = {**self.schedule_settings, **vars(self.forecaster)}
-        short = {"interval": "N", "max_order": "O", "warmup_steps": "W"}
-        parts = [f"{short[k]}{v}" if k in short else f"{k}={_compact(v)}" for k, v in settings.items()]
-        return "-".join([self.method, *parts, *([] if self.engine == "folded" else [self.engine])])
+        """A short string for file names and row labels: `taylorseer-N4-W2-O4`; other settings, other labels.
+
+        The schedule is named only where it is not the method's own, the engine only if it is not folded. How the engine
+        stores (`EngineSettings`), what is watched and the memory limit are no part of it.
+        """
+        of_forecaster = values_of(self.forecaster)
+        settings = [*self.schedule_settings.items()]
+        settings += [(k, v) for k, v in of_forecaster.items() if (k, v) not in settings]
+        parts = [
+            self.method,
+            *([] if self.schedule in (self.own_schedule, "explicit") else [self.schedule]),
+            *(label_part(name, value) for name, value in settings),
+            *([] if self.engine == "folded" else [self.engine]),
+        ]
+        label = "-".join(parts)
+        if len(label) <= LABEL_BYTES:
+            return label
+        digest = hashlib.sha256(label.encode()).hexdigest()[:16]
+        return f"{label[: LABEL_BYTES - 17]}-{digest}"
 
     def plan(self, num_steps: int) -> Plan:
-        """Full steps and forecast weights of a run of `num_steps`; ValueError where the settings do not fit it."""
-        full_steps = SCHEDULES[self.schedule](num_steps, **self.schedule_settings)
-        return Plan(num_steps, full_steps, self.forecaster, observed=self.telemetry)
+        """Full steps and forecast weights of a run of `num_steps`; UserError where the settings do not fit it."""
+        check_num_steps(num_steps)
+        settings = self.schedule_settings
+        if self.default_warmup and "warmup_steps" in settings:
+            settings = {**settings, "warmup_steps": min(settings["warmup_steps"], num_steps)}
+        full_steps = SCHEDULES[self.schedule](num_steps, **settings)
+        return Plan(num_steps, full_steps, self.forecaster, observed=self.telemetry, method=self.method)
 
     def kept_bytes(self, num_steps: int, tokens: Tokens) -> dict[str, int]:
         """Bytes of features that each engine would keep, this cache's own among them."""
@@ -101,77 +142,100 @@ class Cache:
         return {name: engine.kept_bytes(plan, tokens, self.engine_settings) for name, engine in ENGINES.items()}
 
     def work_flops(self, num_steps: int, tokens: Tokens) -> int:
-        """Operations of the engine over a run: folding and forecasting, 2 a multiply-add."""
+        """Operations of the engine over a run: folding and forecasting, 2 per multiply-add."""
         return ENGINES[self.engine].work_flops(self.plan(num_steps), tokens, self.engine_settings)
-
-    def shared_by(self, count: int, device: torch.device) -> "Cache":
-        """This cache for each of `count` runs under way at a time, such as guidance branches, which share the memory."""
-        limit = self.memory_limit if self.memory_limit is not None else free_bytes(device)
-        return self if limit is None or count == 1 else replace(self, memory_limit=limit // count)
 
     def start(self, model: Backbone, latents: Tensor, timesteps: Tensor, **conditions: Any) -> "Run":
         """A fresh run over `timesteps` (S,), in sampling order, for latents and conditions as the model will get them.
 
-        Raises ValueError if the model has no sites, the settings do not fit the number of steps, or what the run would keep
+        Raises UserError if the model has no sites, the settings do not fit the number of steps, or what the run would keep
         does not fit the device.
         """
         plan, tokens = self.plan(len(timesteps)), model.tokens(latents)
         if tokens.num_sites < 1:
-            raise ValueError(f"{type(model).__name__} has no sites: there is nothing to cache")
-        settings = self._fitted(plan, tokens, latents.device)
+            raise UserError(f"{type(model).__name__} has no sites: there is nothing to cache")
+        if tokens.numel < 1:
+            raise UserError(f"latents of shape {tuple(latents.shape)} hold no sample; give at least one")
+        self._check_memory(plan, tokens, latents.device)
         # A stack engine asks for no gates; the others need those of every step that they predict.
         gated = plan.predicted_steps if self.engine != "stack" else ()
         table = model.modulation_table(timesteps, plan.full_steps, gated, **conditions)
-        run = Run(self, plan, tokens, table, settings)
-        if log.isEnabledFor(logging.INFO) and not latents.is_meta:  # on the meta device a run is only counted
+        run = Run(self, plan, tokens, table)
+        if latents.is_meta:  # there a run is only counted
+            return run
+        if not plan.forecast_steps and self.method != "uncached":
+            log.warning(
+                f"{self.label}: nothing is cached: all {plan.num_steps} steps are full; fewer warm-up steps or a larger "
+                "interval leave some to forecast"
+            )
+        if log.isEnabledFor(logging.INFO):
             log.info(run.describe(model.step_flops(latents, **conditions)))
         return run
 
-    def _fitted(self, plan: Plan, tokens: Tokens, device: torch.device) -> EngineSettings:
-        """Engine settings whose groups take no more than the memory that the kept features leave.
+    def _needed(self, plan: Plan, tokens: Tokens) -> dict[str, int]:
+        """Bytes that each engine needs of what the limit is for.
 
-        ValueError with the sizes, and the settings that would fit, if the kept features alone are too much.
+        Every branch keeps its features. Where the limit is all that is free, it takes in what one of them holds in a step.
+        """
+        needed = {name: self.branches * size for name, size in self._kept(plan, tokens).items()}
+        if self.memory_limit is None:
+            for name, engine in ENGINES.items():
+                needed[name] += engine.held_bytes(plan, tokens, self.engine_settings)
+        return needed
+
+    def _check_memory(self, plan: Plan, tokens: Tokens, device: torch.device) -> None:
+        """UserError with the sizes, and the settings that would fit, if the runs need more than the limit.
+
+        Nothing shrinks by itself to fit: the order of sums must not depend on what else is in memory.
         """
         limit = self.memory_limit if self.memory_limit is not None else free_bytes(device)
-        kept = self._kept(plan, tokens)
-        if limit is None:
-            return self.engine_settings
-        if kept[self.engine] <= limit:
-            room = limit - kept[self.engine]
-            return replace(self.engine_settings, group_bytes=min(self.engine_settings.group_bytes, room))
-        fitting = [f"engine={name} ({size / GIB:.2f} GiB)" for name, size in kept.items() if size <= limit]
+        needed = self._needed(plan, tokens)
+        if limit is None or needed[self.engine] <= limit:
+            return
+        fitting = [f"engine={name} ({size / GIB:.2f} GiB)" for name, size in needed.items() if size <= limit]
         for order in range(getattr(self.forecaster, "max_order", 0) - 1, -1, -1):
-            size = replace(self, forecaster=replace(self.forecaster, max_order=order)).kept_bytes(
-                plan.num_steps, tokens
-            )
-            if size[self.engine] <= limit:
-                fitting.append(f"max_order={order} ({size[self.engine] / GIB:.2f} GiB)")
+            lower = replace(self, forecaster=replace(self.forecaster, max_order=order))
+            size = lower._needed(lower.plan(plan.num_steps), tokens)[self.engine]
+            if size <= limit:
+                fitting.append(f"max_order={order} ({size / GIB:.2f} GiB)")
                 break
-        if tokens.batch > 1 and (rows := int(limit * tokens.batch / kept[self.engine])):
+        if tokens.batch > 1 and (rows := int(limit * tokens.batch / needed[self.engine])):
             fitting.append(f"a batch of {rows} rows instead of {tokens.batch}")
-        raise ValueError(
-            f"the {self.engine} engine would keep {kept[self.engine] / GIB:.2f} GiB, but {limit / GIB:.2f} GiB are free on "
-            f"{device}; what would fit: {', '.join(fitting) or 'nothing: a smaller resolution is needed'}"
+        demand = (
+            f"the {self.engine} engine would keep {self.branches * self._kept(plan, tokens)[self.engine] / GIB:.2f} GiB"
         )
+        if self.memory_limit is None:
+            held = ENGINES[self.engine].held_bytes(plan, tokens, self.engine_settings)
+            demand += f" and hold {held / GIB:.2f} GiB within a step, but {limit / GIB:.2f} GiB are free on {device}"
+        else:
+            demand += f", but the limit is {limit / GIB:.2f} GiB"
+        raise UserError(f"{demand}; what would fit: {', '.join(fitting) or 'nothing: a smaller resolution is needed'}")
 
 
 class Run:
     """State of one sampling run of one guidance branch; made by `Cache.start`."""
 
-    def __init__(self, cache: Cache, plan: Plan, tokens: Tokens, table: Table, settings: EngineSettings) -> None:
+    def __init__(self, cache: Cache, plan: Plan, tokens: Tokens, table: Table) -> None:
         self.cache, self.plan, self.tokens, self.table = cache, plan, tokens, table
-        self.engine: Engine = ENGINES[cache.engine].start(plan, tokens, table.gates, table.factors, settings)
+        engine = ENGINES[cache.engine]
+        self.engine: Engine = engine.start(plan, tokens, table.gates, table.factors, cache.engine_settings)
         self.steps: list[dict[str, Any]] = []  # what was computed, a dictionary a step
         self.broken = False
 
     def at(self, step: int) -> "Step":
         """The handle of `step` (0-based, in sampling order) to call the model with; steps are taken once and in order."""
-        if self.broken or step != len(self.steps):
-            reason = "a step of this run failed" if self.broken else f"step {len(self.steps)} is next"
-            raise ValueError(f"step {step} cannot be taken: {reason}; start a new run")
+        self._check_next(step)
         if step >= self.plan.num_steps:
             raise ValueError(f"step {step} is past the {self.plan.num_steps} steps that this run was started for")
         return Step(self, step)
+
+    def _check_next(self, step: int) -> None:
+        """ValueError unless `step` is the one to be computed now."""
+        if self.broken:
+            raise ValueError(f"step {step} cannot be taken: a step of this run failed; start a new run")
+        if step != len(self.steps):
+            again = " for each guidance branch, or compute the branches as one batch" if step < len(self.steps) else ""
+            raise ValueError(f"step {step} cannot be taken: step {len(self.steps)} is next; start a new run{again}")
 
     @property
     def kept_bytes(self) -> int:
@@ -184,19 +248,24 @@ class Run:
         ratio = flops_ratio(plan, step_flops, type(self.engine).work_flops(plan, t, self.cache.engine_settings))
         return (
             f"{self.cache.method}: {len(plan.full_steps)} of {plan.num_steps} steps full "
-            f"({describe_steps(plan.full_steps)}), {t.num_sites} sites of {t.batch}x{t.length}x{t.dim} {t.dtype}, "
+            f"({describe_steps(plan.full_steps)}), weights up to {plan.max_weight:.3g}, "
+            f"{t.num_sites} sites of {t.batch}x{t.length}x{t.dim} {t.dtype}, "
             f"{self.cache.engine} engine keeps {self.kept_bytes / 2**20:.1f} MiB, {ratio:.2f}x fewer FLOPs expected"
         )
 
     def record(self) -> dict[str, Any]:
-        """What was done, for a JSON record: settings, plan, and every step as it was really computed."""
+        """What was done, for a JSON record: settings, plan, and every step as it was really computed; no NaN or infinity."""
         return {
             "method": self.cache.method,
             "engine": self.cache.engine,
-            "schedule": {"name": self.cache.schedule, **self.cache.schedule_settings},
-            "forecaster": {"name": type(self.cache.forecaster).__name__, **vars(self.cache.forecaster)},
+            "schedule": {"name": self.cache.schedule, **json_value(self.cache.schedule_settings)},
+            "forecaster": {
+                "name": type(self.cache.forecaster).__name__,
+                **json_value(values_of(self.cache.forecaster)),
+            },
             "num_steps": self.plan.num_steps,
             "full_steps": [entry["step"] for entry in self.steps if entry["kind"] == "full"],
+            "max_weight": self.plan.max_weight,
             "sites": self.tokens.num_sites,
             "kept_bytes": self.kept_bytes,
             "steps": self.steps,
@@ -224,6 +293,7 @@ class Step:
         the given site; `forecast(advance)` its embedding and head, with `advance` in place of the blocks.
         """
         run = self.run
+        run._check_next(self.step)
         if tokens != run.tokens:
             raise ValueError(f"{tokens} reached a run started for {run.tokens}; start a new run")
         run.broken = True  # until this step has ended well
@@ -248,15 +318,12 @@ class Step:
             raise RuntimeError(f"the blocks called {site.calls} sites, the model declares {run.tokens.num_sites}")
         entry: dict[str, Any] = {"kind": "full", "sites": site.calls}
         if run.plan.observed and self.step in run.plan.weights:
-            error = (
-                run.engine.forecast(self.step)(site.x0) - site.x_final
-            ).float().norm() / site.x_final.float().norm()
-            entry["forecast_error"] = error.item()
+            difference = (run.engine.forecast(self.step)(site.x0) - site.x_final).float()
+            error = (difference.norm() / site.x_final.float().norm()).item()
+            entry["forecast_error"] = error if math.isfinite(error) else None
+            if not math.isfinite(error):
+                entry["note"] = f"the forecast error is {error}"
         return entry
-
-
-def _compact(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def flops_ratio(plan: Plan, step_flops: tuple[int, int], work_flops: int) -> float:
@@ -272,7 +339,7 @@ def free_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "cpu" and os.path.exists("/proc/meminfo"):
-        with open("/proc/meminfo") as lines:
+        with open("/proc/meminfo", encoding="utf-8") as lines:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024

@@ -7,7 +7,7 @@
 Tokens are (B, L, D). At a forecast step no site reads x, so a walk through the blocks is a walk over the sites.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,11 @@ class Tokens:
 
     @property
     def numel(self) -> int:
-        return self.batch * self.length * self.dim
+        return self.batch * self.row_numel
+
+    @property
+    def row_numel(self) -> int:
+        return self.length * self.dim
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,13 @@ class Engine:
         raise NotImplementedError
 
     @staticmethod
+    def held_bytes(plan: Plan, tokens: Tokens, settings: "EngineSettings") -> int:
+        """The most bytes of features held within a full step, beside those kept."""
+        return 0
+
+    @staticmethod
     def work_flops(plan: Plan, tokens: Tokens, settings: "EngineSettings") -> int:
-        """Operations of the engine itself over a run, 2 a multiply-add."""
+        """Operations of the engine itself over a run, 2 per multiply-add."""
         raise NotImplementedError
 
 
@@ -126,7 +135,7 @@ class EngineSettings:
     """How an engine stores.
 
     accumulator_dtype: of the folded accumulators; None is float32, or float64 for a float64 model.
-    group_bytes: features held, at most, before they are folded together.
+    group_bytes: features of a row of the batch held, at most, before they are folded together.
     static_shapes: every full step does the same operations on the same shapes, so that a compiled full step is one graph;
         costs a few zero products at the ends of the schedule.
     factored: whether the folded engine keeps the sums of `FactoredEngine`; None where they are fewer.
@@ -154,8 +163,7 @@ class Snapshots:
 
     def drop_before(self, step: int) -> list[object]:
         """Drop what no forecast from `step` on reads, and return it."""
-        needed = {m for s, row in self.plan.weights.items() if s >= step for m in row}
-        return [self.by_step.pop(m) for m in list(self.by_step) if m not in needed]
+        return [self.by_step.pop(m) for m in list(self.by_step) if next(reversed(self.plan.targets[m]), -1) < step]
 
     @staticmethod
     def most(plan: Plan) -> int:
@@ -178,6 +186,15 @@ class FeatureRecorder(Recorder):
         self.features.append(feature)
 
 
+def weighted_sum(tensors: Sequence[Tensor], weights: Collection[float]) -> Tensor:
+    """Σ weights[i] · tensors[i] in as many operations as there are terms, the first none where its weight is 1."""
+    (first, scale), *others = zip(tensors, weights, strict=True)
+    total = first if scale == 1 else first * scale
+    for tensor, weight in others:
+        total = torch.add(total, tensor, alpha=weight)
+    return total
+
+
 class LayerwiseEngine(Engine):
     """The paper's literal form: the features of every site at the last order + 1 full steps, summed site by site."""
 
@@ -193,9 +210,11 @@ class LayerwiseEngine(Engine):
     def forecast(self, step: int) -> Forecast:
         def walk(x: Tensor) -> Tensor:
             row = self.plan.weights[step]
-            for site, gate in enumerate(self.gates([step])[0].unsqueeze(-2)):  # gate (B, 1, D)
-                feature = sum(weight * self.snapshots.by_step[m][site] for m, weight in row.items())
-                x = residual(x, gate, feature)
+            if not row:
+                return x
+            gates = self.gates([step])[0].unsqueeze(-2)  # (sites, B, 1, D)
+            for gate, *features in zip(gates, *(self.snapshots.by_step[m] for m in row), strict=True):
+                x = torch.addcmul(x, gate, weighted_sum(features, row.values()))
             return x
 
         return walk
@@ -265,10 +284,14 @@ class FoldedEngine(Engine):
         return FoldingRecorder(self.accumulators, slots, empty, coefficients, self.group_size(), ends=ends)
 
     def group_size(self) -> int:
-        """Sites folded at once: as many features as `group_bytes` holds."""
-        return group_size(
-            self.tokens.num_sites, self.tokens.numel * self.tokens.dtype.itemsize, self.settings.group_bytes
-        )
+        """Sites folded at once."""
+        return _group_size(self.tokens, self.settings)
+
+    @staticmethod
+    def held_bytes(plan: Plan, tokens: Tokens, settings: EngineSettings) -> int:
+        if not plan.num_slots:
+            return 0
+        return _group_size(tokens, settings) * tokens.numel * tokens.dtype.itemsize
 
     def _allocate(self) -> Tensor:
         shape = (self.plan.num_slots, self.tokens.batch, self.tokens.length, self.tokens.dim)
@@ -300,6 +323,11 @@ class FoldedEngine(Engine):
             return 2 * tokens.gate_rank * (folds + sums) * tokens.numel
         folds = sum(len(steps) for steps in plan.targets.values())
         return 2 * folds * tokens.num_sites * tokens.numel + len(plan.forecast_steps) * tokens.numel
+
+
+def _group_size(tokens: Tokens, settings: EngineSettings) -> int:
+    """Sites folded at once: as many features of a row as `group_bytes` holds."""
+    return group_size(tokens.num_sites, tokens.row_numel * tokens.dtype.itemsize, settings.group_bytes)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ LARGEST_GROUP = 32
 traffic of its own feature and of 2 J / G accumulators; past 32 little is left to save."""
 
 GROUP_BYTES = 2**28
-"""Features held for one fold, at most, where nothing else is asked for: ten of FLUX.1 at 1024². Half of it would spare 1 % of
-FLUX.1's memory and pass over the accumulators twice as often."""
+"""Features of one row of a batch held for one fold, at most, where nothing else is asked for: ten of FLUX.1 at 1024². Half of
+it would spare 1 % of FLUX.1's memory and pass over the accumulators twice as often."""
 
 _CPU_CHUNK_BYTES = 2**20
 """Sums that a CPU thread works on: half of a second-level cache of 2 MiB."""
@@ -29,13 +29,14 @@ _CHUNK_BYTES = 2**26
 """Sums that the torch backend works on elsewhere: a bound on the memory it takes beside the accumulators."""
 
 
-def group_size(num_sites: int, site_bytes: int, budget_bytes: int) -> int:
+def group_size(num_sites: int, row_bytes: int, budget_bytes: int) -> int:
     """How many of `num_sites` sites to hold and fold at once; at most LARGEST_GROUP.
 
-    site_bytes: one feature, (B, L, D) in the model's dtype. The features of a group, which are held until they are
-    folded, stay within budget_bytes; a single site may be larger than that.
+    row_bytes: one feature of one row of the batch, (L, D) in the model's dtype. Those of a group, which are held until they
+    are folded, stay within budget_bytes; a single site may be larger than that. A group is summed before it is accumulated,
+    so its size, which is part of the order of sums, follows neither the batch nor the memory that is free.
     """
-    return max(1, min(num_sites, LARGEST_GROUP, budget_bytes // site_bytes))
+    return max(1, min(num_sites, LARGEST_GROUP, budget_bytes // row_bytes))
 
 
 @torch.no_grad()
@@ -78,7 +79,8 @@ def fold_(
 
         fold_triton.fold_(accumulators, slots, features, coefficients, fresh)
     else:
-        fold_torch = _fold_traced if torch.compiler.is_compiling() else _fold_chunked
+        whole = torch.compiler.is_compiling() or accumulators.is_meta  # chunks have no cache to stay in there
+        fold_torch = _fold_traced if whole else _fold_chunked
         dtype = torch.promote_types(accumulators.dtype, torch.float32)
         coefficients = coefficients.to(dtype).expand(-1, -1, batch, -1)[:, :, :, None]  # (J, G, B, 1, D)
         fold_torch(accumulators, slots, features, coefficients, fresh)

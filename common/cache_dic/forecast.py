@@ -10,6 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cache_dic.schedule import MAX_STEPS
+from cache_dic.settings import integer
+
+MAX_ORDER = 20
+"""The highest order of a forecast: differences of order 20 have long lost every digit of a float32 feature."""
+
 
 class Forecaster(Protocol):
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]: ...
@@ -36,6 +42,7 @@ class Taylor:
 
     def __post_init__(self) -> None:
         check_order(self.max_order)
+        integer("warmup_steps", self.warmup_steps, at_least=1, at_most=MAX_STEPS)
 
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
         count = min(self.max_order + 1, len(full_steps))
@@ -95,6 +102,5 @@ def taylor_sum(factors: list[list[float]], offset: int) -> list[float]:
 
 
 def check_order(max_order: int) -> None:
-    """ValueError if the order of a forecast is negative."""
-    if max_order < 0:
-        raise ValueError(f"max_order = {max_order} must be at least 0 (0 reuses the latest feature)")
+    """UserError if a forecast cannot have this order; 0 reuses the latest feature."""
+    integer("max_order", max_order, at_least=0, at_most=MAX_ORDER)

@@ -14,17 +14,20 @@ Its fields become settings of `make_cache("damped", damping=…)` and of every c
 """
 
 import inspect
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, is_dataclass
 from typing import Any
 
 import torch
 
 from cache_dic.cache import Cache
 from cache_dic.engine import EngineSettings
+from cache_dic.errors import UserError, check_choice, run_of_user_code, source_of, suggestion
 from cache_dic.fold import GROUP_BYTES
 from cache_dic.forecast import Forecaster, Newton, Reuse, Taylor
-from cache_dic.schedule import SCHEDULES
+from cache_dic.schedule import MAX_STEPS, SCHEDULES
+from cache_dic.settings import check_kind, check_name, from_text, full_steps_tuple, init_fields, integer
 
 
 @dataclass(frozen=True)
@@ -40,43 +43,65 @@ METHODS: dict[str, Method] = {}
 
 
 def register(name: str, *, schedule: str = "taylorseer", **defaults: Any):
-    """A class decorator that makes a forecaster a method called `name`; defaults are settings of its schedule."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule {schedule!r} is unknown; choose from {', '.join(SCHEDULES)}")
+    """A class decorator that makes a forecaster a method called `name`; defaults are settings of its schedule.
+
+    UserError for a name that is taken or cannot be part of a file's name, and for a class that is not a dataclass with
+    `weights` or has a field that `make_cache` takes for itself.
+    """
+    check_name(name)
+    check_choice("schedule", schedule, SCHEDULES)
+    for part in name.split("-")[1:]:
+        if part in SCHEDULES or re.fullmatch(r"[NWO]\d+", part):
+            raise UserError(f"{part!r} in the name {name!r} reads as part of a label; choose another name")
     if name in METHODS:
-        raise ValueError(f"a method called {name!r} is registered already")
+        raise UserError(f"a method called {name!r} is registered already; choose another name")
+    unknown = defaults.keys() - _schedule_settings(schedule).keys()
+    if unknown:
+        raise UserError(f"schedule {schedule!r} of method {name!r} has no setting {', '.join(sorted(unknown))}")
 
     def add(forecaster: Callable[..., Forecaster]):
+        if not isinstance(forecaster, type) or not is_dataclass(forecaster):
+            raise UserError(f"method {name!r} is no dataclass; write @dataclass(…) between @register(…) and the class")
+        if not callable(getattr(forecaster, "weights", None)):
+            raise UserError(f"method {name!r}: class {forecaster.__name__} has no weights(self, full_steps, step)")
+        reserved = {f.name for f in init_fields(forecaster)} & inspect.signature(make_cache).parameters.keys()
+        if reserved:
+            raise UserError(
+                f"method {name!r}: {', '.join(sorted(reserved))} cannot be a field, every cache has that setting"
+            )
         METHODS[name] = Method(forecaster, schedule, defaults)
         return forecaster
 
     return add
 
 
-register("taylorseer", interval=4, warmup_steps=3)(Taylor)
-register("newton", interval=4, warmup_steps=3)(Newton)
-register("fora", interval=4, warmup_steps=3)(Reuse)
-register("uncached", schedule="taylorseer", interval=1, warmup_steps=1)(Reuse)
-
-
 def accepted_settings(method: str, schedule: str | None = None) -> set[str]:
     """Names of the settings that `make_cache` takes for a method under a schedule (None: the method's own).
 
-    Raises ValueError for an unknown method or schedule.
+    Raises UserError for an unknown method or schedule.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
-    return _schedule_settings(schedule or METHODS[method].schedule) | _forecaster_settings(method)
+    check_choice("method", method, METHODS)
+    return {
+        *_schedule_settings(METHODS[method].schedule if schedule is None else schedule),
+        *_forecaster_settings(method),
+    }
 
 
-def _schedule_settings(schedule: str) -> set[str]:
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule {schedule!r} is unknown; choose from {', '.join(SCHEDULES)}")
-    return set(inspect.signature(SCHEDULES[schedule]).parameters) - {"num_steps"}
+def read_setting(method: str, name: str, text: str) -> Any:
+    """The value that a setting written as text has for a method, by the type of the forecaster's field."""
+    return from_text(text, _forecaster_settings(method).get(name))
 
 
-def _forecaster_settings(method: str) -> set[str]:
-    return {f.name for f in fields(METHODS[method].forecaster)}
+def _schedule_settings(schedule: str) -> dict[str, Any]:
+    """Annotations by name."""
+    check_choice("schedule", schedule, SCHEDULES)
+    parameters = inspect.signature(SCHEDULES[schedule]).parameters
+    return {name: parameter.annotation for name, parameter in parameters.items() if name != "num_steps"}
+
+
+def _forecaster_settings(method: str) -> dict[str, Any]:
+    """Annotations by name."""
+    return {f.name: f.type for f in init_fields(METHODS[method].forecaster)}
 
 
 def make_cache(
@@ -95,34 +120,35 @@ def make_cache(
 
     settings: those of the method's forecaster (taylorseer: max_order, warmup_steps) and of its schedule (interval,
     warmup_steps; `explicit`: full_steps). `full_steps=…` alone implies the explicit schedule. Others as in `Cache` and
-    `EngineSettings`. Raises ValueError for an unknown method, engine, schedule or setting and for values out of range.
+    `EngineSettings`. Raises UserError for an unknown method, engine, schedule or setting, and for values of a wrong type or
+    out of range.
     """
     if schedule is None and "full_steps" in settings:
         schedule = "explicit"
     accepted = accepted_settings(method, schedule)
     chosen = METHODS[method]
-    schedule = schedule or chosen.schedule
+    schedule = chosen.schedule if schedule is None else schedule
     for name in settings:
         if name not in accepted:
-            raise ValueError(
+            raise UserError(
                 f"method {method!r} with schedule {schedule!r} has no setting {name!r}; "
-                f"it accepts: {', '.join(sorted(accepted))}"
+                f"it accepts: {', '.join(sorted(accepted))}{suggestion(name, accepted)}"
             )
-    settings = {**chosen.defaults, **settings}
-    of_schedule, of_forecaster = _schedule_settings(schedule), _forecaster_settings(method)
-    schedule_settings = {k: v for k, v in settings.items() if k in of_schedule}
-    missing = of_schedule - set(schedule_settings)
+    given = {**chosen.defaults, **settings}
+    of_schedule = {name: given[name] for name in _schedule_settings(schedule) if name in given}
+    missing = _schedule_settings(schedule).keys() - of_schedule.keys()
     if missing:
-        raise ValueError(f"schedule {schedule!r} needs {', '.join(sorted(missing))}")
-    for name in ("interval", "warmup_steps"):
-        value = schedule_settings.get(name, 1)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} = {value!r} must be an integer of at least 1")
+        raise UserError(f"schedule {schedule!r} needs {', '.join(sorted(missing))}")
+    for name, value in of_schedule.items():
+        whole = integer(name, value, at_least=1, at_most=MAX_STEPS) if name != "full_steps" else full_steps_tuple(value)
+        of_schedule[name] = whole
     return Cache(
         method=method,
         schedule=schedule,
-        schedule_settings=schedule_settings,
-        forecaster=chosen.forecaster(**{k: v for k, v in settings.items() if k in of_forecaster}),
+        schedule_settings=of_schedule,
+        own_schedule=chosen.schedule,
+        default_warmup="warmup_steps" not in settings,
+        forecaster=_make_forecaster(method, {**given, **of_schedule}),
         engine=engine,
         engine_settings=EngineSettings(
             accumulator_dtype=accumulator_dtype, group_bytes=group_bytes, static_shapes=static_shapes
@@ -130,3 +156,25 @@ def make_cache(
         telemetry=telemetry,
         memory_limit=memory_limit,
     )
+
+
+def _make_forecaster(method: str, given: dict[str, Any]) -> Forecaster:
+    """The forecaster with those of the given settings that are fields of it, checked against their annotations."""
+    make = METHODS[method].forecaster
+    missing = [
+        f.name
+        for f in init_fields(make)
+        if f.name not in given and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise UserError(f"method {method!r} needs {', '.join(missing)}")
+    known = _forecaster_settings(method)
+    settings = {name: check_kind(name, given[name], known[name]) for name in known if name in given}
+    with run_of_user_code(f"method {method!r} cannot be made", *source_of(make)):
+        return make(**settings)
+
+
+register("taylorseer", interval=4, warmup_steps=3)(Taylor)
+register("newton", interval=4, warmup_steps=3)(Newton)
+register("fora", interval=4, warmup_steps=3)(Reuse)
+register("uncached", schedule="taylorseer", interval=1, warmup_steps=1)(Reuse)

@@ -1,32 +1,80 @@
 """A fixed schedule and a forecaster, worked out before the first step: what is forecast from what, and what is live when."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import heapq
+import json
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
+from typing import Any
 
+from cache_dic.errors import UserError, is_ours, run_of_user_code, shown, source_of
 from cache_dic.forecast import Forecaster
+from cache_dic.settings import plain
+
+MAX_WEIGHT = 2.0**24
+"""The largest weight of a forecast: float32 rounds a feature to one part in 2^24, so past it the rounding alone is as large
+as the feature. Taylor's weights stay below the interval on its own schedule; Newton's reach 10^6 at order 4 and interval 40."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Full steps of a run and the weights of every forecast.
 
-    `observed` adds forecasts of full steps from those before them, for telemetry.
+    `observed` adds forecasts of full steps from those before them, for telemetry. method: a name for messages.
+
+    weights[step][m] is the weight of full step m in the forecast of `step`; zero weights are left out. They are asked of the
+    forecaster once, here: UserError if it fails, or gives anything but numbers up to MAX_WEIGHT.
     """
 
     num_steps: int
     full_steps: tuple[int, ...]
     forecaster: Forecaster
     observed: bool = False
+    method: str | None = None
+    weights: dict[int, dict[int, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        table, so_far = {}, ()
         for step in self.predicted_steps:
-            full, weights = self._before(step), self.forecaster.weights(self._before(step), step)
-            if not 1 <= len(weights) <= len(full):
-                raise ValueError(
-                    f"{type(self.forecaster).__name__} gave {len(weights)} weights for step {step} after full steps "
-                    f"{full}; between 1 and {len(full)} are possible"
+            count = bisect_left(self.full_steps, step)
+            if count != len(so_far):
+                so_far = self.full_steps[:count]
+            row = self._row(so_far, step)
+            table[step] = {m: w for m, w in zip(so_far[-len(row) :], row, strict=True) if w != 0}
+        object.__setattr__(self, "weights", table)
+
+    def _row(self, so_far: tuple[int, ...], step: int) -> list[float]:
+        """What the forecaster gives for a step, checked, as floats."""
+        name = type(self.forecaster).__name__
+        who = f"{name} of method {self.method!r}" if self.method else name
+        source = source_of(type(self.forecaster))
+        with run_of_user_code(f"{who} failed at step {step}", *source):
+            given = self.forecaster.weights(so_far, step)
+        if isinstance(given, str | bytes | Mapping) or not (
+            hasattr(given, "__getitem__") and hasattr(given, "__len__")
+        ):
+            raise self._refusal(f"{who} gave {shown(given)} for step {step}, where a list of weights is wanted")
+        with run_of_user_code(f"{who} failed at step {step}", *source):
+            row = [plain(weight) for weight in given]
+        if not 1 <= len(row) <= len(so_far):
+            raise self._refusal(
+                f"{who} gave {len(row)} weights for step {step} after full steps ({describe_steps(so_far, ', ')}); "
+                f"between 1 and {len(so_far)} are possible"
+            )
+        for m, weight in zip(so_far[-len(row) :], row, strict=True):
+            if not isinstance(weight, Real) or isinstance(weight, bool) or not abs(weight) <= MAX_WEIGHT:
+                raise self._refusal(
+                    f"{who} gave {shown(weight)} as the weight of full step {m} for step {step}, where a number within "
+                    f"±{MAX_WEIGHT:.0f} is wanted; a smaller order or interval gives smaller weights"
                 )
+        return [float(weight) for weight in row]
+
+    def _refusal(self, text: str) -> UserError:
+        file, line = source_of(type(self.forecaster))
+        return UserError(f"{text} ({file}:{line})" if file and not is_ours(file) else text)
 
     def is_full(self, step: int) -> bool:
         return step in self._full
@@ -44,22 +92,23 @@ class Plan:
         """Forecast steps; with `observed`, every step after the first."""
         return tuple(range(1, self.num_steps)) if self.observed else self.forecast_steps
 
-    def _before(self, step: int) -> tuple[int, ...]:
-        return tuple(m for m in self.full_steps if m < step)
-
     @cached_property
-    def weights(self) -> dict[int, dict[int, float]]:
-        """weights[step][m]: weight of full step m in the forecast of `step`; zero weights are left out."""
-        table = {}
-        for step in self.predicted_steps:
-            full = self._before(step)
-            row = self.forecaster.weights(full, step)
-            table[step] = {m: w for m, w in zip(full[-len(row) :], row, strict=True) if w != 0}
-        return table
+    def max_weight(self) -> float:
+        """The largest |weight|, 0 without forecasts: what the errors of features are multiplied by, at most."""
+        return max((abs(weight) for row in self.weights.values() for weight in row.values()), default=0.0)
+
+    def claim(self) -> dict[str, Any]:
+        """What samples depend on: the number of steps, the full steps, and a digest of the weights of every forecast.
+
+        The digest is of the exact numbers, wherever they come from, and tells nothing of `observed`.
+        """
+        rows = [[step, [[m, weight.hex()] for m, weight in self.weights[step].items()]] for step in self.forecast_steps]
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        return {"num_steps": self.num_steps, "full_steps": list(self.full_steps), "forecast_weights": digest}
 
     @cached_property
     def targets(self) -> dict[int, dict[int, float]]:
-        """targets[m][step]: the same weights seen from full step m, the later steps that its features serve."""
+        """targets[m][step]: the same weights seen from full step m, the later steps that its features serve, ascending."""
         table: dict[int, dict[int, float]] = {m: {} for m in self.full_steps}
         for step, row in self.weights.items():
             for m, weight in row.items():
@@ -69,23 +118,30 @@ class Plan:
     @cached_property
     def history(self) -> int:
         """The most full steps back that a forecast reaches (order + 1 for Taylor), 0 without forecasts."""
-        reach = [
-            len(self._before(step)) - self._before(step).index(min(row)) for step, row in self.weights.items() if row
-        ]
+        reach = (
+            bisect_left(self.full_steps, step) - bisect_left(self.full_steps, min(row))
+            for step, row in self.weights.items()
+            if row
+        )
         return max(reach, default=0)
 
     @cached_property
     def slots(self) -> dict[int, int]:
         """An accumulator for each predicted step, reused once its step has passed; ascending first fit."""
         slots: dict[int, int] = {}
-        live: dict[int, int] = {}  # predicted step -> slot
+        waiting: list[tuple[int, int]] = []  # heap of (predicted step, its slot)
+        free: list[int] = []  # heap of slots that have been used
+        used = 0
         for m in self.full_steps:
-            live = {step: slot for step, slot in live.items() if step >= m}
+            while waiting and waiting[0][0] < m:
+                heapq.heappush(free, heapq.heappop(waiting)[1])
             for step in self.targets[m]:
-                if step not in live:
-                    taken = set(live.values())
-                    live[step] = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-                    slots[step] = live[step]
+                if step not in slots:
+                    if not free:
+                        heapq.heappush(free, used)
+                        used += 1
+                    slots[step] = heapq.heappop(free)
+                    heapq.heappush(waiting, (step, slots[step]))
         return slots
 
     @cached_property
@@ -94,7 +150,7 @@ class Plan:
         return max(self.slots.values(), default=-1) + 1
 
 
-def describe_steps(steps: Sequence[int]) -> str:
+def describe_steps(steps: Sequence[int], separator: str = " ") -> str:
     """Steps as text, 0-based: `0 1 5 9 … 49` keeps every number up to 20 of them."""
-    shown = [str(s) for s in steps]
-    return " ".join(shown if len(shown) <= 20 else [*shown[:10], "…", *shown[-4:]])
+    texts = [str(s) for s in steps]
+    return separator.join(texts if len(texts) <= 20 else [*texts[:10], "…", *texts[-4:]])

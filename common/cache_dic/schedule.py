@@ -3,8 +3,13 @@
 Steps count up from 0 in sampling order; the result is the ascending tuple of full steps. `SCHEDULES` names the rules.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
+
+from cache_dic.errors import UserError, shown
+from cache_dic.settings import full_steps_tuple, integer
+
+MAX_STEPS = 10_000
+"""The most sampling steps of a run: ten times what models are trained with; at the usual orders planned within a second."""
 
 
 def taylorseer(num_steps: int, *, interval: int, warmup_steps: int) -> tuple[int, ...]:
@@ -33,15 +38,10 @@ def fora(num_steps: int, *, interval: int) -> tuple[int, ...]:
 
 def explicit(num_steps: int, *, full_steps: Sequence[int]) -> tuple[int, ...]:
     """A list of full steps given by hand: ascending, without repeats, from 0, below `num_steps`."""
-    steps = tuple(full_steps)
-    if any(not isinstance(s, int) or isinstance(s, bool) for s in steps):
-        raise ValueError(f"full_steps = {steps} must be integers")
-    if not steps or steps[0] != 0 or any(a >= b for a, b in itertools.pairwise(steps)):
-        raise ValueError(
-            f"full_steps = {steps} must ascend without repeats and begin with 0: nothing to forecast from before"
-        )
+    check_num_steps(num_steps)
+    steps = full_steps_tuple(full_steps)
     if steps[-1] >= num_steps:
-        raise ValueError(f"full_steps ends with {steps[-1]}, but the run has steps 0 … {num_steps - 1}")
+        raise UserError(f"full_steps ends with {shown(steps[-1])}, but the run has steps 0 … {num_steps - 1}")
     return steps
 
 
@@ -53,11 +53,15 @@ SCHEDULES: dict[str, Callable[..., tuple[int, ...]]] = {
 }
 
 
+def check_num_steps(num_steps: int) -> None:
+    """UserError naming the number of sampling steps if no run can have it."""
+    integer("num_steps", num_steps, at_least=1, at_most=MAX_STEPS)
+
+
 def check_periodic(num_steps: int, interval: int, warmup_steps: int) -> None:
-    """ValueError naming the value if a periodic schedule is impossible."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps = {num_steps} must be at least 1")
-    if interval < 1:
-        raise ValueError(f"interval = {interval} must be at least 1 (1 computes every step)")
-    if not 1 <= warmup_steps <= num_steps:
-        raise ValueError(f"warmup_steps = {warmup_steps} must lie between 1 and the number of steps, {num_steps}")
+    """UserError naming the value if a periodic schedule is impossible."""
+    check_num_steps(num_steps)
+    integer("interval", interval, at_least=1, at_most=MAX_STEPS)
+    integer("warmup_steps", warmup_steps, at_least=1, at_most=MAX_STEPS)
+    if warmup_steps > num_steps:
+        raise UserError(f"warmup_steps = {warmup_steps} must lie between 1 and the number of steps, {num_steps}")

@@ -1,13 +1,24 @@
 """A run's life: clean starts, order of steps, failures, records, telemetry, memory; and the registry."""
 
+import itertools
+import json
 import logging
-from dataclasses import dataclass
+import math
+import re
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from cache_dic import METHODS, Plan, accepted_settings, make_cache, register
-from cache_dic.forecast import Taylor
+from cache_dic import METHODS, Plan, UserError, accepted_settings, make_cache, register
+from cache_dic.cache import LABEL_BYTES
+from cache_dic.engine import ENGINES
+from cache_dic.forecast import MAX_ORDER, Taylor
 
 SETTINGS = {"interval": 4, "warmup_steps": 2, "max_order": 2}
 
@@ -63,6 +74,33 @@ def test_steps_are_taken_once_and_in_order(started):
         run.at(8)
 
 
+@pytest.mark.parametrize("taken", ["one handle", "two handles"])
+def test_a_step_is_computed_once(started, taken):
+    """Two guidance branches through one step would each fold their features, and skip the next full step."""
+    model, x, timesteps, y, run = started
+    first, second = (run.at(0),) * 2 if taken == "one handle" else (run.at(0), run.at(0))
+    model(x, timesteps[0], y, cache=first)
+    with pytest.raises(ValueError, match="step 1 is next; start a new run for each guidance branch"):
+        model(x, timesteps[0], y, cache=second)
+    model(x, timesteps[1], y, cache=run.at(1))
+    with pytest.raises(ValueError, match="step 2 is next"):
+        model(x, timesteps[0], y, cache=first)
+    for step in range(2, 8):
+        model(x, timesteps[step], y, cache=run.at(step))
+    assert run.record()["full_steps"] == [0, 1, 5]
+
+
+def test_a_failed_step_is_not_tried_again(started):
+    model, x, timesteps, y, run = started
+    handle = run.at(0)
+    blocks, model.blocks = model.blocks, None
+    with pytest.raises(TypeError):
+        model(x, timesteps[0], y, cache=handle)
+    model.blocks = blocks
+    with pytest.raises(ValueError, match="a step of this run failed; start a new run"):
+        model(x, timesteps[0], y, cache=handle)
+
+
 def test_a_failed_step_ends_the_run_and_not_the_model(started):
     model, x, timesteps, y, run = started
     weight = model.weights[3]
@@ -103,13 +141,53 @@ def test_record_tells_what_was_computed(make_toy, trajectory):
     ]
     assert record["kept_bytes"] == run.kept_bytes > 0
     assert record["forecaster"] == {"name": "Taylor", "max_order": 2, "warmup_steps": 2}
+    assert record["max_weight"] == run.plan.max_weight == 4
+
+
+def test_a_record_is_valid_json(make_toy, trajectory):
+    """Errors of forecasts that are no numbers, and settings that JSON has no form for."""
+
+    @register("odd", interval=2, warmup_steps=1)
+    @dataclass(frozen=True)
+    class Odd:
+        path: Any = Path("a/b")
+        scale: Any = field(default_factory=lambda: np.float32(0.5))
+        table: Any = field(default_factory=lambda: [torch.tensor(2), torch.ones(2), {1: math.inf}])
+        limit: Any = math.nan
+
+        def weights(self, full_steps, step):
+            return [1.0]
+
+    class Blind(type(make_toy())):
+        def blocks(self, x, modulation, site):
+            return super().blocks(x, modulation, site) * torch.nan
+
+    try:
+        for model, error in ((make_toy(), None), (Blind(), "the forecast error is nan")):
+            _, run = trajectory(model, make_cache("odd", telemetry=True), num_steps=3)
+            record = json.loads(json.dumps(run.record(), allow_nan=False))
+            assert record["steps"][2].get("note") == error
+            assert (record["steps"][2]["forecast_error"] is None) == (error is not None)
+        assert record["forecaster"] == {
+            "name": "Odd", "path": "a/b", "scale": 0.5, "table": [2, "tensor([1., 1.])", {"1": "inf"}], "limit": "nan",
+        }  # fmt: skip
+        explicit = make_cache(full_steps=np.array([0, 2]))
+        assert trajectory(make_toy(), explicit)[1].record()["schedule"] == {"name": "explicit", "full_steps": [0, 2]}
+    finally:
+        del METHODS["odd"]
 
 
 def test_a_run_announces_itself(make_toy, trajectory, caplog):
     with caplog.at_level(logging.INFO, logger="cache_dic"):
         trajectory(make_toy(), make_cache(**SETTINGS), num_steps=11)
     message = caplog.messages[0]
-    for part in ("4 of 11 steps full (0 1 5 9)", "5 sites of 2x3x6", "folded engine keeps", "x fewer FLOPs expected"):
+    for part in (
+        "4 of 11 steps full (0 1 5 9)",
+        "5 sites of 2x3x6",
+        "folded engine keeps",
+        "x fewer FLOPs expected",
+        "weights up to 4,",
+    ):
         assert part in message
 
 
@@ -154,43 +232,317 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_would(make_toy, trajector
 
 def test_runs_under_way_together_share_the_memory(make_toy, trajectory):
     cache = make_cache(interval=6, max_order=1, warmup_steps=2, memory_limit=4000)
-    assert cache.shared_by(1, torch.device("cpu")) is cache
-    assert cache.shared_by(2, torch.device("cpu")).memory_limit == 2000
     trajectory(make_toy(), cache)
-    with pytest.raises(ValueError, match="would keep"):
-        trajectory(make_toy(), cache.shared_by(2, torch.device("cpu")))
+    with pytest.raises(UserError, match="would keep"):
+        trajectory(make_toy(), replace(cache, branches=2))
 
 
-def test_groups_shrink_to_the_memory_that_is_left(make_toy, trajectory):
-    """2·3·6 float64 tokens are 288 bytes: beside 9 accumulators there is room for one feature, then for three."""
+def test_the_order_of_sums_follows_neither_memory_nor_batch(make_toy, trajectory, monkeypatch):
+    """A row of a feature, 3·6 tokens in float32, is 72 bytes; two fit in a group. Nine accumulators of two rows are kept."""
+    settings = {"interval": 4, "warmup_steps": 2, "max_order": 2, "group_bytes": 2 * 72}
+    model, states = make_toy(dtype=torch.float32), []
+    for batch, limit, free in ((2, None, None), (2, 9 * 144, 1), (2, 10**9, 1), (2, None, 10**6), (1, None, None)):
+        monkeypatch.setattr("cache_dic.cache.free_bytes", lambda device, free=free: free)
+        latents, run = trajectory(model, make_cache(**settings, memory_limit=limit), batch=batch)
+        assert run.engine.group_size() == 2
+        states.append(latents)
+    *states, _ = states  # the toy's own products may round otherwise in a smaller batch
+    assert all(torch.equal(state, states[0]) for state in states)
+
+
+def test_no_sample_is_refused(make_toy, trajectory):
+    with pytest.raises(UserError, match="hold no sample; give at least one"):
+        trajectory(make_toy(), make_cache(**SETTINGS), batch=0)
+
+
+def test_what_is_held_within_a_step_must_be_free_but_is_not_kept(make_toy, trajectory, monkeypatch):
+    """Nine accumulators of 288 bytes and groups of five features: 14 in all have to be free, nine may be kept."""
     settings = {"interval": 4, "warmup_steps": 2, "max_order": 2}
-    for room, sites in ((300, 1), (900, 3)):
-        _, run = trajectory(make_toy(), make_cache(**settings, memory_limit=9 * 288 + room))
-        assert run.engine.group_size() == sites
+    for free, fits in ((14 * 288, True), (14 * 288 - 1, False)):
+        monkeypatch.setattr("cache_dic.cache.free_bytes", lambda device, free=free: free)
+        with nullcontext() if fits else pytest.raises(UserError, match=r"hold .* within a step, .* are free on cpu"):
+            trajectory(make_toy(), make_cache(**settings))
+    monkeypatch.setattr("cache_dic.cache.free_bytes", lambda device: 5 * 288)
+    trajectory(make_toy(), make_cache("uncached"))  # folds nothing, so it holds nothing
+    for limit, fits in ((9 * 288, True), (9 * 288 - 1, False)):
+        with nullcontext() if fits else pytest.raises(UserError, match=r"would keep .* but the limit is"):
+            trajectory(make_toy(), make_cache(**settings, memory_limit=limit))
+
+
+@pytest.mark.parametrize("interval", [2, 2000])
+def test_a_run_of_ten_thousand_steps_is_planned_in_no_time(make_toy, interval):
+    """What is kept and done, once the plan's weights and slots are known."""
+    cache = make_cache(interval=interval, max_order=2, warmup_steps=3)
+    plan, tokens = cache.plan(10_000), make_toy(gate_rank=3).tokens(torch.zeros(1, 3, 6))
+    assert plan.targets
+    assert plan.num_slots
+    start = time.process_time()
+    for engine in ENGINES.values():
+        engine.kept_bytes(plan, tokens, cache.engine_settings)
+        engine.work_flops(plan, tokens, cache.engine_settings)
+    assert time.process_time() - start < 0.5
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "taylor"}, "method 'taylor' is unknown; choose from taylorseer"),
+        ({"method": "taylor"}, "method 'taylor' is unknown; choose from taylorseer.*; did you mean 'taylorseer'"),
+        ({"method": None}, "method None is unknown"),
+        ({"method": ["fora"]}, r"method \['fora'\] is unknown"),
         ({"engine": "fast"}, "engine 'fast' is unknown; choose from folded, layerwise, stack"),
+        ({"engine": 3}, "engine 3 is unknown"),
+        ({"engine": "foldde"}, "did you mean 'folded'"),
         ({"schedule": "daily"}, "schedule 'daily' is unknown; choose from taylorseer, diffusers"),
+        ({"schedule": ""}, "schedule '' is unknown"),
         ({"interval": 0}, "interval = 0 must be an integer of at least 1"),
         ({"interval": 2.5}, "interval = 2.5"),
+        ({"interval": 2.0}, "interval = 2.0 must be an integer"),
+        ({"interval": "4"}, "interval = '4' must be an integer"),
+        ({"interval": True}, "interval = True must be an integer"),
+        ({"interval": None}, "interval = None must be an integer"),
+        ({"interval": [4]}, r"interval = \[4\] must be an integer"),
+        ({"interval": 10**30}, f"interval = {10**30} must be at most 10000"),
+        ({"interval": 10**5000}, "interval = .* must be at most 10000"),
+        ({"warmup_steps": math.nan}, "warmup_steps = nan must be an integer"),
+        ({"warmup_steps": -1}, "warmup_steps = -1 must be an integer of at least 1"),
+        ({"warmup_steps": 10**9}, "warmup_steps = 1000000000 must be at most 10000"),
+        ({"warmup_steps": 10**9, "full_steps": [0]}, "warmup_steps = 1000000000 must be at most 10000"),
         ({"max_order": -1}, "max_order = -1"),
-        ({"intervall": 3}, "has no setting 'intervall'; it accepts: interval, max_order, warmup_steps"),
+        ({"max_order": 1.5}, "max_order = 1.5 must be an integer"),
+        ({"max_order": "abc"}, "max_order = 'abc' must be an integer"),
+        ({"max_order": math.nan}, "max_order = nan must be an integer"),
+        ({"max_order": True}, "max_order = True must be an integer"),
+        ({"max_order": None}, "max_order = None must be an integer"),
+        ({"max_order": MAX_ORDER + 1}, f"max_order = {MAX_ORDER + 1} must be at most {MAX_ORDER}"),
+        ({"full_steps": 5}, "full_steps = 5 must be a list of integers"),
+        ({"full_steps": "012"}, "full_steps = '012' must be a list of integers"),
+        ({"full_steps": {0: 1}}, "must be a list of integers"),
+        ({"full_steps": iter([0, 1])}, "must be a list of integers"),
+        ({"full_steps": [0, True]}, "must be integers"),
+        ({"full_steps": [0, "1"]}, "must be integers"),
+        ({"full_steps": []}, "begin with 0"),
+        ({"full_steps": [0, 2, 2]}, "without repeats"),
+        ({"full_steps": [0, 2], "schedule": "taylorseer"}, "has no setting 'full_steps'"),
+        ({"intervall": 3}, "'intervall'; it accepts: interval, max_order, warmup_steps; did you mean 'interval'"),
         ({"method": "fora", "max_order": 2}, "'fora' with schedule 'taylorseer' has no setting 'max_order'"),
         ({"schedule": "explicit"}, "needs full_steps"),
+        ({"memory_limit": -1}, "memory_limit = -1 must be an integer of at least 0"),
+        ({"memory_limit": "1"}, "memory_limit = '1' must be an integer"),
+        ({"memory_limit": 1e9}, "memory_limit = 1000000000.0 must be an integer"),
+        ({"group_bytes": 0}, "group_bytes = 0 must be an integer of at least 1"),
+        ({"group_bytes": None}, "group_bytes = None"),
+        ({"accumulator_dtype": "float32"}, "accumulator_dtype = 'float32' must be a floating dtype"),
+        ({"accumulator_dtype": torch.int8}, "accumulator_dtype = torch.int8 must be a floating dtype"),
+        ({"telemetry": "no"}, "telemetry = 'no' must be True or False"),
+        ({"static_shapes": None}, "static_shapes = None must be True or False"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         make_cache(**settings)
+
+
+def test_numbers_of_other_libraries_will_do():
+    cache = make_cache(interval=np.int64(4), max_order=torch.tensor(2), warmup_steps=np.int32(2))
+    assert cache.label == "taylorseer-N4-W2-O2"
+    assert make_cache(full_steps=range(0, 9, 4)).plan(12).full_steps == (0, 4, 8)
+    steps = [0, 4]
+    cache = make_cache(full_steps=steps)
+    steps.append(5)
+    assert cache.plan(8).full_steps == (0, 4), "a cache does not change with the list that it was made from"
+
+
+@pytest.fixture
+def typed():
+    """A method with a field of every type that is checked, annotated by text as a __future__ import does it."""
+
+    @register("typed", interval=3, warmup_steps=1)
+    @dataclass(frozen=True, kw_only=True)
+    class Typed:
+        count: "int" = 1
+        rate: "float" = 0.5
+        exact: "bool" = False
+        mode: "str" = "a"
+        limit: "int | None" = None
+        other: "list[int]" = ()
+
+        def __post_init__(self) -> None:
+            if self.rate == 13:
+                raise ValueError("13 brings bad luck")
+
+        def weights(self, full_steps, step):
+            return [1.0]
+
+    yield
+    del METHODS["typed"]
+
+
+@pytest.mark.usefixtures("typed")
+class TestFields:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"count": 3}, {"count": np.int64(3)}, {"rate": 1}, {"rate": np.float32(0.5)}, {"exact": True}, {"mode": "b"},
+            {"limit": 3}, {"limit": None}, {"other": "anything"}, {"other": 3},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_accepted(self, settings):
+        assert make_cache("typed", **settings).plan(8)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"count": 1.0}, "count = 1.0 must be an integer"),
+            ({"count": True}, "count = True must be an integer"),
+            ({"count": "1"}, "count = '1' must be an integer"),
+            ({"rate": "fast"}, "rate = 'fast' must be a finite number"),
+            ({"rate": True}, "rate = True must be a finite number"),
+            ({"rate": math.nan}, "rate = nan must be a finite number"),
+            ({"rate": math.inf}, "rate = inf must be a finite number"),
+            ({"exact": 1}, "exact = 1 must be true or false"),
+            ({"mode": 1}, "mode = 1 must be text"),
+            ({"limit": 1.5}, "limit = 1.5 must be an integer or nothing"),
+            ({"counts": 1}, "did you mean 'count'"),
+            ({"rate": 13}, r"method 'typed' cannot be made: .*test_cache\.py:\d+: ValueError: 13 brings bad luck"),
+        ],
+    )
+    def test_refused(self, settings, message):
+        with pytest.raises(UserError, match=message):
+            make_cache("typed", **settings)
+
+    def test_labels_are_names_of_files_and_tell_settings_apart(self):
+        texts = [
+            "a",
+            "a/b",
+            "a_b",
+            "a+2Fb",
+            "../x",
+            ".",
+            "",
+            " ",
+            "5",
+            "True",
+            "None",
+            "nan",
+            "a,b",
+            "a-b=1",
+            "+20",
+            "é",
+            "a" * 300,
+        ]
+        texts += ["a" * 301, "\udcff", "a\nb", "\0", "A"]
+        others = [5, 5.0, -0.5, 1e-9, True, None, [5], [5, 5], ["a", "b"], Path("a"), {"a": 1}, "5", "[5]", ""]
+        caches = [make_cache("typed", mode=text) for text in texts]
+        caches += [make_cache("typed", other=value) for value in others]
+        caches += [make_cache("typed", interval=n, engine=engine) for n in (1, 2) for engine in ("folded", "stack")]
+        labels = [cache.label for cache in caches]
+        assert len(set(labels)) == len(labels)
+        for label in labels:
+            assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._,=+-]*", label)
+            assert len(label) <= LABEL_BYTES
+        assert make_cache("typed", mode="a/b").label.startswith("typed-N3-W1-count=1-rate=0.5-exact=False-mode=a+2Fb-")
 
 
 def test_more_warmup_than_steps_is_named():
     with pytest.raises(ValueError, match="warmup_steps = 5 must lie between 1 and the number of steps, 3"):
         make_cache(warmup_steps=5).plan(3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_a_default_warm_up_is_capped_and_said(make_toy, trajectory, caplog, num_steps):
+    """Nobody asked for 3 warm-up steps; models of one or two steps have fewer."""
+    with caplog.at_level(logging.WARNING, logger="cache_dic"):
+        _, run = trajectory(make_toy(), make_cache(), num_steps=num_steps)
+    assert run.record()["full_steps"] == list(range(num_steps))
+    assert len(caplog.messages) == 1
+    assert f"nothing is cached: all {num_steps} steps are full" in caplog.messages[0]
+    for given in (make_cache(warmup_steps=num_steps + 1), replace(make_cache(), default_warmup=False)):
+        if num_steps < 3:
+            with pytest.raises(UserError, match=r"warmup_steps = \d must lie between 1 and the number of steps"):
+                given.plan(num_steps)
+
+
+def test_counting_says_nothing(make_toy, caplog):
+    model = make_toy().to("meta")
+    with caplog.at_level(logging.INFO, logger="cache_dic"), torch.device("meta"):
+        make_cache().start(model, torch.ones(2, 3, 6), torch.ones(2), y=torch.zeros(2, dtype=torch.int))
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("cache", [make_cache(), make_cache("uncached")], ids=["caches", "uncached"])
+def test_only_a_cache_without_effect_says_so(make_toy, trajectory, caplog, cache):
+    with caplog.at_level(logging.WARNING, logger="cache_dic"):
+        trajectory(make_toy(), cache, num_steps=4)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".x", "-x", "a/b", "../x", "a b", "é", "a\n", "a=b", "a" * 65, None, 5, "a\\b", "a\0"]
+)
+def test_names_of_methods_are_checked(name):
+    with pytest.raises(UserError, match="a method's name is of at most 64 letters"):
+        register(name)
+
+
+class NoDataclass:
+    def weights(self, full_steps, step):
+        return [1.0]
+
+
+@dataclass(frozen=True)
+class NoWeights:
+    damping: float = 0.5
+
+
+@dataclass(frozen=True)
+class WeightsOfNone(NoWeights):
+    weights: float = 0.5
+
+
+@dataclass(frozen=True)
+class Reserved(NoDataclass):
+    engine: str = "fast"
+
+
+@pytest.mark.parametrize(
+    ("forecaster", "message"),
+    [
+        (NoDataclass, "method 'mine' is no dataclass"),
+        (NoDataclass(), "method 'mine' is no dataclass"),
+        (Taylor(), "method 'mine' is no dataclass"),
+        (NoWeights, r"class NoWeights has no weights\(self, full_steps, step\)"),
+        (WeightsOfNone, "class WeightsOfNone has no weights"),
+        (Reserved, "engine cannot be a field"),
+    ],
+)
+def test_classes_that_are_no_method_are_refused(forecaster, message):
+    with pytest.raises(UserError, match=message):
+        register("mine")(forecaster)
+    assert "mine" not in METHODS
+
+
+def test_defaults_of_a_method_are_settings_of_its_schedule():
+    with pytest.raises(UserError, match="schedule 'fora' of method 'mine' has no setting warmup_steps"):
+        register("mine", schedule="fora", interval=4, warmup_steps=3)
+    with pytest.raises(UserError, match="a method called 'taylorseer' is registered already"):
+        register("taylorseer")
+
+
+def test_a_field_without_a_value_is_asked_for():
+    @register("needy", interval=4, warmup_steps=2)
+    @dataclass(frozen=True)
+    class Needy(NoDataclass):
+        damping: float
+        derived: float = field(init=False, default=1.0)
+
+    try:
+        assert accepted_settings("needy") == {"interval", "warmup_steps", "damping"}
+        with pytest.raises(UserError, match="method 'needy' needs damping"):
+            make_cache("needy")
+        assert make_cache("needy", damping=2).label == "needy-N4-W2-damping=2"
+    finally:
+        del METHODS["needy"]
 
 
 def test_a_forecaster_of_ones_own(make_toy, trajectory):
@@ -252,3 +604,33 @@ def test_labels_are_short_and_tell_the_settings():
     assert make_cache(interval=4, max_order=4, warmup_steps=2).label == "taylorseer-N4-W2-O4"
     assert make_cache("fora", interval=3, warmup_steps=2, engine="stack").label == "fora-N3-W2-stack"
     assert make_cache("fora", full_steps=[0, 3]).label == "fora-full_steps=0,3"
+    assert make_cache("uncached").label == "uncached-N1-W1"
+
+
+def test_labels_name_a_rule_that_is_not_the_method_s_own():
+    """Two rules of one interval compute other steps: samples of one must not pass for those of the other."""
+    rules = {rule: make_cache(schedule=rule, interval=5, max_order=1) for rule in ("taylorseer", "diffusers", "fora")}
+    assert {rule: cache.label for rule, cache in rules.items()} == {
+        "taylorseer": "taylorseer-N5-W3-O1",
+        "diffusers": "taylorseer-diffusers-N5-W3-O1",
+        "fora": "taylorseer-fora-N5-O1-W3",
+    }
+    assert make_cache("fora", schedule="fora").label == "fora-fora-N4"
+    labels = [
+        make_cache(method, schedule=rule).label
+        for method, rule in itertools.product(["taylorseer", "newton", "fora"], ["taylorseer", "diffusers", "fora"])
+    ]
+    assert len(set(labels)) == 9
+
+
+def test_long_labels_are_cut_and_still_differ():
+    lists = [[*range(last), last + extra] for last in (60, 300) for extra in (0, 1)]
+    labels = [make_cache(full_steps=steps).label for steps in lists]
+    assert len(set(labels)) == 4
+    assert all(len(label) == LABEL_BYTES and label.startswith("taylorseer-full_steps=0,1,2") for label in labels)
+
+
+@pytest.mark.parametrize("name", ["taylorseer-diffusers", "fora-fora", "x-N4", "x-W3-y", "x-O1"])
+def test_names_that_read_as_the_label_of_another_method_are_refused(name):
+    with pytest.raises(UserError, match="reads as part of a label"):
+        register(name)

@@ -1,0 +1,72 @@
+"""What a user can cause, apart from what only we can."""
+
+import reprlib
+import sys
+import traceback
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A value, a file or a combination of settings that cannot work: the message names it, what is accepted, and the remedy.
+
+    Commands print the message as one line and exit with 2. Any other ValueError is a defect of ours and keeps its traceback.
+    """
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"{'-' * (value < 0)}2**{value.bit_length() - 1} or more"
+    short = reprlib.Repr()
+    short.maxtuple = short.maxlist = 20
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
+
+
+def check_choice(kind: str, name: object, choices: Collection[str]) -> None:
+    """UserError if `name` is none of the choices: they are listed, and the nearest is suggested."""
+    if not isinstance(name, str) or name not in choices:
+        raise UserError(f"{kind} {shown(name)} is unknown; choose from {', '.join(choices)}{suggestion(name, choices)}")
+
+
+def suggestion(name: object, choices: Collection[str]) -> str:
+    """`; did you mean 'interval'?`, or nothing where no choice is like the name."""
+    near = get_close_matches(str(name), choices, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def run_of_user_code(what: str, file: str | None, line: int | None = None) -> Iterator[None]:
+    """Whatever code of a user's raises, `sys.exit` too, becomes a UserError with its own text and its place in `file`.
+
+    line: named where the error arose outside of the file. What a file of this package raises is left as it is: a UserError
+    of ours, or a defect.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if file is not None and is_ours(file):
+            raise
+        lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+        if isinstance(error, SyntaxError) and error.filename == file:
+            lines.append(error.lineno)
+        place = ":".join(str(part) for part in (file, lines[-1] if lines else line) if part is not None)
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(": ".join(part for part in (what, place, text) if part)) from error
+
+
+def source_of(forecaster: type) -> tuple[str | None, int | None]:
+    """File of a forecaster class and first line of its `weights`, as far as they can be told."""
+    codes = [getattr(vars(forecaster).get(name), "__code__", None) for name in ("weights", "__post_init__")]
+    for code in codes:
+        if code is not None:
+            return code.co_filename, code.co_firstlineno
+    return getattr(sys.modules.get(forecaster.__module__), "__file__", None), None
+
+
+def is_ours(file: str) -> bool:
+    """Whether a source file is of this package."""
+    return Path(file).parent == Path(__file__).parent
