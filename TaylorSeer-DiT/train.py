@@ -3,6 +3,8 @@
 Everything random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
 """
 
+from seerkit.cli import run_command  # isort: skip
+
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,6 @@ from torch import Tensor, nn
 from dit import CONFIGS, DiT, DiTConfig, dit_config
 from dit.diffusion import Diffusion
 from dit.sampler import sample
-from seerkit.cli import run_command
 from seerkit.distributed import World
 from seerkit.fashion_mnist import CLASS_NAMES, IMAGE_SIZE, load_fashion_mnist, to_unit_range
 from seerkit.media import labelled_grid, save_png, to_uint8

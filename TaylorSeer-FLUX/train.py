@@ -4,6 +4,8 @@ The weight of classifier-free guidance is an input of the model, as in FLUX.1-de
 random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
 """
 
+from seerkit.cli import run_command  # isort: skip
+
 from argparse import Namespace
 
 from torch import Tensor, nn
@@ -11,7 +13,6 @@ from torch import Tensor, nn
 from flux import CONFIGS, Flux, flux_config, sample
 from flux.config import USAGE
 from flux.latents import image_ids, pack, patch_side, text_ids, unpack
-from seerkit.cli import run_command
 from seerkit.emoji_training import Texts, train
 from seerkit.emoji_training import parse_args as parse_training_args
 

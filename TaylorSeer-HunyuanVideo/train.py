@@ -4,6 +4,8 @@ The weight of guidance is an input of the model, learnt without a teacher (`seer
 random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
 """
 
+from seerkit.cli import run_command  # isort: skip
+
 from argparse import Namespace
 
 from torch import Tensor, nn
@@ -11,7 +13,6 @@ from torch import Tensor, nn
 from hunyuan_video import CONFIGS, HunyuanVideo, hunyuan_video_config, sample
 from hunyuan_video.config import USAGE
 from hunyuan_video.sampler import GUIDANCE_FACTOR
-from seerkit.cli import run_command
 from seerkit.moving_objects import pooled
 from seerkit.video_training import Texts, train
 from seerkit.video_training import parse_args as parse_training_args

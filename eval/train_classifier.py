@@ -1,5 +1,17 @@
 """Train the Fashion-MNIST classifier that judges samples: SGD with a cosine rate on shifted and mirrored images."""
 
+from seerkit.cli import (  # isort: skip
+    Parser,
+    device_name,
+    integer,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    run_command,
+    share,
+)
+
 import contextlib
 import json
 import math
@@ -15,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cache_dic import UserError
 from evaluation.classifier import (
     Classifier,
     ClassifierConfig,
@@ -24,9 +37,8 @@ from evaluation.classifier import (
     num_parameters,
     save_classifier,
 )
-from seerkit.cli import Parser, non_negative_int, positive_float, positive_int, run_command
 from seerkit.distributed import resolve_device
-from seerkit.fashion_mnist import load_fashion_mnist, to_unit_range
+from seerkit.fashion_mnist import IMAGE_SIZE, load_fashion_mnist, to_unit_range
 from seerkit.files import writable_directory
 from seerkit.seeds import derive_seed, generator
 
@@ -47,13 +59,17 @@ def parse_args(argv: list[str] | None):
     parser.add_argument("--epochs", type=positive_int, default=12, help="passes over the training images")
     parser.add_argument("--batch-size", type=positive_int, default=128, help="images a step")
     parser.add_argument("--lr", type=positive_float, default=0.1, help="peak learning rate, after one epoch of warm-up")
-    parser.add_argument("--momentum", type=float, default=0.9, help="of SGD, in Nesterov's form")
-    parser.add_argument("--weight-decay", type=float, default=5e-4, help="of convolution and linear weights")
-    parser.add_argument("--max-shift", type=non_negative_int, default=1, help="random shift of an image, in pixels")
+    parser.add_argument("--momentum", type=share, default=0.9, help="of SGD, in Nesterov's form")
+    parser.add_argument(
+        "--weight-decay", type=non_negative_float, default=5e-4, help="of convolution and linear weights"
+    )
+    parser.add_argument(
+        "--max-shift", type=integer(0, IMAGE_SIZE - 1), default=1, help="random shift of an image, in pixels"
+    )
     parser.add_argument("--flip", action=BooleanOptionalAction, default=True, help="mirror half of the images")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of convolutions (autocast)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=non_negative_int, default=0)
     parser.add_argument(
         "--validate",
         type=non_negative_int,
@@ -67,11 +83,9 @@ def parse_args(argv: list[str] | None):
 
 def check_args(args) -> None:
     if args.out is None and not args.validate:
-        raise ValueError("name the file to write with --out, or measure only with --validate N")
+        raise UserError("name the file to write with --out, or measure only with --validate N")
     if args.out is not None and args.out.suffix != ".safetensors":
-        raise ValueError(f"--out {args.out} must end in .safetensors")
-    if not 0 <= args.momentum < 1 or args.weight_decay < 0 or args.seed < 0:
-        raise ValueError("--momentum must lie in [0, 1), --weight-decay and --seed at 0 or above")
+        raise UserError(f"--out {args.out} must end in .safetensors")
 
 
 def learning_rate(progress: float, epochs: int, peak: float) -> float:
@@ -107,7 +121,7 @@ def train(model: Classifier, images: Tensor, labels: Tensor, args, device: torch
     """Everything random is a function of the seed and the step. A last, incomplete batch of an epoch is left out."""
     steps = len(images) // args.batch_size
     if not steps:
-        raise ValueError(f"--batch-size {args.batch_size} is more than the {len(images)} training images")
+        raise UserError(f"--batch-size {args.batch_size} is more than the {len(images)} training images")
     optimizer = torch.optim.SGD(
         parameter_groups(model, args.weight_decay), lr=args.lr, momentum=args.momentum, nesterov=args.momentum > 0
     )
@@ -132,7 +146,7 @@ def train(model: Classifier, images: Tensor, labels: Tensor, args, device: torch
             bar.update()
         mean = total.item() / steps
         if not math.isfinite(mean):
-            raise ValueError(f"the loss is {mean} in epoch {epoch}; lower --lr {args.lr}")
+            raise UserError(f"the loss is {mean} in epoch {epoch}; lower --lr {args.lr}")
         bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.4f}")
     bar.close()
 
@@ -159,11 +173,11 @@ def main(argv: list[str] | None = None) -> None:
     device = resolve_device(args.device)
     if args.out is not None and not args.validate:
         if args.out.exists() and not args.overwrite:
-            raise ValueError(f"--out {args.out} exists; replace it with --overwrite or choose another file")
+            raise UserError(f"--out {args.out} exists; replace it with --overwrite or choose another file")
         writable_directory(args.out.parent)
     images, labels = load_fashion_mnist("train", args.data)
     if args.validate >= len(images):
-        raise ValueError(f"--validate {args.validate} leaves none of the {len(images)} training images")
+        raise UserError(f"--validate {args.validate} leaves none of the {len(images)} training images")
     kept = len(images) - args.validate
     torch.manual_seed(derive_seed(args.seed, 0))
     model = Classifier(config).to(device, memory_format=torch.channels_last)

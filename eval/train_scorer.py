@@ -5,6 +5,17 @@ arXiv 2103.00020). Images of the held-out style, labels and pairs are left to me
 those of things never seen.
 """
 
+from seerkit.cli import (  # isort: skip
+    Parser,
+    device_name,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    run_command,
+    share,
+)
+
 import json
 import math
 import platform
@@ -18,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from cache_dic import UserError
 from evaluation.scorer import FEATURES, HIDDEN, INPUT_SIZE, WEIGHTS, WIDTH, Scorer, fold_lite0, load_scorer, save_scorer
-from seerkit.cli import Parser, positive_float, positive_int, run_command
 from seerkit.distributed import resolve_device
 from seerkit.emoji import EmojiData, find_emoji, load_emoji
 from seerkit.files import writable_directory
@@ -54,27 +65,22 @@ def parse_args(argv: list[str] | None):
     parser.add_argument("--steps", type=positive_int, default=800, help="optimiser steps")
     parser.add_argument("--batch-size", type=positive_int, default=512, help="pairs a step, each the others' contrast")
     parser.add_argument("--lr", type=positive_float, default=2e-3, help="peak learning rate of AdamW, after a tenth")
-    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--weight-decay", type=non_negative_float, default=0.01)
     parser.add_argument("--temperature", type=positive_float, default=0.07, help="that cosines are divided by")
-    parser.add_argument("--image-dropout", type=float, default=0.3, help="of features and hidden units")
-    parser.add_argument("--text-dropout", type=float, default=0.1, help="of pooled vectors and hidden units")
-    parser.add_argument("--no-style", type=float, default=0.15, help="share of prompts that are the label alone")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image-dropout", type=share, default=0.3, help="of features and hidden units")
+    parser.add_argument("--text-dropout", type=share, default=0.1, help="of pooled vectors and hidden units")
+    parser.add_argument("--no-style", type=share, default=0.15, help="share of prompts that are the label alone")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=non_negative_int, default=0)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     return parser.parse_args(argv)
 
 
 def check_args(args) -> None:
     if args.out.suffix != ".safetensors":
-        raise ValueError(f"--out {args.out} must end in .safetensors")
+        raise UserError(f"--out {args.out} must end in .safetensors")
     if args.out.exists() and not args.overwrite:
-        raise ValueError(f"--out {args.out} exists; replace it with --overwrite or choose another file")
-    for name in ("image_dropout", "text_dropout", "no_style"):
-        if not 0 <= getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must lie in [0, 1)")
-    if args.weight_decay < 0 or args.seed < 0:
-        raise ValueError(f"--weight-decay {args.weight_decay} and --seed {args.seed} must not be negative")
+        raise UserError(f"--out {args.out} exists; replace it with --overwrite or choose another file")
 
 
 def load_backbone(scorer: Scorer, path: Path | None) -> None:
@@ -97,10 +103,11 @@ def extract_features(scorer: Scorer, images: Tensor, path: Path | None, batch_si
         checksum = zlib.crc32(part.tobytes(), checksum)
     if path and path.exists():
         if read_metadata(path).get("checksum") != str(checksum):
-            raise ValueError(
-                f"--features {path} is of other images or another backbone; remove it or name another file"
-            )
-        return read_state(path)["features"]
+            raise UserError(f"--features {path} is of other images or another backbone; remove it or name another file")
+        features = read_state(path).get("features")
+        if features is None or len(features) != len(images):
+            raise UserError(f"--features {path} holds no features of these images; remove it or name another file")
+        return features
     device = scorer.feature_mean.device
     batches = tqdm(images.split(batch_size), desc="features", unit="batch", mininterval=5)
     features = torch.cat([scorer.features(batch.to(device)).cpu() for batch in batches])
@@ -136,7 +143,7 @@ def train(scorer: Scorer, features: Tensor, label: Tensor, style: Tensor, captio
     Everything random is a function of the seed and the step.
     """
     if len(features) < args.batch_size:
-        raise ValueError(f"--batch-size {args.batch_size} is more than the {len(features)} training images")
+        raise UserError(f"--batch-size {args.batch_size} is more than the {len(features)} training images")
     device = scorer.feature_mean.device
     scorer.feature_mean.copy_(features.mean(dim=0))
     scorer.feature_std.copy_(features.std(dim=0) + 0.05)  # some features are nearly always 0
@@ -160,7 +167,7 @@ def train(scorer: Scorer, features: Tensor, label: Tensor, style: Tensor, captio
         rate.step()
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
-            raise ValueError(f"the loss is {losses[-1]} at step {step}; lower --lr {args.lr}")
+            raise UserError(f"the loss is {losses[-1]} at step {step}; lower --lr {args.lr}")
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     scorer.eval()
     return losses

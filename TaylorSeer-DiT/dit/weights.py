@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cache_dic import UserError
 from dit.config import CONFIGS, DiTConfig, dit_config
 from dit.model import DiT
 from seerkit.embeddings import sincos_position_2d
-from seerkit.weights import Layout, Published, Rule, State, find_checkpoint, load_checkpoint
+from seerkit.layouts import Layout, Rule, State
+from seerkit.weights import Published, find_checkpoint, load_checkpoint
 
 ENV = "DIT_CHECKPOINT"  # names a checkpoint file, or a folder of them, for the published models
 EMBEDDED = {CONFIGS["fashion-mnist"]: Path(__file__).resolve().parents[1] / "weights" / "fashion-mnist.safetensors"}
@@ -83,12 +85,12 @@ def load_dit(
 
     config: a configuration, or its name in `CONFIGS` (with `image_size` in pixels). checkpoint: a file or folder in the
     official layout, as train.py writes it (its EMA), or in diffusers' layout; None finds the model's own.
-    Raises FileNotFoundError if there is none, ValueError if it is damaged or does not fit.
+    Raises FileNotFoundError if there is none, UserError if it is damaged or does not fit.
     """
     if isinstance(config, str):
         config = dit_config(config, image_size=image_size)
     elif image_size is not None:
-        raise ValueError("image_size belongs to a model's name; a DiTConfig has its input_size")
+        raise UserError("image_size belongs to a model's name; a DiTConfig has its input_size")
     path = find_dit(config, checkpoint, download=download)
     shape = asdict(config)
     del shape["class_dropout_prob"]  # of training; whether there is a null class shows in the tensors' shapes

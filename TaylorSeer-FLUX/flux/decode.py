@@ -33,7 +33,7 @@ def load_autoencoder(
     given: the official ae.safetensors, diffusers' file with its config.json beside it, or a folder with one of them (a
     whole FLUX repository, too); None looks at the environment variable AE and then where it is published. tiled: images
     of more than 1024 pixels a side are decoded in overlapping tiles, which takes less memory and may leave faint seams.
-    Raises FileNotFoundError with the command that fetches the autoencoder, ValueError for a file that does not fit.
+    Raises FileNotFoundError with the command that fetches the autoencoder, UserError for a file that does not fit.
     """
     flux_config(config_name)  # names an unknown one
     if USAGE[config_name].factor == 1:

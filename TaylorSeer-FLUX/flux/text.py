@@ -1,6 +1,6 @@
 """Prompts of FLUX.1 as T5 tokens and a CLIP vector (flux modules/conditioner.py)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,8 @@ from seerkit.text import (
     CLIP_LENGTH,
     Embedding,
     Encoder,
-    PromptCache,
     PromptEncoder,
     Source,
-    embed_cached,
     from_folder,
     stacked,
     tokenize,
@@ -89,10 +87,3 @@ class TextEncoders(PromptEncoder):
         txt = t5(input_ids=ids, attention_mask=None).last_hidden_state
         y = clip(input_ids=clip_ids, attention_mask=None).pooler_output
         return txt[0].to(self.dtype), y[0].to(self.dtype)
-
-
-def encode_cached(
-    prompts: Sequence[str], make_encoder: Callable[[], TextEncoders], cache: PromptCache | None = None
-) -> tuple[Tensor, Tensor]:
-    """txt (B, max_length, 4096) and y (B, 768) of prompts on the CPU, as `embed_cached` finds or makes them."""
-    return stacked(embed_cached(prompts, make_encoder, cache))

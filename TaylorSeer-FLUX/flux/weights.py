@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flux.config import CONFIGS, FluxConfig, flux_config
 from flux.model import Flux
-from seerkit.weights import Layout, Published, Rule, State, find_checkpoint, load_checkpoint, swap_halves
+from seerkit.layouts import Layout, Rule, State, swap_halves
+from seerkit.weights import Published, find_checkpoint, load_checkpoint
 
 REPOS = {"flux-dev": "black-forest-labs/FLUX.1-dev", "flux-schnell": "black-forest-labs/FLUX.1-schnell"}
 ENV = {CONFIGS["flux-dev"]: "FLUX_DEV", CONFIGS["flux-schnell"]: "FLUX_SCHNELL"}  # name a checkpoint file or folder
@@ -124,7 +125,7 @@ def load_flux(
     writes it (its EMA), or in diffusers' layout, in shards or whole; None finds the model's own.
     A safetensors file is mapped, not read into memory: on the CPU its tensors are the model's where dtype and layout are
     the file's; what diffusers keeps in parts, 3.6 of FLUX.1's 11.9 billion parameters, is copied.
-    Raises FileNotFoundError if there is none, ValueError if it is damaged or does not fit.
+    Raises FileNotFoundError if there is none, UserError if it is damaged or does not fit.
     """
     if isinstance(config, str):
         config = flux_config(config)

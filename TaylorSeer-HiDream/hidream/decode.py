@@ -26,7 +26,7 @@ def load_autoencoder(
 
     given: diffusers' file with its config.json beside it, FLUX's ae.safetensors, or a folder with one of them (a whole
     HiDream-I1 repository, too); None looks at the environment variable HIDREAM_VAE and then where it is published. tiled as
-    in `load_image_autoencoder`. Raises FileNotFoundError with the command that fetches the autoencoder, ValueError for a
+    in `load_image_autoencoder`. Raises FileNotFoundError with the command that fetches the autoencoder, UserError for a
     file that does not fit.
     """
     hidream_config(name)  # names an unknown one

@@ -1,12 +1,13 @@
 """Prompts of HiDream-I1 as T5 tokens, Llama's hidden states and a vector of two CLIPs (pipeline_hidream_image.py)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cache_dic import UserError
 from hidream.config import USAGE
 from hidream.weights import REPOS
 from seerkit.offload import nf4_kernels, store_nf4
@@ -14,10 +15,8 @@ from seerkit.staging import staged_on
 from seerkit.text import (
     Embedding,
     Encoder,
-    PromptCache,
     PromptEncoder,
     Source,
-    embed_cached,
     from_folder,
     stacked,
     tokenize,
@@ -59,7 +58,7 @@ class TextEncoders(PromptEncoder):
     t5, clip_l, clip_g, llama: folders as in `find_encoder`. max_length: tokens of a prompt.
     nf4: the blocks of T5 and Llama in 4 bits, `seerkit.offload.store_nf4`, which leaves 9.5 of 26 GB (in bf16).
     offload: they stay on the host, and each is on the device for its own use alone.
-    Raises ValueError for nf4 where bitsandbytes is missing or cannot.
+    Raises UserError for nf4 where bitsandbytes is missing or cannot.
     """
 
     PARTS = ("t5", "llama", "pooled")
@@ -114,7 +113,7 @@ class TextEncoders(PromptEncoder):
 
     def _check_positions(self, encoder: Encoder, folder: Path, positions: int) -> None:
         if positions < self.lengths[encoder]:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has positions for {positions} tokens, prompts are padded to {self.lengths[encoder]}: HiDream-I1 has "
                 f"a {encoder.name.removeprefix('text encoder ')} of its own; name that of {encoder.sources[0].repo} with "
                 f"{encoder.flag}"
@@ -126,7 +125,7 @@ class TextEncoders(PromptEncoder):
         On their device. llama: the states behind every layer, the last one normalised. T5 and Llama are given the mask of
         tokens. Pooled: CLIP-L's 768 numbers, then CLIP-G's.
         """
-        return _batched(self.embed(prompts))
+        return by_layer(stacked(self.embed(prompts)))
 
     def _embed_all(self, prompts: Sequence[str]) -> list[Embedding]:
         """One encoder after the other, each for all prompts."""
@@ -154,13 +153,7 @@ class TextEncoders(PromptEncoder):
         return list(zip(tokens, states, pooled, strict=True))
 
 
-def _batched(embeddings: Sequence[Embedding]) -> tuple[Tensor, Tensor, Tensor]:
-    t5, llama, pooled = stacked(embeddings)
-    return t5, llama.transpose(0, 1), pooled
-
-
-def encode_cached(
-    prompts: Sequence[str], make_encoder: Callable[[], TextEncoders], cache: PromptCache | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """t5, llama and pooled of prompts on the CPU, as `TextEncoders.encode`; `embed_cached` finds or makes them."""
-    return _batched(embed_cached(prompts, make_encoder, cache))
+def by_layer(embeddings: Embedding) -> tuple[Tensor, Tensor, Tensor]:
+    """Batches of embeddings with Llama's states layer by layer, (layers, B, L, D), as the model takes them."""
+    t5, llama, pooled = embeddings
+    return t5, llama.transpose(0, 1).contiguous(), pooled

@@ -52,7 +52,7 @@ def load_hidream(
     whole, or as train.py writes it (its EMA); None finds the named model's own.
     On the host weights of the same dtype stay mapped from the file, but for those of experts, 60 % of HiDream-I1: they
     are stacked, hence copied. That happens there so that the device never holds them twice.
-    Raises FileNotFoundError if there is none, ValueError if it is damaged or does not fit.
+    Raises FileNotFoundError if there is none, UserError if it is damaged or does not fit.
     """
     name, config = (model, hidream_config(model)) if isinstance(model, str) else (None, model)
     path = find_hidream(name, checkpoint, download=download)

@@ -41,7 +41,7 @@ def load_autoencoder(
     given: the official pytorch_model.pt, diffusers' file with its config.json beside it, or a folder with one of them (a
     whole repository, too); None looks at the environment variable HUNYUAN_VAE and then where it is published. tiled: more
     than 64 frames, or 256 pixels a side, go in overlapping tiles, as in the official sampler.
-    Raises FileNotFoundError with the command that fetches the autoencoder, ValueError for a file that does not fit.
+    Raises FileNotFoundError with the command that fetches the autoencoder, UserError for a file that does not fit.
     """
     path = find_autoencoder(given, download=download)
     model = load_diffusers_model("AutoencoderKLHunyuanVideo", path, device=device, dtype=dtype, published=CONFIG)

@@ -1,6 +1,6 @@
 """Prompts of HunyuanVideo as tokens of a language model and a CLIP vector (hyvideo text_encoder/, constants.py)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ from seerkit.text import (
     CLIP_LENGTH,
     Embedding,
     Encoder,
-    PromptCache,
     PromptEncoder,
     Source,
-    embed_cached,
     from_folder,
     stacked,
     tokenize,
@@ -104,10 +102,3 @@ class TextEncoders(PromptEncoder):
         pooled = clip(input_ids=clip_ids).pooler_output
         text_states = states[-(SKIPPED_LAYERS + 1)][0, CROP_START:]
         return text_states.to(self.dtype), mask[0, CROP_START:].bool(), pooled[0].to(self.dtype)
-
-
-def encode_cached(
-    prompts: Sequence[str], make_encoder: Callable[[], TextEncoders], cache: PromptCache | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """text_states, text_mask and text_states_2 of prompts on the CPU, as `embed_cached` finds or makes them."""
-    return stacked(embed_cached(prompts, make_encoder, cache))

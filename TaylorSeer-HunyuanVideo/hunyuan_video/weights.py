@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hunyuan_video.config import CONFIGS, HunyuanVideoConfig, hunyuan_video_config
 from hunyuan_video.model import HunyuanVideo
-from seerkit.weights import Layout, Published, Rule, State, find_checkpoint, load_checkpoint, swap_halves
+from seerkit.layouts import Layout, Rule, State, swap_halves
+from seerkit.weights import Published, find_checkpoint, load_checkpoint
 
 REPOS = {"hunyuan-video": "tencent/HunyuanVideo"}
 DIFFUSERS_REPOS = {"hunyuan-video": "hunyuanvideo-community/HunyuanVideo"}
@@ -129,7 +130,7 @@ def load_hunyuan_video(
     config: a configuration, or its name in `CONFIGS`. checkpoint: a file or folder in the official layout, as published (the
     weights under the key "module") or as train.py writes it (its EMA), or in diffusers' layout, in shards or whole; None
     finds the model's own. Nothing in a pickle is run.
-    Raises FileNotFoundError if there is none, ValueError if it is damaged or does not fit.
+    Raises FileNotFoundError if there is none, UserError if it is damaged or does not fit.
     """
     if isinstance(config, str):
         config = hunyuan_video_config(config)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from seerkit.autoencoders import VideoAutoencoder, load_diffusers_model
-from seerkit.weights import Layout, Published, Rule, find_weights
+from seerkit.layouts import Layout, Rule
+from seerkit.weights import Published, find_weights
 from wan.weights import DIFFUSERS_REPOS, REPOS
 
 ENV = "WAN_VAE"  # names the autoencoder's file, or a folder with it
@@ -81,7 +82,7 @@ def load_autoencoder(
     given: the official Wan2.1_VAE.pth, diffusers' file with its config.json beside it, or a folder with one of them (a
     whole repository, too); None looks at the environment variable WAN_VAE and then where it is published. tiled: more
     than 256 pixels a side go in overlapping tiles, which takes less memory and may leave faint seams.
-    Raises FileNotFoundError with the command that fetches the autoencoder, ValueError for a file that does not fit.
+    Raises FileNotFoundError with the command that fetches the autoencoder, UserError for a file that does not fit.
     """
     path = find_autoencoder(given, download=download)
     model = load_diffusers_model(

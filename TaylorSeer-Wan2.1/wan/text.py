@@ -1,7 +1,7 @@
 """Prompts of Wan2.1 as UMT5 tokens (wan modules/t5.py, modules/tokenizers.py)."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,8 @@ from seerkit.parallel import shard_blocks
 from seerkit.text import (
     Embedding,
     Encoder,
-    PromptCache,
     PromptEncoder,
     Source,
-    embed_cached,
     from_folder,
     tokenize,
     warn_if_cut,
@@ -97,10 +95,3 @@ class TextEncoder(PromptEncoder):
         ids, mask = tokenize(tokens, text, self.max_length, self.device)
         context = t5(input_ids=ids, attention_mask=mask).last_hidden_state
         return (context[0, : mask.sum()].to(self.dtype),)
-
-
-def encode_cached(
-    prompts: Sequence[str], make_encoder: Callable[[], TextEncoder], cache: PromptCache | None = None
-) -> list[Tensor]:
-    """The contexts of prompts on the CPU, as `embed_cached` finds or makes them."""
-    return [context for (context,) in embed_cached(prompts, make_encoder, cache)]

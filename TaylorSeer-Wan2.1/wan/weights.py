@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seerkit.weights import Layout, Published, Rule, State, find_checkpoint, load_checkpoint
+from seerkit.layouts import Layout, Rule, State
+from seerkit.weights import Published, find_checkpoint, load_checkpoint
 from wan.config import WanConfig, wan_config
 from wan.model import Wan
 
@@ -107,7 +108,7 @@ def load_wan(
 
     model: a configuration, or the name of one in `CONFIGS`. checkpoint: a file or folder in the official layout, as train.py
     writes it (its EMA), or in diffusers' layout, in shards or whole; None finds the named model's own. dtype: of the blocks;
-    modulation and head stay float32 at least. Raises FileNotFoundError if there is none, ValueError if it is damaged or does
+    modulation and head stay float32 at least. Raises FileNotFoundError if there is none, UserError if it is damaged or does
     not fit.
     """
     name, config = (model, wan_config(model)) if isinstance(model, str) else (None, model)

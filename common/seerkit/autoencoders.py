@@ -1,6 +1,5 @@
 """Between pictures or videos and what a model samples: nothing for pixels, an autoencoder of diffusers for latents."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seerkit.weights import Layout, Rule, load_checkpoint
+from cache_dic import UserError
+from seerkit.files import read_json
+from seerkit.layouts import Layout, Rule
+from seerkit.weights import checkpoint_files, load_checkpoint
 
 # FLUX's autoencoder, which HiDream-I1 uses, too. The official file has no configuration beside it; this is its architecture
 # in the terms of diffusers' AutoencoderKL (black-forest-labs/flux util.py: ch 128, ch_mult 1 2 4 4, two residual blocks a
@@ -56,7 +58,7 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> images (B, 3, H, W) in [-1, 1], not clipped, in the autoencoder's dtype."""
         if latents.ndim != 4 or latents.shape[1] != self.channels:
-            raise ValueError(f"latents of shape {tuple(latents.shape)} must be (B, {self.channels}, h, w)")
+            raise UserError(f"latents of shape {tuple(latents.shape)} must be (B, {self.channels}, h, w)")
         return self.model.decode(latents.to(self.model.dtype) / self.scale + self.shift).sample
 
 
@@ -90,7 +92,7 @@ class VideoAutoencoder(nn.Module):
         F = (T - 1) · frame_factor + 1, H = h · factor, W = w · factor.
         """
         if latents.ndim != 5 or latents.shape[1] != self.channels:
-            raise ValueError(f"latents of shape {tuple(latents.shape)} must be (B, {self.channels}, T, h, w)")
+            raise UserError(f"latents of shape {tuple(latents.shape)} must be (B, {self.channels}, T, h, w)")
         z = latents.float() / self.scale + self.shift
         return self.model.decode(z.to(self.model.dtype)).sample
 
@@ -101,10 +103,10 @@ class VideoAutoencoder(nn.Module):
         F is 1 and a multiple of frame_factor, H and W are multiples of factor.
         """
         if video.ndim != 5 or video.shape[1] != 3:
-            raise ValueError(f"a video of shape {tuple(video.shape)} must be (B, 3, F, H, W)")
+            raise UserError(f"a video of shape {tuple(video.shape)} must be (B, 3, F, H, W)")
         frames, *sides = video.shape[2:]
         if (frames - 1) % self.frame_factor or any(side % self.factor for side in sides):
-            raise ValueError(
+            raise UserError(
                 f"a video of {frames} frames of {sides[0]} x {sides[1]} pixels cannot be encoded: it takes 1 and a multiple "
                 f"of {self.frame_factor} frames, and sides in multiples of {self.factor}"
             )
@@ -123,28 +125,59 @@ def load_diffusers_model(
 ) -> Any:
     """A model of diffusers in eval mode, without gradients, from a checkpoint.
 
-    published: its configuration where there is no config.json beside a file in diffusers' layout. layouts: others, of a model.
-    Raises ValueError for a file, or a configuration, that is not of the class.
+    published: its configuration where there is no config.json beside a file in diffusers' layout; its values there are of
+    the same kinds. layouts: others, of a model.
+    Raises UserError for a file, or a configuration, that is not of the class.
     """
     import diffusers
 
-    with torch.device("meta"):
-        model = getattr(diffusers, class_name).from_config(_config_beside(path, class_name) or published)
+    kind, config = getattr(diffusers, class_name), _config_beside(path)
+    model = _from_file(kind, config, published) if config else _on_meta(kind, published)
     others = {layout: layout.convert for layout in layouts(model)}
     return load_checkpoint(model, path, layouts=others, dtype=dtype, device=device).requires_grad_(False)
 
 
-def _config_beside(path: Path, class_name: str) -> dict[str, Any] | None:
+def autoencoder_files(path: Path) -> list[Path]:
+    """All files that `load_diffusers_model` reads for a checkpoint: its own, and the config.json beside it."""
+    config = _config_beside(path)
+    return [*checkpoint_files(path), *([config] if config else [])]
+
+
+def _config_beside(path: Path) -> Path | None:
+    """The configuration of a file in diffusers' layout; other files may lie beside those of other models."""
     beside = path.parent / "config.json"
-    if not path.name.startswith("diffusion_pytorch_model") or not beside.is_file():
-        return None
+    return beside if path.name.startswith("diffusion_pytorch_model") and beside.is_file() else None
+
+
+def _on_meta(kind: Any, config: Mapping[str, Any]) -> Any:
+    with torch.device("meta"):
+        return kind.from_config(config)
+
+
+def _from_file(kind: Any, path: Path, published: Mapping[str, Any]) -> Any:
+    """A model of a configuration in a file; UserError for a file that is none of its class."""
+    config = read_json(path, "configuration")
+    if not isinstance(config, dict):
+        raise UserError(f"configuration {path} is no object with names but of type {type(config).__name__}")
+    if config.get("_class_name", kind.__name__) != kind.__name__:
+        raise UserError(f"{path} is the configuration of {config['_class_name']}, not of {kind.__name__}")
+    for name, example in published.items():
+        value = config.get(name)
+        if value is not None and _form(value) is not _form(example):
+            raise UserError(f"configuration {path} has {name} {value!r:.100}, unlike {example}; fetch it again")
     try:
-        config = dict(json.loads(beside.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{beside} cannot be read ({error})") from error
-    if config.get("_class_name", class_name) != class_name:
-        raise ValueError(f"{beside} is the configuration of {config['_class_name']}, not of {class_name}")
-    return config
+        return _on_meta(kind, config)
+    except Exception as error:  # a configuration of something else raises almost anything there
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"configuration {path} is not of {kind.__name__} ({reason[0][:160]}); fetch it again"
+        ) from error
+
+
+def _form(value: Any) -> type:
+    """The kind of a value: numbers are one, sequences another."""
+    kinds = {int: float, tuple: list}
+    return kinds.get(type(value), type(value))
 
 
 def _resnet(ours: str, theirs: str) -> list[Rule]:
@@ -191,7 +224,7 @@ def load_image_autoencoder(
     """FLUX's autoencoder from its official file, or any AutoencoderKL of diffusers with its config.json beside it.
 
     tiled: images of more than the configuration's `sample_size` pixels a side are decoded in overlapping tiles.
-    Raises ValueError for a file that is neither.
+    Raises UserError for a file that is neither.
     """
     model = load_diffusers_model(
         "AutoencoderKL",

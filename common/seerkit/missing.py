@@ -30,26 +30,27 @@ class Repository:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model: its name, the repository that has it, and a search that raises NotFoundError without it."""
+    """A part of a model: its name, the repository that has it, and a search for its files that raises NotFoundError."""
 
     name: str
     repository: Repository
-    search: Callable[[], object]
+    search: Callable[[], list[Path]]
 
 
-def find_parts(model: str, parts: Sequence[Part], *, flags: str) -> None:
-    """Carry out all searches; FileNotFoundError with what is missing and where it was looked for.
+def find_parts(model: str, parts: Sequence[Part], *, flags: str) -> dict[str, list[Path]]:
+    """What all searches find, by part; FileNotFoundError with what is missing and where it was looked for.
 
     flags: those that name files of the user's own, for the message.
     """
+    found: dict[str, list[Path]] = {}
     missing: list[tuple[Part, NotFoundError]] = []
     for part in parts:
         try:
-            part.search()
+            found[part.name] = part.search()
         except NotFoundError as error:
             missing.append((part, error))
     if not missing:
-        return
+        return found
     usual = "{}, the hub's cache"
     places = [error.named or usual.format(part.repository.folder) for part, error in missing]
     listed = "; ".join(f"{part.name} (looked at {place})" for (part, _), place in zip(missing, places, strict=True))

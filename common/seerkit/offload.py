@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cache_dic import UserError
 from seerkit.experts import GroupedLinear, grouped_linear
 
 FP8 = torch.float8_e4m3fn
@@ -134,19 +135,19 @@ class Nf4(PackedWeight):
 
 
 def nf4_kernels(device: str | torch.device) -> ModuleType:
-    """bitsandbytes.functional, found able to pack on a device; ValueError with the remedy where it is not."""
+    """bitsandbytes.functional, found able to pack on a device; UserError with the remedy where it is not."""
     try:
         import bitsandbytes
         from bitsandbytes import functional
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "weights in 4 bits need bitsandbytes, which is not installed; install it with `pip install bitsandbytes`"
         ) from error
     try:
         functional.quantize_4bit(torch.zeros(NF4_BLOCK, device=device), blocksize=NF4_BLOCK, quant_type="nf4")
     except (RuntimeError, AttributeError) as error:  # AttributeError where its library for the device did not load
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
+        raise UserError(
             f"bitsandbytes {bitsandbytes.__version__} cannot store weights in 4 bits on {device} ({reason[0][:160]})"
         ) from error
     return functional
@@ -189,7 +190,7 @@ def store_fp8(model: Model, device: str | torch.device | None = None) -> Model:
 def store_nf4(model: Model, device: str | torch.device | None = None) -> Model:
     """Store the same layers as `store_fp8`, in the same way, with `Nf4` weights; returns the model.
 
-    Raises ValueError where bitsandbytes is missing, or cannot pack on the device.
+    Raises UserError where bitsandbytes is missing, or cannot pack on the device.
     """
     return _store(model, Nf4, device)
 

@@ -4,19 +4,33 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from seerkit.files import written_whole
-from seerkit.weights import SUFFIXES, NotFoundError, Published, find_weights
+from cache_dic import UserError
+from seerkit.cli import is_out_of_memory
+from seerkit.files import check_space, content_digest
+from seerkit.layouts import listed
+from seerkit.weights import (
+    INDEX,
+    SUFFIXES,
+    NotFoundError,
+    Published,
+    checkpoint_files,
+    find_weights,
+    missing_shards,
+    save_tensors,
+)
 
 CLIP_LENGTH = 77
 FORMAT = "taylorseer prompt 1"
@@ -49,8 +63,15 @@ class Source:
 
     @property
     def command(self) -> str:
+        return self.command_into(self.folder)
+
+    def command_into(self, folder: Path) -> str:
+        """The shell command that completes, or makes, a copy of the repository in a folder or in the hub's cache."""
         include = [word for pattern in self.patterns for word in ("--include", pattern)]
-        return shlex.join(["hf", "download", self.repo, *include, "--local-dir", str(self.folder)])
+        place = (
+            [] if "snapshots" in folder.parts else ["--local-dir", str(folder)]
+        )  # of the cache, where it goes anyway
+        return shlex.join(["hf", "download", self.repo, *include, *place])
 
     def within(self, folder: Path) -> tuple[Path, Path]:
         """Folders of the encoder and of its processor, in a copy of the repository."""
@@ -98,6 +119,12 @@ class Encoder:
         return (model / "config.json").is_file() and weights and any(processor.glob(f"{self.processor}*.json"))
 
 
+def _weights(folder: Path) -> Path | None:
+    """The weights that transformers takes of those in a folder, an index where they are in shards."""
+    paths = (folder / f"{stem}{end}" for stem in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))
+    return next((path for path in paths if path.is_file() or missing_shards(path)), None)
+
+
 def find_encoder(encoder: Encoder, given: str | Path | None = None, *, download: bool = True) -> tuple[Path, Path]:
     """Folders of an encoder and of its tokenizer or image processor.
 
@@ -107,25 +134,62 @@ def find_encoder(encoder: Encoder, given: str | Path | None = None, *, download:
     """
     if given:
         folder = Path(given).expanduser()
-        for pair in (*(source.within(folder) for source in encoder.sources), (folder, folder)):
+        for source, pair in [
+            *((source, source.within(folder)) for source in encoder.sources),
+            (None, (folder, folder)),
+        ]:
             if encoder.is_in(pair):
-                return pair
+                return _complete(encoder, pair, source.command_into(folder) if source else None)
         raise _not_found(encoder, named=f"{folder} ({'incomplete' if folder.is_dir() else 'not a folder'})")
-    places = []
+    places, failures, incomplete = [], [], []
+
+    def usable(source: Source, folder: Path | None) -> tuple[Path, Path] | None:
+        if folder is None or not encoder.is_in(pair := source.within(folder)):
+            return None
+        try:
+            return _complete(encoder, pair, source.command_into(folder))
+        except NotFoundError as error:
+            incomplete.append(error)
+            return None
+
     for source in encoder.sources:
         for folder in (source.folder, source.cached()):
-            if folder is not None and encoder.is_in(pair := source.within(folder)):
+            if pair := usable(source, folder):
                 return pair
         places.append(str(source.folder / source.model))
-    failures = []
     for source in encoder.sources if download else ():
         try:
-            if encoder.is_in(pair := source.within(source.download())):
-                return pair
-            failures.append(f"{source.repo}: files are missing in it")
+            folder = source.download()
         except OSError as error:
             failures.append(_reason(source, error))
+            continue
+        if pair := usable(source, folder):
+            return pair
+        failures.append(f"{source.repo}: files are missing in it")
+    if incomplete:
+        raise incomplete[0]
     raise _not_found(encoder, places=[*places, "the hub's cache"], failures=failures)
+
+
+def _complete(encoder: Encoder, folders: tuple[Path, Path], command: str | None) -> tuple[Path, Path]:
+    """The folders, if no shard of the weights is missing; NotFoundError with the command that completes them otherwise."""
+    weights = _weights(folders[0])
+    if weights is None or not (missing := missing_shards(weights)):
+        return folders
+    remedy = f"fetch the rest with `{command}`" if command else "copy the rest there"
+    raise NotFoundError(
+        f"the {encoder.name} in {folders[0]} is incomplete: {listed(missing)} missing; {remedy}",
+        named=f"{folders[0]}, without {listed(missing)}",
+    )
+
+
+def encoder_files(folders: tuple[Path, Path]) -> list[Path]:
+    """All files that loading from the folders of `find_encoder` reads: the weights, and what describes both parts."""
+    model, processor = folders
+    weights = _weights(model)
+    described = (path for folder in (model, processor) for path in sorted(folder.iterdir()) if path.is_file())
+    texts = (path for path in described if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(INDEX))
+    return [*(checkpoint_files(weights) if weights else ()), *dict.fromkeys(texts)]
 
 
 def _reason(source: Source, error: OSError) -> str:
@@ -156,16 +220,18 @@ def _not_found(
 def from_folder(kind: type, folder: Path, **options: Any) -> Any:
     """`kind.from_pretrained`, of transformers, on a local folder; models in eval mode, without gradients.
 
-    Raises ValueError if the folder cannot be read as one.
+    Raises UserError if the folder cannot be read as one.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         made = kind.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # files of another kind raise almost anything there
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{folder} cannot be read by {kind.__name__} ({reason[0][:160]})") from error
+        raise UserError(f"{folder} cannot be read by {kind.__name__} ({reason[0][:160]})") from error
     return made.eval().requires_grad_(False) if isinstance(made, torch.nn.Module) else made
 
 
@@ -201,20 +267,21 @@ class PromptEncoder:
         download: bool,
     ) -> None:
         if max_length < 1:
-            raise ValueError(f"max_length = {max_length} of text tokens must be at least 1")
+            raise UserError(f"max_length = {max_length} of text tokens must be at least 1")
         self.given, self.max_length = dict(given), max_length
         self.device, self.dtype, self.download = torch.device(device), dtype, download
         self.together = 1
         self._loaded: tuple[Any, ...] | None = None
 
+    def find(self) -> list[tuple[Path, Path]]:
+        """The folders of each encoder, as `find_encoder`."""
+        return [find_encoder(encoder, given, download=self.download) for encoder, given in self.given.items()]
+
     @property
     def names(self) -> tuple[str, ...]:
-        """What the embeddings depend on besides the prompt and max_length, for `PromptCache`."""
-        folders = [
-            str(Path(given).expanduser().resolve()) if given else encoder.sources[-1].repo
-            for encoder, given in self.given.items()
-        ]
-        return (*folders, str(self.dtype).removeprefix("torch."))
+        """What the embeddings depend on besides the prompt and max_length: the contents of the encoders, and the dtype."""
+        digests = [content_digest(*encoder_files(folders)) for folders in self.find()]
+        return (*digests, str(self.dtype).removeprefix("torch."))
 
     @property
     def is_loaded(self) -> bool:
@@ -223,8 +290,7 @@ class PromptEncoder:
     def load(self) -> tuple[Any, ...]:
         """The models and tokenizers, in the subclass's order."""
         if self._loaded is None:
-            found = [find_encoder(encoder, given, download=self.download) for encoder, given in self.given.items()]
-            self._loaded = self._load(*found)
+            self._loaded = self._load(*self.find())
         return self._loaded
 
     def _load(self, *folders: tuple[Path, Path]) -> tuple[Any, ...]:
@@ -242,12 +308,33 @@ class PromptEncoder:
     def embed(self, prompts: Sequence[str]) -> list[Embedding]:
         """The tensors PARTS of each prompt, on the encoders' device."""
         if not prompts:
-            raise ValueError("no prompts to encode")
+            raise UserError("no prompts to encode")
         return self._embed_all(prompts)
 
-    def cache(self, folder: str | Path) -> "PromptCache":
-        """The cache of these encoders' embeddings in a folder."""
-        return PromptCache(folder, parts=self.PARTS, encoders=self.names, max_length=self.max_length)
+    def encode_to_files(self, prompts: Iterable[str], folder: str | Path | None = None) -> "PromptCache":
+        """The embeddings of prompts in a folder, None for a temporary one that goes with the result.
+
+        The encoders are loaded only if a prompt is not there, and dropped afterwards. Each prompt is encoded once and stored
+        soon, so that an interrupted run goes on where it stopped, and memory does not grow with the number of prompts.
+        """
+        prompts = list(dict.fromkeys(prompts))
+        if not prompts:
+            raise UserError("no prompts to encode")
+        names = self.names if folder is not None else ()  # a temporary folder has no other encoders' embeddings
+        cache = PromptCache(folder, parts=self.PARTS, encoders=names, max_length=self.max_length)
+        missing = [prompt for prompt in prompts if not cache.check(prompt)]
+        try:
+            for start in range(0, len(missing), self.together):
+                some = missing[start : start + self.together]
+                for prompt, embedding in zip(some, self.embed(some), strict=True):
+                    if prompt == missing[0]:
+                        size = sum(tensor.nbytes for tensor in embedding)
+                        check_space(cache.folder, size * len(missing), f"the embeddings of {len(missing)} prompts")
+                    cache.store(prompt, embedding)
+        finally:
+            if missing:
+                self.drop()
+        return cache
 
     def drop(self) -> None:
         """Free the encoders; the next prompt loads them again."""
@@ -267,69 +354,52 @@ def stacked(embeddings: Sequence[Embedding]) -> Embedding:
 class PromptCache:
     """Embeddings of prompts on disk, one file a prompt.
 
+    folder: None for a temporary one, which is removed with this object, at the latest when the process ends.
     parts: names of an embedding's tensors. encoders: what made them (`PromptEncoder.names`); other encoders, and other
     lengths, have other files.
     """
 
-    def __init__(self, folder: str | Path, *, parts: Sequence[str], encoders: Sequence[str], max_length: int) -> None:
-        self.folder, self.parts = Path(folder), tuple(parts)
+    def __init__(
+        self, folder: str | Path | None, *, parts: Sequence[str], encoders: Sequence[str], max_length: int
+    ) -> None:
+        if folder is None:
+            folder = tempfile.mkdtemp(prefix="prompts-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.folder = Path(folder)
+        self.parts = tuple(parts)
         self.encoders, self.max_length = tuple(encoders), max_length
 
     def path(self, prompt: str) -> Path:
         key = json.dumps([prompt, *self.encoders, self.max_length])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
-    def __contains__(self, prompt: str) -> bool:
-        return self.path(prompt).is_file()
+    def check(self, prompt: str) -> bool:
+        """Whether the embedding is there; UserError for a file that is not it."""
+        return self.path(prompt).is_file() and self._read(prompt, ()) == ()
 
     def load(self, prompt: str) -> Embedding:
-        """The embedding on the CPU; ValueError for a file that is not it."""
+        """The embedding on the CPU; UserError for a file that is not it."""
+        return self._read(prompt, self.parts)
+
+    def load_batch(self, prompts: Sequence[str]) -> Embedding:
+        """The embeddings of several prompts as batches (B, …)."""
+        return stacked([self.load(prompt) for prompt in prompts])
+
+    def _read(self, prompt: str, parts: Sequence[str]) -> Embedding:
         path = self.path(prompt)
         try:
             with safe_open(path, framework="pt") as file:
-                metadata, embedding = file.metadata() or {}, tuple(file.get_tensor(part) for part in self.parts)
+                metadata, embedding = file.metadata() or {}, tuple(file.get_tensor(part) for part in parts)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it, and the prompt is encoded again") from error
+            raise UserError(f"{path} is damaged ({error}); delete it, and the prompt is encoded again") from error
         if not self._metadata(prompt).items() <= metadata.items():
-            raise ValueError(f"{path} is not the embedding of {prompt!r}; delete it, and the prompt is encoded again")
+            raise UserError(f"{path} is not the embedding of {prompt!r}; delete it, and the prompt is encoded again")
         return embedding
 
     def store(self, prompt: str, embedding: Embedding) -> None:
         """Write an embedding, whole."""
         tensors = {part: t.detach().cpu().contiguous() for part, t in zip(self.parts, embedding, strict=True)}
-        with written_whole(self.path(prompt)) as temporary:
-            save_file(tensors, temporary, self._metadata(prompt))
+        save_tensors(self.path(prompt), tensors, self._metadata(prompt))
 
     def _metadata(self, prompt: str) -> dict[str, str]:
         return {"format": FORMAT, "prompt": prompt, "encoders": json.dumps(self.encoders)}
-
-
-def embed_cached(
-    prompts: Sequence[str], make_encoder: Callable[[], PromptEncoder], cache: PromptCache | None = None
-) -> list[Embedding]:
-    """The embeddings of prompts on the CPU.
-
-    The encoders are made only if a prompt is not in the cache, and dropped afterwards. Each prompt is encoded once and
-    stored soon, so that an interrupted run goes on where it stopped.
-    """
-    if not prompts:
-        raise ValueError("no prompts to encode")
-    known = {prompt: cache.load(prompt) for prompt in dict.fromkeys(prompts) if cache is not None and prompt in cache}
-    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-    if missing:
-        encoder = make_encoder()
-        if cache is not None and (encoder.names, encoder.max_length) != (cache.encoders, cache.max_length):
-            raise ValueError(
-                f"encoders {encoder.names} of {encoder.max_length} tokens do not fit a cache of {cache.encoders} and "
-                f"{cache.max_length}"
-            )
-        try:
-            for start in range(0, len(missing), encoder.together):
-                some = missing[start : start + encoder.together]
-                for prompt, embedding in zip(some, encoder.embed(some), strict=True):
-                    known[prompt] = tuple(tensor.cpu() for tensor in embedding)
-                    if cache is not None:
-                        cache.store(prompt, known[prompt])
-        finally:
-            encoder.drop()
-    return [known[prompt] for prompt in prompts]

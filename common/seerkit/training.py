@@ -6,8 +6,8 @@ Everything random is a function of --seed and the step, so a resumed run sees th
 import argparse
 import contextlib
 import copy
-import csv
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +21,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cache_dic import UserError
 from seerkit.attention import BACKENDS
-from seerkit.cli import Parser, non_negative_int, positive_float, positive_int
+from seerkit.cli import Parser, device_name, non_negative_int, positive_float, positive_int, share
 from seerkit.distributed import World, start_world
-from seerkit.files import writable_directory, write_json, written_whole
+from seerkit.files import read_text, writable_directory, write_json, write_text, written_whole
 from seerkit.records import conditions
-from seerkit.weights import export_safetensors, read_pickle
+from seerkit.weights import check_state, export_safetensors, read_pickle
+
+log = logging.getLogger("seerkit.training")
 
 Losses = Callable[[nn.Module, int], Mapping[str, Tensor]]
 """`losses(forward, step)`: this process's losses of a step by name, scalars, whose sum is minimised."""
 
 LARGEST_WEIGHT = 5.0  # of distilled guidance, in training
-FIXED = ("model", "batch_size", "seed", "lr", "lr_schedule", "lr_warmup_steps", "ema_decay")  # over a resumed run
+# Over a resumed run. Not the rate: a lower one is what helps a run whose gradients are no longer finite.
+FIXED = ("model", "batch_size", "seed", "lr_schedule", "lr_warmup_steps", "ema_decay")
+STATE = {"step": int, "model": dict, "ema": dict, "optimizer": dict, "settings": dict}  # what `Training.save` writes
 
 
 def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr: float = 1e-3) -> None:
@@ -43,11 +48,11 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr:
     parser.add_argument("--lr", type=positive_float, default=lr, help="peak learning rate of AdamW")
     parser.add_argument("--lr-schedule", choices=("cosine", "constant"), default="cosine")
     parser.add_argument("--lr-warmup-steps", type=non_negative_int, default=500, help="linear warm-up, in steps")
-    parser.add_argument("--ema-decay", type=float, default=0.999, help="of the averaged weights that are sampled from")
+    parser.add_argument("--ema-decay", type=share, default=0.999, help="of the averaged weights that are sampled from")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of matrix products (autocast)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa", help="`reference` is faster on CPUs in bf16")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=non_negative_int, default=0)
     parser.add_argument("--log-every", type=positive_int, default=50, help="steps between rows of loss.csv")
     parser.add_argument("--save-every", type=positive_int, default=1000, help="steps between checkpoints")
@@ -74,15 +79,8 @@ def parse_training_args(
     return parser.parse_args(argv)
 
 
-def check_training_flags(args: argparse.Namespace) -> None:
-    """ValueError for what the types of the flags cannot tell."""
-    if not 0 <= args.ema_decay < 1:
-        raise ValueError(f"--ema-decay {args.ema_decay} must lie in [0, 1)")
-
-
 def start_training(config: Any, args: argparse.Namespace) -> World | None:
     """This process among those that train, with --out made; or, with --dry-run, show what would be done and return None."""
-    check_training_flags(args)
     if args.dry_run:
         print(json.dumps(resolved(config, args), indent=2))
         return None
@@ -109,10 +107,10 @@ def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarr
 
 
 def num_guided(batch_size: int, share: int | None, world: World) -> int:
-    """Rows of a batch whose answers are guided: one in `share`, or none. ValueError if processes cannot have equal parts."""
+    """Rows of a batch whose answers are guided: one in `share`, or none. UserError if processes cannot have equal parts."""
     unit = (share or 1) * world.size
     if batch_size % unit:
-        raise ValueError(f"--batch-size {batch_size} must be a multiple of {unit}")
+        raise UserError(f"--batch-size {batch_size} must be a multiple of {unit}")
     return batch_size // share if share else 0
 
 
@@ -192,26 +190,69 @@ class Training:
             "settings": {key: str(value) for key, value in vars(args).items()},
         }
         with written_whole(path) as temporary:
-            torch.save(state, temporary)
+            _save_pickle(state, temporary)
 
     def load(self, path: Path, args: argparse.Namespace) -> int:
-        """Restore what `save` wrote and return the next step; ValueError if the settings that matter have changed."""
+        """Restore what `save` wrote and return the next step; UserError if the settings that matter have changed.
+
+        UserError, too, for a file that is not such a state, or another model's.
+        """
         out = path.parent
         if not path.is_file():
             raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume")
         state = read_pickle(path)
+        wrong = [key for key in STATE if not isinstance(state, dict) or not isinstance(state.get(key), STATE[key])]
+        settings = {} if wrong else state["settings"]
+        wrong += [f"settings.{key}" for key in (*FIXED, "lr") if not wrong and key not in settings]
+        if wrong:
+            raise UserError(f"{path} is no training state of this program: it lacks {', '.join(wrong)}; {_START_ANEW}")
         for key in FIXED:
-            if state["settings"][key] != str(getattr(args, key)):
+            if settings[key] != str(getattr(args, key)):
                 flag = "--" + key.replace("_", "-")
-                raise ValueError(
-                    f"{flag} {getattr(args, key)} differs from {state['settings'][key]} of the run in {out}"
+                raise UserError(
+                    f"{flag} {getattr(args, key)} differs from {settings[key]} of the run in {out}; give it the same, or "
+                    "choose another --out"
                 )
-        if state["step"] > args.steps:
-            raise ValueError(f"--steps {args.steps} is less than the {state['step']} that the run in {out} has done")
+        if not 0 <= state["step"] <= args.steps:
+            raise UserError(
+                f"--steps {args.steps} is less than the {state['step']} that the run in {out} has done; ask for more"
+            )
+        try:
+            check_state(self.model, state["model"], finite=True)
+            check_state(self.ema, state["ema"], finite=True)
+            self._check_moments(state["optimizer"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not fit the model, --model {args.model}: {error}; {_START_ANEW}") from error
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if settings["lr"] != str(args.lr):
+            log.warning("--lr is %s from step %d on; it was %s", args.lr, state["step"], settings["lr"])
         return state["step"]
+
+    def _check_moments(self, state: Mapping[str, Any]) -> None:
+        """ValueError, or what a wrong type raises, unless the moments of an optimiser's state are those of the parameters."""
+        parameters = list(self.model.parameters())
+        for number, moments in state["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameters[int(number)].shape:
+                    raise ValueError(f"{name} {number} of the optimiser is {tuple(moments[name].shape)}")
+            float(moments["step"])
+
+
+_START_ANEW = "start anew in another --out"
+
+
+def _save_pickle(value: Any, path: Path) -> None:
+    """torch.save; OSError where the disk is full, which torch hides behind an error of its archive."""
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:
+        full = error.__context__
+        if isinstance(full, OSError):
+            raise OSError(full.errno, full.strerror, str(path)) from error
+        raise
 
 
 class LossLog:
@@ -222,11 +263,10 @@ class LossLog:
         self.sums, self.count = torch.zeros(len(names), device=world.device), 0
         self.before = 0.0
         if world.is_main:
-            rows = [row for row in read_losses(path) if row["step"] <= first] if first else []
+            columns = ("step", *self.names, "lr", "seconds")
+            rows = [row for row in read_losses(path, columns) if row["step"] <= first] if first else []
             self.before = rows[-1]["seconds"] if rows else 0.0
-            header = ",".join(("step", *self.names, "lr", "seconds"))
-            with written_whole(path) as temporary:
-                temporary.write_text(header + "\n" + "".join(self.line(row) for row in rows))
+            write_text(path, ",".join(columns) + "\n" + "".join(self.line(row) for row in rows))
         self.began = time.perf_counter()
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
@@ -243,8 +283,14 @@ class LossLog:
         if self.world.is_main:
             seconds = self.before + time.perf_counter() - self.began
             row = {"step": step, **dict(zip(self.names, values, strict=True)), "lr": lr, "seconds": seconds}
-            with self.path.open("a") as file:
-                file.write(self.line(row))
+            try:
+                with self.path.open(
+                    "r+", encoding="utf-8"
+                ) as file:  # not "a", which would begin a file without a header
+                    file.seek(0, 2)
+                    file.write(self.line(row))
+            except FileNotFoundError:
+                raise UserError(f"{self.path} was removed during the run; start the run again") from None
         self.sums.zero_()
         self.count = 0
         return values[0]
@@ -254,12 +300,27 @@ class LossLog:
         return f"{row['step']:.0f},{losses},{row['lr']:.3e},{row['seconds']:.1f}\n"
 
 
-def read_losses(path: Path) -> list[dict[str, float]]:
-    """The rows of a loss.csv, empty if there is none."""
+def read_losses(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, float]]:
+    """The rows of a loss.csv, empty if there is none; a last line that was cut while it was written is left out.
+
+    UserError for a file with other columns, where those are given, or with anything but numbers.
+    """
     if not path.exists():
         return []
-    with path.open() as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    *lines, _ = read_text(path, "loss log").split("\n")  # what follows the last end of a line
+    if not lines:
+        return []
+    header = lines[0].split(",")
+    remedy = "move it away, and --resume begins a new one"
+    if columns is not None and header != list(columns):
+        raise UserError(f"loss log {path} has the columns {lines[0]!r:.100}, not {','.join(columns)!r}; {remedy}")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            rows.append(dict(zip(header, map(float, line.split(",")), strict=True)))
+        except ValueError:
+            raise UserError(f"loss log {path} has {line!r:.100} in line {number}; {remedy}") from None
+    return rows
 
 
 def plot_losses(out: Path, labels: Mapping[str, str]) -> None:
@@ -299,10 +360,10 @@ def fit(
     """
     out, model, ema, optimizer = args.out, training.model, training.ema, training.optimizer
     if args.batch_size % world.size:
-        raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world.size} processes")
+        raise UserError(f"--batch-size {args.batch_size} cannot be shared by {world.size} processes")
     first = training.load(out / "state.pt", args) if args.resume else 0
     if not args.resume and (out / "state.pt").exists():
-        raise ValueError(f"{out} already holds a run; continue it with --resume or choose another --out")
+        raise UserError(f"{out} already holds a run; continue it with --resume or choose another --out")
     world.barrier()
     forward = torch.compile(model, dynamic=False) if args.compile else model
     if world.size > 1:
@@ -324,7 +385,8 @@ def fit(
         sum(found.values()).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not torch.isfinite(norm):
-            raise ValueError(f"the gradient is {norm.item()} at step {step}; lower --lr {args.lr} and use --resume")
+            again = "use --resume" if (out / "state.pt").exists() else "start again"
+            raise UserError(f"the gradient is {norm.item()} at step {step}; lower --lr {args.lr} and {again}")
         optimizer.step()
         update_ema(ema, model, min(args.ema_decay, (1 + done) / (10 + done)))
         log.add(found)

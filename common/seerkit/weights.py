@@ -1,4 +1,4 @@
-"""Weights of a model: find the file, read it, map another layout's names to ours, verify, load, export."""
+"""Weights of a model: find the file, read it, verify, load, export; `seerkit.layouts` has what concerns names."""
 
 import argparse
 import json
@@ -8,10 +8,10 @@ import re
 import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
@@ -20,16 +20,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from seerkit.files import written_whole
+from cache_dic import UserError
+from seerkit.files import read_json, written_whole
+from seerkit.layouts import Layout, State, apply_scales, find_part, listed
 
-State = dict[str, Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"  # the repository's own folder for downloads
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 INDEX = ".index.json"  # suffix of the list of shards beside a checkpoint in several files
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)")  # names of these, as all hubs have them
 AGENT = {"User-Agent": "taylorseer"}
-NESTED = ("ema", "model", "module", "state_dict")  # keys under which training scripts keep a state dict, best first
+# Keys under which training scripts keep a state dict, best first, one within another, too.
+NESTED = (
+    *("ema", "ema_model", "model_ema", "ema_state_dict", "params_ema", "model", "module", "state_dict"),
+    *("model_state_dict", "params", "net", "network", "transformer", "diffusion_model"),
+)
 ANSWER_S, STALL_S = 5.0, 60.0  # a server that says nothing for so long is out of reach, a transfer has broken off
 
 
@@ -39,7 +45,8 @@ ANSWER_S, STALL_S = 5.0, 60.0  # a server that says nothing for so long is out o
 class NotFoundError(FileNotFoundError):
     """Weights that are nowhere. The message tells all; for those who put several together:
 
-    named: the place that the user named and what is wrong with it, None if none was named. failures: of downloads.
+    named: the place that the user named, or that holds a part, and what is wrong with it; None if there is none such.
+    failures: of downloads.
     """
 
     def __init__(self, message: str, *, named: str | None = None, failures: Sequence[str] = ()) -> None:
@@ -98,7 +105,8 @@ def find_weights(
     What the user names is the only place looked at: `given`, a file, or a folder with one of `files` or one checkpoint
     in all; else the environment variable `env`, a file or a folder with one of `files`. If neither is set: `CHECKPOINTS`,
     the hub caches, then a download of the first that can be had.
-    Raises FileNotFoundError with all files, all places and the commands that fetch them.
+    Raises FileNotFoundError with all files, all places and the commands that fetch them, or with the shards that a checkpoint
+    lacks and the command that fetches these.
     """
     named = given or (os.environ.get(env) if env else None)
     if named:
@@ -106,14 +114,18 @@ def find_weights(
         candidates = [path, *_in_folder(path, files)]
         if given and len(lone := _checkpoints_in(path)) == 1:
             candidates += lone
-        for candidate in candidates:
+        for candidate in map(_whole, candidates):
+            if missing := missing_shards(candidate):
+                raise _incomplete(candidate, missing, files)
             if candidate.is_file():
                 return candidate
         raise _not_found(files, named=f"{path} ({_contents(path)}{'' if given else f', named by {env}'})")
-    places = []
+    places, parts = [], {}
     for file in files:
         for place in (file.place, *file.caches()):
-            if place.is_file() and not _missing_shards(place):
+            if missing := missing_shards(place):
+                parts[place] = missing
+            elif place.is_file():
                 return place
             places.append(str(place))
     failures = []
@@ -122,7 +134,10 @@ def find_weights(
             return _download(file)
         except (OSError, HTTPException) as error:
             failures.append(f"{file.url or file.repo}: {_reason(error)}")
-    raise _not_found(files, places=list(dict.fromkeys(places)), failures=list(dict.fromkeys(failures)))
+    failures = list(dict.fromkeys(failures))
+    if parts:
+        raise _incomplete(*next(iter(parts.items())), files, failures)
+    raise _not_found(files, places=list(dict.fromkeys(places)), failures=failures)
 
 
 def find_checkpoint(
@@ -154,16 +169,17 @@ def find_checkpoint(
     return find_weights(given, published, env=env, download=download)
 
 
-def find_all(model: str, searches: Sequence[Callable[[], object]]) -> None:
-    """Carry out all searches for files of a model; FileNotFoundError with everything that they miss."""
-    missing = []
-    for search in searches:
+def find_all(model: str, searches: Mapping[str, Callable[[], list[Path]]]) -> dict[str, list[Path]]:
+    """What all searches for files of a model find, by part; FileNotFoundError with everything that they miss."""
+    found, missing = {}, []
+    for part, search in searches.items():
         try:
-            search()
+            found[part] = search()
         except FileNotFoundError as error:
             missing.append(str(error))
     if missing:
         raise FileNotFoundError(f"{model} cannot run: {' — '.join(missing)}")
+    return found
 
 
 def _in_folder(folder: Path, files: Sequence[Published]) -> list[Path]:
@@ -173,24 +189,64 @@ def _in_folder(folder: Path, files: Sequence[Published]) -> list[Path]:
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:
-    """The indices in a folder, or the checkpoint files if there is no index."""
+    """The checkpoints in a folder, those in shards by their index, which may be missing; indices alone if there are some."""
     if not folder.is_dir():
         return []
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    indices = [path for path in paths if path.name.endswith(INDEX)]
-    return indices or [path for path in paths if path.suffix in SUFFIXES]
+    found = dict.fromkeys(_whole(path) for path in paths if path.suffix in SUFFIXES or path.name.endswith(INDEX))
+    return [path for path in found if path.name.endswith(INDEX)] or list(found)
+
+
+def _whole(path: Path) -> Path:
+    """The index of the checkpoint that a file is a shard of, by its name; other files and folders as they are."""
+    shard = SHARD.fullmatch(path.name)
+    if shard is None or int(shard["count"]) < 2 or path.is_dir():
+        return path
+    return path.with_name(shard["stem"] + shard["suffix"] + INDEX)
 
 
 def _contents(path: Path) -> str:
     if not path.exists():
         return "does not exist"
     found = _checkpoints_in(path)
-    return f"holds {_list([p.name for p in found])}" if found else "holds no checkpoint"
+    return f"holds {listed([p.name for p in found])}" if found else "holds no checkpoint"
 
 
-def _missing_shards(path: Path) -> list[str]:
-    """Shards that an index names and that are not beside it; none for other files."""
-    return [name for name in _shards(path) if not (path.parent / name).is_file()] if path.name.endswith(INDEX) else []
+def missing_shards(path: Path) -> list[str]:
+    """What is not there of a checkpoint in shards, given by its index: shards that it names, or itself; none for others."""
+    if not path.name.endswith(INDEX):
+        return []
+    if path.is_file():
+        names = _shards(path)
+    else:
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        shard = next((SHARD.fullmatch(other.name) for other in beside if other != path == _whole(other)), None)
+        numbers = range(1, int(shard["count"]) + 1) if shard else ()
+        names = [f"{shard['stem']}-{number:05d}-of-{shard['count']}{shard['suffix']}" for number in numbers]
+        names = [path.name, *names] if names else []
+    return [name for name in names if not (path.parent / name).is_file()]
+
+
+def _incomplete(
+    path: Path, missing: Sequence[str], files: Sequence[Published], failures: Sequence[str] = ()
+) -> NotFoundError:
+    """The error for a checkpoint of which shards are missing."""
+    said = f"checkpoint {path} is incomplete: {listed(missing)} missing beside it"
+    if failures:
+        said += f"; download failed: {'; '.join(failures)}"
+    file = next((file for file in files if file.repo and Path(file.name).name == path.name), None)
+    if file is None:
+        return NotFoundError(f"{said}; copy the rest there", named=f"{path}, without {listed(missing)}")
+    wanted = [str(PurePosixPath(file.name).with_name(name)) for name in missing]
+    command = ["hf", "download", file.repo, *wanted]
+    if "snapshots" not in path.parts:  # which are of the hub's cache, where the command puts it anyway
+        folders = len(PurePosixPath(file.name).parts) - 1
+        at_home = path.parts[-folders - 1 :] == PurePosixPath(file.name).parts
+        command += ["--local-dir", str(path.parents[folders] if at_home else file.place.parents[folders])]
+        if not at_home:
+            command[3:-2] = ["--include", file.name.split(".")[0] + "*"]
+    remedy = f"fetch the rest with `{shlex.join(command)}`"
+    return NotFoundError(f"{said}; {remedy}", named=f"{path}, without {listed(missing)}", failures=failures)
 
 
 def _not_found(
@@ -269,34 +325,76 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------------------------- read
 
 
+def checkpoint_files(path: str | Path) -> list[Path]:
+    """All files that reading a checkpoint reads: the index and its shards, or the file, and one with scales beside it."""
+    path = _single(Path(path))
+    if not path.name.endswith(INDEX):
+        return [path, *_map_beside(path)]
+    return [path, *(path.parent / name for name in _shards(path))]
+
+
+def _single(path: Path) -> Path:
+    """The one checkpoint in a folder, the index for a shard; UserError or FileNotFoundError if there is no such file."""
+    if path.is_dir():
+        found = _checkpoints_in(path)
+        if len(found) != 1:
+            raise UserError(f"{path} {_contents(path)}; one checkpoint is needed, name the file")
+        path = found[0]
+    path = _whole(path)
+    if missing := missing_shards(path):
+        raise _incomplete(path, missing, ())
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    return path
+
+
 def read_state(path: str | Path, *, nested: Sequence[str] = NESTED) -> State:
     """The tensors of a checkpoint by name, on the CPU, mapped from the file where the format allows it.
 
     path: .safetensors, .pt, .pth or .bin, the index of a checkpoint in shards, or a folder with one of these. A pickle
     that holds its state dict under one of the keys `nested` (the first that is there) is unwrapped.
-    Raises FileNotFoundError, or ValueError for a file that is truncated, of another kind, or pickled with code.
+    Raises FileNotFoundError, or UserError for a file that is truncated, of another kind, or pickled with code.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = _checkpoints_in(path)
-        if len(found) != 1:
-            raise ValueError(f"{path} {_contents(path)}; one checkpoint is needed, name the file")
-        path = found[0]
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if path.name.endswith(INDEX):
-        return _read_shards(path, nested)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"checkpoint {path} is of an unknown kind; {', '.join(SUFFIXES)} can be read")
+    path = _single(Path(path))
+    return _read_shards(path, nested) if path.name.endswith(INDEX) else _read_file(path, nested)
+
+
+def _read_file(path: Path, nested: Sequence[str]) -> State:
     with path.open("rb") as file:
-        if file.read(30).startswith(b"version https://git-lfs"):
-            raise ValueError(f"checkpoint {path} is a Git LFS pointer, not the weights; run `git lfs pull` beside it")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"checkpoint {path} is truncated or damaged ({_reason(error)}); fetch it again") from error
-    return _unwrapped(read_pickle(path), path, nested)
+        begin = file.read(30)
+    if begin.startswith(b"version https://git-lfs"):
+        raise UserError(f"checkpoint {path} is a Git LFS pointer, not the weights; run `git lfs pull` beside it")
+    if begin.startswith(b"GGUF") or path.suffix == ".gguf":
+        raise UserError(f"checkpoint {path} is a GGUF file, whose packed weights are not read; take it as safetensors")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"checkpoint {path} is of an unknown kind; {', '.join(SUFFIXES)} can be read")
+    if path.suffix != ".safetensors":
+        return _with_map(_unwrapped(read_pickle(path), path, nested), path)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"checkpoint {path} is truncated or damaged ({_reason(error)}); fetch it again") from error
+    if not state:
+        raise UserError(f"checkpoint {path} holds no tensors; fetch it again")
+    return state
+
+
+def _map_beside(path: Path) -> list[Path]:
+    """The file of scales beside HunyuanVideo's official fp8 weights, X_map.pt beside X.pt, if there is one."""
+    beside = path.with_name(path.stem + "_map.pt")
+    return [beside] if path.suffix == ".pt" and beside.is_file() else []
+
+
+def _with_map(state: State, path: Path) -> State:
+    """The state with the scales, by layer, of the file beside it (hyvideo modules/fp8_optimization.py)."""
+    if not any(tensor.dtype is torch.float8_e4m3fn for tensor in state.values()):
+        return state
+    for beside in _map_beside(path):
+        scales = _unwrapped(read_pickle(beside), beside, ())
+        return state | {f"{layer}.weight_scale": scale for layer, scale in scales.items() if f"{layer}.weight" in state}
+    if path.stem.endswith("_fp8"):
+        raise UserError(f"checkpoint {path} has no scales beside it; fetch {path.stem}_map.pt, too")
+    return state
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -307,11 +405,25 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"checkpoint {path} is truncated or damaged ({_reason(error)}); fetch it again") from error
+        raise UserError(f"checkpoint {path} is truncated or damaged ({_reason(error)}); fetch it again") from error
+
+
+def parse_metadata(path: str | Path, key: str) -> dict[str, Any] | None:
+    """The object that is kept as JSON under a key of `read_metadata`, None without the key; UserError for anything else."""
+    text = read_metadata(path).get(key)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its {key} cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: its {key} is no object with names but of type {type(value).__name__}")
+    return value
 
 
 def read_pickle(path: Path) -> Any:
-    """What torch.save wrote, read without running code; ValueError if it is damaged or holds code.
+    """What torch.save wrote, read without running code; UserError if it is damaged or holds code.
 
     argparse.Namespace, a plain container, may be in it: DiT's train.py keeps its flags so.
     """
@@ -323,26 +435,34 @@ def read_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged file raises almost anything, OSError too
         code = re.search(r"GLOBAL (\S+)|(unrecognized function|Can only \w+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and code:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {path} is refused: it contains code ({code[1] or 'a call'}), which loading would run; "
                 "where you trust it, convert its state dict to safetensors"
             ) from error
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_reason(error)})"
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} is truncated, damaged or not a PyTorch checkpoint{reason}; fetch it again"
         ) from error
 
 
 def _unwrapped(value: Any, path: Path, nested: Sequence[str]) -> State:
+    state = _find_state(value, nested, depth=3)
+    if state is not None:
+        return state
+    if not isinstance(value, Mapping):
+        raise UserError(f"checkpoint {path} holds a {type(value).__name__}, not tensors by name")
+    kinds = listed([f"{key!r}: {type(item).__name__}" for key, item in value.items()])
+    raise UserError(f"checkpoint {path} holds no tensors by name, itself or under {listed(nested)} (it has {kinds})")
+
+
+def _find_state(value: Any, nested: Sequence[str], depth: int) -> State | None:
+    """The state dict that a value is, or holds at most `depth` keys deep."""
     if _is_state(value):
         return dict(value)
-    if not isinstance(value, Mapping):
-        raise ValueError(f"checkpoint {path} holds a {type(value).__name__}, not tensors by name")
-    for key in nested:
-        if _is_state(value.get(key)):
-            return dict(value[key])
-    kinds = _list([f"{key!r}: {type(item).__name__}" for key, item in value.items()])
-    raise ValueError(f"checkpoint {path} holds no tensors by name, itself or under {_list(nested)} (it has {kinds})")
+    if isinstance(value, Mapping) and depth:
+        found = (_find_state(value[key], nested, depth - 1) for key in nested if key in value)
+        return next((state for state in found if state is not None), None)
+    return None
 
 
 def _is_state(value: Any) -> bool:
@@ -358,26 +478,27 @@ def _shards(index: Path) -> list[str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> shard, from an index file."""
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        if not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise TypeError
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"index {index} is damaged: no map of tensors to files in it; fetch it again") from error
+    """Tensor name -> shard, from an index file; the shards are weights in its own folder or below."""
+    content = read_json(index, "index")
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict):
+        raise UserError(f"index {index} is damaged: no map of tensors to files in it; fetch it again")
+    for shard in weight_map.values():
+        path = PurePosixPath(shard) if isinstance(shard, str) and "\\" not in shard and "\0" not in shard else None
+        if path is None or path.is_absolute() or ".." in path.parts or path.suffix not in SUFFIXES:
+            raise UserError(f"index {index} is damaged: {shard!r:.100} is no file of weights beside it; fetch it again")
     return weight_map
 
 
 def _read_shards(index: Path, nested: Sequence[str]) -> State:
-    missing = _missing_shards(index)
-    if missing:
-        raise ValueError(f"checkpoint {index} is incomplete: {_list(missing)} missing beside it; fetch the rest")
     state: State = {}
     for shard in _shards(index):
-        state.update(read_state(index.parent / shard, nested=nested))
+        state.update(_read_file(index.parent / shard, nested))
     lost = [name for name in _weight_map(index) if name not in state]
+    if not state:
+        raise UserError(f"index {index} names no tensors; fetch it again")
     if lost:
-        raise ValueError(f"checkpoint {index} is damaged: its shards lack {_list(lost)}; fetch it again")
+        raise UserError(f"checkpoint {index} is damaged: its shards lack {listed(lost)}; fetch it again")
     return state
 
 
@@ -385,24 +506,20 @@ def _read_shards(index: Path, nested: Sequence[str]) -> State:
 
 
 def check_config(config: Mapping[str, Any], path: str | Path) -> None:
-    """ValueError if the file says that it is of another configuration; shapes do not show heads, axes or frequencies.
+    """UserError if the file says that it is of another configuration; shapes do not show heads, axes or frequencies.
 
     config: fields of the model's; those that the file does not know are not compared.
     """
-    text = read_metadata(path).get("config")
-    if text is None:
+    theirs = parse_metadata(path, "config")
+    if theirs is None:
         return
-    try:
-        theirs = dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: its configuration cannot be read ({error})") from error
     ours = json.loads(json.dumps(config))  # tuples as the lists that they are in the file
     differ = [f"{key} {theirs[key]} (model: {ours[key]})" for key in ours if theirs.get(key, ours[key]) != ours[key]]
     if differ:
-        raise ValueError(f"{path} is of another configuration: {', '.join(differ)}")
+        raise UserError(f"{path} is of another configuration: {', '.join(differ)}")
 
 
-class StateMismatchError(ValueError):
+class StateMismatchError(UserError):
     """A state dict that does not fit a model. The message abbreviates; the attributes are complete.
 
     missing, unexpected: names. shapes: name -> (shape in the model, shape in the state dict).
@@ -414,14 +531,14 @@ class StateMismatchError(ValueError):
         self.missing, self.unexpected, self.shapes = missing, unexpected, shapes
         wrong = [f"{name}: model {ours}, weights {theirs}" for name, (ours, theirs) in shapes.items()]
         kinds = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
-        parts = [f"{len(names)} {kind} ({_list(names)})" for kind, names in kinds.items() if names]
+        parts = [f"{len(names)} {kind} ({listed(names)})" for kind, names in kinds.items() if names]
         super().__init__(f"the weights do not fit {model}: {', '.join(parts)}")
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor], *, finite: bool = False) -> None:
     """Compare names and shapes with `model.state_dict()`; the model may be on the meta device.
 
-    Raises StateMismatchError (a ValueError) with every difference; with `finite`, ValueError for NaN or infinity.
+    Raises StateMismatchError (a UserError) with every difference; with `finite`, UserError for NaN or infinity.
     """
     targets = model.state_dict()
     shapes = {
@@ -438,29 +555,18 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor], *, finite: bool =
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """ValueError naming the tensors with NaN or infinity; tensors on the meta device have no values and pass."""
+    """UserError naming the tensors with NaN or infinity; tensors on the meta device have no values and pass."""
     broken = [name for name, tensor in state.items() if not _is_finite(tensor)]
     if broken:
-        raise ValueError(f"the checkpoint is damaged: NaN or infinity in {len(broken)} tensors ({_list(broken)})")
+        raise UserError(f"the checkpoint is damaged: NaN or infinity in {len(broken)} tensors ({listed(broken)})")
 
 
 def _is_finite(tensor: Tensor) -> bool:
     if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return True
+    if tensor.element_size() == 1:  # float8, whose extremes torch cannot find
+        return all(part.float().isfinite().all() for part in tensor.flatten().split(2**20))
     return bool(torch.stack(tensor.aminmax()).isfinite().all())  # keeps NaN, and allocates nothing of the tensor's size
-
-
-def _list(items: Sequence[str], limit: int = 4) -> str:
-    """Items for a message: those that differ by numbers alone (blocks) as one with its count, and at most `limit`."""
-    groups: dict[str, list[str]] = {}
-    for item in items:
-        groups.setdefault(re.sub(r"\.\d+\.", ".*.", item), []).append(item)
-    shown = [
-        f"{group[0]} and {len(group) - 1} like it" if len(group) > 1 else group[0]
-        for group in list(groups.values())[:limit]
-    ]
-    rest = sum(len(group) for group in list(groups.values())[limit:])
-    return ", ".join(shown) + (f", … {rest} more" if rest else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
@@ -479,11 +585,15 @@ def load_weights(
     dtype: of floating-point tensors, None keeps each one's in the model. device: None keeps the model's, or that of
     `state` for a model on the meta device. Such a model takes over the tensors of `state` that need no conversion, so
     that nothing is allocated twice; others get copies. Parameters become new objects: make the optimiser afterwards.
-    Raises ValueError as `check_state`, with `finite` also for values that are not, or do not fit the dtype.
+    Raises UserError as `check_state`, with `finite` also for values that are not, or do not fit the dtype.
     """
     check_state(model, state, finite=finite)
+    targets = model.state_dict()
+    packed = [name for name in targets if targets[name].is_floating_point() and not state[name].is_floating_point()]
+    if packed:
+        raise UserError(f"weights are of {state[packed[0]].dtype} ({listed(packed)}); floating-point ones can be read")
     ready = {}
-    for name, target in model.state_dict().items():
+    for name, target in targets.items():
         source = state[name]
         place = device or (source if target.is_meta else target).device
         kind = dtype if dtype and target.is_floating_point() else target.dtype
@@ -491,7 +601,7 @@ def load_weights(
     if finite and any(ready[name].dtype != state[name].dtype for name in ready):
         overflow = [name for name, tensor in ready.items() if not _is_finite(tensor)]
         if overflow:
-            raise ValueError(f"values of {_list(overflow)} do not fit {ready[overflow[0]].dtype}; choose another dtype")
+            raise UserError(f"values of {listed(overflow)} do not fit {ready[overflow[0]].dtype}; choose another dtype")
     model.load_state_dict(ready, assign=True)
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     assert not empty, f"buffers outside the state dict have no values on the meta device: {empty}"
@@ -506,7 +616,7 @@ def export_safetensors(
 ) -> None:
     """Write tensors as safetensors, whole, floating-point ones in `dtype`; metadata other than text is kept as JSON.
 
-    Raises ValueError if a value is NaN or infinite, or does not fit `dtype`.
+    Raises UserError if a value is NaN or infinite, or does not fit `dtype`.
     """
     check_finite(state)
     tensors = {
@@ -515,95 +625,21 @@ def export_safetensors(
     }
     overflow = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if overflow:
-        raise ValueError(f"values of {_list(overflow)} do not fit {dtype}; choose another dtype")
+        raise UserError(f"values of {listed(overflow)} do not fit {dtype}; choose another dtype")
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
+    save_tensors(path, tensors, text)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, written whole; OSError where it cannot be, as on a full disk."""
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata=text)
-
-
-# -------------------------------------------------------------------------------------------------------------- layout
-
-
-class Rule:
-    """`Rule(target, *sources)`: the tensor `target` is its `sources` concatenated along dimension 0; one is a rename.
-
-    `{x}` in a name stands for one part between dots. Where the sources have a placeholder that the target lacks, they
-    are copies: they must be equal, and the first is kept. `transform` is applied last.
-    """
-
-    def __init__(self, target: str, *sources: str, transform: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.target, self.sources, self.transform = target, sources, transform
-        self._patterns = [re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^.]+)", re.escape(source))) for source in sources]
-
-    def match(self, name: str) -> tuple[str, int] | None:
-        """The target that `name` is a part of, and which part; None if it is none of the sources."""
-        for position, pattern in enumerate(self._patterns):
-            if found := pattern.fullmatch(name):
-                return self.target.format(**found.groupdict()), position
-        return None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Another layout of a model's weights: its name, and the rules that make our tensors of its own."""
-
-    name: str
-    rules: tuple[Rule, ...]
-
-    def covers(self, name: str) -> bool:
-        return any(rule.match(name) for rule in self.rules)
-
-    def convert(self, state: Mapping[str, Tensor], computed: Mapping[str, Tensor] | None = None) -> State:
-        """The state dict in our layout, with tensors that the other does not store added from `computed`.
-
-        Works on the meta device. Raises ValueError for names without a rule, missing parts, and copies that differ.
-        """
-        unknown = [name for name in state if not self.covers(name)]
-        if unknown:
-            raise ValueError(f"{len(unknown)} names are not of the {self.name} layout ({_list(unknown)})")
-        result: State = {}
-        for rule in self.rules:
-            for target, parts in _parts(rule, state).items():
-                whole = torch.cat(parts) if len(parts) > 1 else parts[0]
-                result[target] = rule.transform(whole) if rule.transform else whole
-        return result | dict(computed or {})
-
-
-def _parts(rule: Rule, state: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Target name -> the tensors that a rule makes it of, in order."""
-    found: dict[str, list[str | None]] = {}
-    for name in state:
-        if not (match := rule.match(name)):
-            continue
-        target, position = match
-        names = found.setdefault(target, [None] * len(rule.sources))
-        if names[position] is None:
-            names[position] = name
-        elif not _same(state[names[position]], state[name]):
-            raise ValueError(
-                f"{names[position]} and {name}, copies for {target}, differ: a damaged checkpoint or another model"
-            )
-    lacking = [target for target, names in found.items() if None in names]
-    if lacking:
-        raise ValueError(f"parts of {_list(lacking)} are missing; it is made of {', '.join(rule.sources)}")
-    return {target: [state[name] for name in names] for target, names in found.items()}
-
-
-def swap_halves(rows: Tensor) -> Tensor:
-    """Rows (scale, shift), as diffusers has those of a head, -> (shift, scale)."""
-    return torch.cat(rows.chunk(2)[::-1])
-
-
-def recognise_layout(names: Collection[str], ours: Collection[str], layouts: Sequence[Layout]) -> Layout | None:
-    """The layout that most of `names` belong to, None for `ours`; ValueError if fewer than half fit any."""
-    ours = set(ours)
-    shares = {None: sum(name in ours for name in names)}
-    shares |= {layout: sum(layout.covers(name) for name in names) for layout in layouts}
-    best = max(shares, key=shares.__getitem__)
-    if 2 * shares[best] < max(1, len(names)):
-        known = ", ".join(["official", *(layout.name for layout in layouts)])
-        raise ValueError(f"the weights are of an unknown layout ({_list(list(names))}); known are: {known}")
-    return best
+        try:
+            save_file(dict(tensors), temporary, metadata and dict(metadata))
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def load_checkpoint(
@@ -618,24 +654,18 @@ def load_checkpoint(
     """`model`, built on the meta device, with the weights of a file in its own or another layout, in eval mode.
 
     config: fields that must be those of the file, where it tells. layouts: other layouts, with what converts each.
-    dtype: None keeps that of every parameter of the model.
-    Raises ValueError, which begins with the path, if the file is damaged or does not fit.
+    dtype: None keeps that of every parameter of the model. `seerkit.layouts` tells which names and scales are understood.
+    Raises UserError, which begins with the path, if the file is damaged or does not fit.
     """
     state = read_state(path)
     if config is not None:
         check_config(config, path)
     try:
-        layout = recognise_layout(state, model.state_dict(), list(layouts))
+        state, layout = find_part(state, model.state_dict(), list(layouts), source=path)
+        state = apply_scales(state, dtype or max(model.parameters(), key=Tensor.numel).dtype)
         if layout is not None:
             state = layouts[layout](state)
         return load_weights(model, state, dtype=dtype, device=device).eval()
     except ValueError as error:
         error.args = (f"{path}: {error}",)
         raise
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal shapes, dtypes and values, NaN equal to NaN; on the meta device shapes alone."""
-    return (a.shape, a.dtype) == (b.shape, b.dtype) and (
-        a.is_meta or b.is_meta or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-    )

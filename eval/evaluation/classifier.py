@@ -13,11 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cache_dic import UserError
 from seerkit.fashion_mnist import IMAGE_SIZE, to_unit_range
-from seerkit.files import write_json, written_whole
+from seerkit.files import write_json
+from seerkit.weights import save_tensors
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "fashion-mnist-classifier.safetensors"
 
@@ -34,11 +35,11 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
         if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths {self.widths} must be one or more positive channel counts")
+            raise UserError(f"widths {self.widths} must be one or more positive channel counts")
         if self.in_channels < 1 or self.num_classes < 1:
-            raise ValueError(f"in_channels {self.in_channels} and num_classes {self.num_classes} must be at least 1")
+            raise UserError(f"in_channels {self.in_channels} and num_classes {self.num_classes} must be at least 1")
         if self.input_size % 2 ** len(self.widths):
-            raise ValueError(f"input_size {self.input_size} must be divisible by {2 ** len(self.widths)}")
+            raise UserError(f"input_size {self.input_size} must be divisible by {2 ** len(self.widths)}")
 
 
 def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -77,7 +78,7 @@ class Classifier(nn.Module):
         """The penultimate layer: means over space of the last stage, (B, widths[-1]), never negative."""
         size = (self.config.in_channels, self.config.input_size, self.config.input_size)
         if tuple(images.shape[1:]) != size:
-            raise ValueError(f"images are {tuple(images.shape)}, the classifier takes (B, {', '.join(map(str, size))})")
+            raise UserError(f"images are {tuple(images.shape)}, the classifier takes (B, {', '.join(map(str, size))})")
         return self.stages(images).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -91,8 +92,7 @@ def save_classifier(path: str | Path, classifier: Classifier, card: dict[str, An
     """
     card = {"config": asdict(classifier.config), "num_parameters": num_parameters(classifier), **card}
     tensors = {name: value.half().contiguous().cpu() for name, value in _stored(classifier).items()}
-    with written_whole(path) as temporary:
-        save_file(tensors, temporary, {key: json.dumps(value, allow_nan=False) for key, value in card.items()})
+    save_tensors(path, tensors, {key: json.dumps(value, allow_nan=False) for key, value in card.items()})
     write_json(Path(path).with_suffix(".json"), card)
 
 
@@ -104,23 +104,24 @@ def read_card(path: str | Path | None = None) -> dict[str, Any]:
 def load_classifier(path: str | Path | None = None, device: str | torch.device = "cpu") -> Classifier:
     """The classifier in a file of `save_classifier` (default: the shipped one), in float32, frozen, in eval mode.
 
-    Raises FileNotFoundError if the file is missing, ValueError if it is damaged or its tensors do not fit its config.
+    Raises FileNotFoundError if the file is missing, UserError if it is damaged or its tensors do not fit its config.
     """
     path = Path(path or WEIGHTS)
     tensors, card = _read(path)
     try:
-        classifier = Classifier(ClassifierConfig(**card["config"]))
-        test_accuracy = float(card["test_accuracy"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has no usable config or test accuracy ({error}); {_remedy(path)}") from error
-    expected = {name: tuple(value.shape) for name, value in _stored(classifier).items()}
+        config, test_accuracy = ClassifierConfig(**card["config"]), float(card["test_accuracy"])
+        with torch.device("meta"):  # of whatever sizes the file says
+            expected = {name: tuple(value.shape) for name, value in _stored(Classifier(config)).items()}
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes beyond all memory
+        raise UserError(f"{path} has no usable config or test accuracy ({error}); {_remedy(path)}") from error
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if found != expected:
         name = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         shapes = f"{name} is {found.get(name, 'absent')}, its config asks for {expected.get(name, 'no such tensor')}"
-        raise ValueError(f"{path} does not fit: {shapes}; {_remedy(path)}")
-    if not all(value.isfinite().all() for value in tensors.values()):
-        raise ValueError(f"{path} holds values that are not finite; {_remedy(path)}")
+        raise UserError(f"{path} does not fit: {shapes}; {_remedy(path)}")
+    if not all(value.float().isfinite().all() for value in tensors.values()):
+        raise UserError(f"{path} holds values that are not finite; {_remedy(path)}")
+    classifier = Classifier(config)
     classifier.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
     classifier.test_accuracy = test_accuracy
     return classifier.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # a third faster
@@ -133,7 +134,7 @@ def class_accuracy(classifier: nn.Module, images: Tensor, labels: Tensor, batch_
     """
     logits = classify(classifier, images, batch_size)
     if labels.shape != (len(images),):
-        raise ValueError(f"{len(images)} images but labels {tuple(labels.shape)}")
+        raise UserError(f"{len(images)} images but labels {tuple(labels.shape)}")
     return (logits.argmax(dim=1) == labels.cpu()).double().mean().item()
 
 
@@ -159,9 +160,9 @@ def num_parameters(module: nn.Module) -> int:
 
 def _batches(classifier: nn.Module, images: Tensor, batch_size: int) -> Iterator[Tensor]:
     if images.ndim != 4 or not len(images):
-        raise ValueError(f"images {tuple(images.shape)} must be (B, C, H, W) with B of at least 1")
+        raise UserError(f"images {tuple(images.shape)} must be (B, C, H, W) with B of at least 1")
     if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size} must be at least 1")
+        raise UserError(f"batch_size {batch_size} must be at least 1")
     device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
     for batch in images.split(batch_size):
         values = to_unit_range(batch) if batch.dtype == torch.uint8 else batch.float().clamp(-1, 1)
@@ -180,8 +181,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             card = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
             return {name: file.get_tensor(name) for name in file.keys()}, card  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"classifier weights {path} cannot be read ({error}); {_remedy(path)}") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise UserError(f"classifier weights {path} cannot be read ({error}); {_remedy(path)}") from error
 
 
 def _remedy(path: Path) -> str:

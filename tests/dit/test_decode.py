@@ -1,10 +1,12 @@
 """The latent decoder on a small autoencoder in the layout of the published one."""
 
+import shutil
+
 import pytest
 import torch
 
 from dit import dit_config
-from dit.decode import LATENT_SCALE, load_decoder
+from dit.decode import LATENT_SCALE, find_vae, load_decoder
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +41,28 @@ def test_pixel_models_need_no_autoencoder():
 def test_a_missing_autoencoder_says_how_to_fetch_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"hf download .*nowhere --local-dir .* and pass --vae"):
         load_decoder(dit_config("DiT-XL/2"), str(tmp_path / "nowhere"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "[" * 100_000),
+        ("config.json", "[]"),
+        ("config.json", '{"block_out_channels": "many"}'),
+        ("diffusion_pytorch_model.safetensors", ""),
+        ("diffusion_pytorch_model.safetensors", "\xff" * 100),
+    ],
+)
+def test_a_folder_with_other_files_is_one_line(autoencoder, tmp_path, name, content):
+    folder = shutil.copytree(autoencoder[0], tmp_path / "vae")
+    (folder / name).write_text(content)
+    with pytest.raises(
+        ValueError, match=r"--vae .*vae cannot be read as an AutoencoderKL \(.*fetch it again"
+    ) as caught:
+        load_decoder(dit_config("DiT-XL/2"), str(folder), torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_read(autoencoder):
+    files = find_vae(str(autoencoder[0]))
+    assert [path.name for path in files] == ["config.json", "diffusion_pytorch_model.safetensors"]

@@ -354,7 +354,7 @@ class TestErrors:
         export_safetensors(path, random_state(TINY), None, {"config": asdict(replace(TINY, class_dropout_prob=0.2))})
         load_dit(TINY, path)
         export_safetensors(path, random_state(TINY), None, {"config": "{"})
-        with pytest.raises(ValueError, match=r"m\.safetensors: its configuration cannot be read"):
+        with pytest.raises(ValueError, match=r"m\.safetensors: its config cannot be read"):
             load_dit(TINY, path)
 
     def test_layout_covers_nothing_official(self):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cache_dic import UserError
 from evaluation.classifier import (
     WEIGHTS,
     Classifier,
@@ -65,6 +66,26 @@ def test_split():
         return load_fashion_mnist("test")
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[" * 100_000,
+        "[]",
+        "3",
+        '{"widths": 3}',
+        '{"widths": ["a"]}',
+        '{"widths": [1000000000000, 1000000000000]}',
+        "9" * 5000,
+    ],
+)
+def test_a_configuration_of_another_kind_is_one_line(tiny, config):
+    _, path = tiny
+    save_file({"a": torch.zeros(1)}, path, {"config": config, "test_accuracy": "0.5"})
+    with pytest.raises(UserError, match="train_classifier") as caught:
+        load_classifier(path)
+    assert "\n" not in str(caught.value)
 
 
 class TestClassAccuracy:
@@ -273,6 +294,25 @@ class TestCommand:
                 command.main(arguments)
         with pytest.raises(FileNotFoundError, match="get_fashion_mnist"):
             command.main(["--validate", "10", "--data", str(tmp_path)])
+
+    @pytest.mark.parametrize(
+        ("flag", "value"),
+        [
+            ("--momentum", "1"),
+            ("--momentum", "nan"),
+            ("--weight-decay", "nan"),
+            ("--weight-decay", "inf"),
+            ("--seed", "-1"),
+            ("--seed", "1_000"),
+            ("--seed", "9" * 20),
+            ("--max-shift", "32"),
+            ("--max-shift", "9" * 18),
+        ],
+    )
+    def test_numbers_out_of_range(self, command, tmp_path, capsys, flag, value):
+        with pytest.raises(SystemExit, match="2"):
+            command.main(["--out", str(tmp_path / "c.safetensors"), flag, value, "--dry-run"])
+        assert f"argument {flag}: " in capsys.readouterr().err
 
 
 def test_augmentation_moves_and_mirrors_whole_images(command):

@@ -276,13 +276,31 @@ class TestCommand:
         for arguments, message in (
             (["--out", str(tmp_path / "s.pt")], r"must end in \.safetensors"),
             (["--out", str(existing)], "--overwrite"),
-            ([*out, "--text-dropout", "1"], r"--text-dropout 1\.0 must lie in"),
             ([*out, *data, "--features", str(kept)], "of other images or another backbone; remove it"),
         ):
             with pytest.raises(ValueError, match=message):
                 command.main(arguments)
         with pytest.raises(FileNotFoundError, match="get_emoji"):
             command.main([*out, "--data", str(tmp_path)])
+
+    @pytest.mark.parametrize(
+        ("flag", "value"),
+        [
+            ("--text-dropout", "1"),
+            ("--image-dropout", "nan"),
+            ("--no-style", "-0.1"),
+            ("--weight-decay", "nan"),
+            ("--weight-decay", "inf"),
+            ("--weight-decay", "-1"),
+            ("--seed", "-1"),
+            ("--seed", "1_000"),
+            ("--seed", "9" * 20),
+        ],
+    )
+    def test_numbers_out_of_range(self, command, tmp_path, capsys, flag, value):
+        with pytest.raises(SystemExit, match="2"):
+            command.main(["--out", str(tmp_path / "s.safetensors"), flag, value, "--dry-run"])
+        assert f"argument {flag}: " in capsys.readouterr().err
 
 
 class TestTraining:
@@ -369,3 +387,15 @@ def test_measures_by_hand(command):
         (5 + 5 + 1) / 18, abs=1e-4
     )  # ties, the fair half of which is not given, count as lost
     assert (found["r@1"], found["r@5"]) == (1.0, 1.0)  # the third's own caption is at 0, before -100, tied with 0
+
+
+@pytest.mark.parametrize(
+    "card", ["[" * 100_000, "[]", "3", "{}", '{"ceiling": "high", "floor": 1}', '{"ceiling": [1]}']
+)
+def test_a_card_of_another_kind_is_one_line(tmp_path, card):
+    path = tmp_path / "scorer.safetensors"
+    state = load_scorer().state_dict()
+    save_file({name: x.contiguous().clone() for name, x in state.items()}, path, {"card": card})
+    with pytest.raises(ValueError, match=r"scorer\.safetensors(: its card| does not say its ceiling)") as caught:
+        load_scorer(path)
+    assert "\n" not in str(caught.value)

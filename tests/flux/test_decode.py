@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from cache_dic import UserError
 from flux.config import USAGE
-from flux.decode import ENV, load_autoencoder
+from flux.decode import ENV, find_autoencoder, load_autoencoder
 from seerkit import autoencoders
-from seerkit.autoencoders import FLUX_CONFIG
+from seerkit.autoencoders import FLUX_CONFIG, autoencoder_files
 
 SCALE, SHIFT = 0.3611, 0.1159
 
@@ -246,3 +247,46 @@ class TestErrors:
     def test_latents_of_another_model(self, official):
         with pytest.raises(ValueError, match=r"latents of shape \(1, 4, 8, 8\) must be \(B, 16, h, w\)"):
             load_autoencoder("flux-dev", official).decode(torch.zeros(1, 4, 8, 8))
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("", "is not JSON"),
+            ("[]", "is no object with names but of type list"),
+            ("3", "is no object with names but of type int"),
+            ("[" * 100_000, "nested too deeply"),
+            ('{"a":' * 100_000, "nested too deeply"),
+            ("9" * 5000, "is not JSON"),
+            ('{"_class_name": "AutoencoderKLWan"}', "is the configuration of AutoencoderKLWan, not of AutoencoderKL"),
+            ('{"block_out_channels": "many"}', "has block_out_channels 'many'"),
+            ('{"block_out_channels": 3}', "has block_out_channels 3"),
+            ('{"scaling_factor": "1"}', "has scaling_factor '1'"),
+            ('{"layers_per_block": [1]}', r"has layers_per_block \[1\]"),
+            ('{"block_out_channels": ["a", "b", "c", "d"]}', "is not of AutoencoderKL"),
+            ('{"block_out_channels": [8], "down_block_types": ["Nothing"]}', "is not of AutoencoderKL"),
+            ('{"norm_num_groups": 0}', "is not of AutoencoderKL"),
+            ("{}", "diffusion_pytorch_model.safetensors: the weights are of an unknown layout"),
+            ('{"hidden_size": 12}', "diffusion_pytorch_model.safetensors: the weights are of an unknown layout"),
+        ],
+    )
+    def test_configurations_of_another_kind_are_one_line(self, small_vae, tmp_path, content, message):
+        small_vae.save_pretrained(tmp_path / "vae")
+        (tmp_path / "vae" / "config.json").write_text(content)
+        with pytest.raises(UserError, match=message) as caught:
+            load_autoencoder("flux-dev", tmp_path / "vae")
+        assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_read(official, small_vae, tmp_path):
+    assert autoencoder_files(official) == [official]
+    small_vae.save_pretrained(tmp_path / "vae")
+    path = find_autoencoder("flux-dev", tmp_path / "vae")
+    assert autoencoder_files(path) == [path, path.with_name("config.json")]
+
+
+def test_the_autoencoder_of_a_file_with_several_models(official, small_vae, latents, tmp_path):
+    """As ComfyUI's checkpoints have it."""
+    expected = load_autoencoder("flux-dev", official).decode(latents)
+    state = {f"vae.{name}": x for name, x in official_names(small_vae.state_dict()).items()}
+    save_file(state | {"model.diffusion_model.img_in.weight": torch.zeros(2)}, tmp_path / "all.safetensors")
+    assert torch.equal(load_autoencoder("flux-dev", tmp_path / "all.safetensors").decode(latents), expected)

@@ -71,7 +71,7 @@ def test_flux_fits_24_gb():
     assert weights["flux-dev"] / GB == pytest.approx(17.3, abs=0.05)
     few = offload_modulation(meta_flux(replace(flux_config("flux-dev"), depth=1, depth_single_blocks=20)))
     tokens = few.tokens(torch.empty(1, 4096, 64))
-    assert tokens.numel * tokens.dtype.itemsize * tokens.num_sites > GROUP_BYTES
+    assert tokens.row_numel * tokens.dtype.itemsize * tokens.num_sites > GROUP_BYTES
     assert cache().kept_bytes(26, tokens)["folded"] == cache().kept_bytes(50, tokens)["folded"]
     work = sampling_bytes(few, cache(), 26, tokens=4096, text_tokens=512)
     assert 1.5 * GB < work < 3 * GB

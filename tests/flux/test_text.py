@@ -1,5 +1,11 @@
 """Text encoders on tiny random T5 and CLIP in the layouts of the published ones, and the cache of embeddings."""
 
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,8 +13,8 @@ import pytest
 import torch
 
 from flux import text
-from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders, encode_cached
-from seerkit.text import PromptCache, find_encoder
+from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders
+from seerkit.text import encoder_files, find_encoder
 
 WIDTH, POOLED = 20, 24
 PROMPTS = ["a red fox", "", "two birds, and a very long tail of words " * 6]
@@ -136,64 +142,121 @@ class TestEncode:
         assert MAX_LENGTH == {"flux-dev": 512, "flux-schnell": 256}
 
 
-class TestCache:
+class TestFiles:
     @pytest.fixture
-    def counted(self, encoders):
-        """A maker of encoders, and the list of those that it made."""
-        made = []
+    def loaded(self, monkeypatch):
+        """How often encoders were loaded, in a list."""
+        counts, load = [], TextEncoders._load
 
-        def make() -> TextEncoders:
-            made.append(encoders())
-            return made[-1]
+        def count(self, *folders):
+            counts.append(1)
+            return load(self, *folders)
 
-        return make, made
+        monkeypatch.setattr(TextEncoders, "_load", count)
+        return counts
 
-    def cache(self, encoder: TextEncoders, folder: Path) -> PromptCache:
-        return encoder.cache(folder)
-
-    def test_stored_prompts_need_no_encoder(self, counted, encoders, tmp_path):
-        make, made = counted
-        cache = self.cache(encoders(), tmp_path / "prompts")
-        first = encode_cached(["a red fox", "", "a red fox"], make, cache)
-        assert len(made) == 1
-        assert not made[0].is_loaded, "dropped after use"
+    def test_stored_prompts_need_no_encoder(self, encoders, loaded, tmp_path):
+        made, again = encoders(), encoders()
+        first = made.encode_to_files(["a red fox", "", "a red fox"], tmp_path / "prompts")
+        assert not made.is_loaded, "dropped after use"
         assert len(list((tmp_path / "prompts").iterdir())) == 2
-        again = encode_cached(["a red fox", "", "a red fox"], make, cache)
-        assert len(made) == 1
+        second = again.encode_to_files(["a red fox", "", "a red fox"], tmp_path / "prompts")
+        assert len(loaded) == 1
         expected = encoders().encode(["a red fox", "", "a red fox"])
-        for a, b, c in zip(first, again, expected, strict=True):
-            assert torch.equal(a, b)
-            assert torch.equal(a, c)
-        encode_cached(["", "a bird"], make, cache)
-        assert len(made) == 2
+        for cache in (first, second):
+            batch = cache.load_batch(["a red fox", "", "a red fox"])
+            assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
+        encoders().encode_to_files(["", "a bird"], tmp_path / "prompts")
+        assert len(loaded) == 3
 
     def test_bfloat16_is_kept(self, encoders, tmp_path):
-        cache = self.cache(encoders(dtype=torch.bfloat16), tmp_path)
         for _ in range(2):
-            txt, y = encode_cached(PROMPTS[:1], lambda: encoders(dtype=torch.bfloat16), cache)
+            txt, y = encoders(dtype=torch.bfloat16).encode_to_files(PROMPTS[:1], tmp_path / "e").load(PROMPTS[0])
             assert (txt.dtype, y.dtype) == (torch.bfloat16, torch.bfloat16)
 
-    def test_without_a_cache(self, counted):
-        make, made = counted
-        txt, _ = encode_cached(PROMPTS[:2], make)
-        assert txt.shape == (2, LENGTH, WIDTH)
-        assert not made[0].is_loaded
+    def test_a_temporary_folder_goes_with_its_cache(self, encoders):
+        cache = encoders().encode_to_files(PROMPTS[:2])
+        assert len(list(cache.folder.iterdir())) == 2
+        folder = cache.folder
+        read = cache.load_batch
+        del cache
+        assert read(PROMPTS[:2])[0].shape == (2, LENGTH, WIDTH)
+        del read
+        assert not folder.exists()
+
+    def test_a_temporary_folder_goes_with_a_process_that_fails(self, repository, tmp_path):
+        script = (
+            "import sys, torch; from flux.text import TextEncoders; from seerkit.cli import run_command\n"
+            "def main(argv):\n"
+            "    cache = TextEncoders(*argv, max_length=8).encode_to_files(['a', 'b'])\n"
+            "    print(len(list(cache.folder.iterdir())), flush=True)\n"
+            "    raise OSError(28, 'disk full')\n"
+            "run_command(main, sys.argv[1:])"
+        )
+        environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+        (tmp_path / "temporary").mkdir()
+        command = [sys.executable, "-c", script, repository, repository]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.strip()) == (2, "2"), done.stderr
+        assert list((tmp_path / "temporary").iterdir()) == []
+
+    def test_memory_does_not_grow_with_the_number_of_prompts(self, encoders, tmp_path):
+        """No embedding outlives its turn."""
+
+        def alive() -> int:
+            gc.collect()
+            return sum(type(item) is torch.Tensor and item.shape[-1:] == (WIDTH,) for item in gc.get_objects())
+
+        made = encoders()
+        cache, counts = made.encode_to_files(["a"], tmp_path / "e"), []
+        for number in (1, 20):
+            cache = made.encode_to_files([f"{i} birds" for i in range(number)], tmp_path / "e")
+            counts.append(alive())
+        assert counts[0] == counts[1]
+        assert len(list(cache.folder.iterdir())) == 21
+
+    def test_a_disk_that_is_too_small_is_told_after_the_first_prompt(self, encoders, tmp_path, monkeypatch):
+        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=5000))
+        with pytest.raises(ValueError, match="the embeddings of 3 prompts take about"):
+            encoders().encode_to_files(["a", "b", "c"], tmp_path)
+        assert list(tmp_path.glob("*.safetensors")) == []
 
     def test_files_are_named_by_all_that_matters(self, encoders, tmp_path):
-        names = encoders().names
-        caches = [
-            PromptCache(tmp_path, parts=("txt", "y"), encoders=names, max_length=32),
-            PromptCache(tmp_path, parts=("txt", "y"), encoders=names, max_length=16),
-            PromptCache(tmp_path, parts=("txt", "y"), encoders=encoders(dtype=torch.bfloat16).names, max_length=32),
-            PromptCache(tmp_path, parts=("txt", "y"), encoders=TextEncoders().names, max_length=32),
-        ]
+        variants = [encoders(), encoders(16), encoders(dtype=torch.bfloat16)]
+        caches = [made.encode_to_files(["a", "b"], tmp_path / "e") for made in variants]
         paths = {cache.path(prompt) for cache in caches for prompt in ("a", "b")}
-        assert len(paths) == 8
-        assert caches[0].path("a") == PromptCache(tmp_path, parts=("txt", "y"), encoders=names, max_length=32).path("a")
+        assert len(paths) == 6
+        assert caches[0].path("a") == encoders().encode_to_files(["a"], tmp_path / "e").path("a")
 
-    def test_an_interrupted_run_keeps_what_it_has(self, encoders, tmp_path, monkeypatch):
-        encoder = encoders()
-        cache, whole = self.cache(encoder, tmp_path), TextEncoders.embed
+    def test_other_contents_in_the_same_folder_are_other_encoders(self, encoders, repository, parts, loaded, tmp_path):
+        """And the same contents elsewhere are the same ones."""
+        encoders().encode_to_files(["a"], tmp_path / "e")
+        shutil.copytree(repository, tmp_path / "elsewhere")
+        copied = TextEncoders(tmp_path / "elsewhere", tmp_path / "elsewhere", max_length=LENGTH, dtype=torch.float32)
+        copied.encode_to_files(["a"], tmp_path / "e")
+        assert len(loaded) == 1
+        weights = repository / "text_encoder" / "model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(bytes(data))
+        encoders().encode_to_files(["a"], tmp_path / "e")
+        assert len(loaded) == 2
+        config = repository / "tokenizer" / "tokenizer_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"note": 1}))
+        encoders().encode_to_files(["a"], tmp_path / "e")
+        assert len(loaded) == 3
+
+    def test_files_of_an_encoder_are_those_that_are_read(self, repository):
+        for name in ("README.md", "tf_model.h5", "pytorch_model.bin"):
+            (repository / "text_encoder_2" / name).touch()
+        files = encoder_files(find_encoder(T5, repository))
+        names = [path.relative_to(repository).as_posix() for path in files]
+        assert names[0] == "text_encoder_2/model.safetensors"
+        assert {"text_encoder_2/config.json", "tokenizer_2/tokenizer.json"} < set(names)
+        assert not [name for name in names if name.endswith((".md", ".h5", ".bin"))]
+
+    def test_an_interrupted_run_keeps_what_it_has(self, encoders, loaded, tmp_path, monkeypatch):
+        encoder, whole = encoders(), TextEncoders.embed
 
         def fail_at_the_second(self, prompts):
             if prompts == ["b"]:
@@ -202,29 +265,27 @@ class TestCache:
 
         monkeypatch.setattr(TextEncoders, "embed", fail_at_the_second)
         with pytest.raises(RuntimeError, match="out of memory"):
-            encode_cached(["a", "b"], lambda: encoder, cache)
-        assert "a" in cache
-        assert "b" not in cache
+            encoder.encode_to_files(["a", "b"], tmp_path / "e")
         assert not encoder.is_loaded
+        encoders().encode_to_files(["a"], tmp_path / "e")
+        assert len(loaded) == 1
 
-    def test_damaged_and_foreign_files_are_named(self, encoders, tmp_path):
-        cache = self.cache(encoders(), tmp_path)
-        encode_cached(["a", "b"], encoders, cache)
+    def test_damaged_and_foreign_files_are_named_and_can_be_deleted(self, encoders, tmp_path):
+        cache = encoders().encode_to_files(["a", "b"], tmp_path / "e")
         cache.path("a").write_bytes(cache.path("a").read_bytes()[:100])
         with pytest.raises(ValueError, match=rf"{cache.path('a').name} is damaged .*delete it"):
-            encode_cached(["a"], encoders, cache)
+            encoders().encode_to_files(["a"], tmp_path / "e")
         cache.path("b").rename(cache.path("a"))
-        with pytest.raises(ValueError, match=r"is not the embedding of 'a'; delete it"):
-            encode_cached(["a"], encoders, cache)
-
-    def test_other_encoders_do_not_fill_a_cache(self, encoders, tmp_path):
-        cache = self.cache(encoders(), tmp_path)
-        with pytest.raises(ValueError, match=r"of 16 tokens do not fit a cache of .* and 32"):
-            encode_cached(["a"], lambda: encoders(16), cache)
+        with pytest.raises(
+            ValueError, match=r"is not the embedding of 'a'; delete it, and the prompt is encoded again"
+        ):
+            encoders().encode_to_files(["a"], tmp_path / "e")
+        cache.path("a").unlink()
+        encoders().encode_to_files(["a"], tmp_path / "e").load("a")
 
     def test_no_prompts(self, encoders):
         with pytest.raises(ValueError, match="no prompts to encode"):
-            encode_cached([], encoders)
+            encoders().encode_to_files([])
         with pytest.raises(ValueError, match="no prompts to encode"):
             encoders().encode([])
 
@@ -263,6 +324,38 @@ class TestErrors:
         (repository / "text_encoder_2" / "model.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match=r"FLUX \(incomplete\)"):
             find_encoder(T5, repository)
+
+    def test_a_missing_shard_is_named_with_the_command_that_fetches_it(self, parts, repository, nowhere):
+        folder = repository / "text_encoder_2"
+        (folder / "model.safetensors").unlink()
+        parts.t5.save_pretrained(folder, max_shard_size="10KB")
+        shards = sorted(path.name for path in folder.glob("model-*"))
+        (folder / shards[1]).unlink()
+        command = "`hf download black-forest-labs/FLUX.1-dev --include 'text_encoder_2/*' --include 'tokenizer_2/*'"
+        with pytest.raises(FileNotFoundError) as caught:
+            find_encoder(T5, repository)
+        assert f"is incomplete: {shards[1]} missing; fetch the rest with {command} --local-dir {repository}`" in str(
+            caught.value
+        )
+        assert caught.value.named == f"{folder}, without {shards[1]}"
+        nowhere.mkdir()
+        repository.rename(nowhere / "FLUX.1-dev")
+        with pytest.raises(FileNotFoundError, match=f"{shards[1]} missing; fetch the rest"):
+            find_encoder(T5)
+        folder = nowhere / "FLUX.1-dev" / "text_encoder_2"
+        (folder / "model.safetensors.index.json").unlink()
+        with pytest.raises(
+            FileNotFoundError, match=rf"incomplete: model\.safetensors\.index\.json, {shards[1]} missing"
+        ):
+            find_encoder(T5)
+
+    @pytest.mark.parametrize("content", ["", "[]", "3", '{"d_model": "wide"}', "[" * 100_000, '{"a":' * 100_000])
+    @pytest.mark.parametrize("name", ["text_encoder_2/config.json", "tokenizer_2/tokenizer.json"])
+    def test_json_of_another_kind_is_one_line(self, repository, name, content):
+        (repository / name).write_text(content)
+        with pytest.raises(ValueError, match="cannot be read by") as caught:
+            TextEncoders(repository, repository).encode(["a"])
+        assert "\n" not in str(caught.value)
 
     def test_damaged_files_are_named(self, repository):
         (repository / "text_encoder_2" / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0nothing")

@@ -137,8 +137,8 @@ def test_hidream_fits_24_gb(need):
     cache = make_cache(interval=4, warmup_steps=1, max_order=1)
     few = store_nf4(meta_hidream(depth=2))
     tokens = few.tokens(torch.empty(2, 16, 128, 128))
-    assert tokens.numel * tokens.dtype.itemsize * tokens.num_sites > GROUP_BYTES
+    assert tokens.row_numel * tokens.dtype.itemsize * (tokens.num_sites + 1) > GROUP_BYTES
     assert cache.kept_bytes(10, tokens)["folded"] == cache.kept_bytes(50, tokens)["folded"]
     work = sampling_bytes(few, cache, 10) / GB
-    assert 1 < work < 2.5
+    assert 1 < work < 2.6
     assert weights[store_fp8][0] + work + 0.2 < 23

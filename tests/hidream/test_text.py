@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hidream import text
-from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, encode_cached
+from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, by_layer
 from hidream.weights import REPOS
 from seerkit.offload import Packed, resident_bytes, store_nf4
 from seerkit.text import CLIP_LENGTH as USUAL_LENGTH
@@ -189,7 +189,7 @@ class TestMemory:
     def test_offloaded_encoders_take_turns_of_many_prompts(self, encoders, monkeypatch):
         expected = encoders().encode(PROMPTS[:2])
         with staging(monkeypatch) as used:
-            made = encode_cached(PROMPTS[:2], lambda: encoders(offload=True))
+            made = by_layer(encoders(offload=True).encode_to_files(PROMPTS[:2]).load_batch(PROMPTS[:2]))
         assert used == ["T5EncoderModel", "LlamaModel", *[CLIP_CLASS] * 2], "once for both prompts"
         assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
@@ -200,11 +200,12 @@ class TestMemory:
         assert {parameter.device.type for model, _ in loaded for parameter in model.parameters()} == {place}
 
     def test_dropped_after_use(self, encoders):
-        made = []
-        t5, llama, pooled = encode_cached(PROMPTS[:2], lambda: made.append(encoders()) or made[-1])
-        assert not made[0].is_loaded
-        for ours, expected in zip((t5, llama, pooled), encoders().encode(PROMPTS[:2]), strict=True):
+        made = encoders()
+        found = by_layer(made.encode_to_files(PROMPTS[:2]).load_batch(PROMPTS[:2]))
+        assert not made.is_loaded
+        for ours, expected in zip(found, encoders().encode(PROMPTS[:2]), strict=True):
             assert torch.equal(ours, expected)
+            assert ours.is_contiguous()
 
     @pytest.mark.parametrize("offload", [False, True])
     def test_four_bits(self, encoders, need, offload):
@@ -244,18 +245,19 @@ class TestMemory:
 
 
 class TestCache:
-    def test_stored_prompts_need_no_encoder(self, encoders, tmp_path):
-        cache = encoders().cache(tmp_path)
-        first = encode_cached(PROMPTS[:2], encoders, cache)
-        again = encode_cached(PROMPTS[:2], pytest.fail, cache)
-        assert first[1].shape == (LAYERS, 2, LENGTH, LLAMA_WIDTH)
+    def test_stored_prompts_need_no_encoder(self, encoders, tmp_path, monkeypatch):
+        first = encoders().encode_to_files(PROMPTS[:2], tmp_path / "e").load_batch(PROMPTS[:2])
+        monkeypatch.setattr(TextEncoders, "_load", lambda *_: pytest.fail("encoders were loaded"))
+        again = encoders().encode_to_files(PROMPTS[:2], tmp_path / "e").load_batch(PROMPTS[:2])
+        assert first[1].shape == (2, LAYERS, LENGTH, LLAMA_WIDTH)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
     def test_files_are_named_by_all_that_matters(self, encoders, need, tmp_path):
         need("bitsandbytes")
         variants = [{}, {"max_length": 16}, {"dtype": torch.bfloat16}, {"nf4": True}]
-        assert len({encoders(**variant).cache(tmp_path).path("a") for variant in variants}) == len(variants)
-        assert encoders(offload=True).cache(tmp_path).path("a") == encoders().cache(tmp_path).path("a")
+        caches = [encoders(**variant).encode_to_files(["a"], tmp_path / "e") for variant in variants]
+        assert len({cache.path("a") for cache in caches}) == len(variants)
+        assert encoders(offload=True).encode_to_files(["a"], tmp_path / "e").path("a") == caches[0].path("a")
 
 
 class TestErrors:

@@ -122,7 +122,7 @@ class TestLoad:
         assert find_hidream(name) == places[name]
         own = tmp_path / "own" / INDEX
         own.parent.mkdir(parents=True)
-        own.touch()
+        own.write_text(json.dumps({"weight_map": {}}))
         for given in (tmp_path / "own", own.parent, own):
             monkeypatch.setenv(name.upper().replace("-", "_"), str(given))
             assert find_hidream(name) == own
@@ -183,7 +183,7 @@ class TestErrors:
         diffusers_model().save_pretrained(tmp_path, max_shard_size="200KB")
         lost = sorted(tmp_path.glob("*.safetensors"))[1]
         lost.unlink()
-        with pytest.raises(ValueError, match=rf"is incomplete: {lost.name}.* missing beside it"):
+        with pytest.raises(FileNotFoundError, match=rf"is incomplete: {lost.name}.* missing beside it"):
             load_hidream(tiny, tmp_path)
 
     def test_another_model(self, tiny, tmp_path):

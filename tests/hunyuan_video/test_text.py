@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hunyuan_video import text
-from hunyuan_video.text import CLIP, CROP_START, LLM, MAX_LENGTH, TEMPLATE, TextEncoders, encode_cached
+from hunyuan_video.text import CLIP, CROP_START, LLM, MAX_LENGTH, TEMPLATE, TextEncoders
 from seerkit import weights
 from seerkit.text import find_encoder
 
@@ -201,15 +201,13 @@ class TestEncode:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": named, "padding_side": "left"}))
         assert all(torch.equal(a, b) for a, b in zip(encoders().encode(PROMPTS[:1]), expected, strict=True))
 
-    def test_cached(self, encoders, tmp_path):
-        cache = encoders().cache(tmp_path / "prompts")
-        first = encode_cached(PROMPTS[:2], encoders, cache)
-        again = encode_cached(PROMPTS[:2], lambda: pytest.fail("encoders were made"), cache)
+    def test_through_files(self, encoders, tmp_path):
         expected = encoders().encode(PROMPTS[:2])
-        for a, b, c in zip(first, again, expected, strict=True):
-            assert torch.equal(a, b)
-            assert torch.equal(a, c)
-            assert a.dtype == b.dtype == c.dtype
+        for _ in range(2):
+            batch = encoders().encode_to_files(PROMPTS[:2], tmp_path / "prompts").load_batch(PROMPTS[:2])
+            for a, b in zip(batch, expected, strict=True):
+                assert torch.equal(a, b)
+                assert a.dtype == b.dtype
 
     def test_defaults_are_the_published_ones(self):
         encoder = TextEncoders()

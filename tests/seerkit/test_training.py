@@ -1,6 +1,8 @@
 import argparse
 import csv
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from cache_dic import UserError
 from seerkit.cli import Parser
 from seerkit.distributed import World
 from seerkit.seeds import generator
@@ -16,7 +19,6 @@ from seerkit.training import (
     add_training_flags,
     batch_indices,
     card,
-    check_training_flags,
     fit,
     guided_answers,
     learning_rate,
@@ -198,7 +200,6 @@ def test_card_has_the_facts_of_the_run(whole):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (["--lr", 0.02], "--lr 0.02 differs from 0.05"),
         (["--batch-size", 4], "--batch-size 4 differs from 8"),
         (["--ema-decay", 0.9], "--ema-decay 0.9 differs from 0.999"),
         (["--lr-warmup-steps", 6], "--lr-warmup-steps 6 differs from 3"),
@@ -213,22 +214,200 @@ def test_resume_with_other_settings_is_refused(whole, changed, said):
         train(whole, "--resume", *changed)
 
 
-def test_refusals_name_the_remedy(whole, tmp_path):
+def test_remedies_of_refusals_work(whole, tmp_path):
     with pytest.raises(FileNotFoundError, match="start without --resume"):
         train(tmp_path / "new", "--resume")
-    with pytest.raises(ValueError, match="continue it with --resume"):
-        train(whole)
+    train(tmp_path / "new", "--steps", 2)
+    with pytest.raises(ValueError, match="continue it with --resume or choose another --out"):
+        train(tmp_path / "new")
+    train(tmp_path / "new", "--resume")
+    assert rows(tmp_path / "new")[-1]["step"] == str(NUM_STEPS)
+    with pytest.raises(ValueError, match="ask for more"):
+        train(tmp_path / "new", "--resume", "--steps", 5)
+    train(tmp_path / "new", "--resume", "--steps", NUM_STEPS + 1)
     with pytest.raises(ValueError, match="--batch-size 8 cannot be shared by 3 processes"):
-        train(tmp_path / "new", world=World(0, 3, CPU))
-    with pytest.raises(ValueError, match=r"--ema-decay 1.0 must lie in \[0, 1\)"):
-        check_training_flags(flags(tmp_path, "--ema-decay", 1))
+        train(tmp_path / "more", world=World(0, 3, CPU))
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(tmp_path):
-    def losses(forward, step):
+def test_another_rate_goes_on_from_the_last_state(whole, tmp_path, caplog):
+    out = shutil.copytree(whole, tmp_path / "out")
+    train(out, "--resume", "--lr", 0.02, "--steps", 14)
+    assert f"--lr is 0.02 from step {NUM_STEPS} on; it was 0.05" in caplog.text
+    assert float(rows(out)[-1]["lr"]) < 0.02
+    caplog.clear()
+    train(out, "--resume", "--lr", 0.02, "--steps", 15)
+    assert not caplog.records
+
+
+def infinite_at(failing: int, above: float):
+    """Losses that are infinite at a step, for a rate of learning that is too high."""
+
+    def losses(forward, step, lr):
         found = toy_losses(forward, step)
-        return {name: loss * (float("inf") if step == 7 else 1) for name, loss in found.items()}
+        return {name: loss * (float("inf") if step == failing and lr > above else 1) for name, loss in found.items()}
 
+    return losses
+
+
+def test_a_gradient_that_is_not_finite_leaves_a_state_and_its_remedy_works(tmp_path):
+    """Weights stay unspoilt, and a lower rate goes on from the last whole state."""
+    losses = infinite_at(7, above=0.03)
     with pytest.raises(ValueError, match=r"at step 7; lower --lr 0.05 and use --resume"):
-        train(tmp_path, losses=losses)
+        train(tmp_path, losses=lambda forward, step: losses(forward, step, 0.05))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 5
+    assert all(value.isfinite().all() for value in state["model"].values())
+    train(tmp_path, "--resume", "--lr", 0.02, losses=lambda forward, step: losses(forward, step, 0.02))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == NUM_STEPS
+
+
+def test_a_gradient_that_is_not_finite_before_the_first_state(tmp_path):
+    losses = infinite_at(2, above=0.03)
+    with pytest.raises(ValueError, match=r"at step 2; lower --lr 0.05 and start again"):
+        train(tmp_path, losses=lambda forward, step: losses(forward, step, 0.05))
+    train(tmp_path, "--lr", 0.02, losses=lambda forward, step: losses(forward, step, 0.02))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == NUM_STEPS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.clear(),
+        lambda state: state.pop("step"),
+        lambda state: state.pop("optimizer"),
+        lambda state: state.pop("settings"),
+        lambda state: state["settings"].pop("seed"),
+        lambda state: state["settings"].pop("lr"),
+        lambda state: state.update(step="5"),
+        lambda state: state.update(step=None),
+        lambda state: state.update(step=-1),
+        lambda state: state.update(step=10**9),
+        lambda state: state.update(model=[]),
+        lambda state: state["model"].clear(),
+        lambda state: state["model"].update(weight=torch.zeros(3, 3)),
+        lambda state: state["model"].update(weight=torch.full((1, 2), torch.nan)),
+        lambda state: state["model"].update(weight="text"),
+        lambda state: state["model"].update(more=torch.zeros(1)),
+        lambda state: state["ema"].pop("bias"),
+        lambda state: state["optimizer"].clear(),
+        lambda state: state["optimizer"].update(param_groups=[]),
+        lambda state: state["optimizer"].update(param_groups=3),
+        lambda state: state["optimizer"].update(state={7: {}}),
+        lambda state: state["optimizer"].update(state=[1]),
+        lambda state: state["optimizer"]["state"][0].pop("exp_avg"),
+        lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(9)),
+        lambda state: state["optimizer"]["state"][0].update(step="many"),
+    ],
+)
+def test_states_of_another_kind_are_one_line(whole, tmp_path, change):
+    out = shutil.copytree(whole, tmp_path / "out")
+    state = torch.load(out / "state.pt", weights_only=True)
+    change(state)
+    torch.save(state, out / "state.pt")
+    before = (out / "state.pt").read_bytes()
+    with pytest.raises(
+        UserError, match=r"state\.pt (is no training state|does not fit the model)|--steps 14"
+    ) as caught:
+        train(out, "--resume", "--steps", 14)
+    assert "\n" not in str(caught.value)
+    assert (out / "state.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [3, [1, 2], {"weight": torch.zeros(2)}, torch.zeros(3), None])
+def test_other_pickles_are_no_states(whole, tmp_path, value):
+    torch.save(value, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"state\.pt is no training state of this program: it lacks step, model"):
+        train(tmp_path, "--resume")
+
+
+@pytest.mark.parametrize("num", [1, 3, 12, 25])
+def test_a_cut_last_line_of_the_log_is_dropped(whole, tmp_path, num):
+    out = shutil.copytree(whole, tmp_path / "out")
+    log = (out / "loss.csv").read_text()
+    (out / "loss.csv").write_text(log[:-num])
+    train(out, "--resume", "--steps", 14)
+    assert [row["step"] for row in read_losses(out / "loss.csv")] == [2, 4, 5, 6, 8, 10, 14]
+
+
+@pytest.mark.parametrize("text", [None, "", "step,err", "\ufeff"])
+def test_a_log_that_is_gone_or_empty_begins_anew(whole, tmp_path, text):
+    out = shutil.copytree(whole, tmp_path / "out")
+    (out / "loss.csv").unlink()
+    if text is not None:
+        (out / "loss.csv").write_text(text, encoding="utf-8")
+    train(out, "--resume", "--steps", 14)
+    assert [row["step"] for row in read_losses(out / "loss.csv")] == [14]
+
+
+def test_a_log_of_another_system_is_read(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    (out / "loss.csv").write_bytes(b"\xef\xbb\xbf" + (whole / "loss.csv").read_bytes().replace(b"\n", b"\r\n"))
+    assert read_losses(out / "loss.csv") == read_losses(whole / "loss.csv")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("size", "other"),
+        lambda text: text.replace(",size", ""),
+        lambda text: "\n" + text,
+        lambda text: text.replace("\n4,", "\nfour,"),
+        lambda text: text.replace("\n4,", "\n4,4,"),
+        lambda text: text.replace("\n4,", "\n\n4,"),
+        lambda text: "<!DOCTYPE html>\n<html>\n",
+    ],
+)
+def test_a_log_of_another_kind_is_one_line_and_can_be_moved_away(whole, tmp_path, damage):
+    out = shutil.copytree(whole, tmp_path / "out")
+    text = damage((out / "loss.csv").read_text())
+    (out / "loss.csv").write_text(text)
+    with pytest.raises(UserError, match=r"loss log .*; move it away, and --resume begins a new one") as caught:
+        train(out, "--resume", "--steps", 14)
+    assert "\n" not in str(caught.value)
+    assert (out / "loss.csv").read_text() == text
+    (out / "loss.csv").rename(out / "old.csv")
+    train(out, "--resume", "--steps", 14)
+
+
+def test_a_folder_removed_meanwhile_is_one_line(tmp_path):
+    def losses(forward, step):
+        if step == 3:
+            shutil.rmtree(tmp_path / "out")
+        return toy_losses(forward, step)
+
+    with pytest.raises(UserError, match=r"loss\.csv was removed during the run; start the run again"):
+        train(tmp_path / "out", losses=losses)
+    train(tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_keeps_the_state_before(tmp_path):
+    """An error of the system, which commands show in a line, and a run that goes on when there is space."""
+
+    class Large(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 1)
+            self.ballast = nn.Parameter(torch.zeros(10_000))
+
+    def run(*more: object, limit: int | None) -> None:
+        args = flags(tmp_path, *more)
+        training = Training.begin(Large(), args)
+
+        def losses(forward, step):
+            if step == 7 and limit:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            return toy_losses(forward, step)
+
+        fit(training, losses, args, World(0, 1, CPU), labels=LABELS, settings={}, save_grid=lambda *_: None)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run(limit=20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 5
+    assert not list(tmp_path.glob(".*partial*"))
+    run("--resume", limit=None)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == NUM_STEPS

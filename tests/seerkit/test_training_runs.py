@@ -320,7 +320,7 @@ def test_refusals_name_the_remedy(family, arguments, refusal, tmp_path):
     assert f"scripts/{family.setup.fetch}" in refusal(arguments(new, data=tmp_path / "none"))
     (tmp_path / "file").touch()
     assert "cannot be written" in refusal(arguments(tmp_path / "file"))
-    assert "--ema-decay 1.0 must lie in [0, 1)" in refusal(arguments(new, "--ema-decay", 1))
+    assert "--ema-decay: 1 must lie in [0, 1)" in refusal(arguments(new, "--ema-decay", 1))
     assert "invalid choice" in refusal(arguments(new, "--model", family.published))
     if family.batch_unit > 1:
         said = refusal(arguments(new, "--batch-size", family.batch_unit + 1))

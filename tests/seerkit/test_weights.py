@@ -1,15 +1,20 @@
 import argparse
+import contextlib
+import errno
 import functools
 import http.server
 import importlib
 import importlib.util
 import json
 import os
+import resource
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +23,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from cache_dic import UserError
 from seerkit import weights
 from seerkit.weights import (
-    Layout,
     Published,
-    Rule,
     StateMismatchError,
+    check_config,
     check_finite,
     check_state,
+    checkpoint_files,
     export_safetensors,
     find_weights,
     load_weights,
+    parse_metadata,
     read_metadata,
     read_state,
-    recognise_layout,
-    swap_halves,
 )
 
 
@@ -130,6 +135,73 @@ class TestFind:
             find_weights(None, [SHARDED], download=False)
         touch(index.with_name("model-1.safetensors"))
         assert find_weights(None, [SHARDED], download=False) == index
+
+    def index(self, place: Path, count: int = 2) -> list[Path]:
+        """An index at a place, and the paths of its shards, which are not there."""
+        shards = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        touch(place, json.dumps({"weight_map": {str(i): name for i, name in enumerate(shards)}}).encode())
+        return [place.with_name(name) for name in shards]
+
+    def test_missing_shard_of_a_hub_cache_is_named(self, nowhere, tmp_path, need, monkeypatch):
+        """Not an index that is not found, and a command that fetches the rest to where it is missing."""
+        need("huggingface_hub")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        cache = tmp_path / "hub" / "models--someone--Model-1"
+        touch(cache / "refs" / "main", b"abc")
+        index = cache / "snapshots" / "abc" / SHARDED.name
+        first, second = self.index(index)
+        touch(first)
+        with pytest.raises(FileNotFoundError) as caught:
+            find_weights(None, [SHARDED])
+        assert str(caught.value) == (
+            f"checkpoint {index} is incomplete: {second.name} missing beside it; download failed: someone/Model-1: "
+            "HF_HUB_OFFLINE is set; fetch the rest with `hf download someone/Model-1 "
+            f"transformer/{second.name}`"
+        )
+        assert caught.value.named == f"{index}, without {second.name}"
+        touch(second)
+        assert find_weights(None, [SHARDED]) == index
+
+    @pytest.mark.parametrize("given", ["the index", "its folder", "the repository", "a shard", "the variable"])
+    def test_missing_shard_of_a_folder_is_named(self, nowhere, tmp_path, given, monkeypatch):
+        index = tmp_path / "mine" / SHARDED.name
+        shards = self.index(index, 3)
+        touch(shards[1])
+        monkeypatch.setenv("MODEL", str(index))
+        places = {
+            "the index": index, "its folder": index.parent, "the repository": tmp_path / "mine", "a shard": shards[1],
+            "the variable": None,
+        }  # fmt: skip
+        with pytest.raises(FileNotFoundError) as caught:
+            find_weights(places[given], [SHARDED], env="MODEL")
+        command = (
+            f"`hf download someone/Model-1 transformer/{shards[0].name} transformer/{shards[2].name} "
+            f"--local-dir {tmp_path / 'mine'}`"
+        )
+        assert f"{shards[0].name}, {shards[2].name} missing beside it; fetch the rest with {command}" in str(
+            caught.value
+        )
+        for shard in shards:
+            touch(shard)
+        assert find_weights(places[given], [SHARDED], env="MODEL") == index
+
+    def test_shards_without_their_index(self, nowhere, tmp_path):
+        for number in (1, 3):
+            touch(tmp_path / "mine" / f"model-{number:05d}-of-00003.safetensors")
+        for given in (tmp_path / "mine", tmp_path / "mine" / "model-00003-of-00003.safetensors"):
+            with pytest.raises(
+                FileNotFoundError,
+                match=r"model\.safetensors\.index\.json, model-00002-of-00003\.safetensors missing beside it; copy the rest",
+            ):
+                find_weights(given, [])
+        with pytest.raises(
+            FileNotFoundError, match=r"--include 'transformer/model\*' --local-dir .*checkpoints/Model-1`"
+        ):
+            find_weights(tmp_path / "mine", [SHARDED])
+
+    def test_one_shard_of_one_is_whole(self, nowhere, tmp_path):
+        path = touch(tmp_path / "mine" / "model-00001-of-00001.safetensors")
+        assert find_weights(tmp_path / "mine", []) == path
 
     def test_nothing_works(self, nowhere, tmp_path, capfd, monkeypatch, need):
         """One line with all names, all places, why each download failed and what to run; at once and without noise."""
@@ -285,11 +357,127 @@ class TestRead:
         with pytest.raises(ValueError, match="its shards lack b;"):
             read_state(index)
         (tmp_path / f"m-2.{suffix}").unlink()
-        with pytest.raises(ValueError, match=rf"incomplete: m-2.{suffix} missing beside it"):
+        with pytest.raises(FileNotFoundError, match=rf"incomplete: m-2.{suffix} missing beside it"):
             read_state(tmp_path)
         index.write_text("{")
-        with pytest.raises(ValueError, match=r"index .* is damaged"):
+        with pytest.raises(ValueError, match=r"index .* is not JSON"):
             read_state(tmp_path)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "",
+            "[]",
+            "3",
+            '"text"',
+            "null",
+            "{}",
+            '{"weight_map": []}',
+            '{"weight_map": {"a": 3}}',
+            '{"weight_map": {"a": null}}',
+            '{"weight_map": {"a": ["m.safetensors"]}}',
+            '{"weight_map": {"a": "m.safetensors.index.json"}}',
+            '{"weight_map": {"a": "../m.safetensors"}}',
+            '{"weight_map": {"a": "x/../../m.safetensors"}}',
+            '{"weight_map": {"a": "..\\\\m.safetensors"}}',
+            '{"weight_map": {"a": "/etc/passwd"}}',
+            '{"weight_map": {"a": "/tmp/m.safetensors"}}',
+            '{"weight_map": {"a": ""}}',
+            '{"weight_map": {"a": "."}}',
+            '{"weight_map": {"a": "m\\u0000.safetensors"}}',
+            '{"weight_map": {"a": "config.json"}}',
+            "[" * 100_000,
+            '{"weight_map":' * 100_000,
+            "9" * 5000,
+        ],
+    )
+    def test_an_index_of_another_kind(self, tmp_path, content):
+        """Or one that names itself or a file outside its folder: one line, whoever reads it."""
+        index = tmp_path / "folder" / "m.safetensors.index.json"
+        touch(index, content.encode())
+        save_file(tensors(), tmp_path / "m.safetensors")
+        for read in (read_state, checkpoint_files, lambda path: find_weights(path, [])):
+            for given in (index, index.parent):
+                with pytest.raises(ValueError, match=rf"index {index} (is damaged|is not JSON|is nested)") as caught:
+                    read(given)
+                assert type(caught.value) is UserError
+                assert "\n" not in str(caught.value)
+
+    def test_an_index_without_tensors(self, tmp_path):
+        touch(tmp_path / "m.safetensors.index.json", b'{"weight_map": {}}')
+        with pytest.raises(ValueError, match="names no tensors"):
+            read_state(tmp_path)
+
+    @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])
+    def test_an_index_of_any_editor(self, tmp_path, mark):
+        save_file(tensors(), tmp_path / "part.safetensors")
+        text = json.dumps({"weight_map": dict.fromkeys(tensors(), "part.safetensors")}, indent=1).replace("\n", "\r\n")
+        touch(tmp_path / "m.safetensors.index.json", mark + text.encode())
+        assert same(read_state(tmp_path / "m.safetensors.index.json"), tensors())
+
+    def test_files_that_are_read(self, tmp_path):
+        save_file({"a.weight": tensors()["a.weight"]}, tmp_path / "m-1.safetensors")
+        save_file({"a.bias": torch.ones(2)}, tmp_path / "m-2.safetensors")
+        index = tmp_path / "m.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"a.weight": "m-1.safetensors", "a.bias": "m-2.safetensors"}}))
+        shards = [tmp_path / "m-1.safetensors", tmp_path / "m-2.safetensors"]
+        assert checkpoint_files(index) == checkpoint_files(tmp_path) == [index, *shards]
+        assert checkpoint_files(shards[0]) == [shards[0]]
+        torch.save(tensors(), tmp_path / "m.pt")
+        touch(tmp_path / "m_map.pt")
+        assert checkpoint_files(tmp_path / "m.pt") == [tmp_path / "m.pt", tmp_path / "m_map.pt"]
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            checkpoint_files(tmp_path / "gone.pt")
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            None,
+            b"",
+            b"{}",
+            b"[" * 90_000,
+            b'{"a":' * 9000 + b"1" + b"}" * 9000,
+            b'{"a":{"dtype":"F32","shape":[1099511627776,1099511627776],"data_offsets":[0,4]}}',
+            b'{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}',
+            b'{"a":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}}',
+            b'{"__metadata__":{"config":3}}',
+            b"\xff\xfe",
+        ],
+    )
+    @pytest.mark.parametrize("length", [None, 0, 2**60, 2**64 - 1])
+    def test_safetensors_with_another_header(self, tmp_path, header, length):
+        path = tmp_path / "m.safetensors"
+        size = len(header or b"") if length is None else length
+        path.write_bytes(
+            b"" if header is None else size.to_bytes(8, "little") + header + b"\0\0\0\0"[: 3 + (b"F32" in header)]
+        )
+        with pytest.raises(ValueError, match=r"m\.safetensors (is truncated or damaged|holds no tensors)"):
+            read_state(path)
+
+    @pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "m.bin"])
+    def test_empty_files_and_folders_of_that_name(self, tmp_path, name):
+        with pytest.raises(ValueError, match="truncated"):
+            read_state(touch(tmp_path / name, b""))
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+            find_weights(tmp_path / "folder" / name, [])
+        with pytest.raises(ValueError, match="holds no checkpoint"):
+            read_state(tmp_path / "folder" / name)
+
+    @pytest.mark.parametrize("name", ["m.gguf", "m.safetensors", "m.pt", "m.other"])
+    def test_gguf_is_named_whatever_it_is_called(self, tmp_path, name):
+        with pytest.raises(ValueError, match="is a GGUF file, whose packed weights are not read"):
+            read_state(touch(tmp_path / name, b"GGUF\3\0\0\0" + bytes(99)))
+
+    @pytest.mark.parametrize("text", ["", "[]", "3", '["ab"]', "[" * 100_000, '{"a":' * 100_000, "9" * 5000])
+    def test_a_configuration_of_another_kind(self, tmp_path, text):
+        path = tmp_path / "m.safetensors"
+        save_file(tensors(), path, {"config": text})
+        for read in (lambda: check_config({"depth": 2}, path), lambda: parse_metadata(path, "config")):
+            with pytest.raises(ValueError, match=r"m\.safetensors: its config (cannot be read|is no object)") as caught:
+                read()
+            assert type(caught.value) is UserError
+            assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(
         ("extra", "key"),
@@ -545,6 +733,19 @@ class TestLoad:
             load_weights(on_meta(Hidden), Net().state_dict())
 
 
+@contextlib.contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """No file grows beyond a size, as on a disk with that much space."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 class TestExport:
     def test_round_trip(self, tmp_path):
         path = tmp_path / "new" / "m.safetensors"
@@ -561,6 +762,16 @@ class TestExport:
         export_safetensors(tmp_path / "m.safetensors", dict(net.named_parameters()) | {"t": net.head.weight.T})
         assert torch.equal(read_state(tmp_path / "m.safetensors")["t"], net.head.weight.T)
 
+    def test_a_full_disk_keeps_what_was_there(self, tmp_path):
+        """One error of the system, which commands show in a line."""
+        path = tmp_path / "m.safetensors"
+        export_safetensors(path, tensors())
+        with full_disk(10_000), pytest.raises(OSError, match="File too large") as caught:
+            export_safetensors(path, {"a": torch.zeros(100_000)})
+        assert caught.value.errno == errno.EFBIG
+        assert same(read_state(path), tensors())
+        assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
     def test_bad_values_write_nothing(self, tmp_path):
         with pytest.raises(ValueError, match=r"NaN or infinity in 1 tensors \(a\)"):
             export_safetensors(tmp_path / "m.safetensors", {"a": torch.tensor([float("nan")])})
@@ -574,75 +785,3 @@ class TestExport:
         assert read_metadata(tmp_path / "m.safetensors") == {}
         with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
             assert set(file.keys()) == set(tensors())
-
-
-class TestLayout:
-    layout = Layout(
-        "theirs",
-        (
-            Rule("embed.{p}", "patch.{p}"),
-            Rule("time.{p}", "layers.{i}.time.{p}"),
-            Rule("blocks.{i}.qkv.{p}", "layers.{i}.to_q.{p}", "layers.{i}.to_k.{p}", "layers.{i}.to_v.{p}"),
-            Rule("head.{p}", "norm_out.{p}", transform=swap_halves),
-        ),
-    )
-
-    @staticmethod
-    def state() -> dict[str, torch.Tensor]:
-        state = {"patch.weight": torch.ones(2, 2), "norm_out.weight": torch.tensor([1.0, 2.0])}
-        for i in range(2):
-            state[f"layers.{i}.time.weight"] = torch.tensor([5.0])
-            for j, part in enumerate("vkq"):  # order in the file does not matter
-                state[f"layers.{i}.to_{part}.weight"] = torch.full((1, 2), 10.0 * i + 2 - j)
-        return state
-
-    def test_rename_fuse_copies_transform_computed(self):
-        result = self.layout.convert(self.state(), {"table": torch.zeros(3)})
-        assert set(result) == {
-            "embed.weight",
-            "time.weight",
-            "blocks.0.qkv.weight",
-            "blocks.1.qkv.weight",
-            "head.weight",
-            "table",
-        }
-        assert result["blocks.1.qkv.weight"].tolist() == [[10, 10], [11, 11], [12, 12]]
-        assert result["time.weight"].tolist() == [5]
-        assert result["head.weight"].tolist() == [2, 1]
-
-    def test_on_meta(self):
-        result = self.layout.convert({name: tensor.to("meta") for name, tensor in self.state().items()})
-        assert result["blocks.0.qkv.weight"].shape == (3, 2)
-
-    def test_a_dot_is_a_dot(self):
-        assert not self.layout.covers("layersx0xtimexweight")
-        assert not self.layout.covers("layers.0.1.time.weight")
-
-    def test_copies_that_differ(self):
-        state = self.state()
-        state["layers.1.time.weight"] = torch.tensor([6.0])
-        with pytest.raises(
-            ValueError, match=r"layers\.0\.time\.weight and layers\.1\.time\.weight, copies for time\.weight, differ"
-        ):
-            self.layout.convert(state)
-
-    def test_missing_part(self):
-        state = self.state()
-        del state["layers.1.to_k.weight"]
-        with pytest.raises(
-            ValueError, match=r"parts of blocks\.1\.qkv\.weight are missing; it is made of layers\.\{i\}\.to_q"
-        ):
-            self.layout.convert(state)
-
-    def test_unknown_name(self):
-        with pytest.raises(ValueError, match=r"2 names are not of the theirs layout \(foo, layers\.0\.bar\)"):
-            self.layout.convert(self.state() | {"foo": torch.zeros(1), "layers.0.bar": torch.zeros(1)})
-
-    def test_recognise(self):
-        ours = ["embed.weight", "time.weight", "patch.weight"]
-        assert recognise_layout(self.state(), ours, [self.layout]) is self.layout
-        assert recognise_layout(ours, ours, [self.layout]) is None
-        with pytest.raises(ValueError, match=r"unknown layout \(a, b\); known are: official, theirs"):
-            recognise_layout(["a", "b", "patch.weight"][:2], ours, [self.layout])
-        with pytest.raises(ValueError, match="unknown layout"):
-            recognise_layout([], ours, [self.layout])

@@ -198,7 +198,7 @@ class TestErrors:
         with pytest.raises(ValueError, match="is the configuration of AutoencoderKLMochi, not of AutoencoderKLWan"):
             load_autoencoder(repository)
         path.write_text("nothing")
-        with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        with pytest.raises(ValueError, match=r"config\.json is not JSON"):
             load_autoencoder(repository)
 
     def test_damaged_weights(self, repository):

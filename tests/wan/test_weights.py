@@ -98,7 +98,7 @@ class TestLoad:
         for place in (tmp_path / "Wan", tmp_path / "Wan" / INDEX):
             assert loaded_equals(load_wan(i2v, place), state)
         shards[1].unlink()
-        with pytest.raises(ValueError, match=rf"is incomplete: {shards[1].name} missing beside it"):
+        with pytest.raises(FileNotFoundError, match=rf"is incomplete: {shards[1].name} missing beside it"):
             load_wan(i2v, tmp_path / "Wan")
 
     def test_own_training_folder(self, random_state, t2v, tmp_path):
