@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from cache_dic import UserError
 from seerkit.autoencoders import VideoAutoencoder
+from seerkit.media import read_picture
 from seerkit.text import Encoder, Source, find_encoder, from_folder
 from wan.weights import DIFFUSERS_REPOS
 
@@ -24,26 +24,21 @@ CLIP = Encoder(
 
 
 def read_image(path: str | Path) -> Tensor:
-    """An image file as (1, 3, H, W) in [-1, 1], float32; ValueError if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"image {path} cannot be read ({error}); name a PNG or JPEG file") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    """An image file as (1, 3, H, W) in [-1, 1], float32; UserError if it cannot be read (`seerkit.media.read_picture`)."""
+    return torch.from_numpy(read_picture(path)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def output_size(height: int, width: int, max_area: int, unit: int = 16) -> tuple[int, int]:
     """Height and width of the video of an image: its aspect ratio, at most `max_area` pixels, in multiples of `unit`.
 
     unit: pixels along the side of a token of the model. A size that fits exactly may lose one to rounding, as in the official
-    code: 480 x 832 pixels become 464 x 832. Raises ValueError if the image is too narrow.
+    code: 480 x 832 pixels become 464 x 832. Raises UserError if the image is too narrow.
     """
     aspect = height / width
     sides = (math.sqrt(max_area * aspect), math.sqrt(max_area / aspect))
     size = tuple(int(side // unit) * unit for side in sides)
     if not all(size):
-        raise ValueError(
+        raise UserError(
             f"an image of {height} x {width} pixels has no place in {max_area} pixels: a side would be below {unit}; crop it"
         )
     return size
@@ -127,6 +122,4 @@ def _statistics(folder: Path) -> tuple[Tensor, Tensor]:
         settings = json.loads(path.read_text())
         return tuple(torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} has no image_mean and image_std of three numbers ({error}); fetch it again"
-        ) from error
+        raise UserError(f"{path} has no image_mean and image_std of three numbers ({error}); fetch it again") from error

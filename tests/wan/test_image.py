@@ -84,6 +84,15 @@ class TestImages:
         Image.new("L", (4, 2), 255).save(tmp_path / "a.png")
         assert torch.equal(read_image(tmp_path / "a.png"), torch.ones(1, 3, 2, 4))
 
+    def test_pictures_are_upright_and_on_white(self, tmp_path):
+        """As `seerkit.media.read_picture` has them, whose tests are about every kind."""
+        exif = Image.Exif()
+        exif[0x0112] = 6  # stored as seen from the right
+        pixels = np.uint8([[[255, 0, 0, 255], [0, 0, 255, 0]]])
+        Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+        red, white = [1, -1, -1], [1, 1, 1]
+        assert read_image(tmp_path / "a.png")[0].permute(1, 2, 0).tolist() == [[red], [white]]
+
     @pytest.mark.parametrize("content", [None, b"text"])
     def test_what_cannot_be_read_is_named(self, tmp_path, content):
         if content:
