@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Site, Step, Tokens, residual
+from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
 from dit.config import DiTConfig
+from seerkit.activations import SiLU, gelu, silu
 from seerkit.attention import attention_backend
 from seerkit.embeddings import sincos_position_2d, timestep_embedding
 from seerkit.flops import step_flops
@@ -43,7 +44,7 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, dim), SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
         frequencies = timestep_embedding(t, FREQUENCY_DIM)
@@ -80,7 +81,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(width, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class DiTBlock(nn.Module):
@@ -91,7 +92,7 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.attn = Attention(config, backend)
         self.mlp = Mlp(config)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden_size, 6 * config.hidden_size))
+        self.adaLN_modulation = nn.Sequential(SiLU(), nn.Linear(config.hidden_size, 6 * config.hidden_size))
 
     def modulation(self, c: Tensor) -> Tensor:
         """Conditions (..., B, D) -> (..., B, 6, D)."""
@@ -115,7 +116,7 @@ class FinalLayer(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.hidden_size, config.patch_size**2 * config.out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden_size, 2 * config.hidden_size))
+        self.adaLN_modulation = nn.Sequential(SiLU(), nn.Linear(config.hidden_size, 2 * config.hidden_size))
 
     def modulation(self, c: Tensor) -> Tensor:
         """Conditions (..., B, D) -> (..., B, 2, D)."""
@@ -167,7 +168,7 @@ class DiT(nn.Module):
         """Latents (B, C, H, W) -> tokens (B, L, D)."""
         size = self.config.input_size
         if x.shape[1:] != (self.config.in_channels, size, size):
-            raise ValueError(
+            raise UserError(
                 f"latents of shape {tuple(x.shape)} do not fit a model for (B, {self.config.in_channels}, {size}, {size})"
             )
         return self.x_embedder(x) + self.pos_embed
@@ -177,7 +178,7 @@ class DiT(nn.Module):
 
         t: timesteps (B,) or (S, 1); y: labels (B,), num_classes standing for "no class". Returns (B, D) or (S, B, D).
         """
-        return F.silu(self.t_embedder(t) + self.y_embedder(y))
+        return silu(self.t_embedder(t) + self.y_embedder(y))
 
     def modulation(self, c: Tensor) -> Modulation:
         """Modulation of one step for conditions c (B, D)."""

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, make_cache
+from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic.settings import integer
 from dit.diffusion import Diffusion
 from dit.model import DiT
+from seerkit.sampling import check_noise, checked_number, checked_steps
 from seerkit.seeds import SampleGenerators
 
 Callback = Callable[[int, Tensor], None]
@@ -26,7 +28,7 @@ def sample(
     """Latents (B, C, H, W) sampled from standard normal noise of that shape for classes y (B,).
 
     cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
-    `Sampler`. Raises ValueError for classes, shapes or settings out of range.
+    `Sampler`. Raises UserError for classes, shapes or settings out of range.
     """
     return Sampler(model, num_steps, **settings).run(noise, y, cache=cache, callback=callback)[0]
 
@@ -51,11 +53,14 @@ class Sampler:
     ) -> None:
         config = model.config
         if solver not in self.SOLVERS:
-            raise ValueError(f"solver {solver!r} is unknown; choose from {', '.join(self.SOLVERS)}")
-        if not guidance_scale >= 0:
-            raise ValueError(f"guidance_scale = {guidance_scale} must be at least 0 (1 is no guidance)")
+            raise UserError(f"solver {solver!r} is unknown; choose from {', '.join(self.SOLVERS)}")
+        num_steps, guidance_scale = checked_steps(num_steps), checked_number("guidance_scale", guidance_scale)
+        if guidance_channels is not None:
+            guidance_channels = integer("guidance_channels", guidance_channels, at_least=1)
+        if guidance_scale < 0:
+            raise UserError(f"guidance_scale = {guidance_scale} must be at least 0 (1 is no guidance)")
         if guidance_scale != 1 and not config.has_null_class:
-            raise ValueError(f"guidance_scale = {guidance_scale} needs a model trained with class dropout; use 1")
+            raise UserError(f"guidance_scale = {guidance_scale} needs a model trained with class dropout; use 1")
         self.model, self.num_steps, self.solver, self.guidance_scale = model, num_steps, solver, guidance_scale
         self.guided_channels = min(guidance_channels or config.in_channels, config.in_channels)
         self.diffusion = Diffusion.respaced(num_steps)
@@ -71,6 +76,7 @@ class Sampler:
         callback: Callback | None = None,
     ) -> tuple[Tensor, Run]:
         """Final latents, in the dtype of `noise`, and the run with its record of what was computed."""
+        check_noise(noise)
         self._check(noise, y, generators)
         indices = range(self.num_steps - 1, -1, -1)  # the process runs from most to least noise
         timesteps = self.diffusion.timesteps.flip(0).to(noise.device)
@@ -110,12 +116,12 @@ class Sampler:
     def _check(self, noise: Tensor, y: Tensor, generators: SampleGenerators | None) -> None:
         classes = self.model.config.num_classes
         if y.ndim != 1 or len(y) != len(noise) or y.dtype != torch.int64:
-            raise ValueError(f"{len(noise)} samples need as many int64 classes, got {tuple(y.shape)} of {y.dtype}")
+            raise UserError(f"{len(noise)} samples need as many int64 classes, got {tuple(y.shape)} of {y.dtype}")
         if len(y) and not 0 <= y.min() <= y.max() < classes:
             wrong = [c for c in y.tolist() if not 0 <= c < classes]
-            raise ValueError(f"class {wrong[0]} is out of range; the model knows 0 … {classes - 1}")
+            raise UserError(f"class {wrong[0]} is out of range; the model knows 0 … {classes - 1}")
         if self.solver == "ddpm" and generators is None:
-            raise ValueError("the ddpm solver draws noise at every step: pass generators")
+            raise UserError("the ddpm solver draws noise at every step: pass generators")
 
 
 def guide(output: Tensor, guidance_scale: float, channels: int) -> Tensor:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Site, Step, Tokens, residual
+from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
 from flux.config import FluxConfig
+from seerkit.activations import TanhGELU, gelu, silu
 from seerkit.attention import attention_backend
 from seerkit.embeddings import apply_rope, rope_frequencies, timestep_embedding
 from seerkit.flops import step_flops
@@ -42,7 +43,7 @@ class MLPEmbedder(nn.Module):
         self.out_layer = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_layer(F.silu(self.in_layer(x.to(self.in_layer.weight.dtype))))
+        return self.out_layer(silu(self.in_layer(x.to(self.in_layer.weight.dtype))))
 
 
 class RMSNorm(nn.Module):
@@ -83,9 +84,7 @@ class SelfAttention(nn.Module):
 
 def mlp(config: FluxConfig) -> nn.Sequential:
     dim = config.hidden_size
-    return nn.Sequential(
-        nn.Linear(dim, config.mlp_width), nn.GELU(approximate="tanh"), nn.Linear(config.mlp_width, dim)
-    )
+    return nn.Sequential(nn.Linear(dim, config.mlp_width), TanhGELU(), nn.Linear(config.mlp_width, dim))
 
 
 class DoubleStreamBlock(nn.Module):
@@ -155,7 +154,7 @@ class SingleStreamBlock(nn.Module):
         qkv, hidden = self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
         q, k, v = self.norm(rearrange(qkv, "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.num_heads))
         attended = rearrange(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
-        fused = self.linear2(torch.cat([attended, F.gelu(hidden, approximate="tanh")], dim=-1))
+        fused = self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
         return site(x, gate, fused, img)
 
 
@@ -213,11 +212,11 @@ class Flux(nn.Module):
         """
         if (guidance is None) == self.config.guidance_embed:
             has = "needs" if self.config.guidance_embed else "takes no"
-            raise ValueError(f"this model {has} guidance (FluxConfig.guidance_embed = {self.config.guidance_embed})")
+            raise UserError(f"this model {has} guidance (FluxConfig.guidance_embed = {self.config.guidance_embed})")
         c = self.time_in(timestep_embedding(TIME_FACTOR * timesteps.float(), FREQUENCY_DIM)) + self.vector_in(y)
         if guidance is not None:
             c = c + self.guidance_in(timestep_embedding(TIME_FACTOR * guidance.float(), FREQUENCY_DIM))
-        return F.silu(c)
+        return silu(c)
 
     def modulation(self, c: Tensor) -> TwoStreamModulation:
         """Modulation of one step for conditions c (B, D)."""
@@ -289,10 +288,10 @@ class Flux(nn.Module):
         config, axes = self.config, len(self.config.axes_dim)
         for name, tensor, dim in (("img", img, config.in_channels), ("txt", txt, config.context_in_dim)):
             if tensor.ndim != 3 or tensor.shape[-1] != dim:
-                raise ValueError(f"{name} of shape {tuple(tensor.shape)} does not fit a model for (B, L, {dim})")
+                raise UserError(f"{name} of shape {tuple(tensor.shape)} does not fit a model for (B, L, {dim})")
         for name, ids, tensor in (("img_ids", img_ids, img), ("txt_ids", txt_ids, txt)):
             if ids.shape != (*tensor.shape[:2], axes):
-                raise ValueError(f"{name} of shape {tuple(ids.shape)} must be {(*tensor.shape[:2], axes)}")
+                raise UserError(f"{name} of shape {tuple(ids.shape)} must be {(*tensor.shape[:2], axes)}")
 
     def tokens(self, latents: Tensor) -> Tokens:
         """The image stream for packed latents (B, Li, in_channels)."""

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, make_cache
+from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic.errors import shown
 from flux.latents import image_ids, pack, patch_side, text_ids, unpack
 from flux.model import Flux
 from flux.schedule import sampling_times
+from seerkit.sampling import check_noise, checked_number, checked_steps
 
 Callback = Callable[[int, Tensor], None]
 
@@ -27,7 +29,7 @@ def sample(
     """Latents (B, C, H, W) sampled from standard normal noise of that shape for text tokens txt (B, L, D) and pooled y (B, V).
 
     cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
-    `Sampler`. Raises ValueError for shapes or settings out of range.
+    `Sampler`. Raises UserError for shapes or settings out of range.
     """
     return Sampler(model, num_steps, **settings).run(noise, txt, y, cache=cache, callback=callback)[0]
 
@@ -40,9 +42,13 @@ class Sampler:
     """
 
     def __init__(self, model: Flux, num_steps: int = 50, *, guidance: float = 3.5, shift: bool | None = None) -> None:
-        if num_steps < 1:
-            raise ValueError(f"number of sampling steps {num_steps} must be at least 1")
-        self.model, self.num_steps, self.guidance = model, num_steps, guidance
+        if not isinstance(shift, bool | None):
+            raise UserError(f"shift = {shown(shift)} must be True, False or None")
+        self.model, self.num_steps, self.guidance = (
+            model,
+            checked_steps(num_steps),
+            checked_number("guidance", guidance),
+        )
         self.shift = model.config.guidance_embed if shift is None else shift
 
     @torch.inference_mode()
@@ -56,8 +62,9 @@ class Sampler:
         callback: Callback | None = None,
     ) -> tuple[Tensor, Run]:
         """Final latents, in the dtype of `noise`, and the run with its record of what was computed."""
+        check_noise(noise)
         if not len(noise) == len(txt) == len(y):
-            raise ValueError(f"{len(noise)} samples need as many texts, got {len(txt)} token and {len(y)} pooled rows")
+            raise UserError(f"{len(noise)} samples need as many texts, got {len(txt)} token and {len(y)} pooled rows")
         dtype = self.model.dtype
         height, width = noise.shape[-2:]
         patch = patch_side(self.model.config.in_channels, noise.shape[1])

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Site, Step, Tokens, residual
+from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
 from hidream.config import HiDreamConfig
+from seerkit.activations import SiLU, silu
 from seerkit.attention import attention_backend
 from seerkit.embeddings import apply_rope, rope_frequencies, timestep_embedding
 from seerkit.experts import Experts, rows_in_order
@@ -55,7 +56,7 @@ class Embedder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layers = self.get_submodule(self.name)
         first, second = layers["linear_1"], layers["linear_2"]
-        return second(F.silu(first(x.to(first.weight.dtype))))
+        return second(silu(first(x.to(first.weight.dtype))))
 
 
 class FeedForward(nn.Module):
@@ -68,7 +69,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(dim, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(silu(self.w1(x)) * self.w3(x))
 
 
 class Gate(nn.Module):
@@ -158,7 +159,7 @@ class DoubleStreamBlock(nn.Module):
     def __init__(self, config: HiDreamConfig, backend: str) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 12 * dim))
+        self.adaLN_modulation = nn.Sequential(SiLU(), nn.Linear(dim, 12 * dim))
         self.attn1 = Attention(config, ("", "_t"), backend)
         self.ff_i = MixtureOfExperts(config)
         self.ff_t = FeedForward(dim, config.expert_width)
@@ -215,7 +216,7 @@ class SingleStreamBlock(nn.Module):
     def __init__(self, config: HiDreamConfig, backend: str) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.adaLN_modulation = nn.Sequential(SiLU(), nn.Linear(dim, 6 * dim))
         self.attn1 = Attention(config, ("",), backend)
         self.ff_i = MixtureOfExperts(config)
 
@@ -336,7 +337,7 @@ class HiDream(nn.Module):
 
         timesteps: (B,) or (S, 1), from 1000, noise, to 0; pooled (B, text_emb_dim). Returns (B, D) or (S, B, D).
         """
-        return F.silu(self.t_embedder(timestep_embedding(timesteps, FREQUENCY_DIM)) + self.p_embedder(pooled))
+        return silu(self.t_embedder(timestep_embedding(timesteps, FREQUENCY_DIM)) + self.p_embedder(pooled))
 
     def modulation(self, c: Tensor) -> TwoStreamModulation:
         """Modulation of one step for conditions c (B, D)."""
@@ -418,16 +419,16 @@ class HiDream(nn.Module):
         return self.head(advance(self.embed(hidden_states)), self.grid(hidden_states), modulation)
 
     def check(self, hidden_states: Tensor, t5: Tensor, llama: Tensor, pooled: Tensor) -> None:
-        """ValueError where shapes do not fit the model or each other."""
+        """UserError where shapes do not fit the model or each other."""
         config, patch = self.config, self.config.patch_size
         shape = tuple(hidden_states.shape)
         if hidden_states.ndim != 4 or shape[1] != config.in_channels or shape[2] % patch or shape[3] % patch:
-            raise ValueError(
+            raise UserError(
                 f"hidden_states of shape {shape} must be (B, {config.in_channels}, H, W) with H and W multiples of {patch}"
             )
         height, width = self.grid(hidden_states)
         if height * width > config.max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"hidden_states of shape {shape} have more than the {config.max_tokens} tokens of the model"
             )
         rows, layers = len(hidden_states), 1 + max(config.llama_layers)
@@ -440,9 +441,9 @@ class HiDream(nn.Module):
             sizes = zip(tensor.shape, wanted, strict=False)
             if tensor.ndim != len(wanted) or any(size != want for size, want in sizes if want is not None):
                 shown = ", ".join("any" if want is None else str(want) for want in wanted)
-                raise ValueError(f"{name} of shape {tuple(tensor.shape)} must be ({shown})")
+                raise UserError(f"{name} of shape {tuple(tensor.shape)} must be ({shown})")
         if len(llama) < layers:
-            raise ValueError(f"llama has {len(llama)} hidden states, the model reads the first {layers}")
+            raise UserError(f"llama has {len(llama)} hidden states, the model reads the first {layers}")
 
     def tokens(self, latents: Tensor) -> Tokens:
         """The image stream, without padding, for latents (B, C, H, W)."""

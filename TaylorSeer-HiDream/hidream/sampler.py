@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, make_cache
+from cache_dic import Cache, Run, UserError, make_cache
 from hidream.model import HiDream
 from hidream.schedule import flash_sigmas, flash_timesteps, unipc_sigmas, unipc_timesteps
 from seerkit.flow_solvers import Euler, UniPC
+from seerkit.sampling import check_noise, checked_number, checked_steps
 from seerkit.seeds import SampleGenerators
 
 Callback = Callable[[int, Tensor], None]
@@ -55,7 +56,7 @@ def sample(
     """Latents (B, C, H, W) sampled from standard normal noise of that shape; texts and generators as `Sampler.run`.
 
     cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
-    `Sampler`. Raises ValueError for shapes or settings out of range.
+    `Sampler`. Raises UserError for shapes or settings out of range.
     """
     sampler = Sampler(model, num_steps, **settings)
     texts = t5, llama, pooled
@@ -78,11 +79,11 @@ class Sampler:
         shift: float = 3.0,
         guidance: float = 5.0,
     ) -> None:
-        if num_steps < 1:
-            raise ValueError(f"number of sampling steps {num_steps} must be at least 1")
+        num_steps, shift = checked_steps(num_steps), checked_number("shift", shift)
         if solver not in SOLVERS:
-            raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
-        self.model, self.num_steps, self.solver, self.guidance = model, num_steps, solver, guidance
+            raise UserError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
+        self.model, self.num_steps, self.solver = model, num_steps, solver
+        self.guidance = checked_number("guidance", guidance)
         if solver == "unipc":
             self.sigmas = unipc_sigmas(num_steps, shift, model.config.max_tokens)
             self.timesteps = unipc_timesteps(self.sigmas)
@@ -109,16 +110,17 @@ class Sampler:
         official pipeline; both branches go through the model as one batch, the second one first, and share a cache.
         generators: of the samples, for the noise of the flash solver's steps.
         """
+        check_noise(noise)
         model, guided = self.model, self.guidance > 1
         texts: Texts = (t5, llama, pooled)
         if guided and negative is None:
-            raise ValueError(f"guidance {self.guidance} needs a negative text; an empty one will do, or use guidance 1")
+            raise UserError(f"guidance {self.guidance} needs a negative text; an empty one will do, or use guidance 1")
         model.check(noise, *texts)
         names = ("t5", "llama", "pooled")
         if guided:
             for name, text, other in zip(names, texts, negative, strict=True):
                 if other.shape != text.shape:
-                    raise ValueError(
+                    raise UserError(
                         f"negative {name} of shape {tuple(other.shape)} must be {tuple(text.shape)}, as the text"
                     )
             dims = (0, 1, 0)
@@ -148,7 +150,7 @@ class Sampler:
         if self.solver == "unipc":
             return UniPC(self.sigmas)
         if generators is None:
-            raise ValueError("the flash solver draws noise at every step; give it the samples' generators")
+            raise UserError("the flash solver draws noise at every step; give it the samples' generators")
         return Flash(self.sigmas, lambda x: generators.randn(*x.shape[1:], device=x.device, dtype=x.dtype))
 
     def _velocity(self, answers: Tensor, guided: bool) -> Tensor:

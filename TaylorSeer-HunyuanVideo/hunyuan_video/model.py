@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Site, Step, Tokens, residual
+from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
 from hunyuan_video.config import HunyuanVideoConfig
+from seerkit.activations import SiLU, TanhGELU, gelu, silu
 from seerkit.attention import AttentionFn, attention_backend
 from seerkit.embeddings import apply_rope, rope_frequencies, timestep_embedding
 from seerkit.flops import step_flops
@@ -39,21 +40,25 @@ Rope = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary angles, each (L, head_dim / 2)."""
 
 
-def trim_text(text_states: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def trim_text(
+    text_states: Tensor, text_mask: Tensor | None, *, static_shapes: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Text (B, L, D) and its mask (B, L) cut to the longest text of the batch; the mask is None where all of that is valid.
 
-    On the meta device, where a mask has no values, nothing is cut. Raises ValueError for a text without a token.
+    static_shapes: several texts keep their mask, so that one compiled graph serves them whatever their lengths are. On the
+    meta device, where a mask has no values, nothing is cut. Raises UserError for a text without a token.
     """
     if text_mask is None or text_mask.is_meta:
         return text_states, text_mask
     mask = text_mask.bool()
     if not mask.any(dim=1).all():
-        raise ValueError(
+        raise UserError(
             "text_mask marks no token of a text; an empty prompt has at least the tokens that begin and end it"
         )
     length = int(mask.any(dim=0).nonzero().max()) + 1
     mask = mask[:, :length]
-    return text_states[:, :length], None if mask.all() else mask
+    needless = mask.all() and not (static_shapes and len(mask) > 1)
+    return text_states[:, :length], None if needless else mask
 
 
 def split_heads(qkv: Tensor, heads: int) -> Tensor:
@@ -82,7 +87,7 @@ class PatchEmbed(nn.Module):
 class TimestepEmbedder(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, dim), SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
         return self.mlp(timestep_embedding(t, FREQUENCY_DIM).to(self.mlp[0].weight.dtype))
@@ -95,7 +100,7 @@ class MLPEmbedder(nn.Module):
         self.out_layer = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_layer(F.silu(self.in_layer(x.to(self.in_layer.weight.dtype))))
+        return self.out_layer(silu(self.in_layer(x.to(self.in_layer.weight.dtype))))
 
 
 class TextProjection(nn.Module):
@@ -105,7 +110,7 @@ class TextProjection(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+        return self.linear_2(silu(self.linear_1(x)))
 
 
 class Mlp(nn.Module):
@@ -129,8 +134,8 @@ class RefinerBlock(nn.Module):
         self.self_attn_qkv = nn.Linear(dim, 3 * dim)
         self.self_attn_proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
-        self.mlp = Mlp(dim, REFINER_MLP_RATIO * dim, nn.SiLU())
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.mlp = Mlp(dim, REFINER_MLP_RATIO * dim, SiLU())
+        self.adaLN_modulation = nn.Sequential(SiLU(), nn.Linear(dim, 2 * dim))
         self.attend = attention_backend(backend)
 
     def forward(self, x: Tensor, c: Tensor, mask: Tensor | None) -> Tensor:
@@ -183,7 +188,7 @@ class DoubleStreamBlock(nn.Module):
             self.add_module(f"{stream}_attn_q_norm", nn.RMSNorm(config.head_dim, eps=EPS))
             self.add_module(f"{stream}_attn_k_norm", nn.RMSNorm(config.head_dim, eps=EPS))
             self.add_module(f"{stream}_attn_proj", nn.Linear(dim, dim, bias=config.qkv_bias))
-            self.add_module(f"{stream}_mlp", Mlp(dim, config.mlp_width, nn.GELU(approximate="tanh")))
+            self.add_module(f"{stream}_mlp", Mlp(dim, config.mlp_width, TanhGELU()))
         self.attend = attention_backend(backend)
 
     def modulation(self, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,7 +262,7 @@ class SingleStreamBlock(nn.Module):
         q, k, v = split_heads(qkv, self.heads)
         q, k = apply_rope(self.q_norm(q), *rope), apply_rope(self.k_norm(k), *rope)
         attended = join_heads(self.attend(q, k, v, keys))
-        fused = self.linear2(torch.cat([attended, F.gelu(hidden, approximate="tanh")], dim=-1))
+        fused = self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
         return site(x, gate, fused, img)
 
 
@@ -268,6 +273,7 @@ class HunyuanVideo(nn.Module):
     """
 
     TIME = "t"
+    OF_ANY_LENGTH = ("text_states", "text_mask")  # for `seerkit.compile`: texts are cut to the longest of a batch
 
     def __init__(self, config: HunyuanVideoConfig, *, attention: str = "sdpa") -> None:
         super().__init__()
@@ -328,13 +334,13 @@ class HunyuanVideo(nn.Module):
         """
         if (guidance is None) == self.config.guidance_embed:
             has = "needs" if self.config.guidance_embed else "takes no"
-            raise ValueError(
+            raise UserError(
                 f"this model {has} guidance (HunyuanVideoConfig.guidance_embed = {self.config.guidance_embed})"
             )
         c = self.time_in(t) + self.vector_in(text_states_2)
         if guidance is not None:
             c = c + self.guidance_in(guidance)
-        return F.silu(c)
+        return silu(c)
 
     def modulation(self, c: Tensor) -> TwoStreamModulation:
         """Modulation of one step for conditions c (B, D)."""
@@ -382,11 +388,12 @@ class HunyuanVideo(nn.Module):
         """
         patch, channels = self.config.patch_size, self.config.in_channels
         if x.ndim != 5 or x.shape[1] != channels:
-            raise ValueError(f"x of shape {tuple(x.shape)} does not fit a model for (B, {channels}, T, H, W)")
+            raise UserError(f"x of shape {tuple(x.shape)} does not fit a model for (B, {channels}, T, H, W)")
         self.check_text(text_states, text_mask, text_states_2)
         grid = token_grid(x.shape, patch)
         patches = self.shard.split(patchify(x, patch))
-        text_states, text_mask = trim_text(text_states, text_mask)
+        static = cache is not None and cache.run.cache.engine_settings.static_shapes
+        text_states, text_mask = trim_text(text_states, text_mask, static_shapes=static)
         velocity = self.velocity(patches, grid, t, text_states, text_mask, text_states_2, guidance, cache=cache)
         return unpatchify(self.shard.gather(velocity, math.prod(grid)), grid, patch)
 
@@ -439,15 +446,15 @@ class HunyuanVideo(nn.Module):
         return self.head(advance(self.embed(patches)), modulation)
 
     def check_text(self, text_states: Tensor, text_mask: Tensor | None, text_states_2: Tensor | None) -> None:
-        """ValueError for texts or a mask of another shape than the model takes."""
+        """UserError for texts or a mask of another shape than the model takes."""
         dim, pooled = self.config.text_states_dim, (len(text_states), self.config.text_states_dim_2)
         if text_states.ndim != 3 or text_states.shape[-1] != dim:
-            raise ValueError(f"text_states of shape {tuple(text_states.shape)} does not fit a model for (B, L, {dim})")
+            raise UserError(f"text_states of shape {tuple(text_states.shape)} does not fit a model for (B, L, {dim})")
         if text_mask is not None and text_mask.shape != text_states.shape[:2]:
-            raise ValueError(f"text_mask of shape {tuple(text_mask.shape)} must be {tuple(text_states.shape[:2])}")
+            raise UserError(f"text_mask of shape {tuple(text_mask.shape)} must be {tuple(text_states.shape[:2])}")
         if text_states_2 is None or text_states_2.shape != pooled:
             shape = None if text_states_2 is None else tuple(text_states_2.shape)
-            raise ValueError(f"text_states_2, the pooled text, of shape {shape} must be {pooled}")
+            raise UserError(f"text_states_2, the pooled text, of shape {shape} must be {pooled}")
 
     def _check(
         self, patches: Tensor, grid: Grid, text_states: Tensor, text_mask: Tensor | None, text_states_2: Tensor | None
@@ -456,7 +463,7 @@ class HunyuanVideo(nn.Module):
         self.check_text(text_states, text_mask, text_states_2)
         wanted = (len(text_states), self._own(grid), config.in_channels * math.prod(config.patch_size))
         if patches.shape != wanted:
-            raise ValueError(
+            raise UserError(
                 f"patches of shape {tuple(patches.shape)} must be {wanted} for {len(text_states)} texts and a grid of "
                 f"{' x '.join(map(str, grid))} tokens"
             )

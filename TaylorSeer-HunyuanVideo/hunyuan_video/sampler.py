@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, make_cache
+from cache_dic import Cache, Run, UserError, make_cache
 from hunyuan_video.model import HunyuanVideo, trim_text
 from hunyuan_video.schedule import sampling_sigmas, sampling_timesteps
 from seerkit.flow_solvers import Euler
 from seerkit.patches import patchify, token_grid, unpatchify
+from seerkit.sampling import check_noise, checked_number, checked_steps
 
 Callback = Callable[[int, Tensor], None]
 GUIDANCE_FACTOR = 1000.0  # of the weight, as the model takes it
@@ -30,7 +31,7 @@ def sample(
     """Latents (B, C, T, H, W) sampled from standard normal noise of that shape; texts as the model takes them.
 
     cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
-    `Sampler`. Raises ValueError for shapes or settings out of range.
+    `Sampler`. Raises UserError for shapes or settings out of range.
     """
     sampler = Sampler(model, num_steps, **settings)
     return sampler.run(noise, text_states, text_mask, text_states_2, cache=cache, callback=callback)[0]
@@ -52,8 +53,12 @@ class Sampler:
         guidance: float = 6.0,
         reverse: bool = True,
     ) -> None:
-        self.model, self.num_steps, self.guidance = model, num_steps, guidance
-        self.sigmas = sampling_sigmas(num_steps, shift, reverse)
+        self.model, self.num_steps, self.guidance = (
+            model,
+            checked_steps(num_steps),
+            checked_number("guidance", guidance),
+        )
+        self.sigmas = sampling_sigmas(self.num_steps, checked_number("shift", shift), reverse)
 
     @torch.inference_mode()
     def run(
@@ -71,16 +76,19 @@ class Sampler:
         callback(step, latents) is called after every step; where the tokens are shared by processes it gets this process's
         patches.
         """
+        check_noise(noise)
         model, shard, patch = self.model, self.model.shard, self.model.config.patch_size
         if not len(noise) == len(text_states) == len(text_states_2):
-            raise ValueError(
+            raise UserError(
                 f"{len(noise)} samples need as many texts, got {len(text_states)} token and {len(text_states_2)} pooled rows"
             )
         model.check_text(text_states, text_mask, text_states_2)
         grid = token_grid(noise.shape, patch)
         x = patchify(noise.to(torch.promote_types(noise.dtype, torch.float32)), patch)
         length, x = x.shape[1], shard.split(x)
-        states, mask = trim_text(text_states.to(x.device, model.dtype), text_mask)
+        cache = cache or make_cache("uncached")
+        static = cache.engine_settings.static_shapes
+        states, mask = trim_text(text_states.to(x.device, model.dtype), text_mask, static_shapes=static)
         texts = {
             "text_states": states,
             "text_mask": None if mask is None else mask.to(x.device),
@@ -90,7 +98,7 @@ class Sampler:
             texts["guidance"] = torch.full((len(x),), GUIDANCE_FACTOR * self.guidance, device=x.device)
         solver = Euler(self.sigmas)
         timesteps = sampling_timesteps(self.sigmas).to(x.device)
-        run = (cache or make_cache("uncached")).start(model, x.to(model.dtype), timesteps, **texts)
+        run = cache.start(model, x.to(model.dtype), timesteps, **texts)
         for step in range(self.num_steps):
             t = timesteps[step].expand(len(x))
             velocity = model.velocity(x.to(model.dtype), grid, t, **texts, cache=run.at(step))

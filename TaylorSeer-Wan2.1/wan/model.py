@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, GateFactors, Site, Step, Tokens, residual
+from cache_dic import Forecast, GateFactors, Site, Step, Tokens, UserError, residual
+from seerkit.activations import SiLU, TanhGELU
 from seerkit.attention import AttentionFn, attention_backend
 from seerkit.embeddings import apply_rope, rope_frequencies, timestep_embedding
 from seerkit.flops import step_flops
@@ -93,9 +94,7 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(config, attend)
         self.norm3 = nn.LayerNorm(dim, config.eps)
         self.cross_attn = CrossAttention(config, attend)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
-        )
+        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), TanhGELU(), nn.Linear(config.ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, VECTORS, dim) / dim**0.5)
 
     def forward(self, x: Tensor, shared: Tensor, context: Tensor, rope: Rope, site: Site = residual) -> Tensor:
@@ -157,11 +156,9 @@ class Wan(nn.Module):
         self.config, self.shard = config, WHOLE
         dim, attend = config.dim, attention_backend(attention)
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, config.patch_size)
-        self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
-        )
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, VECTORS * dim))
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), TanhGELU(), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(SiLU(), nn.Linear(dim, VECTORS * dim))
         self.blocks = nn.ModuleList([Block(config, attend) for _ in range(config.num_layers)])
         self.head = Head(config)
         if config.model_type == "i2v":
@@ -205,7 +202,7 @@ class Wan(nn.Module):
         config = self.config
         for text in context:
             if text.ndim != 2 or text.shape[1] != config.text_dim or len(text) > config.text_len:
-                raise ValueError(
+                raise UserError(
                     f"a text of shape {tuple(text.shape)} does not fit; at most ({config.text_len}, {config.text_dim})"
                 )
         return torch.stack([F.pad(text, (0, 0, 0, config.text_len - len(text))) for text in context])
@@ -249,24 +246,24 @@ class Wan(nn.Module):
         return unpatchify(self.shard.gather(v, math.prod(grid)), grid, patch)
 
     def check(self, x: Tensor, context: Tensor, clip_fea: Tensor | None = None, y: Tensor | None = None) -> None:
-        """ValueError for latents, padded texts or image conditions that do not fit the model or each other."""
+        """UserError for latents, padded texts or image conditions that do not fit the model or each other."""
         config, batch = self.config, len(x)
         if x.ndim != 5 or x.shape[1] != config.out_dim:
-            raise ValueError(f"latents of shape {tuple(x.shape)} do not fit a model for (B, {config.out_dim}, T, H, W)")
+            raise UserError(f"latents of shape {tuple(x.shape)} do not fit a model for (B, {config.out_dim}, T, H, W)")
         if len(context) != batch:
-            raise ValueError(f"{batch} samples need as many texts, got {len(context)}")
+            raise UserError(f"{batch} samples need as many texts, got {len(context)}")
         has_image = config.model_type == "i2v"
         for name, value in (("clip_fea", clip_fea), ("y", y)):
             if (value is not None) != has_image:
                 verb = "needs" if has_image else "takes no"
-                raise ValueError(f"this model {verb} {name} (WanConfig.model_type = {config.model_type})")
+                raise UserError(f"this model {verb} {name} (WanConfig.model_type = {config.model_type})")
         if not has_image:
             return
         if clip_fea.ndim != 3 or (len(clip_fea), clip_fea.shape[2]) != (batch, config.image_dim):
-            raise ValueError(f"clip_fea of shape {tuple(clip_fea.shape)} must be ({batch}, L, {config.image_dim})")
+            raise UserError(f"clip_fea of shape {tuple(clip_fea.shape)} must be ({batch}, L, {config.image_dim})")
         wanted = (batch, config.in_dim - config.out_dim, *x.shape[2:])
         if y.shape != wanted:
-            raise ValueError(f"y of shape {tuple(y.shape)} must be {wanted}")
+            raise UserError(f"y of shape {tuple(y.shape)} must be {wanted}")
 
     def velocity(
         self,

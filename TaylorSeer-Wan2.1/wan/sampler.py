@@ -1,15 +1,16 @@
 """Sampling Wan2.1: multistep flow solvers and classifier-free guidance, each branch with a cache of its own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, make_cache
+from cache_dic import Cache, Run, UserError, make_cache
 from seerkit.flow_solvers import SOLVERS
 from seerkit.patches import patchify, token_grid, unpatchify
+from seerkit.sampling import check_noise, checked_number, checked_steps
 from wan.model import Wan
 from wan.schedule import sampling_sigmas, sampling_timesteps
 
@@ -33,7 +34,7 @@ def sample(
     """Latents (B, C, T, H, W) sampled from standard normal noise of that shape; texts as `Sampler.run`.
 
     cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
-    `Sampler`. Raises ValueError for shapes or settings out of range.
+    `Sampler`. Raises UserError for shapes or settings out of range.
     """
     sampler = Sampler(model, num_steps, **settings)
     return sampler.run(noise, context, negative, clip_fea=clip_fea, y=y, cache=cache, callback=callback)[0]
@@ -68,9 +69,9 @@ class Sampler:
         guidance: float = 5.0,
         batched: bool = False,
     ) -> None:
-        self.model, self.num_steps, self.solver = model, num_steps, solver
-        self.guidance, self.batched = guidance, batched
-        self.sigmas = sampling_sigmas(solver, num_steps, shift)
+        self.model, self.num_steps, self.solver = model, checked_steps(num_steps), solver
+        self.guidance, self.batched = checked_number("guidance", guidance), batched
+        self.sigmas = sampling_sigmas(solver, self.num_steps, checked_number("shift", shift))
 
     @torch.inference_mode()
     def run(
@@ -90,10 +91,11 @@ class Sampler:
         clip_fea, y: of image-to-video models, as the model takes them. callback(step, latents) is called after every step;
         where the tokens are shared by processes it gets this process's patches.
         """
+        check_noise(noise)
         model, shard, patch = self.model, self.model.shard, self.model.config.patch_size
         guided = self.guidance != 1
         if guided and negative is None:
-            raise ValueError(f"guidance {self.guidance} needs a negative text; an empty one will do, or use guidance 1")
+            raise UserError(f"guidance {self.guidance} needs a negative text; an empty one will do, or use guidance 1")
         texts = [model.pad_context(text).to(noise.device) for text in ([context, negative] if guided else [context])]
         for text in texts:
             model.check(noise, text, clip_fea, y)
@@ -107,7 +109,7 @@ class Sampler:
 
         solver = SOLVERS[self.solver](self.sigmas)
         timesteps = sampling_timesteps(self.sigmas).to(x.device)
-        cache = (cache or make_cache("uncached")).shared_by(len(texts), x.device)
+        cache = replace(cache or make_cache("uncached"), branches=len(texts))
         rows = x.repeat(2, 1, 1) if guided and self.batched else x
         runs = [cache.start(model, rows, timesteps, context=text, **shared) for text in texts]
         for step in range(self.num_steps):

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cache_dic import UserError
+
 AttentionFn = Callable[..., Tensor]
 """`attend(q, k, v, keys=None)`: q, k, v (B, H, L, d) -> (B, H, L, d); keys (B, L) tells which keys count, None for all."""
 
@@ -43,12 +45,12 @@ BACKENDS = tuple(_BACKENDS)
 
 
 def attention_backend(name: str) -> AttentionFn:
-    """The attention function called `name`; ValueError if it is unknown or its package is not installed."""
+    """The attention function called `name`; UserError if it is unknown or its package is not installed."""
     if name not in _BACKENDS:
-        raise ValueError(f"attention backend {name!r} is unknown; choose from {', '.join(BACKENDS)}")
+        raise UserError(f"attention backend {name!r} is unknown; choose from {', '.join(BACKENDS)}")
     package = _PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
-        raise ValueError(f"attention backend {name!r} needs the package {package}; install it or choose 'sdpa'")
+        raise UserError(f"attention backend {name!r} needs the package {package}; install it or choose 'sdpa'")
     if name == "flash4":
         torch.nn.attention.activate_flash_attention_impl("FA4")
     return _BACKENDS[name]

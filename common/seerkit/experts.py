@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seerkit.activations import silu
+
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows x (T, in), in runs of consecutive rows that belong together, each run times its weight (out, in) -> (T, out).
@@ -79,7 +81,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Rows x (T, D) grouped by expert, ends as in `grouped_linear` -> (T, D)."""
-        return self.w2(F.silu(self.w1(x, ends)) * self.w3(x, ends), ends)
+        return self.w2(silu(self.w1(x, ends)) * self.w3(x, ends), ends)
 
 
 NAMES = ("w1.weight", "w2.weight", "w3.weight")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cache_dic import GateFactors
+from seerkit.activations import SiLU
 
 SLICE_BYTES = 256 * 2**20  # held at most by each kind of row
 
@@ -72,7 +73,7 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.eps = eps
         self.linear = nn.Linear(dim, out_dim)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.adaLN_modulation = nn.Sequential(SiLU(), nn.Linear(dim, 2 * dim))
 
     def modulation(self, c: Tensor) -> Tensor:
         """Conditions (..., B, D) -> shift and scale (..., B, 2, D)."""

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from cache_dic import UserError
 from seerkit.attention import attention_backend, sdpa
 from seerkit.distributed import World
 
@@ -34,7 +35,7 @@ class Shard:
     def bounds(self, length: int, rank: int | None = None) -> slice:
         """The tokens of a rank, this process's own by default."""
         rank = self.rank if rank is None else rank
-        base, longer = divmod(length, self.size)
+        base, longer = length // self.size, length % self.size  # not divmod, which torch.compile does not know
         first = rank * base + min(rank, longer)
         return slice(first, first + base + (rank < longer))
 
@@ -70,22 +71,22 @@ def sequence_degrees(
 ) -> tuple[int, int]:
     """Degrees of Ulysses and of the ring for so many processes and attention heads; ulysses · ring = processes.
 
-    A degree left out takes what the other leaves, both left out are all Ulysses. Raises ValueError where the degrees do not
+    A degree left out takes what the other leaves, both left out are all Ulysses. Raises UserError where the degrees do not
     make up the number of processes, or Ulysses does not divide the heads.
     """
     for name, degree in (("ulysses", ulysses), ("ring", ring)):
         if degree is not None and (degree < 1 or processes % degree):
-            raise ValueError(
+            raise UserError(
                 f"{name} degree {degree} does not divide the number of processes, {processes}; start as many as the "
                 "product of both degrees"
             )
     ulysses = ulysses or processes // (ring or 1)
     ring = ring or processes // ulysses
     if ulysses * ring != processes:
-        raise ValueError(f"degrees ulysses {ulysses} x ring {ring} must make up the number of processes, {processes}")
+        raise UserError(f"degrees ulysses {ulysses} x ring {ring} must make up the number of processes, {processes}")
     if heads % ulysses:
         most = math.gcd(heads, processes)
-        raise ValueError(
+        raise UserError(
             f"ulysses degree {ulysses} does not divide {heads} attention heads; give ulysses {most} and ring"
             f" {processes // most}"
         )
@@ -104,7 +105,7 @@ def start_sequence(world: World, *, heads: int, ulysses: int | None = None, ring
 def parallelize(model: nn.Module, shard: Shard, attention: str = "sdpa") -> None:
     """Let a video backbone work on this process's tokens, attending by the named backend to those of all.
 
-    Every process calls it. Raises ValueError for a backend that a ring cannot use.
+    Every process calls it. Raises UserError for a backend that a ring cannot use.
     """
     model.shard = shard
     model.set_attention(attention_backend(attention) if shard.size == 1 else SequenceAttention(shard.mesh, attention))
@@ -124,7 +125,7 @@ class SequenceAttention:
         self.place = mesh.get_local_rank("ring")
         if self.num_rings > 1:
             if self.attend is not sdpa:
-                raise ValueError(f"ring attention cannot use attention backend {attention!r}; choose 'sdpa' or ring 1")
+                raise UserError(f"ring attention cannot use attention backend {attention!r}; choose 'sdpa' or ring 1")
             _set_ring_options()
         # Lengths are told between hosts, so that no device waits for them.
         self.hosts = dist.new_group(backend="gloo")
@@ -132,7 +133,7 @@ class SequenceAttention:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
         lengths = self._lengths(q.shape[2])
         if not all(lengths):
-            raise ValueError(f"{sum(lengths)} tokens are too few for {len(lengths)} processes; start fewer")
+            raise UserError(f"{sum(lengths)} tokens are too few for {len(lengths)} processes; start fewer")
         groups = [slice(first, first + self.degree) for first in range(0, len(lengths), self.degree)]
         masks = None
         if keys is not None:

@@ -135,7 +135,7 @@ def test_autocast(random_dit):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_cuda_is_cpu(random_dit, engine):
     """The same run on both devices; TF32 off."""
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     model, (noise, y) = random_dit(torch.float32), inputs(torch.float32)
     cache = make_cache(interval=4, warmup_steps=2, max_order=2, engine=engine)
     expected = sample(model, noise, y, 20, cache=cache)
@@ -145,20 +145,13 @@ def test_cuda_is_cpu(random_dit, engine):
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_compiled_steps_have_one_graph_each(random_dit):
+def test_compiled_steps_have_one_graph_each(random_dit, num_graphs):
     model, (noise, y) = random_dit(torch.float32), inputs(torch.float32)
     cache = make_cache(interval=4, warmup_steps=2, max_order=2, static_shapes=True)
     expected = sample(model, noise, y, 14, cache=cache)
-    graphs = []
-
-    def count(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compile_steps(model, backend=count)
+    compile_steps(model, backend="eager")
     torch.testing.assert_close(sample(model, noise, y, 14, cache=cache), expected, rtol=1e-5, atol=1e-6)
-    assert len(graphs) == 2, "one for full steps, one for forecast steps"
+    assert num_graphs() == 2, "one for full steps, one for forecast steps"
 
 
 def test_initial_weights_predict_zero_and_follow_the_seed():

@@ -266,7 +266,7 @@ class TestCached:
     @pytest.mark.parametrize("engine", ENGINES)
     def test_cuda_is_cpu(self, random_flux, engine):
         """The same run on both devices; TF32 off."""
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
         model, given = random_flux(torch.float32), inputs(torch.float32)
         cache = make_cache(**N6, max_order=2, engine=engine)
         expected = sample(model, *given, 20, cache=cache)

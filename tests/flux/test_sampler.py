@@ -166,7 +166,7 @@ class TestSampler:
 
     @pytest.mark.parametrize("num_steps", [0, -1])
     def test_no_steps(self, num_steps):
-        with pytest.raises(ValueError, match=f"number of sampling steps {num_steps} must be at least 1"):
+        with pytest.raises(ValueError, match=f"num_steps = {num_steps} must be an integer of at least 1"):
             Sampler(field(True), num_steps)
 
     def test_bad_inputs_are_named(self):

@@ -322,7 +322,7 @@ class TestCached:
     @pytest.mark.parametrize("grid", [(3, 3), (2, 5)], ids=str)
     def test_cuda_is_cpu(self, random_model, arguments, grid):
         """One forward pass on both devices; TF32 off."""
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
         model, call = random_model(torch.float32), arguments(torch.float32, grid)
         expected = model(**call)
         result = model.cuda()(**{name: tensor.cuda() for name, tensor in call.items()})

@@ -255,7 +255,7 @@ class TestErrors:
         with pytest.raises(ValueError, match="unknown solver 'euler'; choose from unipc, flash"):
             Sampler(field, solver="euler")
         for num_steps in (0, -1):
-            with pytest.raises(ValueError, match=f"number of sampling steps {num_steps} must be at least 1"):
+            with pytest.raises(ValueError, match=f"num_steps = {num_steps} must be an integer of at least 1"):
                 Sampler(field, num_steps)
         with pytest.raises(ValueError, match="shift -1"):
             Sampler(field, shift=-1)

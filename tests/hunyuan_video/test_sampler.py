@@ -145,7 +145,7 @@ class TestCached:
         assert run.record()["sites"] == 7
         sampler.run(**call | {"noise": -call["noise"]}, cache=cache)
         assert torch.equal(sampler.run(**call, cache=cache)[0], first)
-        assert "3 of 12 steps full (0 5 10), 7 sites of 2x30x48" in caplog.text
+        assert "3 of 12 steps full (0 5 10), weights up to 1.8, 7 sites of 2x30x48" in caplog.text
 
     def test_samples_do_not_depend_on_the_batch(self, random_model, given, square):
         model, call, cache = random_model(config=square), given(), make_cache(**N5)
@@ -181,7 +181,7 @@ def test_half_precision_models_sample(random_model, given, square):
 class TestErrors:
     def test_settings_out_of_range(self, field):
         for num_steps in (0, -1):
-            with pytest.raises(ValueError, match=f"number of sampling steps {num_steps} must be at least 1"):
+            with pytest.raises(ValueError, match=f"num_steps = {num_steps} must be an integer of at least 1"):
                 Sampler(field, num_steps)
         with pytest.raises(ValueError, match="shift -7"):
             Sampler(field, shift=-7)

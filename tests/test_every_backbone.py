@@ -1,0 +1,220 @@
+"""What holds for every backbone, on its debug model: samples depend on neither batch nor threads, and steps are few graphs."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dit
+import flux
+import hidream
+import hunyuan_video
+import wan
+from cache_dic import UserError, make_cache
+from seerkit import compile as compiling
+from seerkit.compile import compile_steps
+
+NUM_SAMPLES, NUM_STEPS = 8, 4
+
+Sample = Callable[..., Tensor]
+"""`sample(numbers, **settings)`: latents of the samples of those numbers, int64, by settings of the backbone's `sample`."""
+
+
+def random(model: nn.Module) -> nn.Module:
+    draw = torch.Generator().manual_seed(1)
+    for parameter in model.eval().requires_grad_(False).parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
+    return model
+
+
+def of_samples(*shapes: tuple[int, ...]) -> list[Tensor]:
+    """Random values for all samples, (NUM_SAMPLES, *shape) each."""
+    draw = torch.Generator().manual_seed(2)
+    return [torch.randn(NUM_SAMPLES, *shape, generator=draw) for shape in shapes]
+
+
+def of_dit() -> tuple[nn.Module, Sample]:
+    model = random(dit.DiT(dit.dit_config("debug")))
+    (noise,), y = of_samples((1, 8, 8)), torch.arange(NUM_SAMPLES) % 3
+    return model, lambda rows, **settings: dit.sample(model, noise[rows], y[rows], NUM_STEPS, **settings)
+
+
+def of_flux() -> tuple[nn.Module, Sample]:
+    model = random(flux.Flux(flux.flux_config("flux-debug")))
+    noise, *texts = of_samples((3, 20, 36), (16, 384), (768,))
+    return model, lambda rows, **settings: flux.sample(
+        model, noise[rows], *(text[rows] for text in texts), NUM_STEPS, **settings
+    )
+
+
+def of_hidream() -> tuple[nn.Module, Sample]:
+    model = random(hidream.HiDream(hidream.hidream_config("hidream-debug")))
+    noise, t5, llama, pooled = of_samples((3, 20, 28), (16, 384), (16, 384), (768,))
+
+    def sample(rows: Tensor, **settings) -> Tensor:
+        texts = t5[rows], llama[rows][None], pooled[rows]
+        negative = tuple(-text for text in texts)
+        return hidream.sample(model, noise[rows], *texts, NUM_STEPS, negative=negative, **settings)
+
+    return model, sample
+
+
+def of_hunyuan() -> tuple[nn.Module, Sample]:
+    config = hunyuan_video.hunyuan_video_config("hunyuan-debug")
+    model = random(hunyuan_video.HunyuanVideo(config))
+    noise, states, pooled = of_samples((3, 16, 32, 32), (12, config.text_states_dim), (config.text_states_dim_2,))
+
+    def sample(rows: Tensor, *, lengths: Tensor | int = 6, **settings) -> Tensor:
+        mask = torch.arange(12) < torch.as_tensor(lengths).expand(len(rows)).unsqueeze(1)
+        return hunyuan_video.sample(model, noise[rows], states[rows], mask, pooled[rows], NUM_STEPS, **settings)
+
+    return model, sample
+
+
+def of_wan() -> tuple[nn.Module, Sample]:
+    config = wan.wan_config("wan-debug")
+    model = random(wan.Wan(config))
+    noise, context = of_samples((3, 16, 32, 32), (config.text_len, config.text_dim))
+
+    def sample(rows: Tensor, *, lengths: int = config.text_len, **settings) -> Tensor:
+        text = context[rows, :lengths]
+        return wan.sample(model, noise[rows], text, -text, NUM_STEPS, **settings)
+
+    return model, sample
+
+
+BACKBONES = {"dit": of_dit, "flux": of_flux, "hidream": of_hidream, "hunyuan": of_hunyuan, "wan": of_wan}
+
+
+# --------------------------------------------------------------------------------------------------------- order of sums
+
+
+@pytest.mark.parametrize(
+    ("backbone", "settings"), [*((name, {}) for name in BACKBONES), ("wan", {"batched": True})], ids=str
+)
+@pytest.mark.parametrize("method", ["uncached", "taylorseer", "layerwise"])
+def test_a_sample_depends_on_neither_batch_size_nor_threads(backbone, settings, method):
+    """To the bit, in float32 on CPUs, in the environment of `seerkit.cli`, where widths are multiples of 32.
+
+    For texts that are padded alike: those of HunyuanVideo are to the longest of a batch, and attention sums over another
+    number of keys then.
+    """
+    cached = make_cache(
+        interval=2, max_order=1, warmup_steps=1, engine="layerwise" if method == "layerwise" else "folded"
+    )
+    _, sample = BACKBONES[backbone]()
+    cache = make_cache("uncached") if method == "uncached" else cached
+    before, expected = torch.get_num_threads(), None
+    try:
+        for threads, size in ((1, 1), (1, 2), (2, 7), (3, 3), (5, 8)):
+            torch.set_num_threads(threads)
+            batches = torch.arange(NUM_SAMPLES).split(size)
+            latents = torch.cat([sample(batch, cache=cache, **settings) for batch in batches])
+            expected = latents if expected is None else expected
+            same = [torch.equal(row, other) for row, other in zip(latents, expected, strict=True)]
+            assert all(same), f"batches of {size}, {threads} threads: {same}"
+    finally:
+        torch.set_num_threads(before)
+
+
+# -------------------------------------------------------------------------------------------------------------- settings
+
+NOT_NUMBERS = (math.nan, math.inf, 1e308, "3", None, True, 10**400)
+NOT_STEPS = (0, -1, 1.5, 10**9, math.nan, "8", None, True)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "make", "numbers"),
+    [
+        (dit.Sampler, of_dit, ("guidance_scale",)),
+        (flux.Sampler, of_flux, ("guidance",)),
+        (hidream.Sampler, of_hidream, ("guidance", "shift")),
+        (hunyuan_video.Sampler, of_hunyuan, ("guidance", "shift")),
+        (wan.Sampler, of_wan, ("guidance", "shift")),
+    ],
+)
+def test_settings_that_are_no_numbers_are_named(sampler, make, numbers):
+    model, _ = make()
+    for num_steps in NOT_STEPS:
+        with pytest.raises(UserError, match="num_steps = "):
+            sampler(model, num_steps)
+    for name, value in itertools.product(numbers, NOT_NUMBERS):
+        with pytest.raises(UserError, match=f"{name} = "):
+            sampler(model, 4, **{name: value})
+    for num_steps in (np.int64(4), torch.tensor(4)):
+        assert sampler(model, num_steps, **dict.fromkeys(numbers, np.float32(3))).num_steps == 4
+
+
+def test_flux_shifts_or_does_not():
+    for shift in (math.nan, 3.0, "no"):
+        with pytest.raises(UserError, match=r"shift = .* must be True, False or None"):
+            flux.Sampler(of_flux()[0], 4, shift=shift)
+
+
+@pytest.mark.parametrize("backbone", list(BACKBONES))
+def test_a_batch_of_no_sample_is_refused(backbone):
+    _, sample = BACKBONES[backbone]()
+    with pytest.raises(UserError, match=r"noise of shape .0, .* holds no sample"):
+        sample(torch.arange(0))
+
+
+# --------------------------------------------------------------------------------------------------------------- graphs
+
+
+SLOW, FAST = (make_cache(interval=n, max_order=1, warmup_steps=1, static_shapes=True) for n in (2, 4))
+WITHOUT = make_cache("uncached", static_shapes=True)
+TEXTS = {  # of nine lengths, for so many samples; those of FLUX and HiDream are always padded to one
+    "hunyuan": lambda size: [{"lengths": 2 + (torch.arange(size) + n - 1) % n} for n in range(1, 10)],
+    "wan": lambda size: [{"lengths": n} for n in range(1, 10)],
+}
+GUIDED_ROWS = {"hidream": 2}  # of the model's batch, of each sample
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["flux", "hidream", "hunyuan", "wan"])
+@torch.inference_mode()  # a compiler tells tensors made in it from others, and guidance joins texts there
+def test_graphs_are_one_of_each_kind_for_each_batch_and_cache(backbone, num_graphs):
+    """Nine texts of nine lengths, three caches, guidance on and off, and a last, smaller batch.
+
+    HiDream's full steps alone are nine graphs then, more than PyTorch allows where it is not told to.
+    """
+    (_, plain), (model, sample) = BACKBONES[backbone](), BACKBONES[backbone]()
+    compile_steps(model, backend="eager")
+    full, forecast = set(), set()
+    for size, settings in itertools.product((2, 1), ({}, {"guidance": 1.0})):
+        rows = size if settings else size * GUIDED_ROWS.get(backbone, 1)
+        texts = [{}] if settings or backbone not in TEXTS else TEXTS[backbone](size)
+        for cache, text in [*((SLOW, text) for text in texts), (FAST, {}), (WITHOUT, {})]:
+            result, expected = (s(torch.arange(size), cache=cache, **settings, **text) for s in (sample, plain))
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+            full.add((rows, cache.label))
+            forecast |= {rows} if cache is not WITHOUT else set()
+            assert num_graphs() == len(full) + len(forecast)
+
+
+def test_too_many_graphs_are_an_error_of_the_user(num_graphs, monkeypatch):
+    monkeypatch.setattr(compiling, "MOST_GRAPHS", 2)
+    model, sample = of_flux()
+    compile_steps(model, backend="eager")
+    for size in (1, 2):
+        sample(torch.arange(size), cache=FAST)
+    with pytest.raises(UserError, match=r"more than 2 compiled forms of a step.*leave out --compile"):
+        sample(torch.arange(3), cache=FAST)
+    assert num_graphs() == 4
+
+
+def test_a_missing_compiler_is_an_error_of_the_user(monkeypatch):
+    from torch._inductor import cpp_builder, exc
+
+    def search() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", search)
+    model, _ = of_flux()
+    with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler, and none is found"):
+        compile_steps(model)
+    compile_steps(model, backend="eager")  # which needs none
