@@ -4,18 +4,20 @@ Beside the times: operations that a forecast step dispatches, at the model's dep
 and on CUDA peak memory.
 """
 
+from seerkit.cli import Parser, device_name, json_file, non_negative_int, positive_int, run_command  # isort: skip
+
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cache_dic import ENGINES, Cache, Run, make_cache
+from cache_dic import ENGINES, Cache, Run, UserError, make_cache
+from cache_dic.cache import free_bytes
 from evaluation.backbones import (
     BACKBONES,
     Backbone,
@@ -28,11 +30,11 @@ from evaluation.backbones import (
 )  # fmt: skip
 from evaluation.operations import count_forecast, count_kernels
 from evaluation.steps import most_sources, take_step, touch_table
-from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_int, run_command
 from seerkit.compare import UNCACHED, latency, run_caches
 from seerkit.compile import compile_steps
 from seerkit.distributed import resolve_device
-from seerkit.files import write_json
+from seerkit.dtypes import PRECISIONS
+from seerkit.files import writable_file, write_json
 from seerkit.flops import sampling_flops
 from seerkit.records import conditions
 from seerkit.tables import number, text_table
@@ -63,15 +65,23 @@ NOTE = (
 )
 
 
+MOST = {"threads": 1024, "repeats": 10**4, "dropped": 10**4, "whole_repeats": 10**4, "seed": 2**63 - 1}
+"""The largest values of flags, beyond which a benchmark would not end or torch has no such number."""
+ACTIVATIONS = 20
+"""Features of a row and token that a full step holds at once, about: the widened ones of a feed-forward layer, attention's."""
+
+
 def parse_args(argv: list[str] | None):
     parser = Parser(__doc__, EXAMPLES)
     add_workload_flags(parser, argv)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=positive_int, help="of the CPU (default: torch's choice)")
     parser.add_argument("--repeats", type=positive_int, default=10, help="timings kept of every kind of step")
     parser.add_argument("--dropped", type=non_negative_int, default=1, help="timings dropped before them")
     parser.add_argument("--whole-run", action="store_true", help="time whole sampling runs in turn, too (much longer)")
-    parser.add_argument("--whole-repeats", type=positive_int, default=3, help="whole runs of either kind")
+    parser.add_argument(
+        "--whole-repeats", type=positive_int, help="whole runs of either kind, with --whole-run (default: 3)"
+    )
     parser.add_argument(
         "--compile",
         action="store_true",
@@ -84,12 +94,18 @@ def parse_args(argv: list[str] | None):
     )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of weights and inputs")
     parser.add_argument("--json", action="store_true", help="print the record instead of the table")
-    parser.add_argument("--out", type=Path, help="JSON file for the record")
+    parser.add_argument("--out", type=json_file, help="JSON file for the record")
     args = parser.parse_args(argv)
     if args.engine != "folded":
         parser.error(f"--engine {args.engine} has no effect here: all engines are timed, and whole runs are folded")
     if args.telemetry:
         parser.error("--telemetry adds work to full steps; time without it")
+    for name, most in MOST.items():
+        if (getattr(args, name) or 0) > most:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} is too much; take at most {most}")
+    if args.whole_repeats and not args.whole_run:
+        parser.error("--whole-repeats has no effect without --whole-run")
+    args.whole_repeats = args.whole_repeats or 3
     return args
 
 
@@ -301,6 +317,28 @@ def judge(values: Mapping[str, float | None], bounds: Mapping[str, float]) -> di
     return rows
 
 
+def check_memory(
+    backbone: Backbone, workload: Workload, dtype: torch.dtype, device: torch.device, *, with_reference: bool
+) -> None:
+    """UserError for what a device cannot hold, before anything is allocated, and for a reference that there is not."""
+    with torch.device("meta"):
+        case = backbone.build(workload, dtype)
+        if with_reference and backbone.reference(case) is None:
+            raise UserError(
+                f"--against-diffusers has no effect on {backbone.name}, of which there is no model to compare with"
+            )
+    tokens = case.model.tokens(case.latents)
+    weights = 4 * sum(weight.numel() for weight in case.model.parameters())  # made in float32
+    inputs = sum(tensor.nbytes for tensor in (case.latents, *case.conditions.values()))
+    activations = ACTIVATIONS * tokens.batch * tokens.length * tokens.dim * dtype.itemsize
+    needed, free = (1 + with_reference) * weights + inputs + activations, free_bytes(device)
+    if free is not None and needed > free:
+        raise UserError(
+            f"weights, inputs and activations of {backbone.name} take about {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free on {device}; take a smaller --depth, size or number of samples"
+        )
+
+
 @torch.inference_mode()
 def measure(args) -> dict[str, Any]:
     """The record of a benchmark."""
@@ -309,17 +347,14 @@ def measure(args) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     backbone, workload, cache = BACKBONES[args.model], workload_of(args), cache_of(args)
     if not cache.plan(args.num_steps).forecast_steps:
-        raise ValueError(
+        raise UserError(
             f"{cache.label} forecasts none of {args.num_steps} steps; choose a larger interval or more steps"
         )
+    check_memory(backbone, workload, dtype, device, with_reference=args.against_diffusers)
     torch.manual_seed(args.seed)
     with torch.device(device):
         case = backbone.build(workload, dtype)
         reference = backbone.reference(case) if args.against_diffusers else None
-    if args.against_diffusers and reference is None:
-        raise ValueError(
-            f"--against-diffusers has no effect on {args.model}, of which there is no model to compare with"
-        )
     counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
     operations = count_by_depth(backbone, workload, dtype, cache, args.num_steps)
     engines = tuple(ENGINES)
@@ -419,6 +454,8 @@ def text(record: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.out:
+        writable_file(args.out)
     record = measure(args)
     if args.out:
         write_json(args.out, record)

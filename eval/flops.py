@@ -1,5 +1,7 @@
 """Count the operations of a sampling run with and without a cache, on the meta device: no weights, no accelerator."""
 
+from seerkit.cli import Parser, json_file, positive_float, run_command  # isort: skip
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +11,10 @@ import torch
 
 from evaluation.backbones import BACKBONES, Backbone, Case, add_workload_flags, cache_of, describe, workload_of
 from evaluation.operations import attention_flops
-from seerkit.cli import PRECISIONS, Parser, positive_float, run_command
-from seerkit.files import write_json
+from seerkit.dtypes import PRECISIONS
+from seerkit.files import writable_file, write_json
 from seerkit.flops import sampling_flops
-from seerkit.records import conditions
+from seerkit.records import conditions, read_record
 from seerkit.tables import number, text_table
 
 EXAMPLES = """
@@ -24,8 +26,17 @@ python eval/flops.py --model hunyuan-video --height 480 --width 640 --frames 65 
 python eval/flops.py --model wan-t2v-1.3B --precision bf16 --json
 python eval/flops.py --model hidream-full --precision bf16
 """
-UNITS = "flops_T: 10^12 operations, 2 a multiply-add; kept_bytes: the most bytes of features kept between steps, of all rows"
+UNITS = "flops_T: 10^12 operations, 2 per multiply-add; kept_bytes: the most bytes of features kept between steps, of all rows"
 GIB = 2**30
+COMMAND = "eval/flops.py"
+
+
+def no_rows(rows: Any) -> bool:
+    """a list of rows"""
+    return rows == []
+
+
+RECORD = {"command": COMMAND, "rows": (no_rows, [{"label": str, "settings": dict}])}
 
 
 def parse_args(argv: list[str] | None):
@@ -35,8 +46,15 @@ def parse_args(argv: list[str] | None):
         "--kept-goal-gib", type=positive_float, help="what the folded engine should keep less than, for the record"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
-    parser.add_argument("--out", type=Path, help="a JSON file of rows to add this one to, in place of the same run's")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--out", type=json_file, help="a JSON file of rows to add this one to, in place of the same run's"
+    )
+    args = parser.parse_args(argv)
+    if args.memory_limit_gib:
+        parser.error("--memory-limit-gib has no effect here: nothing is kept, and what would be is told")
+    if args.telemetry:
+        parser.error("--telemetry has no effect here: nothing is sampled, and its work is not counted")
+    return args
 
 
 def count(args) -> dict[str, Any]:
@@ -90,23 +108,19 @@ def step_attention(case: Case) -> int:
     return attention_flops(lambda: case.model(case.latents, **time, **case.conditions))
 
 
-def add_row(path: Path, record: dict[str, Any]) -> None:
-    """Write `record` among the rows of a JSON file, in place of an earlier one of the same run.
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of this command, none where there is no file; UserError for another file."""
+    return read_record(path, RECORD, COMMAND)["rows"] if path.exists() else []
 
-    Raises ValueError if the file is there and is not of this form.
-    """
-    rows = []
-    if path.exists():
-        try:
-            rows = json.loads(path.read_text())["rows"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"--out {path} exists and holds no rows of this command; name another file") from error
+
+def add_row(path: Path, record: dict[str, Any]) -> None:
+    """Write `record` among the rows of a JSON file, in place of an earlier one of the same run."""
 
     def run(row: dict[str, Any]) -> tuple:
         return row["label"], row["settings"]
 
-    kept = [row for row in rows if run(row) != run(json.loads(json.dumps(record)))]
-    write_json(path, {"command": "eval/flops.py", "rows": [*kept, record]})
+    kept = [row for row in rows_of(path) if run(row) != run(json.loads(json.dumps(record)))]
+    write_json(path, {"command": COMMAND, "rows": [*kept, record]})
 
 
 def text(record: dict[str, Any]) -> str:
@@ -158,6 +172,8 @@ def text(record: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.out:
+        rows_of(writable_file(args.out))  # what cannot be added to is told before the count
     record = count(args)
     if args.out:
         add_row(args.out, record)

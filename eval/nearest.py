@@ -4,31 +4,33 @@ Distance is the root mean square difference of pixels in [0, 1]. Real images tha
 split, have distances of their own, which are the measure: samples much nearer than those are copies.
 """
 
-import json
+from seerkit.cli import Parser, positive_int, run_command  # isort: skip
+
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seerkit.cli import Parser, positive_int, run_command
+from cache_dic import UserError
 from seerkit.emoji import load_emoji
-from seerkit.files import write_json
+from seerkit.files import writable_file, write_json
 from seerkit.media import labelled_grid, save_png
 from seerkit.outputs import image_path, read_image
+from seerkit.records import read_record
 
 EXAMPLES = """
 python eval/nearest.py outputs/flux/flux-tiny-1a2b3c4d --out outputs/nearest
 python eval/nearest.py outputs/flux/flux-tiny-1a2b3c4d --label taylorseer-N6-W3-O2 --out outputs/nearest
 """
+COMMAND = "TaylorSeer-FLUX/sample.py or TaylorSeer-HiDream/sampling.py"
+RECORD = {"settings": {"prompts": [str], "height": int, "width": int}, "rows": [{"label": str}]}
 CHUNK = 64  # images compared with all others at once
 
 
 def parse_args(argv: list[str] | None):
     parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument(
-        "samples", type=Path, help="output folder of TaylorSeer-FLUX/sample.py or TaylorSeer-HiDream/sampling.py"
-    )
+    parser.add_argument("samples", type=Path, help=f"output folder of {COMMAND}")
     parser.add_argument("--label", default="uncached", help="the cache whose images are looked at")
     parser.add_argument("--data", type=Path, help="folder that scripts/get_emoji.sh has made (default: data/emoji)")
     parser.add_argument("--shown", type=positive_int, default=16, help="samples in the picture")
@@ -49,18 +51,27 @@ def nearest(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_samples(folder: Path, label: str) -> tuple[Tensor, list[str]]:
-    """Images (N, 3, H, W) uint8 of a cache and their prompts; ValueError if they are not there."""
-    try:
-        settings = json.loads((folder / label / "settings.json").read_text())
-        prompts, shape = settings["prompts"], (settings["height"], settings["width"], 3)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{folder / label} holds no samples of emoji; name the output folder of a sampling command and a --label in it"
-        ) from error
-    images = [read_image(image_path(folder / label, index), shape) for index in range(len(prompts))]
-    if any(pixels is None for pixels in images):
-        raise ValueError(f"images are missing in {folder / label}; finish them with --resume")
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), prompts
+    """Images (N, 3, H, W) uint8 of a cache and their prompts, by the folder's record; UserError if they are not there."""
+    record = read_record(folder / "record.json", RECORD, COMMAND)
+    settings, labels = record["settings"], [row["label"] for row in record["rows"]]
+    if label not in labels:
+        raise UserError(f"{folder} holds no samples of {label!r}; take one of {', '.join(labels)} as --label")
+    shape = settings["height"], settings["width"], 3
+    images = []
+    for index in range(len(settings["prompts"])):
+        path = image_path(folder / label, index)
+        if (pixels := read_image(path, shape)) is None:
+            raise UserError(f"{path} is no image of {shape[1]} x {shape[0]} pixels; make it anew with --resume")
+        images.append(pixels)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), settings["prompts"]
+
+
+def outputs(out: Path) -> tuple[Path, Path]:
+    """The files of picture and record, of which --out is the name with either suffix or without; UserError without one."""
+    name = out.name.removesuffix(".png").removesuffix(".json")
+    if name in ("", ".."):
+        raise UserError(f"--out {out} is no name of a file; give one, as outputs/nearest")
+    return out.with_name(f"{name}.png"), out.with_name(f"{name}.json")
 
 
 def quantiles(distances: Tensor) -> dict[str, float]:
@@ -71,10 +82,11 @@ def quantiles(distances: Tensor) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     images, prompts = read_samples(args.samples, args.label)
+    picture, written = (writable_file(path) for path in outputs(args.out))
     data = load_emoji(args.data)
     train = data.images[data.train]
     if images.shape[1:] != train.shape[1:]:
-        raise ValueError(
+        raise UserError(
             f"samples of {tuple(images.shape[1:])} cannot be compared with images of {tuple(train.shape[1:])}"
         )
     distances, indices = nearest(images, train)
@@ -96,11 +108,11 @@ def main(argv: list[str] | None = None) -> None:
     shown = slice(args.shown)
     rows = [pixels.permute(0, 2, 3, 1).numpy() for pixels in (images[shown], train[indices[shown]])]
     below = [f"{d:.3f}" for d in distances[shown].tolist()]
-    save_png(args.out.with_suffix(".png"), labelled_grid(rows, ["sample", "nearest in\ntraining"], below))
-    write_json(args.out.with_suffix(".json"), record)
+    save_png(picture, labelled_grid(rows, ["sample", "nearest in\ntraining"], below))
+    write_json(written, record)
     for name in ("samples", "real_test_images"):
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in record[name].items()))
-    print(f"picture: {args.out.with_suffix('.png')}\nrecord: {args.out.with_suffix('.json')}")
+    print(f"picture: {picture}\nrecord: {written}")
 
 
 if __name__ == "__main__":

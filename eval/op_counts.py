@@ -3,9 +3,10 @@
 The count depends on depth and order alone, so that a narrow model on a CPU serves; nothing is timed.
 """
 
+from seerkit.cli import Parser, json_file, non_negative_int, positive_int, run_command  # isort: skip
+
 import json
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from cache_dic import ENGINES, make_cache
 from evaluation.backbones import BACKBONES, workload
 from evaluation.operations import count_forecast
 from evaluation.rivals import RIVALS, count_rival
-from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_int, run_command
-from seerkit.files import write_json
+from seerkit.dtypes import PRECISIONS
+from seerkit.files import writable_file, write_json
 from seerkit.records import conditions
 from seerkit.tables import number, text_table
 
@@ -36,8 +37,13 @@ def parse_args(argv: list[str] | None):
     )
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of weights and features")
     parser.add_argument("--json", action="store_true", help="print the record instead of the table")
-    parser.add_argument("--out", type=Path, help="JSON file for the record")
-    return parser.parse_args(argv)
+    parser.add_argument("--out", type=json_file, help="JSON file for the record")
+    args = parser.parse_args(argv)
+    if args.max_order >= backbone.num_steps:
+        parser.error(
+            f"--max-order {args.max_order} is too much; a run of {backbone.num_steps} steps has no such difference"
+        )
+    return args
 
 
 def count_all(args) -> dict[str, Any]:
@@ -106,6 +112,8 @@ def text(record: dict[str, Any]) -> str:
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.out:
+        writable_file(args.out)
     record = count_all(args)
     if args.out:
         write_json(args.out, record)

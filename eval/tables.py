@@ -3,20 +3,33 @@
 No figure is typed by hand.
 """
 
+from seerkit.cli import OPENMPS_OWN_SPINS, SPINS, Parser, run_command  # isort: skip
+
 import itertools
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cache_dic import UserError
+from evaluation.forms import (
+    BENCHMARK,
+    BUSY_MACHINE,
+    COUNTS,
+    KEPT,
+    NEAREST,
+    OP_COUNTS,
+    SAMPLES,
+    TRAINING,
+    VIDEO_COUNTS,
+)  # fmt: skip
 from evaluation.formula import hidream_operations
 from evaluation.paper import published, published_flops, published_latency
 from hidream import HiDreamConfig
-from seerkit.cli import Parser, run_command
-from seerkit.files import written_whole
-from seerkit.tables import markdown_table, number
+from seerkit.files import read_text, write_text
+from seerkit.records import Form, read_record
+from seerkit.tables import markdown_table, number, psnr_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKED = [ROOT / "README.md", *sorted(ROOT.glob("TaylorSeer-*/weights/README.md"))]
@@ -26,15 +39,15 @@ python eval/tables.py --check
 python eval/tables.py --print dit-flops
 """
 BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
-BEGINS = re.compile(r"<!-- table:[^>]*-->")
+BEGINS, ENDS = re.compile(r"<!-- table:[^>]*-->"), re.compile(r"<!-- /table -->")
+MARKERS = "a table begins with <!-- table:NAME --> on a line of its own and ends with <!-- /table -->"
 MIB, GIB = 2**20, 2**30
-KEPT = ("folded", "layerwise")  # engines whose kept features are shown beside a count
 
 
 def parse_args(argv: list[str] | None):
     parser = Parser(__doc__, EXAMPLES)
     parser.add_argument(
-        "--readme", nargs="+", type=Path, default=MARKED, help="Markdown files with markers (default: the repository's)"
+        "--readme", nargs="+", type=Path, help="Markdown files with markers (default: the repository's)"
     )
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
     action = parser.add_mutually_exclusive_group()
@@ -42,17 +55,26 @@ def parse_args(argv: list[str] | None):
         "--check", action="store_true", help="change nothing; exit code 1 if a table is not that of the records"
     )
     action.add_argument("--print", choices=tuple(TABLES), dest="shown", help="print one table and change nothing")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.shown and args.readme:
+        parser.error("--readme has no effect with --print")
+    args.readme = args.readme or MARKED
+    return args
 
 
-def read(path: Path, command: str) -> dict[str, Any]:
-    """A record; ValueError naming the command that makes it if there is none."""
-    if not path.is_file():
-        raise ValueError(f"the record {path} is not there; make it with `{command}`")
+def read(path: Path, form: Form, command: str) -> dict[str, Any]:
+    """A record; UserError naming the command that makes it if there is none, or one without what the table needs."""
+    if not path.exists():
+        raise UserError(f"the record {path} is not there; make it with `{command}`")
+    return read_record(path, form, command)
+
+
+def hidream_config(path: Path, config: dict[str, Any]) -> HiDreamConfig:
+    """The configuration of a record; UserError if it is none."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"the record {path} is no JSON ({error}); make it anew with `{command}`") from error
+        return HiDreamConfig(**config)
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path} holds no configuration of HiDream ({error}); make the record anew") from error
 
 
 def made_with(*facts: str | None) -> str:
@@ -78,7 +100,7 @@ def dit_flops(results: Path) -> str:
         side = 8 * settings["config"]["input_size"]
         return (
             f"{settings['model']} at {side}×{side}, {settings['num_steps']} steps, "
-            f"{settings['rows']} rows a sample (guidance)"
+            f"{settings['rows']} rows per sample (guidance)"
         )
 
     return flops_table(results, "dit", made, "were read in notes on those works")
@@ -108,7 +130,8 @@ def wan_flops(results: Path) -> str:
 
 def hidream_flops(results: Path) -> str:
     """Counts of HiDream-I1, for which no counts are published, and what the engines keep."""
-    rows = read(results / "hidream" / "flops.json", "bash scripts/reproduce_hidream_flops.sh")["rows"]
+    path = results / "hidream" / "flops.json"
+    rows = read(path, COUNTS["hidream"], "bash scripts/reproduce_hidream_flops.sh")["rows"]
 
     def line(row: dict[str, Any]) -> list[str]:
         folded, layerwise = (row["kept_bytes"][engine] for engine in KEPT)
@@ -129,7 +152,7 @@ def hidream_flops(results: Path) -> str:
     ]  # fmt: skip
     first = rows[0]
     s, full, made = first["settings"], first["flops_T_full_step"], first["conditions"]
-    config = HiDreamConfig(**s["config"])
+    config = hidream_config(path, s["config"])
     dropped = hidream_operations(config, s["rows"], s["tokens"], s["text_tokens"]).dropped / 1e12
     attention = (first["flops_T"] - first["flops_T_without_attention"]) / len(first["full_steps"])
     return "\n\n".join(
@@ -143,7 +166,7 @@ def hidream_flops(results: Path) -> str:
             made_with(
                 f"{s['width']}×{s['height']} with {s['text_tokens']} text tokens of T5 and as many of Llama, guidance in "
                 f"{s['rows']} rows where there is any, features in {s['precision']}",
-                "counted on the meta device, 2 operations a multiply-add, attention and folding included, experts by the "
+                "counted on the meta device, 2 operations per multiply-add, attention and folding included, experts by the "
                 f"tokens routed to them ({config.num_activated_experts} of {config.num_routed_experts}), modulation from the "
                 "table of a run, text encoders and VAE left out; no counts are published",
                 f"torch {made['versions']['torch']}, {made['date'][:10]}",
@@ -153,8 +176,8 @@ def hidream_flops(results: Path) -> str:
 
 
 def video_made(settings: dict[str, Any]) -> str:
-    rows = f", {settings['rows']} rows a sample (guidance)" if settings["rows"] > 1 else ""
-    text = f" and {settings['text_tokens']} of text" if "text_tokens" in settings else ""
+    rows = f", {settings['rows']} rows per sample (guidance)" if settings["rows"] > 1 else ""
+    text = f" and {settings['text_tokens']} of text" if settings.get("text_tokens") else ""
     return (
         f"{settings['model']} at {video_size(settings)}, {settings['tokens']} tokens{text}, {settings['num_steps']} steps"
         f"{rows}, features in {settings['precision']}"
@@ -181,7 +204,8 @@ def flops_table(
     for these settings. kept: adds columns. without_attention: the published counter leaves attention's products out, so that
     our count without them is what compares. record: results/NAME/RECORD.json.
     """
-    rows = read(results / name / f"{record}.json", f"bash scripts/reproduce_{name}_flops.sh")["rows"]
+    path = results / name / f"{record}.json"
+    rows = read(path, COUNTS[name], f"bash scripts/reproduce_{name}_flops.sh")["rows"]
     facts = published(name) if provenance else {"flops": []}
     base = published_flops(facts, "uncached")
 
@@ -199,6 +223,8 @@ def flops_table(
         return [*shown, *sizes, source]
 
     ours = [row for row in rows if row["method"] != "uncached"]
+    if not ours:
+        raise UserError(f"{path} has no run with a cache; make it anew with `bash scripts/reproduce_{name}_flops.sh`")
     matches = [published_flops(facts, row["method"], row["schedule"].get("interval")) for row in ours]
     header = [
         "run",
@@ -219,7 +245,7 @@ def flops_table(
         if match and "discrepancy" in match
     ]
     agreed = (row for row, match in zip(ours, matches, strict=True) if match and "discrepancy" not in match)
-    with_goal = (row for row in ours if "kept_goal" in row)
+    with_goal = (row for row in ours if row.get("kept_goal"))
     first = next(itertools.chain(agreed, with_goal), ours[0])
     terms = "\n".join(f"- {t['term']}: {t['flops_T']:+.4f}" for t in first["published_convention"]["difference"])
     return "\n\n".join(
@@ -231,7 +257,7 @@ def flops_table(
             terms,
             made_with(
                 made(first["settings"]),
-                "counted on the meta device, 2 operations a multiply-add, folding included",
+                "counted on the meta device, 2 operations per multiply-add, folding included",
                 f"torch {first['conditions']['versions']['torch']}, {first['conditions']['date'][:10]}",
                 f"published figures {provenance} (results/paper/{name}.json)" if provenance else None,
             ),
@@ -260,11 +286,16 @@ def flops_row(
 
 def video_memory(results: Path) -> str:
     """What the engines keep of videos at published sizes, against the goals of the records."""
-    folders = (results / "hunyuan", results / "wan")
-    paths = [path for folder in folders for path in sorted(folder.glob("flops*.json"), key=lambda path: path.stem)]
-    if not paths:
-        read(results / "hunyuan" / "flops.json", "bash scripts/reproduce_hunyuan_flops.sh")
-    rows = [row for path in paths for row in json.loads(path.read_text())["rows"] if "kept_goal" in row]
+    rows = []
+    for name in ("hunyuan", "wan"):
+        for path in sorted((results / name).glob("flops*.json"), key=lambda path: path.stem):
+            record = read(path, VIDEO_COUNTS, f"bash scripts/reproduce_{name}_flops.sh")
+            rows += [row for row in record["rows"] if row.get("kept_goal")]
+    if not rows:
+        raise UserError(
+            f"a count under {results} with a goal for what is kept is not there; make it with "
+            "`bash scripts/reproduce_hunyuan_flops.sh`"
+        )
 
     def line(row: dict[str, Any]) -> list[str]:
         s, goal, kept = row["settings"], row["kept_goal"], row["kept_bytes"]
@@ -276,7 +307,7 @@ def video_memory(results: Path) -> str:
             number(goal["value_gib"], 2),
             f"< {goal['bound_gib']:g}, {'met' if goal['met'] else 'not met'}",
             number(kept["layerwise"] / GIB, 2),
-            number(kept["layerwise"] / kept["folded"], 1, "x"),
+            number(kept["layerwise"] / kept["folded"] if kept["folded"] else None, 1, "x"),
         ]
 
     header = [
@@ -322,23 +353,23 @@ def benchmark_table(results: Path, name: str, model: str) -> str:
     """
     command = f"python eval/benchmark.py --model {model} --whole-run --out results/{name}/benchmark-cpu.json"
     paths = sorted((results / name).glob("benchmark-*.json"))
-    if not paths:
-        read(results / name / "benchmark-cpu.json", command)
-    records = [read(path, command) for path in paths]
+    records = [read(path, BENCHMARK, command) for path in paths or [results / name / "benchmark-cpu.json"]]
 
     def each(name: str, value: Callable[[dict[str, Any]], str]) -> list[str]:
         return [name, *(value(record) for record in records)]
 
     def in_full_steps(timing: str) -> Callable[[dict[str, Any]], str]:
         def shown(record: dict[str, Any]) -> str:
+            if timing not in record["forecast_step"]:
+                return "not measured"
             seconds = record["forecast_step"][timing]["median_s"]
             return f"{1e3 * seconds:.2f} ms ({100 * seconds / record['full_step']['plain']['median_s']:.2f} %)"
 
         return shown
 
     def whole(record: dict[str, Any]) -> str:
-        runs = record["whole_run"]
-        if not runs:
+        runs = record.get("whole_run")
+        if not runs or not runs.keys() >= {"uncached", record["label"]}:
             return "not run"
         uncached, cached = runs["uncached"], runs[record["label"]]
         return f"{uncached['median_s']:.2f} s → {cached['median_s']:.2f} s (runs of each: {cached['repeats']})"
@@ -351,25 +382,26 @@ def benchmark_table(results: Path, name: str, model: str) -> str:
 
     def goal(key: str, digits: int, scale: float = 1, unit: str = "") -> list[str]:
         def shown(record: dict[str, Any]) -> str:
-            reached = record["goals"][key]
-            if reached["value"] is None:
+            reached = record["goals"].get(key)
+            if reached is None or reached.get("value") is None:
                 return "not measured"
-            return f"{scale * reached['value']:.{digits}f}{unit}, {'met' if reached['met'] else 'not met'}"
+            return f"{scale * reached['value']:.{digits}f}{unit}, {'met' if reached.get('met') else 'not met'}"
 
-        wanted = records[0]["goals"][key]
+        wanted = next(record["goals"][key] for record in records if key in record["goals"])
         relation, bound = wanted["goal"].split()
         return each(f"{wanted['name']} (goal {relation} {scale * float(bound):g}{unit})", shown)
 
+    timed = dict.fromkeys(name for record in records for name in record["forecast_step"])
     rows = [
         each("method", lambda r: r["label"]),
         each("full step, uncached", lambda r: number(1e3 * r["full_step"]["plain"]["median_s"], 2, " ms")),
         each("full step with folding", lambda r: number(1e3 * r["full_step"]["folded"]["median_s"], 2, " ms")),
-        *(each(f"forecast step, {name} (of a full step)", in_full_steps(name)) for name in records[0]["forecast_step"]),
+        *(each(f"forecast step, {name} (of a full step)", in_full_steps(name)) for name in timed),
         each("whole run, uncached → cached", whole),
-        each("speed-up, measured on whole runs", lambda r: number(r["speedup"]["measured"], 2, "x")),
+        each("speed-up, measured on whole runs", lambda r: number(r["speedup"].get("measured"), 2, "x")),
         each("speed-up, composed from the steps", lambda r: number(r["speedup"]["composed"], 2, "x")),
         each("FLOPs ratio", lambda r: number(r["speedup"]["flops"], 2, "x")),
-        *(goal(key, *GOALS_SHOWN[key]) for key in records[0]["goals"]),
+        *(goal(key, *how) for key, how in GOALS_SHOWN.items() if any(key in record["goals"] for record in records)),
         *where_measured(
             "diffusers", "full step, ours to diffusers'", lambda d: f"{d['ours_over_theirs']['median']:.3f}x"
         ),
@@ -413,8 +445,8 @@ GOALS_SHOWN: dict[str, tuple] = {
 
 def benchmark_conditions(record: dict[str, Any]) -> str:
     s, kept = record["settings"], record["full_step"]["plain"]
-    text = f" and {s['text_tokens']} of text" if "text_tokens" in s else ""
-    size = f", {video_size(s)}" if "frames" in s else ""
+    text = f" and {s['text_tokens']} of text" if s.get("text_tokens") else ""
+    size = f", {video_size(s)}" if s.get("frames") else ""
     return made_with(
         f"{s['model']} on random weights{', of reduced depth' if s['reduced_depth'] else ''}{size}",
         f"{s['rows']} rows of {s['tokens']} tokens{text}, {s['num_steps']} steps, {s['attention']} attention"
@@ -429,6 +461,7 @@ def dit_samples(results: Path) -> str:
     return samples_table(
         read(
             results / "dit" / "fashion-mnist.json",
+            SAMPLES,
             "bash scripts/run_dit.sh --compare --out results/dit --name fashion-mnist",
         )
     )
@@ -437,7 +470,7 @@ def dit_samples(results: Path) -> str:
 def dit_quality(results: Path) -> str:
     """The same on more samples, for the model card."""
     command = "bash scripts/run_dit.sh --compare --per-class 20 --batch-size 20 --out results/dit --name fashion-mnist-quality"
-    return samples_table(read(results / "dit" / "fashion-mnist-quality.json", command))
+    return samples_table(read(results / "dit" / "fashion-mnist-quality.json", SAMPLES, command))
 
 
 def flux_samples(results: Path) -> str:
@@ -464,19 +497,19 @@ def emoji_samples(results: Path, family: str, *, held_out: bool = False) -> str:
     """Samples of an embedded text-to-image model, on its own prompts or on those of labels that it never saw."""
     prompts = " --compare --prompt_file common/emoji/prompts-held-out.txt" if held_out else ""
     record = results / family / f"{family}-tiny{'-held-out' if held_out else ''}.json"
-    return samples_table(read(record, f"bash scripts/run_{family}.sh{prompts}, then copy record.json"))
+    return samples_table(read(record, SAMPLES, f"bash scripts/run_{family}.sh{prompts}, then copy record.json"))
 
 
 def hunyuan_samples(results: Path) -> str:
     """Videos of the embedded HunyuanVideo as its main job makes them."""
     command = "bash scripts/run_hunyuan.sh, then copy record.json"
-    return samples_table(read(results / "hunyuan" / "hunyuan-tiny.json", command))
+    return samples_table(read(results / "hunyuan" / "hunyuan-tiny.json", SAMPLES, command))
 
 
 def wan_samples(results: Path) -> str:
     """Videos of the embedded Wan2.1 as its main job makes them."""
     command = "bash scripts/run_wan.sh, then copy record.json"
-    return samples_table(read(results / "wan" / "wan-tiny.json", command))
+    return samples_table(read(results / "wan" / "wan-tiny.json", SAMPLES, command))
 
 
 def flux_nearest(results: Path) -> str:
@@ -492,13 +525,13 @@ def hidream_nearest(results: Path) -> str:
 def emoji_nearest(results: Path, family: str) -> str:
     """How near samples come to the training images, beside real images that were not trained on."""
     out = results / family / f"{family}-tiny-nearest"
-    record = read(out.with_suffix(".json"), f"python eval/nearest.py FOLDER --out {out}")
+    record = read(out.with_suffix(".json"), NEAREST, f"python eval/nearest.py FOLDER --out {out}")
     shown = {
         f"{len(record['nearest'])} samples": record["samples"],
         f"{record['num_real_test_images']} real test images": record["real_test_images"],
     }
     quantiles = list(record["samples"])
-    rows = [[name, *(number(values[key], 3) for key in quantiles)] for name, values in shown.items()]
+    rows = [[name, *(number(values.get(key), 3) for key in quantiles)] for name, values in shown.items()]
     return markdown_table([f"distance to the nearest of {record['training_images']} training images", *quantiles], rows)
 
 
@@ -512,14 +545,14 @@ def samples_table(record: dict[str, Any]) -> str:
             row["label"],
             f"{len(row['full_steps'])}/{row['num_steps']}",
             number(row["flops_ratio"], 2, "x"),
-            number(row["latency"]["ratio"] if row["latency"] else None, 2, "x"),
+            number(row["latency"].get("ratio") if row.get("latency") else None, 2, "x"),
             number(row["kept_bytes"] / MIB, 1),
-            number(row["psnr"]["mean_db"] if row["psnr"] else None, 2),
+            psnr_cell(row.get("psnr")),
             value(row),
         ]
         for row in record["rows"]
     ]
-    procedure = [s["solver"]] if "solver" in s else []
+    procedure = [s["solver"]] if s.get("solver") else []
     guidance = s.get("guidance_scale", s.get("guidance"))
     if guidance is not None:
         procedure.append(f"guidance {guidance:g}")
@@ -550,37 +583,36 @@ def quality(record: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], str
     if any("flicker" in row for row in record["rows"]):
         meaning = "flicker: mean second difference in time, in grey levels of 0..255, and its change from the uncached videos'"
         return "flicker", flicker, meaning
-    real = record["real_test_accuracy"]
+    real = record.get("real_test_accuracy")
     meaning = (
         f"class accuracy by the shipped in-domain classifier, {100 * real:.1f} % on real test images" if real else None
     )
 
     def accuracy(row: dict[str, Any]) -> str:
-        return number(None if row["class_accuracy"] is None else 100 * row["class_accuracy"], 1, " %")
+        share = row.get("class_accuracy")
+        return number(None if share is None else 100 * share, 1, " %")
 
     return "class accuracy", accuracy, meaning
 
 
 def flicker(row: dict[str, Any]) -> str:
     """Flicker of a row's videos, with its relative change where that was measured."""
-    measured = row["flicker"]
-    if measured is None:
-        return number(None)
-    change = "" if measured["error"] is None else f" ({100 * measured['error']:+.1f} %)"
-    return number(measured["mean"], 2) + change
+    measured = row.get("flicker") or {}
+    error = measured.get("error")
+    return number(measured.get("mean"), 2) + ("" if error is None else f" ({100 * error:+.1f} %)")
 
 
 def flux_op_counts(results: Path) -> str:
     """Operations of a forecast step: the engines here, and other implementations."""
     command = "python eval/op_counts.py --out results/flux/op-counts.json"
-    record = read(results / "flux" / "op-counts.json", command)
+    record = read(results / "flux" / "op-counts.json", OP_COUNTS, command)
     s, made = record["settings"], record["conditions"]
-    fewest = min(row["operations"] for row in record["rows"] if row["operations"] is not None)
+    fewest = min((row["operations"] for row in record["rows"] if row.get("operations")), default=None)
     rows = [
         [
-            row["label"] + (f", {row['package']}" if row["package"] else ""),
-            number(row["operations"], 0),
-            number(row["operations"] and row["operations"] / fewest, 1, "x"),
+            row["label"] + (f", {row['package']}" if row.get("package") else ""),
+            number(row.get("operations"), 0),
+            number(row["operations"] / fewest if row.get("operations") else None, 1, "x"),
         ]
         for row in record["rows"]
     ]
@@ -599,7 +631,11 @@ def flux_op_counts(results: Path) -> str:
 
 def dit_training(results: Path) -> str:
     """How the embedded model was trained: the facts that train.py wrote beside it."""
-    record = read(results / "dit" / "fashion-mnist-training.json", "bash scripts/train_dit.sh, then copy model.json")
+    record = read(
+        results / "dit" / "fashion-mnist-training.json",
+        TRAINING["dit"],
+        "bash scripts/train_dit.sh, then copy model.json",
+    )
     config, losses = record["config"], record["final_loss"]
     return training_table(
         record,
@@ -611,7 +647,11 @@ def dit_training(results: Path) -> str:
 
 def flux_training(results: Path) -> str:
     """The same of the embedded text-to-image model."""
-    record = read(results / "flux" / "flux-tiny-training.json", "bash scripts/train_flux.sh, then copy model.json")
+    record = read(
+        results / "flux" / "flux-tiny-training.json",
+        TRAINING["flux"],
+        "bash scripts/train_flux.sh, then copy model.json",
+    )
     config = record["config"]
     blocks = f"{config['depth']} double and {config['depth_single_blocks']} single blocks of {config['hidden_size']}"
     return flow_training(record, f"{blocks}, {config['num_heads']} heads", record["training_images"])
@@ -620,9 +660,11 @@ def flux_training(results: Path) -> str:
 def hidream_training(results: Path) -> str:
     """The same of the embedded HiDream."""
     record = read(
-        results / "hidream" / "hidream-tiny-training.json", "bash scripts/train_hidream.sh, then copy model.json"
+        results / "hidream" / "hidream-tiny-training.json",
+        TRAINING["hidream"],
+        "bash scripts/train_hidream.sh, then copy model.json",
     )
-    config = HiDreamConfig(**record["config"])
+    config = hidream_config(results / "hidream" / "hidream-tiny-training.json", record["config"])
     blocks = f"{config.num_layers} double and {config.num_single_layers} single blocks of {config.hidden_size}"
     experts = f"{config.num_activated_experts} of {config.num_routed_experts} experts and a shared one"
     shares = [100 * share for gate in record["expert_shares"] for share in gate]
@@ -636,7 +678,9 @@ def hidream_training(results: Path) -> str:
 
 def wan_training(results: Path) -> str:
     """The same of the embedded Wan2.1."""
-    record = read(results / "wan" / "wan-tiny-training.json", "bash scripts/train_wan.sh, then copy model.json")
+    record = read(
+        results / "wan" / "wan-tiny-training.json", TRAINING["wan"], "bash scripts/train_wan.sh, then copy model.json"
+    )
     config = record["config"]
     shape = f"{config['num_layers']} blocks of {config['dim']}, {config['num_heads']} heads"
     return video_training(record, shape)
@@ -645,7 +689,9 @@ def wan_training(results: Path) -> str:
 def hunyuan_training(results: Path) -> str:
     """The same of the embedded HunyuanVideo."""
     record = read(
-        results / "hunyuan" / "hunyuan-tiny-training.json", "bash scripts/train_hunyuan.sh, then copy model.json"
+        results / "hunyuan" / "hunyuan-tiny-training.json",
+        TRAINING["hunyuan"],
+        "bash scripts/train_hunyuan.sh, then copy model.json",
     )
     config = record["config"]
     blocks = f"{config['mm_double_blocks_depth']} double and {config['mm_single_blocks_depth']} single blocks"
@@ -685,6 +731,33 @@ def training_table(record: dict[str, Any], *, shape: str, images: int | None, fo
     return markdown_table(["", ""], rows)
 
 
+def flux_busy_machine(results: Path) -> str:
+    """A step of the embedded FLUX alone and beside busy processes, by how long threads wait awake."""
+    command = "python eval/busy_machine.py --out results/flux/busy-machine.json"
+    record = read(results / "flux" / "busy-machine.json", BUSY_MACHINE, command)
+    columns = list(dict.fromkeys(row["neighbours"] for row in record["rows"]))
+    names = {0: "alone", 1: "beside one busy process"}
+    header = ["GOMP_SPINCOUNT", *(names.get(n, f"beside {n} busy processes") for n in columns)]
+    rows = []
+    for spins in dict.fromkeys(row["spins"] for row in record["rows"]):
+        timings = {row["neighbours"]: row for row in record["rows"] if row["spins"] == spins}
+        cells = [
+            f"{t['median_ms']:.0f} ms ({t['min_ms']:.0f}-{t['max_ms']:.0f})" for t in map(timings.__getitem__, columns)
+        ]
+        whose = {OPENMPS_OWN_SPINS: " (OpenMP's own)", SPINS: " (of the commands)"}.get(spins, "")
+        rows.append([f"{spins}{whose}", *cells])
+    s = record["settings"]
+    return "\n\n".join(
+        [
+            markdown_table(header, rows),
+            made_with(
+                f"a full step of {s['model']}, {s['batch_size']} images, median and range; {record['cores']} cores",
+                run_conditions(record["conditions"]),
+            ),
+        ]
+    )
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "dit-flops": dit_flops,
     "dit-benchmark": dit_benchmark,
@@ -698,6 +771,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "flux-quality": flux_quality,
     "flux-nearest": flux_nearest,
     "flux-training": flux_training,
+    "flux-busy-machine": flux_busy_machine,
     "hunyuan-flops": hunyuan_flops,
     "hunyuan-benchmark": hunyuan_benchmark,
     "hunyuan-samples": hunyuan_samples,
@@ -716,20 +790,24 @@ TABLES: dict[str, Callable[[Path], str]] = {
 }
 
 
-def filled(text: str, results: Path) -> str:
-    """The Markdown text with every marked table as the records have it; ValueError for markers that do not fit."""
+def filled(path: Path, text: str, results: Path) -> str:
+    """The text of a Markdown file with every marked table as the records have it; UserError for markers that do not fit."""
     blocks = BLOCK.findall(text)
-    if len(blocks) != len(BEGINS.findall(text)) or any(BEGINS.search(body) for _, _, body, _ in blocks):
-        raise ValueError("a table begins with <!-- table:NAME --> on a line of its own and ends with <!-- /table -->")
+    begins, ends = len(BEGINS.findall(text)), len(ENDS.findall(text))
+    if not begins and not ends:
+        raise UserError(f"{path} has no place for a table; {MARKERS}")
+    if not len(blocks) == begins == ends or any(BEGINS.search(body) for _, _, body, _ in blocks):
+        raise UserError(f"{path} has {begins} beginnings and {ends} ends of tables that do not fit together; {MARKERS}")
     unknown = [name for _, name, _, _ in blocks if name not in TABLES]
     if unknown:
-        raise ValueError(f"table {unknown[0]!r} is unknown; choose from {', '.join(TABLES)}")
+        raise UserError(f"{path}: table {unknown[0]!r} is unknown; choose from {', '.join(TABLES)}")
     return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]](results)}\n{m[4]}", text)
 
 
-def stale_tables(text: str, results: Path) -> list[str]:
-    """Names of marked tables that differ from what the records say."""
-    fresh = BLOCK.findall(filled(text, results))
+def stale_tables(path: Path, results: Path) -> list[str]:
+    """Names of a Markdown file's marked tables that differ from what the records say."""
+    text = read_text(path)
+    fresh = BLOCK.findall(filled(path, text, results))
     return [
         name for (_, name, body, _), (_, _, wanted, _) in zip(BLOCK.findall(text), fresh, strict=True) if body != wanted
     ]
@@ -740,20 +818,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.shown:
         print(TABLES[args.shown](args.results))
         return
-    texts = {path: path.read_text() for path in args.readme}
     if args.check:
-        stale = {path: names for path, text in texts.items() if (names := stale_tables(text, args.results))}
+        stale = {path: names for path in args.readme if (names := stale_tables(path, args.results))}
         for path, names in stale.items():
             print(f"{path}: {', '.join(names)} differ from the records; run `python eval/tables.py`", file=sys.stderr)
         if stale:
             sys.exit(1)
-        print(f"{', '.join(map(str, texts))}: every table is that of the records")
+        print(f"{', '.join(map(str, args.readme))}: every table is that of the records")
         return
-    fresh = {path: filled(text, args.results) for path, text in texts.items()}
+    fresh = {path: filled(path, read_text(path), args.results) for path in args.readme}
     for path, text in fresh.items():
-        with written_whole(path) as temporary:
-            temporary.write_text(text)
-        print(f"wrote {', '.join(name for _, name, _, _ in BLOCK.findall(text)) or 'no table'} into {path}")
+        lines_end = "\r\n" if b"\r\n" in path.read_bytes() else "\n"  # as in the file that is there
+        write_text(path, text.replace("\n", lines_end))
+        print(f"wrote {', '.join(name for _, name, _, _ in BLOCK.findall(text))} into {path}")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,11 @@
 # Usage: bash scripts/reproduce_dit_flops.sh [FOLDER]   (default: results)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup.sh
-results="${1:-results}"
-mkdir -p "$results/dit"
-rm -f "$results/dit/flops.json"
+source scripts/count_flops.sh dit "$@"
 for interval in 3 4 5; do # --max-order is left to the paper's choice for the interval
-  python eval/flops.py --model DiT-XL/2 --method taylorseer --interval "$interval" --warmup-steps 2 --out "$results/dit/flops.json" >/dev/null
+  count flops --model DiT-XL/2 --method taylorseer --interval "$interval" --warmup-steps 2
 done
 for interval in 3 4 5; do
-  python eval/flops.py --model DiT-XL/2 --method fora --interval "$interval" --warmup-steps 2 --out "$results/dit/flops.json" >/dev/null
+  count flops --model DiT-XL/2 --method fora --interval "$interval" --warmup-steps 2
 done
-python eval/tables.py --results "$results" --print dit-flops
+finish

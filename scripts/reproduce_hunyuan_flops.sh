@@ -5,17 +5,12 @@
 # Usage: bash scripts/reproduce_hunyuan_flops.sh [FOLDER]   (default: results)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup.sh
-results="${1:-results}"
-mkdir -p "$results/hunyuan"
-rm -f "$results"/hunyuan/flops*.json
-count() { # RECORD FLAGS...
-  python eval/flops.py --model hunyuan-video --precision bf16 --out "$results/hunyuan/$1.json" "${@:2}" >/dev/null
-}
-count flops --method uncached
-count flops --method taylorseer --interval 3
-count flops --method taylorseer --interval 5 --kept-goal-gib 1.9
-count flops --method taylorseer --interval 6
-count flops --method fora --interval 5
-count flops-720p --height 720 --width 1280 --frames 129 --method taylorseer --interval 5 --kept-goal-gib 11
-python eval/tables.py --results "$results" --print hunyuan-flops
+source scripts/count_flops.sh hunyuan "$@"
+video() { count "$1" --model hunyuan-video --precision bf16 "${@:2}"; } # RECORD FLAGS...
+video flops --method uncached
+video flops --method taylorseer --interval 3
+video flops --method taylorseer --interval 5 --kept-goal-gib 1.9
+video flops --method taylorseer --interval 6
+video flops --method fora --interval 5
+video flops-720p --height 720 --width 1280 --frames 129 --method taylorseer --interval 5 --kept-goal-gib 11
+finish

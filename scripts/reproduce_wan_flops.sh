@@ -5,15 +5,9 @@
 # Usage: bash scripts/reproduce_wan_flops.sh [FOLDER]   (default: results)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup.sh
-results="${1:-results}"
-mkdir -p "$results/wan"
-rm -f "$results"/wan/flops*.json
-count() { # RECORD FLAGS...
-  python eval/flops.py --precision bf16 --frames 81 --out "$results/wan/$1.json" "${@:2}" >/dev/null
-}
-small() { count flops --model wan-t2v-1.3B --width 832 --height 480 "$@"; }
-large() { count flops-14b-720p --model wan-t2v-14B --width 1280 --height 720 "$@"; }
+source scripts/count_flops.sh wan "$@"
+small() { count flops --precision bf16 --frames 81 --model wan-t2v-1.3B --width 832 --height 480 "$@"; }
+large() { count flops-14b-720p --precision bf16 --frames 81 --model wan-t2v-14B --width 1280 --height 720 "$@"; }
 small --method uncached
 small --method taylorseer --interval 2
 small --method taylorseer --interval 3
@@ -23,4 +17,4 @@ large --method uncached
 large --method taylorseer --interval 4
 large --method taylorseer --interval 5 --kept-goal-gib 24
 large --method taylorseer --interval 6
-python eval/tables.py --results "$results" --print wan-flops
+finish

@@ -5,6 +5,4 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 python -m ruff check .
 python -m ruff format --check .
-# One thread a worker: two workers with torch's own threads on two cores only wait for each other.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec python -m pytest -n "${TEST_WORKERS:-2}" "$@"

@@ -67,11 +67,15 @@ def misfit() -> Iterator[str]:
 
 
 def main() -> None:
-    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    known = config["project"]["optional-dependencies"]
+    extras = sys.argv[1].split(",") if len(sys.argv) == 2 else []
+    if not extras or not known.keys() >= set(extras):
+        sys.exit(f"usage: unmet_requirements.py EXTRA,EXTRA with extras of {', '.join(known)}")
     if util.find_spec("packaging") is None:
         print("packaging (not installed)")
         return
-    for line in (*unmet(config["project"], sys.argv[1].split(",")), *not_from_here(config), *misfit()):
+    for line in (*unmet(config["project"], extras), *not_from_here(config), *misfit()):
         print(line)
 
 

@@ -1,10 +1,11 @@
 """Build the emoji set of the embedded model from npm packages: images at one size, and the table of prompt embeddings."""
 
+from seerkit.cli import Parser, positive_int, run_command  # isort: skip
+
 from pathlib import Path
 
 from tqdm import tqdm
 
-from seerkit.cli import Parser, positive_int, run_command
 from seerkit.emoji import build_emoji, load_emoji
 from seerkit.files import writable_directory
 

@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cache_dic import UserError
 from seerkit.files import written_whole
+from seerkit.records import Form, misfit
 
 FOLDER = Path(__file__).resolve().parents[1] / "emoji"  # prompts, their embeddings, NOTICE
 PROMPTS = FOLDER / "prompts.txt"
@@ -40,6 +43,7 @@ MIN_STYLES_OF_HELD_OUT_LABEL = 5
 TEST_SHARE = 0.1
 
 ICONIFY, FLUENT_3D, EMOJIBASE = "iconify-json-", "lobehub-fluent-emoji-3d-", "emojibase-data-"  # of the archives' names
+MAX_SIZE = 1024  # the largest edge that images are drawn at
 RASTER_SIZE = 256  # edge of the fluent-emoji-3d images, and the least that vector images are drawn at
 SHORTCODES = ("emojibase", "iamcal", "github")  # chat programs' names, for icons that go by none of CLDR's or Unicode's
 SKIN_TONES = {f"{code:x}" for code in range(0x1F3FB, 0x1F400)}
@@ -88,8 +92,12 @@ def load_emoji(folder: str | Path | None = None, size: int = 32) -> EmojiData:
             images = torch.from_numpy(file["images"]).permute(0, 3, 1, 2).contiguous()  # (N, S, S, 3) -> (N, 3, S, S)
             label, style = (torch.from_numpy(file[name]).long() for name in ("label", "style"))
             labels, styles, chars, groups = (file[name].tolist() for name in ("labels", "styles", "chars", "groups"))
-    except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it and make it again") from error
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it and make it again") from error
+    counts, sizes = {len(images), len(label), len(style)}, {len(labels), len(chars), len(groups)}
+    known = all(((index >= 0) & (index < len(names))).all() for index, names in ((label, labels), (style, styles)))
+    if len(counts) > 1 or len(sizes) > 1 or not known or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise UserError(f"{path} is no set of emoji; remove it and make it again")
     masks = split(label, style, labels, styles)
     return EmojiData(
         images=images, label=label, style=style, labels=labels, styles=styles, chars=chars, groups=groups, **masks
@@ -127,6 +135,8 @@ def stable_hash(*texts: str) -> float:
 
 # --------------------------------------------------------------------------------------------------------------- build
 
+ICON_SET: Form = {"icons": {str: {"body": str}}, "aliases": (None, {str: dict}), "chars": (None, {str: str})}
+
 
 @dataclass(frozen=True)
 class Icon:
@@ -152,11 +162,11 @@ def build_emoji(packages: Path, out: Path, size: int, report: Callable[[int, int
     packages: folder of the npm archives of @iconify/json, @lobehub/fluent-emoji-3d and emojibase-data (.tgz). size: edge in
     pixels, >= 8. report: called with (icons drawn, all icons) after each. The file holds images (N, S, S, 3) uint8, label
     and style (N,) int32, and the names labels, styles, chars and groups. Left out are exact copies within a label and style,
-    and images that are all white (the digits of noto-v1 are white). Raises ValueError for a
+    and images that are all white (the digits of noto-v1 are white). Raises UserError for a
     missing archive or set, and without resvg-py.
     """
-    if size < 8:
-        raise ValueError(f"size {size} is too small to draw an emoji; take at least 8")
+    if not 8 <= size <= MAX_SIZE:
+        raise UserError(f"size {size} is too {'small' if size < 8 else 'large'} to draw an emoji; take 8 to {MAX_SIZE}")
     sets = _read_iconify(find_archive(packages, ICONIFY))
     cldr = _Names(find_archive(packages, EMOJIBASE), sets)
     icons = [*_vector_icons(sets, cldr), *_raster_icons(find_archive(packages, FLUENT_3D))]
@@ -199,7 +209,7 @@ def draw(source: str | bytes, size: int) -> np.ndarray:
         try:
             from resvg_py import svg_to_bytes
         except ModuleNotFoundError as error:
-            raise ValueError("drawing SVG needs resvg-py; install it with `pip install resvg-py`") from error
+            raise UserError("drawing SVG needs resvg-py; install it with `pip install resvg-py`") from error
         source = svg_to_bytes(svg_string=source, width=large, height=large, skip_system_fonts=True)
     with Image.open(io.BytesIO(source)) as file:
         image = file.convert("RGBA")
@@ -209,10 +219,10 @@ def draw(source: str | bytes, size: int) -> np.ndarray:
 
 
 def find_archive(packages: Path, prefix: str) -> Path:
-    """The one archive in `packages` whose name begins with `prefix`; ValueError otherwise."""
+    """The one archive in `packages` whose name begins with `prefix`; UserError otherwise."""
     found = sorted(Path(packages).glob(f"{prefix}*.tgz"))
     if len(found) != 1:
-        raise ValueError(
+        raise UserError(
             f"{packages} holds {len(found)} archives {prefix}*.tgz instead of one; `bash scripts/get_emoji.sh` fetches them"
         )
     return found[0]
@@ -221,10 +231,22 @@ def find_archive(packages: Path, prefix: str) -> Path:
 def _read_iconify(archive: Path) -> dict[str, dict[str, Any]]:
     """Set name -> its icon set (https://iconify.design/docs/types/iconify-json.html)."""
     wanted = {f"package/json/{name}.json": name for name in STYLES if name != "fluent-emoji-3d"}
-    sets = {wanted[name]: json.loads(data) for name, data in _members(archive, lambda name: name in wanted)}
+    members = _members(archive, lambda name: name in wanted)
+    sets = {wanted[name]: _parsed(archive, name, data, ICON_SET) for name, data in members}
     if missing := [name for name in wanted.values() if name not in sets]:
-        raise ValueError(f"{archive} lacks the icon set {', '.join(missing)}; fetch it again")
+        raise UserError(f"{archive} lacks the icon set {', '.join(missing)}; fetch it again")
     return sets
+
+
+def _parsed(archive: Path, name: str, data: bytes, form: Form) -> Any:
+    """The JSON value of a member of an archive; UserError if it is none or of another form."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} in {archive} is not JSON ({error}); fetch it again") from error
+    if found := misfit(value, form):
+        raise UserError(f"{name} in {archive} is not what it was ({found}); fetch the version that NOTICE names")
+    return value
 
 
 def _members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -234,7 +256,7 @@ def _members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
                 if member.isfile() and wanted(member.name):
                     yield member.name, file.extractfile(member).read()
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{archive} cannot be read ({error}); fetch it again") from error
+        raise UserError(f"{archive} cannot be read ({error}); fetch it again") from error
 
 
 def _vector_icons(sets: Mapping[str, Mapping[str, Any]], cldr: "_Names") -> Iterator[Icon]:
@@ -268,6 +290,13 @@ def svg(icon: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------------------- names
 
 
+CLDR_FORMS: dict[str, Form] = {
+    "package/en/data.json": [{"hexcode": str, "label": str, "emoji": str}],
+    "package/en/messages.json": {"groups": [{"order": int, "message": str}]},
+}
+SHORTCODE_FORM: Form = {str: (str, [str])}
+
+
 class _Names:
     """CLDR's names for the icons: by the emoji where a set gives it, else by the icon's own, older or shortened name."""
 
@@ -275,9 +304,11 @@ class _Names:
         """archive: emojibase-data; sets: Iconify's, some of which map their names to emoji."""
         shortcodes = [f"package/en/shortcodes/{kind}.json" for kind in SHORTCODES]
         files = dict.fromkeys(["package/en/data.json", "package/en/messages.json", *shortcodes])
-        files.update({name: json.loads(data) for name, data in _members(archive, files.__contains__)})
+        forms = {**CLDR_FORMS, **dict.fromkeys(shortcodes, SHORTCODE_FORM)}
+        for name, data in _members(archive, files.__contains__):
+            files[name] = _parsed(archive, name, data, forms[name])
         if missing := [name for name, value in files.items() if value is None]:
-            raise ValueError(f"{archive} lacks {', '.join(missing)}; fetch it again")
+            raise UserError(f"{archive} lacks {', '.join(missing)}; fetch it again")
         emoji, messages, *shortcodes = files.values()
         groups = {group["order"]: group["message"] for group in messages["groups"]}
         self.by_codes = {

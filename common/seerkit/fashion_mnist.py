@@ -1,6 +1,7 @@
 """Fashion-MNIST as Zalando publishes it: four gzipped IDX files (Debian package dataset-fashion-mnist)."""
 
 import gzip
+import math
 import os
 import zlib
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cache_dic import UserError
 
 CLASS_NAMES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -37,8 +40,10 @@ def load_fashion_mnist(split: str, folder: str | Path | None = None) -> tuple[Te
     place = find_fashion_mnist(folder)
     images = _read_idx(place / f"{prefix}-images-idx3-ubyte.gz")
     labels = _read_idx(place / f"{prefix}-labels-idx1-ubyte.gz")
-    if images.shape != (len(labels), 28, 28):
-        raise ValueError(f"{place}: {images.shape} images do not fit {len(labels)} labels; fetch the files again")
+    if labels.ndim != 1 or images.shape != (len(labels), 28, 28) or (labels >= len(CLASS_NAMES)).any():
+        raise UserError(
+            f"{place}: images {images.shape} and labels {labels.shape} are not those of Fashion-MNIST; fetch the files again"
+        )
     padding = (IMAGE_SIZE - 28) // 2
     return F.pad(torch.from_numpy(images).unsqueeze(1), [padding] * 4), torch.from_numpy(labels).long()
 
@@ -52,12 +57,14 @@ def _read_idx(path: Path) -> np.ndarray:
     try:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
+        raise UserError(f"{path} cannot be read ({error}); fetch it again") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is not an IDX file of bytes; fetch it again")
+        raise UserError(f"{path} is not an IDX file of bytes; fetch it again")
     ndim = data[3]
+    if len(data) < 4 + 4 * ndim:
+        raise UserError(f"{path} is truncated: it ends within its header; fetch it again")
     shape = np.frombuffer(data, ">u4", count=ndim, offset=4)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * ndim)
-    if values.size != np.prod(shape):
-        raise ValueError(f"{path} is truncated: {values.size} of {np.prod(shape)} values; fetch it again")
+    if values.size != math.prod(shape.tolist()):
+        raise UserError(f"{path} is damaged: {values.size} of {math.prod(shape.tolist())} values; fetch it again")
     return values.reshape(shape).copy()

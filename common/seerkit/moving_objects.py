@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cache_dic import UserError
 from seerkit.fashion_mnist import CLASS_NAMES, IMAGE_SIZE
 from seerkit.seeds import generator
 
@@ -82,7 +83,7 @@ def encode(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Captions as one-hot words (B, MAX_WORDS, TEXT_DIM) float32, zero after the last word, and a mask (B, MAX_WORDS) bool.
 
     The mask is True at words. The empty caption, the condition of an unconditional prediction, is all zeros, and its
-    first position counts as a word, so that attention over the text stays defined. Raises ValueError for a word outside
+    first position counts as a word, so that attention over the text stays defined. Raises UserError for a word outside
     the vocabulary or more than MAX_WORDS words.
     """
     tokens = torch.zeros(len(captions), MAX_WORDS, TEXT_DIM)
@@ -91,7 +92,7 @@ def encode(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     for row, caption in enumerate(captions):
         words = [_word_index(word, caption) for word in caption.lower().split()]
         if len(words) > MAX_WORDS:
-            raise ValueError(f"{caption!r} has {len(words)} words; at most {MAX_WORDS} are read: {_grammar()}")
+            raise UserError(f"{caption!r} has {len(words)} words; at most {MAX_WORDS} are read: {_grammar()}")
         tokens[row, range(len(words)), words] = 1.0
         mask[row, : len(words)] = True
     return tokens, mask
@@ -104,7 +105,7 @@ def pooled(tokens: Tensor) -> Tensor:
 
 def _word_index(word: str, caption: str) -> int:
     if word not in _WORD_INDEX:
-        raise ValueError(f"{word!r} in {caption!r} is not a known word; {_grammar()}")
+        raise UserError(f"{word!r} in {caption!r} is not a known word; {_grammar()}")
     return _WORD_INDEX[word]
 
 
@@ -123,15 +124,13 @@ class MovingObjects:
     def __init__(self, images: Tensor, labels: Tensor, seed: int = 0) -> None:
         """images: (N, 1, 32, 32) uint8, bright objects on black. labels: (N,) int64, indices of OBJECTS, each at hand."""
         if images.shape != (len(labels), 1, IMAGE_SIZE, IMAGE_SIZE) or images.dtype != torch.uint8:
-            raise ValueError(
+            raise UserError(
                 f"images are {tuple(images.shape)} {images.dtype} for {len(labels)} labels; they must be uint8 "
                 f"(N, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), as seerkit.fashion_mnist.load_fashion_mnist gives them"
             )
         counts = torch.bincount(labels, minlength=len(OBJECTS))
         if len(counts) > len(OBJECTS) or not counts.all():
-            raise ValueError(
-                f"labels occur {counts.tolist()} times; all of 0..{len(OBJECTS) - 1} must occur, no others"
-            )
+            raise UserError(f"labels occur {counts.tolist()} times; all of 0..{len(OBJECTS) - 1} must occur, no others")
         self.images, self.seed, self.counts = images, seed, counts
         self.of_class = labels.argsort(stable=True)  # image indices, class after class
         self.first = counts.cumsum(0) - counts  # of each class in `of_class`
@@ -150,7 +149,7 @@ class MovingObjects:
         captions: what to show, of CAPTIONS, held-out ones too; None draws them uniformly from the training ones.
         """
         if captions is not None and len(captions) != len(indices):
-            raise ValueError(f"{len(captions)} captions for {len(indices)} clips; give one a clip")
+            raise UserError(f"{len(captions)} captions for {len(indices)} clips; give one a clip")
         draws = torch.stack([torch.rand(8, generator=generator(self.seed, i), dtype=torch.float64) for i in indices])
         if captions is None:
             chosen = self.training[(draws[:, 0] * len(self.training)).long()]
@@ -166,7 +165,7 @@ class MovingObjects:
 
 def _caption_index(caption: str) -> int:
     if caption not in _CAPTION_INDEX:
-        raise ValueError(f"{caption!r} cannot be drawn; {_grammar()}")
+        raise UserError(f"{caption!r} cannot be drawn; {_grammar()}")
     return _CAPTION_INDEX[caption]
 
 

@@ -1,6 +1,7 @@
 """Plain-text and Markdown tables from records."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -23,6 +24,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     """A fixed number of decimals, no minus before zeros; a dash for a missing value."""
     return "–" if value is None else f"{value:z.{digits}f}{unit}"
+
+
+def psnr_cell(psnr: Mapping[str, Any] | None) -> str:
+    """Mean PSNR of a record (`evaluation.metrics.summarize_psnr`) in dB; a dash is for what was not compared."""
+    psnr = psnr or {}
+    compared = psnr.get("num_images")
+    return "identical" if compared and psnr.get("num_identical") == compared else number(psnr.get("mean_db"))
 
 
 def _align(cell: str, width: int, column: int) -> str:

@@ -23,7 +23,7 @@ import hunyuan_video.command
 import hunyuan_video.config
 import wan.command
 import wan.config
-from cache_dic import Cache, Run
+from cache_dic import Cache, Run, UserError
 from dit import CONFIGS as DIT_CONFIGS
 from dit import DiT, DiTConfig, dit_config
 from dit import Sampler as DiTSampler
@@ -64,7 +64,8 @@ from hunyuan_video.sampler import GUIDANCE_FACTOR
 from hunyuan_video.schedule import sampling_timesteps as hunyuan_timesteps
 from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import PRECISIONS, Parser, positive_float, positive_int
+from seerkit.cli import Parser, positive_float, positive_int
+from seerkit.dtypes import PRECISIONS
 from seerkit.flops import sampling_flops
 from seerkit.seeds import SampleGenerators
 from wan import CONFIGS as WAN_CONFIGS
@@ -72,6 +73,10 @@ from wan import Sampler as WanSampler
 from wan import Wan, WanConfig, wan_config
 from wan.schedule import sampling_timesteps as wan_timesteps
 
+MOST = {
+    "height": 2**16, "width": 2**16, "frames": 2**16, "num_samples": 2**20, "text_tokens": 2**20, "depth": 1000
+}  # fmt: skip
+"""The largest values that a workload may ask for: counted on the meta device, they fit the integers of a shape."""
 CLIP_TOKENS = 257  # of a first frame, by CLIP ViT-H/14
 Callback = Callable[[int, Tensor], None]
 
@@ -126,7 +131,7 @@ class Backbone(Protocol):
     deepest: int
 
     def build(self, workload: Workload, dtype: torch.dtype) -> Case:
-        """The model with random weights and random inputs, on the default device; ValueError for sizes that do not fit."""
+        """The model with random weights and random inputs, on the default device; UserError for sizes that do not fit."""
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:
         """Timesteps (S,) in sampling order."""
@@ -171,7 +176,7 @@ class DiTBackbone:
 
     def config(self, workload: Workload) -> DiTConfig:
         if workload.height != workload.width:
-            raise ValueError(f"{self.name} makes squares, not {workload.height} x {workload.width}; use --image-size")
+            raise UserError(f"{self.name} makes squares, not {workload.height} x {workload.width}; use --image-size")
         config = dit_config(self.name, image_size=workload.height)
         return config if workload.depth is None else replace(config, depth=workload.depth)
 
@@ -516,14 +521,15 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
 def workload(model: str, **asked: Any) -> Workload:
     """A workload of fields that are asked for, None for those that are not, and the model's own settings.
 
-    Raises ValueError for a setting that the model does not have.
+    Raises UserError for a setting that the model does not have, or beyond MOST.
     """
     own = BACKBONES[model].own
     given = {name: value for name, value in asked.items() if value is not None}
+    for name, most in MOST.items():
+        if name in given and given[name] > most:
+            raise UserError(f"{name.replace('_', ' ')} {given[name]} is too much; at most {most} can be counted")
     for name in sorted({"frames", "cfg_scale", "text_tokens"} & given.keys() - own.keys()):
-        raise ValueError(
-            f"--{name.replace('_', '-')} {given[name]} has no effect on {model}, which has no such setting"
-        )
+        raise UserError(f"--{name.replace('_', '-')} {given[name]} has no effect on {model}, which has no such setting")
     return Workload(**{**own, **given})
 
 
@@ -543,20 +549,20 @@ def count_caches(
 
 
 def workload_of(args: argparse.Namespace) -> Workload:
-    """The workload that the flags ask for; ValueError for flags that exclude each other or do not suit the model."""
+    """The workload that the flags ask for; UserError for flags that exclude each other or do not suit the model."""
     sides = {"height": args.height, "width": args.width}
     if args.image_size is not None:
         if any(sides.values()):
-            raise ValueError("--image-size is a square; give either that or --height and --width")
+            raise UserError("--image-size is a square; give either that or --height and --width")
         sides = dict.fromkeys(sides, args.image_size)
     names = ("frames", "num_samples", "depth", "attention", "cfg_scale", "text_tokens")
     return workload(args.model, **sides, **{name: getattr(args, name) for name in names})
 
 
 def cache_of(args: argparse.Namespace) -> Cache:
-    """The one cache that the flags ask for; ValueError if they ask for several or for none that fits the steps."""
+    """The one cache that the flags ask for; UserError if they ask for several or for none that fits the steps."""
     if len(args.method or ()) > 1 or len(args.interval or ()) > 1 or args.compare:
-        raise ValueError("this command takes one --method and one --interval at a time, without --compare")
+        raise UserError("this command takes one --method and one --interval at a time, without --compare")
     backbone = BACKBONES[args.model]
     made = caches_from_flags(args, num_steps=args.num_steps, defaults=backbone.defaults, orders=backbone.orders)
     (cache,) = made.values()

@@ -8,7 +8,7 @@ from hidream.model import FREQUENCY_DIM
 
 @dataclass(frozen=True)
 class HiDreamOperations:
-    """Products of a step, 2 a multiply-add, of a batch of rows; the first three are of all blocks in a full step."""
+    """Products of a step, 2 per multiply-add, of a batch of rows; the first three are of all blocks in a full step."""
 
     projections: int  # q, k, v, output
     attention: int  # QKᵀ and the weighted sum of v

@@ -63,7 +63,7 @@ def count_operations(function: Callable[[], Any]) -> int:
 
 
 def attention_flops(function: Callable[[], Any]) -> int:
-    """Operations of the products of activations with each other that `function` performs, 2 a multiply-add.
+    """Operations of the products of activations with each other that `function` performs, 2 per multiply-add.
 
     Those of attention, whatever its backend: QKᵀ and the weighted sum of v. Products with weights are not among them.
     """

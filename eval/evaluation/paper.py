@@ -1,6 +1,5 @@
 """Published figures, and the counters that they were made with, so that a difference to ours can be taken apart."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from flux import FluxConfig
 from flux.model import FREQUENCY_DIM
 from hunyuan_video import HunyuanVideoConfig
 from hunyuan_video.model import REFINER_MLP_RATIO
+from seerkit.files import read_json
 from wan import WanConfig
 
 FIGURES = Path(__file__).resolve().parents[2] / "results" / "paper"
@@ -26,7 +26,7 @@ class Term(TypedDict):
 
 def published(name: str) -> dict[str, Any]:
     """The published figures of a backbone with their sources: results/paper/NAME.json."""
-    return json.loads((FIGURES / f"{name}.json").read_text())
+    return read_json(FIGURES / f"{name}.json", "record")
 
 
 def published_flops(facts: Mapping[str, Any], method: str, interval: int | None = None) -> dict[str, Any] | None:
@@ -47,7 +47,7 @@ def published_latency(facts: Mapping[str, Any], method: str) -> list[dict[str, A
 class DiTCounter:
     """Operations of a step by the counter in the DiT code of Shenyi-Z/TaylorSeer (288776d, models.py and attention.py).
 
-    It sees the blocks alone: products at 2 a multiply-add, but adaLN's linear layer at 1, and element-wise work at 1 for
+    It sees the blocks alone: products at 2 per multiply-add, but adaLN's linear layer at 1, and element-wise work at 1 for
     LayerNorm, SiLU and the scaling of q, 5 a softmax score, 6 a GELU. A forecast step is adaLN alone: the Taylor sums are not
     counted. The values are sums over all blocks for a batch of `rows`.
     """
@@ -88,12 +88,12 @@ def dit_difference(config: DiTConfig, rows: int, counts: Mapping[str, Any], num_
     forecast_steps = num_steps - full_steps
     seen = counter.projections + counter.attention + 2 * counter.adaln
     terms = {
-        "adaLN at 2 a multiply-add instead of 1": full_steps * counter.adaln / 1e12,
+        "adaLN at 2 per multiply-add instead of 1": full_steps * counter.adaln / 1e12,
         "patch and timestep embedding, output layer": full_steps * (counts["flops_T_full_step"] - seen / 1e12),
         "softmax, GELU, LayerNorm and other element-wise work left out": -full_steps
         * (counter.elements + counter.silu)
         / 1e12,
-        "forecast steps: embedding, output layer and gates at 2 a multiply-add instead of all of adaLN at 1": forecast_steps
+        "forecast steps: embedding, output layer and gates at 2 per multiply-add instead of all of adaLN at 1": forecast_steps
         * (counts["flops_T_forecast_step"] - counter.steps[1] / 1e12),
         "the forecaster's own sums": counts["flops_T_engine"],
     }
@@ -105,7 +105,7 @@ class CalflopsCounter:
     """Operations of a step by the counter behind the published FLUX and HunyuanVideo figures: calflops, in the released code
     (Shenyi-Z/TaylorSeer 288776d) with the attention of the blocks written out, by operations that calflops sees.
 
-    Products count 2 a multiply-add; LayerNorm 4 an element, 5 with weights; GELU and SiLU 1; RMSNorm, softmax, rotation,
+    Products count 2 per multiply-add; LayerNorm 4 an element, 5 with weights; GELU and SiLU 1; RMSNorm, softmax, rotation,
     residual additions and the Taylor sums nothing. A forecast step of the released code still embeds latents, text and
     conditions, and computes every modulation and the output layer.
     """
@@ -219,7 +219,7 @@ class WanCounter:
     """Operations of a step by the convention of the published Wan2.1 figures, read off from them: the products of layers.
 
     TeaCache and MagCache (arXiv 2506.09045, Table 1) print 8.21 P for 50 steps with guidance at 480p, 81 frames. That is what
-    all linear layers of both branches take at 2 a multiply-add; attention, a fused call in the official code, is not in it.
+    all linear layers of both branches take at 2 per multiply-add; attention, a fused call in the official code, is not in it.
     No count of TaylorSeer is published. A forecast step of its released code still embeds latents, time and text, and
     computes the output layer.
     """

@@ -144,6 +144,7 @@ def test_folded_forecasts_of_hidream_do_not_depend_on_depth():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("num_graphs")
 @pytest.mark.parametrize("flags", [[*VIDEO, "--model", "hunyuan-debug"], [*VIDEO, "--model", "wan-debug"], HIDREAM])
 def test_compiled_on_a_cpu(load_command, monkeypatch, tmp_path, flags):
     command, out = load_command("eval/benchmark.py"), tmp_path / "record.json"
@@ -262,3 +263,45 @@ def test_flags_without_effect_are_refused(flags, capsys):
     with pytest.raises(SystemExit, match="2"):
         FUNCTIONS["main"](["--model", "debug", *flags])
     assert flags[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--repeats 1000000000",
+        "--dropped 1000000000",
+        "--threads 1000000000",
+        "--whole-run --whole-repeats 1000000000",
+        "--seed 100000000000000000000",
+    ],
+)
+def test_numbers_without_an_end_are_refused(capsys, flags):
+    with pytest.raises(SystemExit) as stop:
+        FUNCTIONS["main"](["--model", "debug", "--device", "cpu", *flags.split()])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "is too much; take at most" in err or "must be at most" in err
+
+
+def test_a_flag_without_effect_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        FUNCTIONS["main"](["--model", "debug", "--whole-repeats", "3"])
+    assert "--whole-repeats has no effect without --whole-run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model DiT-XL/2 --depth 1000", "are free on cpu; take a smaller --depth"),
+        ("--model debug --num-samples 1000000", "are free on cpu; take a smaller --depth"),
+        ("--model debug --against-diffusers", "there is no model to compare with"),
+        ("--model debug --depth 1000000", "at most 1000"),
+    ],
+)
+def test_what_a_device_cannot_hold_is_refused_before_it_is_made(monkeypatch, tmp_path, flags, message):
+    monkeypatch.setitem(FUNCTIONS["check_memory"].__globals__, "free_bytes", lambda device: 2**30)
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("the model is being made"))
+    out = tmp_path / "record.json"
+    with pytest.raises(ValueError, match=message):
+        FUNCTIONS["main"](["--device", "cpu", "--out", str(out), *flags.split()])
+    assert not out.exists()

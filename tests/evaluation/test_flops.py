@@ -141,9 +141,56 @@ def test_rows_collect_in_a_file(tmp_path, capsys):
         "taylorseer-N4-W2-O4",
         "taylorseer-N3-W2-O3",
     ]
-    (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds no rows"):
-        COMMAND["main"](["--model", "debug", "--out", str(tmp_path / "other.json")])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "it is .. instead of an object"),
+        ('{"rows": [{"label": "a", "settings": {}}]}', 'it lacks "command"'),
+        ('{"command": "eval/op_counts.py", "rows": []}', "instead of .eval/flops.py."),
+        ('{"command": "eval/flops.py", "rows": [{"label": "a"}]}', 'lacks "settings"'),
+        ('{"command": "eval/flops.py", "rows": [3]}', "is 3 instead of an object"),
+        ('{"command": "eval/flops.py", "rows": [{"label": "a", "settings": {"a": NaN}}]}', "JSON does not have"),
+    ],
+)
+def test_a_file_that_is_not_of_the_command_stays(tmp_path, content, message):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        COMMAND["main"](["--model", "debug", "--out", str(path)])
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--num-samples 2000000000",
+        "--model flux-dev --text-tokens 1000000000",
+        "--model wan-t2v-1.3B --frames 1000000001",
+        "--model flux-dev --width 100000 --height 100000",
+        "--depth 1000000",
+    ],
+)
+def test_absurd_numbers_are_refused_before_anything_is_built(flags):
+    with pytest.raises(ValueError, match="is too much; at most"):
+        COMMAND["main"](flags.split())
+
+
+@pytest.mark.timeout(60)
+def test_many_rows_and_tokens_are_counted_at_once(capsys):
+    """On the meta device folding does not loop over chunks, of which there would be a million."""
+    row = counted(capsys, "--model", "DiT-XL/2", "--num-samples", str(2**20))
+    one = counted(capsys, "--model", "DiT-XL/2")
+    assert row["flops_T"] == pytest.approx(2**20 * one["flops_T"], rel=1e-3)
+    wide = counted(capsys, "--model", "flux-dev", "--depth", "1", "--width", "40000", "--height", "40000")
+    assert wide["settings"]["tokens"] == 2500**2
+
+
+def test_a_flag_without_effect_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        COMMAND["main"](["--memory-limit-gib", "1"])
+    assert "--memory-limit-gib has no effect" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--interval", "3", "4"], ["--method", "fora", "taylorseer"], ["--compare"]])
@@ -523,7 +570,7 @@ class TestHiDream:
         assert theirs == formula.steps[0] + formula.dropped + (case.rows - 1) * 2 * (256 * dim + dim**2)
 
     def test_experts_are_counted_by_the_tokens_routed_to_them(self):
-        """A token: the gate E·D, the shared expert 3·D·F and two of four others 3·D·F each, 2 a multiply-add."""
+        """A token: the gate E·D, the shared expert 3·D·F and two of four others 3·D·F each, 2 per multiply-add."""
         config = hidream_config("hidream-debug")
         with torch.device("meta"):
             layer, x = HiDream(config).double_blocks[0].ff_i, torch.empty(2, 5, config.hidden_size)

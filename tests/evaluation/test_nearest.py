@@ -36,7 +36,8 @@ def test_picture_and_record(command, monkeypatch, tmp_path, capsys):
     folder = tmp_path / "samples" / "uncached"
     for index, value in enumerate((12, 250)):
         save_png(image_path(folder, index), np.full((SIDE, SIDE, 3), value, np.uint8))
-    (folder / "settings.json").write_text(json.dumps({"prompts": ["a", "b"], "height": SIDE, "width": SIDE}))
+    settings = {"prompts": ["a", "b"], "height": SIDE, "width": SIDE}
+    (folder.parent / "record.json").write_text(json.dumps({"settings": settings, "rows": [{"label": "uncached"}]}))
     mask = torch.tensor([True, True, False])
     none = torch.zeros(3, dtype=torch.bool)
     data = EmojiData(
@@ -53,7 +54,40 @@ def test_picture_and_record(command, monkeypatch, tmp_path, capsys):
     assert record["real_test_images"]["p50"] == pytest.approx(20 / 255, abs=1e-4)
     assert (tmp_path / "near.png").is_file()
 
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (None, "record.json cannot be read"),
+        ([], "it is [] instead of an object"),
+        ({"settings": {}, "rows": []}, 'settings lacks "prompts"'),
+        (
+            {"settings": {"prompts": ["a"], "height": "4", "width": 4}, "rows": []},
+            'settings.height is "4" instead of a whole',
+        ),
+        (
+            {"settings": {"prompts": ["a"], "height": 4, "width": 4}, "rows": [{"label": "fora"}]},
+            "take one of fora as --label",
+        ),
+        (
+            {"settings": {"prompts": ["a"], "height": 4, "width": 4}, "rows": [{"label": "uncached"}]},
+            "is no image of 4 x 4",
+        ),
+    ],
+)
+def test_a_folder_without_samples(command, tmp_path, capsys, record, message):
+    if record is not None:
+        (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(SystemExit) as stop:
-        run_command(command.main, [str(tmp_path), "--label", "fora", "--out", str(tmp_path / "near")])
+        run_command(command.main, [str(tmp_path), "--out", str(tmp_path / "near")])
     assert stop.value.code == 2
-    assert "holds no samples of emoji" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "near.png").exists()
+
+
+def test_names_of_the_outputs(command, tmp_path):
+    both = tmp_path / "near-v1.5.png", tmp_path / "near-v1.5.json"
+    for name in ("near-v1.5", "near-v1.5.png", "near-v1.5.json"):
+        assert command.outputs(tmp_path / name) == both
+    with pytest.raises(ValueError, match="is no name of a file"):
+        command.outputs(command.Path("."))

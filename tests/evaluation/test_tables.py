@@ -1,12 +1,17 @@
 """eval/tables.py: tables are made of the records, and a README that differs from them is noticed."""
 
+import copy
 import json
+import random
 import runpy
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from cache_dic import UserError
 from hidream import CONFIGS as HIDREAM_CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -399,15 +404,115 @@ def test_a_missing_record_names_its_command(tmp_path, name):
     ("text", "message"),
     [
         ("<!-- table:nothing -->\n<!-- /table -->\n", "'nothing' is unknown"),
-        ("<!-- table:dit-flops -->\n", "ends with"),
+        ("<!-- table:dit-flops -->\n", "1 beginnings and 0 ends .* ends with"),
+        ("<!-- /table -->\n", "0 beginnings and 1 ends"),
+        ("<!-- table:dit-flops --> <!-- /table -->\n", "on a line of its own"),
+        ("<!-- table:dit-flops -->\n<!-- /table -->\n<!-- /table -->\n", "1 beginnings and 2 ends"),
+        ("# A title\n", "README.md has no place for a table"),
+        ("", "README.md has no place for a table"),
         ("<!-- table:dit-flops -->\n<!-- table:dit-samples -->\n<!-- /table -->\n", "ends with"),
     ],
 )
 def test_markers_that_do_not_fit(tmp_path, results, text, message):
+    path = readme(tmp_path, text)
     with pytest.raises(ValueError, match=message):
-        run(readme(tmp_path, text), results)
+        run(path, results)
+    assert path.read_text() == text
+    other = readme(tmp_path / "..", README)
+    with pytest.raises(ValueError, match=message):
+        TABLES["main"](["--readme", str(other), str(path), "--results", str(results)])
+    assert other.read_text() == README, "none is written where one does not fit"
+
+
+def test_a_readme_keeps_its_line_ends(tmp_path, results):
+    path = readme(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + README.replace("\n", "\r\n").encode())
+    run(path, results)
+    run(path, results, "--check")
+    text = path.read_bytes()
+    assert text.count(b"\n") == text.count(b"\r\n") > 20
+
+
+def test_a_readme_that_cannot_be_read(tmp_path, results):
+    for path in (tmp_path, tmp_path / "absent.md"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            run(path, results)
+
+
+def test_identical_samples_are_not_shown_as_not_compared(results, tmp_path):
+    record = json.loads((results / "dit" / "fashion-mnist.json").read_text())
+    record["rows"][1]["psnr"] = {"mean_db": None, "pooled_db": None, "num_images": 50, "num_identical": 50}
+    (tmp_path / "dit").mkdir()
+    (tmp_path / "dit" / "fashion-mnist.json").write_text(json.dumps(record))
+    table = TABLES["dit_samples"](tmp_path)
+    assert "| 0.0 | – | 91.2 % |" in table
+    assert "| 3.0 | identical | 90.0 % |" in table
+
+
+def test_benchmarks_that_timed_different_things(tmp_path):
+    (tmp_path / "dit").mkdir()
+    one, other = benchmark(whole_run=False), benchmark(whole_run=False)
+    other["forecast_step"] = {"compiled": other["forecast_step"]["folded"]}
+    del other["goals"]["folding_overhead"]
+    for name, record in (("a", one), ("b", other)):
+        (tmp_path / "dit" / f"benchmark-{name}.json").write_text(json.dumps(record))
+    table = TABLES["dit_benchmark"](tmp_path)
+    assert "| forecast step, compiled (of a full step) | not measured | 5.00 ms" in table
+    assert "| folding (goal <= 5 %) | 7.10 %, not met | not measured |" in table
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """Where something stands in a JSON value, of lists in the first and the last element."""
+    keys = (
+        value if isinstance(value, dict) else sorted({0, len(value) - 1}) if isinstance(value, list) and value else ()
+    )
+    for key in keys:
+        yield (*path, key)
+        yield from places(value[key], (*path, key))
+
+
+def spoilt(record: object, place: tuple, *replacement: object) -> object:
+    """A copy of a record with something else at a place, or nothing there."""
+    record = copy.deepcopy(record)
+    *above, key = place
+    inside = record
+    for step in above:
+        inside = inside[step]
+    if replacement:
+        (inside[key],) = replacement
+    else:
+        del inside[key]
+    return record
+
+
+REPLACEMENTS = ((), (None,), ("",), ("text",), ([],), ({},), (-1,), (0,), (True,), (10**400,), ([[]],), (float("nan"),))
+
+
+@pytest.mark.parametrize("name", TABLES["TABLES"])
+def test_a_spoilt_record_makes_a_table_or_one_message(tmp_path, monkeypatch, name):
+    """The records of the repository with something in them missing or of another kind: never another error."""
+    rng, family = random.Random(name), name.split("-")[0]
+    families = ("hunyuan", "wan") if family == "video" else (family,)
+    for one in families:
+        shutil.copytree(ROOT / "results" / one, tmp_path / one)
+    make, read, refusals = TABLES["TABLES"][name], {}, {}
+    with monkeypatch.context() as patch:  # which records it reads
+        inner = make.__globals__["read_record"]
+        patch.setitem(make.__globals__, "read_record", lambda path, *how: read.setdefault(path, inner(path, *how)))
+        make(tmp_path)
+    for path in read:
+        record = json.loads(path.read_text())
+        for place in rng.sample(found := list(places(record)), min(40, len(found))):
+            path.write_text(json.dumps(spoilt(record, place, *rng.choice(REPLACEMENTS))))
+            try:
+                make(tmp_path)
+            except UserError as error:
+                refusals[str(error)] = path
+        path.write_text(json.dumps(record))
+    assert refusals
+    assert all(str(path) in message for message, path in refusals.items())
 
 
 @pytest.mark.parametrize("path", TABLES["MARKED"], ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_tables_of_the_repository_are_those_of_the_records(path):
-    assert TABLES["stale_tables"](path.read_text(), ROOT / "results") == []
+    assert TABLES["stale_tables"](path, ROOT / "results") == []

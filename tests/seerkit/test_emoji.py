@@ -127,12 +127,49 @@ def test_missing_packages_and_sets_are_named(packages, tmp_path):
     add(packages / "iconify-json-0.0.0.tgz", {"json/noto.json": {"icons": {}}})
     with pytest.raises(ValueError, match="lacks the icon set twemoji"):
         build_emoji(packages, tmp_path, 16)
+    with pytest.raises(ValueError, match="size 1000000000 is too large"):
+        build_emoji(packages, tmp_path, 10**9)
+    for content, message in (
+        (b"{", "is not JSON"),
+        ([], "it is .. instead of an object"),
+        ({"icons": {"a": {}}}, "lacks .body"),
+    ):
+        add(packages / "iconify-json-0.0.0.tgz", {"json/noto.json": content})
+        with pytest.raises(ValueError, match=rf"package/json/noto\.json in .*{message}"):
+            build_emoji(packages, tmp_path, 16)
     (packages / "iconify-json-0.0.0.tgz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="cannot be read"):
         build_emoji(packages, tmp_path, 16)
     (packages / "iconify-json-0.0.0.tgz").unlink()
     with pytest.raises(ValueError, match=r"holds 0 archives iconify-json-.*get_emoji"):
         build_emoji(packages, tmp_path, 16)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"images": np.zeros((2, 16, 8, 3), np.uint8)},
+        {"images": np.zeros(2, np.uint8)},
+        {"images": np.zeros((3, 16, 16, 3), np.uint8)},
+        {"label": np.array([0, 1])},
+        {"style": np.array([0, -1])},
+        {"chars": np.array(["", ""])},
+    ],
+)
+def test_a_set_of_another_kind_is_refused(tmp_path, spoilt):
+    names = {
+        "labels": np.array(["cat"]),
+        "styles": np.array(["noto"]),
+        "chars": np.array([""]),
+        "groups": np.array([""]),
+    }
+    index = np.zeros(2, np.int32)
+    whole = {"images": np.zeros((2, 16, 16, 3), np.uint8), "label": index, "style": index, **names}
+    np.savez(tmp_path / "emoji-16.npz", **whole)
+    assert len(load_emoji(tmp_path, 16).images) == 2
+    np.savez(tmp_path / "emoji-16.npz", **{**whole, **spoilt})
+    with pytest.raises(ValueError, match="remove it and make it again"):
+        load_emoji(tmp_path, 16)
 
 
 def test_without_resvg_the_command_that_installs_it_is_told(monkeypatch):

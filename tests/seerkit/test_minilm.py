@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from seerkit import minilm
 from seerkit.emoji import STYLES
@@ -106,6 +107,12 @@ def test_other_files_are_refused(drawn, tmp_path, monkeypatch):
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
         TextTable.load(path)
+    described = {"format": minilm.FORMAT, "token_scale": str(minilm.TOKEN_SCALE)}
+    parts = {"tokens": drawn.tokens, "offsets": drawn.offsets, "pooled": drawn.pooled}
+    for texts, tensors in (("[1]", parts), ("{", parts), (None, parts), ("[]", {})):
+        save_file(tensors, path, described if texts is None else {**described, "texts": texts})
+        with pytest.raises(ValueError, match=r"text\.safetensors .*make it again"):
+            TextTable.load(path)
     drawn.save(path)
     monkeypatch.setattr(minilm, "TOKEN_SCALE", 3.0)
     with pytest.raises(ValueError, match=r"'token_scale': '1.9'.*make it again"):

@@ -1,0 +1,155 @@
+"""What eval/tables.py reads of the records under results/, by the command that makes them (see `seerkit.records.Form`)."""
+
+import re
+from typing import Any
+
+from seerkit.records import Form, positive
+
+
+def comparison(text: Any) -> bool:
+    """a comparison with a number, as <= 40"""
+    return isinstance(text, str) and re.fullmatch(r"[<>]=? [-+.e\d]*\d", text) is not None
+
+
+KEPT = ("folded", "layerwise")  # engines whose kept features are shown beside a count
+KEPT_BYTES: Form = dict.fromkeys(KEPT, float)
+CONDITIONS: Form = {"device": str, "threads": (None, int), "dtype": str, "versions": {"torch": str}, "date": str}
+SIZE: Form = {"width": int, "height": int}
+
+
+# ------------------------------------------------------------------------------------------------- eval/busy_machine.py
+
+BUSY_MACHINE: Form = {
+    "settings": {"model": str, "batch_size": int},
+    "cores": int,
+    "rows": [{"spins": int, "neighbours": int, "median_ms": positive, "min_ms": positive, "max_ms": positive}],
+    "conditions": CONDITIONS,
+}
+
+
+# -------------------------------------------------------------------------------------------------------- eval/flops.py
+
+
+def _counts(settings: Form, **further: Form) -> Form:
+    common = {"model": str, "num_steps": int, "precision": str, "rows": int}
+    row = {
+        "label": str, "method": str, "full_steps": [int], "flops_T": positive, "flops_T_uncached": positive,
+        "flops_ratio": positive, "kept_bytes": KEPT_BYTES, "settings": {**common, **settings}, "conditions": CONDITIONS,
+    }  # fmt: skip
+    return {"rows": [{**row, **further}]}
+
+
+_CONVENTION: Form = {"flops_T": float, "flops_T_uncached": float, "difference": [{"term": str, "flops_T": float}]}
+_PUBLISHED: Form = {"schedule": {"interval": (None, int)}, "published_convention": _CONVENTION}
+_WITHOUT_ATTENTION: Form = dict.fromkeys(("flops_T_without_attention", "flops_T_uncached_without_attention"), float)
+_VIDEO: Form = {**SIZE, "frames": int, "tokens": int, "sites": int, "text_tokens": (None, int)}
+_GOAL_GIB: Form = {"bound_gib": float, "value_gib": float, "met": bool}
+VIDEO_COUNTS = _counts(_VIDEO, **_PUBLISHED, kept_goal=(None, _GOAL_GIB))
+COUNTS: dict[str, Form] = {
+    "dit": _counts({"config": {"input_size": int}}, **_PUBLISHED),
+    "flux": _counts({**SIZE, "text_tokens": int}, **_PUBLISHED),
+    "hunyuan": VIDEO_COUNTS,
+    "wan": _counts(_VIDEO, **_PUBLISHED, **_WITHOUT_ATTENTION, kept_goal=(None, _GOAL_GIB)),
+    "hidream": _counts(
+        {**SIZE, "text_tokens": int, "tokens": int, "config": dict},
+        flops_T_full_step=positive, flops_T_forecast_step=float, flops_T_without_attention=float,
+    ),
+}  # fmt: skip
+"""By the folder of the records."""
+
+
+# ---------------------------------------------------------------------------------------------------- eval/benchmark.py
+
+_TIMING: Form = {"median_s": positive, "repeats": int}
+_SETTINGS: Form = {
+    "model": str, "num_steps": int, "rows": int, "tokens": int, "text_tokens": (None, int), "precision": str,
+    "attention": str, "compile": bool, "reduced_depth": bool,
+}  # fmt: skip
+_GOAL: Form = {"name": str, "goal": comparison, "value": (None, float), "met": (None, bool)}
+BENCHMARK: Form = {
+    "label": str,
+    "settings": ({**_SETTINGS, "frames": (None,)}, {**_SETTINGS, **SIZE, "frames": int}),
+    "full_step": {"plain": _TIMING, "folded": _TIMING},
+    "forecast_step": {str: _TIMING},
+    "whole_run": (None, {str: _TIMING}),
+    "speedup": {"measured": (None, float), "composed": float, "flops": float},
+    "goals": {str: _GOAL},
+    "diffusers": (None, {"ours_over_theirs": {"median": float}}),
+    "kernels": (None, int),
+    "peak_bytes": (None, {"uncached": float, "folded": float}),
+    "flops": {"kept_bytes": KEPT_BYTES},
+    "conditions": CONDITIONS,
+}
+
+
+# ---------------------------------------------------------------------------------------------------- sampling commands
+
+PSNR: Form = {"mean_db": (None, float), "num_images": (None, int), "num_identical": (None, int)}
+SAMPLES: Form = {
+    "settings": {
+        "model": str, "batch_size": int, "seed": int, "solver": (None, str),
+        "guidance": (None, float), "guidance_scale": (None, float),
+    },
+    "num_samples": int,
+    "rows": [
+        {
+            "label": str, "full_steps": [int], "num_steps": int, "flops_ratio": positive, "kept_bytes": float,
+            "latency": (None, {"ratio": (None, float)}), "psnr": (None, PSNR),
+            "score": (None, float), "class_accuracy": (None, float),
+            "flicker": (None, {"mean": (None, float), "error": (None, float)}),
+        }
+    ],
+    "scorer": (None, {"ceiling": float, "ceiling_new_labels": float, "floor": float}),
+    "real_test_accuracy": (None, float),
+    "conditions": CONDITIONS,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- eval/nearest.py, op_counts.py
+
+NEAREST: Form = {
+    "nearest": list, "training_images": int, "num_real_test_images": int, "samples": {str: float},
+    "real_test_images": {str: float},
+}  # fmt: skip
+OP_COUNTS: Form = {
+    "settings": {"depth": int, "depth_single_blocks": int, "sites": int, "max_order": int},
+    "units": str,
+    "rows": [{"label": str, "package": (None, str), "operations": (None, positive)}],
+    "conditions": CONDITIONS,
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- train.py
+
+
+def _training(losses: Form, config: Form, **further: Form) -> Form:
+    settings = {
+        "steps": int, "batch_size": int, "lr": float, "lr_schedule": str, "lr_warmup_steps": int, "ema_decay": float,
+        "precision": str, "seed": int,
+    }  # fmt: skip
+    return {
+        "config": config, "num_parameters": int, "training": settings, "images_seen": int, "seconds": float,
+        "final_loss": losses, "conditions": {**CONDITIONS, "python": str}, **further,
+    }  # fmt: skip
+
+
+_FLOW: Form = {"flow": float}
+TRAINING: dict[str, Form] = {
+    "dit": _training(
+        {"simple": float, "vlb": float}, dict.fromkeys(("depth", "hidden_size", "num_heads", "patch_size"), int)
+    ),
+    "flux": _training(
+        _FLOW,
+        dict.fromkeys(("depth", "depth_single_blocks", "hidden_size", "num_heads"), int),
+        training_images=positive,
+    ),
+    "hidream": _training(_FLOW, dict, training_images=positive, expert_shares=[[float]]),
+    "hunyuan": _training(
+        _FLOW,
+        {
+            **dict.fromkeys(("mm_double_blocks_depth", "mm_single_blocks_depth", "hidden_size", "heads_num"), int),
+            "patch_size": [int],
+        },
+    ),
+    "wan": _training(_FLOW, {**dict.fromkeys(("num_layers", "dim", "num_heads"), int), "patch_size": [int]}),
+}
