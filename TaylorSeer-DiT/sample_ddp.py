@@ -4,37 +4,46 @@ Sample i is a function of seed and i alone. Noise and class come from its own ge
 always computed together, the last batch filled up with samples that are not kept. So for a batch size B the files are the
 same to the byte for every number of processes (of as many threads) and after every interruption. For pixel models in fp32
 on CPUs with MKL they are also the same for every B and number of threads, because sums are then taken in one order
-(`fix_summation_order`, `fold_alike`). Elsewhere (CUDA, bf16, fp16, the autoencoder) another B or number of threads can round
+(`seerkit.cli`). Elsewhere (CUDA, bf16, fp16, the autoencoder) another B or number of threads can round
 otherwise in the last bits, and so move a pixel by a grey level now and then; another kind of processor can everywhere.
 """
 
-import hashlib
+from seerkit.cli import Parser, positive_int, run_command, show_log  # isort: skip
+
 import json
+import math
 import time
 import zipfile
 from argparse import BooleanOptionalAction
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import nn
 from tqdm import tqdm
 
-from cache_dic import Cache
+from cache_dic import Cache, UserError
 from dit import DiTConfig
-from dit.command import Batch, Pipeline, add_model_flags, caches, config_of, resolved
-from dit.weights import find_dit
-from seerkit.cli import Parser, positive_int, run_command, show_log
-from seerkit.distributed import World, on_main, start_world
-from seerkit.files import writable_directory, write_json, written_whole
-from seerkit.media import save_png, to_uint8
-from seerkit.outputs import claim_folder, image_path, read_image
+from dit.command import (
+    Pipeline,
+    add_model_flags,
+    caches,
+    class_names,
+    config_of,
+    find_everything,
+    resolved,
+)  # fmt: skip
+from evaluation.images import decode_finite, save_finite
+from evaluation.jobs import check_number, digests, failure_message, make_claim
+from seerkit.claims import claim_samples
+from seerkit.distributed import World, gather, on_main, start_world
+from seerkit.dtypes import PRECISIONS
+from seerkit.files import check_space, clear_partial, read_json, writable_directory, write_json, written_whole
+from seerkit.outputs import image_path, read_image
+from seerkit.prompts import Batch
 from seerkit.records import conditions
-from seerkit.seeds import derive_seed, fix_summation_order
+from seerkit.seeds import derive_seed
 
 EXAMPLES = """
 python TaylorSeer-DiT/sample_ddp.py --num-fid-samples 1000 --method taylorseer --interval 4
@@ -42,7 +51,6 @@ torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --imag
 torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --image-size 256 --method uncached --ddpm-sample
 """
 
-GROUP_BYTES_PER_SAMPLE = 2**24  # features that the folded engine holds before it folds them together
 CLASS_KEY = 1  # beside seed and index, so that a sample's class and noise are drawn apart
 
 
@@ -77,13 +85,8 @@ def class_of(index: int, seed: int, num_classes: int, *, balanced: bool) -> int:
 def make_batch(number: int, args, config: DiTConfig) -> Batch:
     """Batch `number`, always full: a sample has the same neighbours whatever is missing or asked for."""
     indices = list(range(number * args.per_proc_batch_size, (number + 1) * args.per_proc_batch_size))
-    return Batch(indices, [class_of(i, args.seed, config.num_classes, balanced=args.balanced) for i in indices])
-
-
-def fold_alike(cache: Cache, batch_size: int) -> Cache:
-    """The cache with groups of the same sites for every batch size; a group is summed before it is accumulated."""
-    settings = replace(cache.engine_settings, group_bytes=GROUP_BYTES_PER_SAMPLE * batch_size)
-    return replace(cache, engine_settings=settings)
+    names = class_names(config)
+    return Batch(indices, [names[class_of(i, args.seed, len(names), balanced=args.balanced)] for i in indices])
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -98,36 +101,44 @@ def folder_name(args, cache: Cache) -> str:
     return "-".join(map(str, parts)).replace("/", "-")
 
 
-def settings_of(args, config: DiTConfig, cache: Cache) -> dict[str, Any]:
-    """What the images depend on, but for the weights; the checkpoint's path is no part of it."""
-    settings = resolved(args, config)
-    del settings["ckpt"]
+def settings_of(args, config: DiTConfig) -> dict[str, Any]:
+    """What the images depend on, but for the cache and the contents of files."""
     return {
-        **settings,
+        **resolved(args, config),
         "classes": "balanced" if args.balanced else "random",
         "tf32": args.tf32,
-        "cache": cache.label,
-        "accumulator_dtype": args.accumulator_dtype,
-        "full_steps": list(cache.plan(args.num_sampling_steps).full_steps),
+        "batch_size": args.per_proc_batch_size,
     }
 
 
-def weights_digest(model: nn.Module) -> str:
-    """The start of the SHA-256 of the weights as they are used, whatever file or layout they came in."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.flatten().view(torch.uint8).cpu().numpy().data)
-    return digest.hexdigest()[:16]
+def npz_path(folder: Path, count: int) -> Path:
+    """FOLDER.npz, or FOLDER-COUNT.npz beside one that holds more images."""
+    whole = folder.with_name(f"{folder.name}.npz")
+    return folder.with_name(f"{folder.name}-{count}.npz") if images_in(whole) > count else whole
 
 
-def image_shape(config: DiTConfig) -> tuple[int, int, int]:
-    """(H, W, 3 or 1) of an image: the autoencoder makes 8 pixels of a latent unit."""
-    return (
-        (8 * config.input_size,) * 2 + (3,)
-        if config.in_channels == 4
-        else (config.input_size,) * 2 + (config.in_channels,)
-    )
+def images_in(path: Path) -> int:
+    """How many images an .npz of ours holds, 0 if there is none or it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            np.lib.format.read_magic(file)
+            shape, _, _ = np.lib.format.read_array_header_1_0(file)
+            return shape[0]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return 0
+
+
+def record_path(folder: Path) -> Path:
+    """Beside the folder, which holds what evaluators read and nothing else."""
+    return folder.with_name(f"{folder.name}.json")
+
+
+def earlier_run(folder: Path) -> dict[str, Any] | None:
+    """What an earlier run of the command recorded of its last sampling run."""
+    try:
+        return read_json(record_path(folder), "record")["run"]
+    except (UserError, KeyError, TypeError):
+        return None
 
 
 def write_npz(path: Path, images: Iterable[np.ndarray], shape: tuple[int, int, int, int]) -> None:
@@ -145,9 +156,7 @@ def kept_images(folder: Path, count: int, shape: tuple[int, int, int]) -> Iterab
     for index in range(count):
         pixels = read_image(image_path(folder, index), shape)
         if pixels is None:
-            raise ValueError(
-                f"{image_path(folder, index)} went missing or was damaged meanwhile; run the command again"
-            )
+            raise UserError(f"{image_path(folder, index)} went missing or was damaged meanwhile; run the command again")
         yield pixels
 
 
@@ -158,18 +167,18 @@ def find_missing(folder: Path, count: int, shape: tuple[int, int, int], world: W
     """Indices of samples that are not there whole; each process looks at its share, all get the same answer."""
     share = tqdm(range(world.rank, count, world.size), "checking", disable=not world.is_main, leave=False, delay=5)
     missing = [i for i in share if read_image(image_path(folder, i), shape) is None]
-    shares = [missing]
-    if world.size > 1:
-        shares = [None] * world.size
-        dist.all_gather_object(shares, missing)
-    return sorted(i for share in shares for i in share)
+    return sorted(i for share in gather(missing, world) for i in share)
 
 
 def make_samples(
     pipeline: Pipeline, cache: Cache, missing: list[int], folder: Path, done: int, world: World
-) -> dict | None:
-    """Make the missing samples, batch by batch in turn over the processes; the record of this process's last run."""
+) -> tuple[dict | None, list[int]]:
+    """Make the missing samples, batch by batch in turn over the processes.
+
+    The record of this process's last run, and the numbers of its samples that did not come out finite, after which it stops.
+    """
     args, record = pipeline.args, None
+    failed: list[int] = []
     wanted: dict[int, list[int]] = {}
     for index in missing:
         wanted.setdefault(index // args.per_proc_batch_size, []).append(index)
@@ -177,16 +186,16 @@ def make_samples(
     with tqdm(total=args.num_fid_samples, initial=done, unit="image", disable=not world.is_main, smoothing=0.05) as bar:
         for first in range(0, len(batches), world.size):
             turn = batches[first : first + world.size]
-            if world.rank < len(turn):
+            if world.rank < len(turn) and not failed:
                 number = turn[world.rank]
                 batch = make_batch(number, args, pipeline.config)
                 latents, run = pipeline.sample(cache, batch)
-                images = to_uint8(pipeline.decode(latents))
-                for index in wanted[number]:
-                    save_png(image_path(folder, index), images[index - batch.indices[0]])
+                rows = [index - batch.indices[0] for index in wanted[number]]
+                images = decode_finite(pipeline, latents)[rows]
+                failed = save_finite(folder, wanted[number], images)
                 record = run.record()
             bar.update(sum(len(wanted[number]) for number in turn))
-    return record
+    return record, failed
 
 
 # -------------------------------------------------------------------------------------------------------------- command
@@ -196,19 +205,20 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     config, chosen = config_of(args), caches(args)
     if len(chosen) > 1:
-        raise ValueError(
+        raise UserError(
             f"one cache is sampled at a time, these are {len(chosen)}: {', '.join(chosen)}; name one method and interval"
         )
-    cache = fold_alike(*chosen.values(), args.per_proc_batch_size)
-    folder = args.sample_dir / folder_name(args, cache)
-    npz = folder.with_name(folder.name + ".npz")
-    settings, shape = settings_of(args, config, cache), image_shape(config)
+    ((label, cache),) = chosen.items()
+    count, shape = args.num_fid_samples, config.image_shape
+    check_number(count)
+    name = folder_name(args, cache)
+    folder, settings = args.sample_dir / name, settings_of(args, config)
     if args.dry_run:
-        size = {"num_samples": args.num_fid_samples, "per_proc_batch_size": args.per_proc_batch_size}
-        print(json.dumps({"settings": settings, **size, "folder": str(folder), "npz": str(npz)}, indent=2))
+        shown = {"num_samples": count, "folder": str(folder), "npz": str(npz_path(folder, count))}
+        full_steps = list(cache.plan(args.num_sampling_steps).full_steps)
+        print(json.dumps({"settings": settings, "cache": label, "full_steps": full_steps, **shown}, indent=2))
         return
 
-    fix_summation_order()
     world = start_world(args.device)
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = (
         "tf32" if args.tf32 else "ieee"
@@ -216,46 +226,63 @@ def main(argv: list[str] | None = None) -> None:
     if world.is_main and not args.json:
         show_log()
 
-    def prepare() -> None:
+    def prepare() -> dict[str, Any]:
+        """Refuse what can be refused before anything is made; the claim of the folder, which is then this run's."""
         writable_directory(folder)
-        find_dit(config, args.ckpt)  # one process downloads what the others then load
+        check_space(args.sample_dir, count * math.prod(shape), f"the .npz of {count} images")
+        contents = digests(find_everything(args, config))  # one process downloads what the others then load
+        dtype = PRECISIONS[args.precision]
+        claim = make_claim(
+            settings, contents, cache, args.num_sampling_steps, args.accumulator_dtype, dtype, world.device
+        )
+        claim_samples(
+            args.sample_dir,
+            {name: claim},
+            has_samples=lambda _: any(folder.glob("*.png")),
+            flag="--sample-dir",
+            alone=True,
+        )
+        clear_partial(folder)
+        clear_partial(args.sample_dir, folder.with_name(f"{name}.npz"))
+        return claim
 
-    on_main(world, prepare)
-    pipeline = Pipeline(args, world.device)
-    claimed = {**settings, "weights": weights_digest(pipeline.model)}
-    on_main(world, lambda: claim_folder(folder, claimed, flag="--sample-dir"))
-    if not (folder / "settings.json").is_file():
-        raise ValueError(f"process {world.rank} does not see {folder}; --sample-dir must be shared by all nodes")
-    missing = find_missing(folder, args.num_fid_samples, shape, world)
+    claim = on_main(world, prepare)
+    if not folder.is_dir():
+        raise UserError(f"process {world.rank} does not see {folder}; --sample-dir must be shared by all nodes")
+    missing = find_missing(folder, count, shape, world)
     began = time.perf_counter()
-    run = make_samples(pipeline, cache, missing, folder, args.num_fid_samples - len(missing), world)
-    world.barrier()
+    run, failed = None, []
+    if missing:
+        pipeline = Pipeline(args, world.device)
+        run, failed = make_samples(pipeline, cache, missing, folder, count - len(missing), world)
+    failed = [index for share in gather(failed, world) for index in share]
     if not world.is_main:
         return
+    if failed:
+        raise UserError(failure_message({label: failed}))
     seconds = time.perf_counter() - began
-    npz_shape = (args.num_fid_samples, *shape[:2], 3)
-    write_npz(npz, kept_images(folder, args.num_fid_samples, shape), npz_shape)
+    npz, npz_shape = npz_path(folder, count), (count, *shape[:2], 3)
+    write_npz(npz, kept_images(folder, count, shape), npz_shape)
     record = {
         "command": "TaylorSeer-DiT/sample_ddp.py",
-        "settings": json.loads((folder / "settings.json").read_text()),
+        "settings": claim,
         "units": "seconds: from the first model call to the last file, of the samples made by this run of the command",
-        "num_samples": args.num_fid_samples,
+        "num_samples": count,
         "num_made": len(missing),
         "seconds": seconds,
-        "per_proc_batch_size": args.per_proc_batch_size,
         "num_processes": world.size,
         "ckpt": str(args.ckpt) if args.ckpt else None,
         "npz": str(npz),
         "npz_shape": npz_shape,
-        "run": run,
-        "conditions": conditions(world.device, pipeline.model.pos_embed.dtype),
+        "run": run or earlier_run(folder),
+        "conditions": conditions(world.device, PRECISIONS[args.precision]),
     }
-    write_json(folder / "record.json", record)
+    write_json(record_path(folder), record)
     if args.json:
         print(json.dumps(record))
         return
-    print(f"{args.num_fid_samples} images, {len(missing)} made now in {seconds:.1f} s by {world.size} process(es)")
-    print(f"images: {folder}\nnpz: {npz}\nrecord: {folder / 'record.json'}")
+    print(f"{count} images, {len(missing)} made now in {seconds:.1f} s by {world.size} process(es)")
+    print(f"images: {folder}\nnpz: {npz}\nrecord: {record_path(folder)}")
 
 
 if __name__ == "__main__":

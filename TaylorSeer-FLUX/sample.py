@@ -4,7 +4,9 @@ Image i is that of prompt i and depends on its prompt, --seed and i alone. A kil
 the processes share the prompts.
 """
 
-from evaluation.images import ImageJob, add_image_flags, run
+from seerkit.cli import Parser, run_command  # isort: skip
+
+from evaluation.images import ImageJob, add_image_flags, emoji_judge, run
 from evaluation.jobs import output_folder
 from flux.command import (
     EMBEDDED,
@@ -16,7 +18,6 @@ from flux.command import (
     prompts_of,
     settings_of,
 )  # fmt: skip
-from seerkit.cli import Parser, run_command
 
 EXAMPLES = """
 python TaylorSeer-FLUX/sample.py --compare
@@ -43,8 +44,9 @@ def main(argv: list[str] | None = None) -> None:
             settings=settings,
             sizes={"height": args.height, "width": args.width},
             out=output_folder(args.output_dir, "flux", settings),
-            scored=args.model_name == EMBEDDED,
-            find=lambda: find_everything(args),
+            flag="--output_dir",
+            find=lambda _: find_everything(args),
+            make_judge=emoji_judge if args.model_name == EMBEDDED else None,
             make_pipeline=lambda batches, device: Pipeline(args, batches, device),
         )
     )

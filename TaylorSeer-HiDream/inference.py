@@ -1,21 +1,26 @@
 """One image of one prompt, with TaylorSeer or the caching method that is asked for, and what it cost."""
 
+from seerkit.cli import Parser, run_command, show_log  # isort: skip
+
 import json
 from pathlib import Path
 
+from torch import Tensor
+
+from cache_dic import UserError
 from evaluation.backbones import count_caches
-from evaluation.images import png_settings
+from evaluation.images import decode_finite, png_settings
+from evaluation.jobs import check_memory, failure_message
 from hidream.command import Pipeline, add_flags, caches, fill_defaults, find_everything, settings_of, sizes_of
 from hidream.weights import REPOS
-from seerkit.cli import PRECISIONS, Parser, run_command, show_log
 from seerkit.compare import run_caches
 from seerkit.distributed import resolve_device
+from seerkit.dtypes import PRECISIONS
 from seerkit.emoji import PROMPTS
 from seerkit.files import writable_directory
-from seerkit.media import save_png, to_uint8
-from seerkit.prompts import make_batches, read_prompts
+from seerkit.media import finite_rows, save_png, to_uint8
+from seerkit.prompts import Batch, make_batches, read_prompts
 from seerkit.report import make_rows
-from seerkit.seeds import fix_summation_order
 
 EXAMPLES = """
 python TaylorSeer-HiDream/inference.py
@@ -37,12 +42,14 @@ def main(argv: list[str] | None = None) -> None:
     add_flags(parser)
     parser.set_defaults(batch_size=1)
     args = parser.parse_args(argv)
+    if args.telemetry:
+        raise UserError("--telemetry has no effect on a single image, which has no record; use sampling.py")
     fill_defaults(args)
     chosen = caches(args)
     if len(chosen) > 1:
-        raise ValueError(f"{', '.join(chosen)} would make {len(chosen)} images; ask for one, or use sampling.py")
+        raise UserError(f"{', '.join(chosen)} would make {len(chosen)} images; ask for one, or use sampling.py")
     if args.output.suffix != ".png" or args.output.is_dir():
-        raise ValueError(f"--output {args.output} cannot be written; name a file that ends in .png")
+        raise UserError(f"--output {args.output} cannot be written; name a file that ends in .png")
     if args.prompt is None:
         args.prompt = PROMPT if args.model_name in REPOS else read_prompts(PROMPTS)[0]
     counts = count_caches(args.model_name, chosen, args.num_steps, PRECISIONS[args.precision], **sizes_of(args))
@@ -51,17 +58,25 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps({"settings": settings, "output": str(args.output), "image": counts}, indent=2))
         return
 
-    fix_summation_order()
     device = resolve_device(args.device)
+    check_memory(counts, device)
     writable_directory(args.output.parent)
     find_everything(args)
     show_log()
     batches = make_batches([args.prompt], args.batch_size)
     pipeline = Pipeline(args, batches, device)
-    outcomes = run_caches(chosen, batches, pipeline.sample, num_steps=args.num_steps, device=device)
+
+    def keep(label: str, batch: Batch, latents: Tensor) -> list[int]:
+        images = decode_finite(pipeline, latents)
+        if finite_rows(images) != [True]:
+            return batch.indices
+        save_png(args.output, to_uint8(images)[0], png_settings(settings, label=label, prompt=args.prompt, index=0))
+        return []
+
+    outcomes = run_caches(chosen, batches, pipeline.sample, num_steps=args.num_steps, device=device, keep=keep)
     ((label, outcome),) = outcomes.items()
-    (pixels,) = to_uint8(pipeline.decode(*outcome.latents))
-    save_png(args.output, pixels, png_settings(settings, label=label, prompt=args.prompt, index=0))
+    if outcome.failed:
+        raise UserError(failure_message({label: outcome.failed}))
 
     (row,) = make_rows(chosen, args.num_steps, outcomes, counts, {label: {}})
     print(f"{args.model_name}, {label}: {args.prompt}")

@@ -5,7 +5,9 @@ there --num_images_per_prompt times, and depends on its prompt, --seed and i alo
 torchrun the processes share the prompts.
 """
 
-from evaluation.images import ImageJob, add_image_flags, run
+from seerkit.cli import Parser, run_command  # isort: skip
+
+from evaluation.images import ImageJob, add_image_flags, emoji_judge, run
 from evaluation.jobs import output_folder, repeated
 from hidream.command import (
     EMBEDDED,
@@ -19,7 +21,6 @@ from hidream.command import (
     settings_of,
     sizes_of,
 )
-from seerkit.cli import Parser, run_command
 
 EXAMPLES = """
 python TaylorSeer-HiDream/sampling.py --compare
@@ -47,8 +48,9 @@ def main(argv: list[str] | None = None) -> None:
             settings=settings,
             sizes=sizes_of(args),
             out=output_folder(args.output_dir, "hidream", settings),
-            scored=args.model_name == EMBEDDED,
-            find=lambda: find_everything(args),
+            flag="--output_dir",
+            find=lambda _: find_everything(args),
+            make_judge=emoji_judge if args.model_name == EMBEDDED else None,
             make_pipeline=lambda batches, device: Pipeline(args, batches, device),
         )
     )

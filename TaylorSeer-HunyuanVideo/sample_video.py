@@ -5,8 +5,10 @@ prompt, --seed and i alone. A killed run goes on with --resume; under torchrun t
 --ulysses-degree and --ring-degree every video.
 """
 
-from evaluation.jobs import output_folder, repeated
-from evaluation.videos import VideoJob, add_video_flags, run
+from seerkit.cli import Parser, run_command  # isort: skip
+
+from evaluation.jobs import output_folder
+from evaluation.videos import VideoJob, add_video_flags, list_samples, run
 from hunyuan_video.command import (
     Pipeline,
     add_flags,
@@ -17,13 +19,13 @@ from hunyuan_video.command import (
     sequence_parallel,
     settings_of,
 )
-from hunyuan_video.config import USAGE
-from seerkit.cli import Parser, run_command
+from hunyuan_video.config import USAGE, latent_shape
+from seerkit.media import video_facts
 
 EXAMPLES = """
 python TaylorSeer-HunyuanVideo/sample_video.py --compare
 python TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --video-size 480 640 --video-length 65 --infer-steps 50 --flow-reverse --prompt "a cat walks on the grass" --use-cpu-offload
-python TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --prompt-file vbench.txt --samples-per-prompt 5 --seed 42 --vbench --resume
+python TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --prompt-file VBench_full_info.json --samples-per-prompt 5 --seed 42 --vbench --resume
 torchrun --nproc_per_node=8 TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --video-size 720 1280 --video-length 129 --ulysses-degree 8 --ring-degree 1 --prompt "a cat walks on the grass"
 """  # noqa: E501
 
@@ -34,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     add_video_flags(parser)
     args = parser.parse_args(argv)
     fill_defaults(args)
-    prompts = repeated(prompts_of(args), args.samples_per_prompt)
-    settings = settings_of(args, prompts)
+    prompts, names = list_samples(args, prompts_of(args))
+    settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
     height, width = args.video_size
     run(
         VideoJob(
@@ -51,6 +53,9 @@ def main(argv: list[str] | None = None) -> None:
                 "text_tokens": USAGE[args.model].text_tokens,
             },
             out=output_folder(args.save_path, "hunyuan", settings),
+            flag="--save-path",
+            names=names,
+            latent_shape=latent_shape(args.model, height, width, args.video_length),
             sequence_parallel=sequence_parallel(args),
             find=lambda world: find_everything(args, world),
             make_pipeline=lambda world: Pipeline(args, world),

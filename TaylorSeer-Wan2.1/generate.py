@@ -5,13 +5,16 @@ Takes the official command line of Wan2.1 and the flags of the caches. Video i i
 --ulysses_size and --ring_size every video.
 """
 
+from seerkit.cli import Parser, run_command  # isort: skip
+
 import shutil
 from pathlib import Path
 
-from evaluation.jobs import output_folder, repeated
-from evaluation.videos import VideoFolder, VideoJob, add_video_flags, run, video_names
-from seerkit.cli import Parser, run_command
+from cache_dic import UserError
+from evaluation.jobs import output_folder
+from evaluation.videos import VideoFolder, VideoJob, add_video_flags, list_samples, run
 from seerkit.files import writable_directory, written_whole
+from seerkit.media import video_facts
 from wan.command import (
     Pipeline,
     add_flags,
@@ -22,6 +25,7 @@ from wan.command import (
     sequence_parallel,
     settings_of,
 )
+from wan.config import latent_shape
 
 EXAMPLES = """
 python TaylorSeer-Wan2.1/generate.py --compare
@@ -34,47 +38,50 @@ torchrun --nproc_per_node=8 TaylorSeer-Wan2.1/generate.py --task t2v-14B --size 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, EXAMPLES)
     add_flags(parser)
-    add_video_flags(parser)
+    add_video_flags(parser, quality=8)
     args = parser.parse_args(argv)
     fill_defaults(args)
-    prompts, chosen = repeated(prompts_of(args), args.samples_per_prompt), caches(args)
+    (prompts, names), chosen = list_samples(args, prompts_of(args)), caches(args)
     if args.save_file and len(prompts) * len(chosen) > 1:
-        raise ValueError(
+        raise UserError(
             f"--save_file {args.save_file} is one video, and {len(prompts) * len(chosen)} are made; use --output-dir"
         )
     if args.save_file and not args.dry_run:
         check_save_file(args.save_file)
-    settings = settings_of(args, prompts)
-    out = output_folder(args.output_dir, "wan", settings)
-    record = run(
-        VideoJob(
-            command="TaylorSeer-Wan2.1/generate.py",
-            args=args,
-            prompts=prompts,
-            caches=chosen,
-            settings=settings,
-            sizes={
-                "height": args.height,
-                "width": args.width,
-                "frames": args.frame_num,
-                "cfg_scale": args.sample_guide_scale,
-            },
-            out=out,
-            sequence_parallel=sequence_parallel(args),
-            find=lambda world: find_everything(args, world),
-            make_pipeline=lambda world: Pipeline(args, world),
-        )
+    settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
+    job = VideoJob(
+        command="TaylorSeer-Wan2.1/generate.py",
+        args=args,
+        prompts=prompts,
+        caches=chosen,
+        settings=settings,
+        sizes={
+            "height": args.height,
+            "width": args.width,
+            "frames": args.frame_num,
+            "cfg_scale": args.sample_guide_scale,
+        },
+        out=output_folder(args.output_dir, "wan", settings),
+        flag="--output-dir",
+        names=names,
+        latent_shape=latent_shape(args.model_name, args.height, args.width, args.frame_num),
+        sequence_parallel=sequence_parallel(args),
+        find=lambda world: find_everything(args, world),
+        make_pipeline=lambda world: Pipeline(args, world),
     )
+    record = run(job)
     if record and args.save_file:
         (label,) = chosen
         with written_whole(args.save_file) as temporary:
-            shutil.copyfile(VideoFolder(out, label, video_names(args, prompts)).video(0), temporary)
+            shutil.copyfile(VideoFolder(job, label).video(0), temporary)
 
 
 def check_save_file(path: Path) -> None:
-    """ValueError, before anything is made, for a file that could not be written."""
+    """UserError, before anything is made, for a file that could not be written."""
     if path.is_dir():
-        raise ValueError(f"--save_file {path} is a folder; name a file in it, such as {path / 'video.mp4'}")
+        raise UserError(f"--save_file {path} is a folder; name a file in it, such as {path / 'video.mp4'}")
+    if path.suffix.lower() != ".mp4":
+        raise UserError(f"--save_file {path} is an MP4; name a file that ends in .mp4")
     writable_directory(path.parent)
 
 

@@ -1,30 +1,42 @@
-"""For all tests: gpu tests skip with their reason, slow ones go first and have longer, `need` for optional packages.
+"""For all tests: one environment, no trace of one test in the next, reasons for skipping, `need` for optional packages.
 
 And what tests of several backbones set up or check alike: places without checkpoints, tiny encoders, tables, first weights.
 """
+
+import os
+
+# Before torch is loaded. Workers and the processes they start would wait for each other's threads if each had one a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import seerkit.cli  # noqa: F401, settles the rest of the environment  # isort: skip
 
 import functools
 import importlib
 import importlib.util
 import logging
-import os
 import string
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cache_dic import METHODS
 from seerkit import modulation, weights
 from seerkit.autoencoders import FLUX_CONFIG
+from seerkit.emoji import STYLES
+from seerkit.emoji_training import SHOWN
+from seerkit.minilm import WIDTH, TextTable
 from seerkit.text import CLIP_LENGTH
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TIMEOUT_S = 900
+EMOJI_SIZE = 8  # pixels
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,18 +46,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
-    # Stable, so that every worker sees one order; a slow test begun last would keep the others waiting.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    # A slow test begun last would keep the others waiting. Whole files, so that what their tests share is made once.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
+    """Numbers drawn without a generator depend on the fixture, or on the test, that draws them; not on what ran before."""
+    torch.manual_seed(zlib.crc32(fixturedef.argname.encode()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    torch.manual_seed(zlib.crc32(item.nodeid.encode()))
 
 
 @pytest.fixture(autouse=True)
-def _log_as_it_was() -> Iterator[None]:
-    """Undo what a command run in this process does to the log (`seerkit.cli.show_log`)."""
-    logger = logging.getLogger("cache_dic")
+def _process_as_it_was() -> Iterator[None]:
+    """Undo what a test leaves in this process: the log of a command (`seerkit.cli.show_log`), methods, torch's settings."""
+    logger, threads, methods = logging.getLogger("cache_dic"), torch.get_num_threads(), dict(METHODS)
     level, handlers = logger.level, list(logger.handlers)
+    kernels = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    precisions = [kernel.fp32_precision for kernel in kernels]
     yield
     logger.setLevel(level)
     logger.handlers[:] = handlers
+    METHODS.clear()
+    METHODS.update(methods)
+    torch.set_num_threads(threads)
+    for kernel, precision in zip(kernels, precisions, strict=True):
+        kernel.fp32_precision = precision
+
+
+@pytest.fixture
+def num_graphs() -> Iterator[Callable[[], int]]:
+    """`num_graphs()`: how many have been compiled in this test, whatever others have compiled; a break is an error."""
+    torch.compiler.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+
+    def count() -> int:
+        assert not counters["graph_break"]
+        return counters["stats"]["unique_graphs"]
+
+    yield count
+    torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")
@@ -224,3 +270,31 @@ def check_initial_weights() -> Callable[..., None]:
         assert not torch.equal(model.get_parameter(name), other.get_parameter(name))
 
     return check
+
+
+@pytest.fixture(scope="session")
+def emoji_folder(tmp_path_factory) -> Path:
+    """Images of one colour a label under the file names of the real set; the number of an image is its first pixel.
+
+    20 labels in two styles to train on and in the held-out one; two labels that are held out, being in five styles.
+    """
+    folder = tmp_path_factory.mktemp("emoji")
+    labels = [*SHOWN, *(f"thing {i}" for i in range(12)), "unseen", "unseen too"]
+    styles = list(STYLES.values())
+    common = [styles.index(name) for name in ("twemoji flat", "noto", "emojione")]
+    pairs = [(label, style) for label in range(20) for style in common]
+    pairs += [(label, style) for label in (20, 21) for style in range(5)]
+    draw = np.random.default_rng(0)
+    colours = draw.integers(0, 256, (len(labels), 1, 1, 3), dtype=np.uint8)
+    images = np.concatenate([colours[label].repeat(EMOJI_SIZE, 0).repeat(EMOJI_SIZE, 1)[None] for label, _ in pairs])
+    images[:, 0, 0] = np.arange(len(pairs))[:, None]
+    label, style = np.array(pairs, np.int32).T
+    names = {"labels": np.array(labels), "styles": np.array(styles)}
+    none = np.array([""] * len(labels))
+    np.savez(folder / "emoji-32.npz", images=images, label=label, style=style, chars=none, groups=none, **names)
+    texts, g = [*labels, *styles], torch.Generator().manual_seed(0)
+    lengths = 1 + torch.arange(len(texts)) % 3
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    tokens = torch.randn(int(offsets[-1]), WIDTH, generator=g)
+    TextTable(texts, tokens, offsets, torch.randn(len(texts), WIDTH, generator=g)).save(folder / "text.safetensors")
+    return folder

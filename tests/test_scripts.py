@@ -15,7 +15,7 @@ COMMANDS = sorted(
     file
     for root in ("TaylorSeer*", "eval")
     for file in ROOT.glob(f"{root}/**/*.py")
-    if 'if __name__ == "__main__"' in file.read_text()
+    if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
 )
 
 # Stands in for python in an environment: makes environments and "installs" by writing down what it was asked for.
@@ -29,6 +29,11 @@ case "$1 $2" in
   "-c "*) ;;
   "scripts/unmet_requirements.py "*) if [[ -s "$LOG" ]]; then echo -n "$STUCK"; else echo -n "$UNMET"; fi ;;
   TaylorSeer-* | "-m torch.distributed.run") printf '%s|' "$@" >>"$LOG"; echo "${OMP_NUM_THREADS:-all}" >>"$LOG" ;;
+  eval/flops.py*)
+    echo "flops ${@:2}" >>"$LOG"
+    [[ $(grep -c ^flops "$LOG") != "$FAIL_AT" ]] || exit 2
+    echo "${@:4}" >>"$3" ;;
+  eval/tables.py*) echo "table ${@:2}" ;;
   "-V ") echo "Python 3.${OLD:-11}.0" ;;
   *) exit 9 ;;
 esac
@@ -58,7 +63,7 @@ class Checkout:
 
     def bash(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         environment = {"PATH": f"{self.fake}:/usr/bin:/bin", "LOG": str(self.log)}
-        environment |= dict.fromkeys(("FAIL", "OLD", "UNMET", "STUCK", "CUDA"), "")
+        environment |= dict.fromkeys(("FAIL", "FAIL_AT", "OLD", "UNMET", "STUCK", "CUDA"), "")
         command = ["bash", *arguments]
         return subprocess.run(
             command, cwd="/", env={**environment, **variables}, capture_output=True, text=True, check=False
@@ -67,12 +72,13 @@ class Checkout:
     def run(self, script: str, *arguments: str, **variables: str) -> list[str]:
         """What a script of ours does after setup, the arguments of each python command with bars between."""
         path = self.root / "scripts" / script
-        for name in (script, "train_embedded.sh"):
+        for name in (script, "train_embedded.sh", "count_flops.sh"):
             shutil.copy(ROOT / "scripts" / name, path.with_name(name))
         for data in ("fashion_mnist", "emoji"):
             path.with_name(f"get_{data}.sh").write_text(f'echo "fetch {data}" >>"$LOG"')
-        done = self.bash(str(path), *arguments, **variables)
-        assert done.returncode == 0, done.stderr
+        self.done = self.bash(str(path), *arguments, **variables)
+        if not variables.get("FAIL_AT"):
+            assert self.done.returncode == 0, self.done.stderr
         return [line for line in self.did if line.startswith(("fetch ", "TaylorSeer-", "-m|torch.distributed.run"))]
 
     def setup(self, **variables: str) -> subprocess.CompletedProcess:
@@ -247,6 +253,30 @@ def test_train_scripts_share_the_batch_between_processes_on_a_cpu(checkout, scri
     assert checkout.run(script, PROCESSES="4", CUDA="1", **given)[3:] == [f"{command}|all"]
 
 
+COUNTED = {  # script: runs by record
+    "dit": {"flops": 6}, "flux": {"flops": 11}, "hidream": {"flops": 11}, "hunyuan": {"flops": 5, "flops-720p": 1},
+    "wan": {"flops": 5, "flops-14b-720p": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "records"), COUNTED.items(), ids=COUNTED)
+def test_a_count_that_fails_leaves_the_record_of_before(checkout, tmp_path, name, records):
+    script, folder = f"reproduce_{name}_flops.sh", tmp_path / "my results" / name
+    folder.mkdir(parents=True)
+    for record in records:
+        (folder / f"{record}.json").write_text("old")
+    for at in (2, sum(records.values())):
+        checkout.log.write_text("")
+        checkout.run(script, str(folder.parent), FAIL_AT=str(at))
+        assert checkout.done.returncode == 2
+        assert [line.split()[0] for line in checkout.did].count("flops") == at
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {f"{r}.json": "old" for r in records}
+    checkout.run(script, str(folder.parent))
+    assert checkout.done.stdout == f"table --results {folder.parent} --print {name}-flops\n"
+    made = {path.stem: len(path.read_text().splitlines()) for path in folder.iterdir()}
+    assert made == records, "all rows of a record are new, and nothing else is there"
+
+
 def test_unmet_requirements_are_those_missing_or_of_another_version():
     unmet = runpy.run_path(str(ROOT / "scripts" / "unmet_requirements.py"))["unmet"]
     project = {
@@ -266,11 +296,14 @@ def test_this_environment_meets_the_requirements():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_command_explains_itself(command, tmp_path):
-    done = subprocess.run(
-        [sys.executable, command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
-    assert "examples:" in done.stdout
+def test_command_explains_itself(command, tmp_path, monkeypatch, capsys):
+    """In this process, where torch is loaded already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(command), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(command), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert (stop.value.code, err) == (0, "")
+    assert "usage:" in out
+    assert "examples:" in out
     assert list(tmp_path.iterdir()) == []

@@ -1,27 +1,33 @@
 """What sample.py and sample_ddp.py share: flags that choose model, sampler and classes, and what they make."""
 
 import argparse
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run
+from cache_dic import Cache, Run, UserError
+from cache_dic.errors import shown
 from dit.config import CONFIGS, DiTConfig, dit_config
-from dit.decode import VAES, Decoder, load_decoder
+from dit.decode import VAES, Decoder, find_vae, load_decoder
 from dit.model import DiT
 from dit.sampler import Sampler
-from dit.weights import load_dit
+from dit.weights import find_dit, load_dit
 from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int
+from seerkit.cli import Parser, device_name, guidance_weight, non_negative_int, positive_int
+from seerkit.dtypes import PRECISIONS
 from seerkit.fashion_mnist import CLASS_NAMES
+from seerkit.prompts import Batch
 from seerkit.seeds import SampleGenerators
+from seerkit.weights import checkpoint_files, find_all
 
 EMBEDDED = "fashion-mnist"
+DEFAULT_VAE = "ema"
 DEFAULTS = {"interval": 4, "max_order": 4, "warmup_steps": 2}  # the authors' recommendation for DiT
 PAPER_ORDERS = {3: 3, 4: 4, 5: 3}  # order by interval in the paper's DiT table
 IMAGENET_SHOWN = [207, 360, 387, 974, 88, 979, 417, 279]  # the classes of the official sample.py
@@ -36,11 +42,11 @@ def add_model_flags(parser: Parser, *, guidance_scale: float) -> None:
     parser.add_argument("--num-classes", type=positive_int, help="of the model; checked against it")
     parser.add_argument("--ckpt", type=Path, help="checkpoint file or folder (default: the embedded or published one)")
     parser.add_argument(
-        "--vae", default="ema", help=f"{', '.join(VAES)}, a folder or a hub repository; latent models only"
+        "--vae", help=f"{', '.join(VAES)}, a folder or a hub repository; of latent models (default: {DEFAULT_VAE})"
     )
     parser.add_argument("--num-sampling-steps", type=positive_int, default=50)
     parser.add_argument(
-        "--cfg-scale", type=positive_float, default=guidance_scale, help="guidance weight; 1 switches it off"
+        "--cfg-scale", type=guidance_weight, default=guidance_scale, help="guidance weight; 1 switches it off"
     )
     parser.add_argument("--guide-all-channels", action="store_true", help="guide the fourth latent channel, too")
     solver = parser.add_mutually_exclusive_group()
@@ -49,7 +55,7 @@ def add_model_flags(parser: Parser, *, guidance_scale: float) -> None:
     parser.add_argument(
         "--seed", "--global-seed", type=non_negative_int, default=0, help="sample i depends on seed and i alone"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
     add_cache_flags(parser, **DEFAULTS)
@@ -67,10 +73,18 @@ def caches(args: argparse.Namespace) -> dict[str, Cache]:
 
 
 def config_of(args: argparse.Namespace) -> DiTConfig:
-    """The configuration that the flags ask for; ValueError if --num-classes is not its own."""
+    """The configuration that the flags ask for; UserError for what does not suit it."""
     config = dit_config(args.model, image_size=args.image_size)
     if args.num_classes not in (None, config.num_classes):
-        raise ValueError(f"--num-classes {args.num_classes} does not fit {args.model}, which has {config.num_classes}")
+        raise UserError(f"--num-classes {args.num_classes} does not fit {args.model}, which has {config.num_classes}")
+    if not config.is_latent:
+        for flag, given in (("--vae", args.vae), ("--guide-all-channels", args.guide_all_channels)):
+            if given:
+                raise UserError(f"{flag} has no effect on {args.model}, a model of pixels; leave it out")
+    elif args.guide_all_channels and args.cfg_scale == 1:
+        raise UserError("--guide-all-channels has no effect with --cfg-scale 1, which is no guidance; leave it out")
+    elif args.vae is None:
+        args.vae = DEFAULT_VAE
     return config
 
 
@@ -87,20 +101,21 @@ def chosen_classes(text: str | None, config: DiTConfig) -> list[int]:
         return IMAGENET_SHOWN if config.num_classes == 1000 else list(range(config.num_classes))
     chosen = []
     for part in (part.strip() for part in text.split(",")):
-        number = names.index(part) if part in names else int(part) if part.isdecimal() else -1
+        is_number = re.fullmatch(r"\d{1,9}", part, re.ASCII)
+        number = names.index(part) if part in names else int(part) if is_number else -1
         if not 0 <= number < config.num_classes:
             known = f" or a name: {', '.join(names)}" if names[0] != "0" else ""
-            raise ValueError(f"class {part!r} is not known; give numbers 0 … {config.num_classes - 1}{known}")
+            raise UserError(f"class {shown(part)} is not known; give numbers 0 … {config.num_classes - 1}{known}")
         chosen.append(number)
     return chosen
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Samples to make together: their indices, which give the noise, and their classes."""
-
-    indices: list[int]
-    classes: list[int]
+def find_everything(args: argparse.Namespace, config: DiTConfig) -> dict[str, list[Path]]:
+    """Find, or download, all files of the model, by the part that they are of; FileNotFoundError for what is missing."""
+    searches = {"transformer": lambda: checkpoint_files(find_dit(config, args.ckpt))}
+    if config.is_latent:
+        searches["autoencoder"] = lambda: find_vae(args.vae)
+    return find_all(args.model, searches)
 
 
 class Pipeline:
@@ -108,6 +123,7 @@ class Pipeline:
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.device, self.config = args, device, config_of(args)
+        self.numbers = {name: number for number, name in enumerate(class_names(self.config))}
         dtype = PRECISIONS[args.precision]
         self.model: DiT = load_dit(self.config, args.ckpt, device=device, dtype=dtype, attention=args.attention)
         self.decoder: Decoder = load_decoder(self.config, args.vae, device)
@@ -116,12 +132,15 @@ class Pipeline:
     def sample(
         self, cache: Cache | None, batch: Batch, callback: Callable[[int, Tensor], None] | None = None
     ) -> tuple[Tensor, Run]:
-        """Final latents (B, C, H, W) in float32 and the run; a sample's noise comes from its own index."""
+        """Final latents (B, C, H, W) in float32 and the run; a sample's noise comes from its own index.
+
+        The prompts of the batch are names of classes.
+        """
         generators = SampleGenerators(self.args.seed, batch.indices)
         noise = generators.randn(
             self.config.in_channels, self.config.input_size, self.config.input_size, device=self.device
         )
-        y = torch.tensor(batch.classes, device=self.device)
+        y = torch.tensor([self.numbers[name] for name in batch.prompts], device=self.device)
         return self.sampler.run(noise, y, cache=cache, generators=generators, callback=callback)
 
     @torch.inference_mode()
@@ -149,5 +168,5 @@ def resolved(args: argparse.Namespace, config: DiTConfig) -> dict[str, Any]:
         "attention": args.attention,
         "seed": args.seed,
         "ckpt": str(args.ckpt) if args.ckpt else None,
-        "vae": args.vae if config.in_channels == 4 else None,
+        "vae": args.vae,
     }

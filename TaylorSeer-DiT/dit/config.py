@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+from cache_dic import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
     """Shape of a DiT (facebookresearch/DiT models.py); field names are the official constructor's.
 
-    Raises ValueError naming the field when a value cannot make a model.
+    Raises UserError naming the field when a value cannot make a model.
     """
 
     input_size: int = 32  # side of the square input, in latent (or pixel) units
@@ -24,17 +26,17 @@ class DiTConfig:
     def __post_init__(self) -> None:
         for field in ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes"):
             if getattr(self, field) < 1:
-                raise ValueError(f"DiTConfig.{field} = {getattr(self, field)} must be at least 1")
+                raise UserError(f"DiTConfig.{field} = {getattr(self, field)} must be at least 1")
         if self.input_size % self.patch_size:
-            raise ValueError(
+            raise UserError(
                 f"DiTConfig.input_size = {self.input_size} is not a multiple of patch_size = {self.patch_size}"
             )
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
-            raise ValueError(
+            raise UserError(
                 f"DiTConfig.hidden_size = {self.hidden_size} must be a multiple of 4 and of num_heads = {self.num_heads}"
             )
         if not 0 <= self.class_dropout_prob < 1:
-            raise ValueError(f"DiTConfig.class_dropout_prob = {self.class_dropout_prob} must lie in [0, 1)")
+            raise UserError(f"DiTConfig.class_dropout_prob = {self.class_dropout_prob} must lie in [0, 1)")
 
     @property
     def num_tokens(self) -> int:
@@ -43,6 +45,22 @@ class DiTConfig:
     @property
     def out_channels(self) -> int:
         return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether samples are latents of Stable Diffusion's autoencoder rather than pixels."""
+        return self.in_channels == 4
+
+    @property
+    def pixels_per_unit(self) -> int:
+        """Of the input, along a side."""
+        return 8 if self.is_latent else 1
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3 or 1) of an image in pixels."""
+        side = self.input_size * self.pixels_per_unit
+        return side, side, 3 if self.is_latent else self.in_channels
 
     @property
     def has_null_class(self) -> bool:
@@ -73,13 +91,13 @@ CONFIGS["debug"] = DiTConfig(
 def dit_config(name: str, *, image_size: int | None = None) -> DiTConfig:
     """The configuration called `name`; `image_size` in pixels resizes the latent models (8 pixels a latent unit)."""
     if name not in CONFIGS:
-        raise ValueError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
+        raise UserError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
     config = CONFIGS[name]
     if image_size is None:
         return config
-    unit = 8 if config.in_channels == 4 else 1
+    unit = config.pixels_per_unit
     if image_size < 1 or image_size % (unit * config.patch_size):
-        raise ValueError(
+        raise UserError(
             f"image size {image_size} does not fit {name}: a positive multiple of {unit * config.patch_size} is needed"
         )
     return replace(config, input_size=image_size // unit)

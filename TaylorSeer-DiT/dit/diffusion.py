@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cache_dic import UserError
+
 TRAIN_STEPS = 1000  # of the linear schedule that DiT is trained with
 
 
@@ -26,7 +28,7 @@ def respaced_timesteps(num_steps: int, train_steps: int = TRAIN_STEPS) -> list[i
     respaces with str(num_steps)); this is not DDIM's `range(0, 1000, 20)`.
     """
     if not 1 <= num_steps <= train_steps:
-        raise ValueError(f"number of sampling steps {num_steps} must lie between 1 and {train_steps}")
+        raise UserError(f"number of sampling steps {num_steps} must lie between 1 and {train_steps}")
     stride = (train_steps - 1) / (num_steps - 1) if num_steps > 1 else 1.0
     position, steps = 0.0, []
     for _ in range(num_steps):

@@ -15,19 +15,22 @@ from flux.config import CONFIGS, USAGE, FluxConfig, flux_config, latent_shape
 from flux.decode import ENV as AE
 from flux.decode import find_autoencoder, load_autoencoder
 from flux.sampler import Sampler
-from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders, encode_cached
+from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders
 from flux.weights import ENV, PUBLISHED, REPOS, find_flux, licence_hint, load_flux
 from seerkit.attention import BACKENDS
+from seerkit.autoencoders import autoencoder_files
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int
+from seerkit.cli import Parser, device_name, guidance_weight, non_negative_int, positive_int, refuse_without_effect
 from seerkit.compile import compile_steps
+from seerkit.dtypes import PRECISIONS
 from seerkit.image_command import decode_singly, fill_settings, shipped_or_given_prompts
 from seerkit.minilm import TEXT_TABLE, TextTable
 from seerkit.missing import Part, Repository, find_parts
 from seerkit.offload import offload_modulation, store_fp8
 from seerkit.prompts import Batch
 from seerkit.seeds import SampleGenerators
-from seerkit.text import find_encoder
+from seerkit.text import encoder_files, find_encoder
+from seerkit.weights import checkpoint_files
 
 EMBEDDED = "flux-tiny"
 DEFAULTS = {"interval": 6, "max_order": 2, "warmup_steps": 3}  # the paper's rows; the released script takes order 1
@@ -48,7 +51,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--height", type=positive_int, help="pixels (default: 1024; flux-tiny: 32)")
     parser.add_argument("--num_steps", type=positive_int, help="sampling steps (default: 50; flux-schnell: 4)")
     parser.add_argument(
-        "--guidance", type=positive_float, help="weight that the model takes as an input (default: 3.5; flux-tiny: 3)"
+        "--guidance", type=guidance_weight, help="weight that the model takes as an input (default: 3.5; flux-tiny: 3)"
     )
     parser.add_argument(
         "--seed", type=non_negative_int, default=0, help="image i depends on its prompt, the seed and i alone"
@@ -59,7 +62,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--t5", type=Path, help="folder of the T5-v1.1-XXL encoder")
     parser.add_argument("--clip", type=Path, help="folder of the CLIP-L text encoder")
     parser.add_argument("--embeddings", type=Path, help="folder that keeps prompt embeddings from one run to the next")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision", choices=tuple(PRECISIONS), help="of weights and features (default: bf16; flux-tiny: fp32)"
     )
@@ -78,13 +81,15 @@ def add_flags(parser: Parser) -> None:
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
-    """Set what was not given to the model's own settings; ValueError for a size that does not fit it."""
+    """Set what was not given to the model's own settings; UserError for what does not fit it."""
+    if args.model_name not in REPOS:
+        refuse_without_effect(args, args.model_name, "--ae", "--t5", "--clip", "--embeddings")
     fill_settings(args, USAGE[args.model_name])
     latent_shape(args.model_name, args.height, args.width)
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:
-    """The prompts that the flags ask for; ValueError if there are none or two sources of them."""
+    """The prompts that the flags ask for; UserError if there are none or two sources of them."""
     return shipped_or_given_prompts(args, published=args.model_name in REPOS)
 
 
@@ -95,35 +100,44 @@ def caches(args: argparse.Namespace) -> dict[str, Cache]:
     )
 
 
-def find_everything(args: argparse.Namespace) -> None:
-    """Find, or download, all files of the model; FileNotFoundError with one message for everything that is missing."""
+def find_everything(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Find, or download, all files of the model, by the part that they are of.
+
+    FileNotFoundError with one message for everything that is missing.
+    """
     if args.model_name not in REPOS:
-        find_flux(flux_config(args.model_name), args.ckpt)
-        return
+        transformer = find_flux(flux_config(args.model_name), args.ckpt)
+        return {"transformer": checkpoint_files(transformer), "texts": [TEXT_TABLE]}
     official = PUBLISHED[CONFIGS[args.model_name]][0].name
     repo = REPOS[args.model_name]
     wanted = (official, "ae.safetensors", "text_encoder*/*", "tokenizer*/*")
     repository = Repository(repo, wanted, hint=licence_hint(repo))
     searches = {
-        official: lambda: find_flux(flux_config(args.model_name), args.ckpt),
-        "ae.safetensors": lambda: find_autoencoder(args.model_name, args.ae),
-        "the T5 encoder": lambda: find_encoder(T5, args.t5),
-        "the CLIP encoder": lambda: find_encoder(CLIP, args.clip),
+        official: lambda: checkpoint_files(find_flux(flux_config(args.model_name), args.ckpt)),
+        "ae.safetensors": lambda: autoencoder_files(find_autoencoder(args.model_name, args.ae)),
+        "the T5 encoder": lambda: encoder_files(find_encoder(T5, args.t5)),
+        "the CLIP encoder": lambda: encoder_files(find_encoder(CLIP, args.clip)),
     }
-    find_parts(
+    return find_parts(
         args.model_name,
         [Part(name, repository, search) for name, search in searches.items()],
         flags=f"--ckpt, --ae, --t5, --clip or the variables {ENV[CONFIGS[args.model_name]]} and {AE}",
     )
 
 
-def encode_prompts(args: argparse.Namespace, prompts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """txt (B, L, D) and y (B, V) on the CPU; the encoders, in bf16 whatever --precision, are gone when this returns."""
+def encode_prompts(
+    args: argparse.Namespace, prompts: Sequence[str], device: torch.device
+) -> Callable[[Sequence[str]], tuple[Tensor, Tensor]]:
+    """What gives txt (B, L, D) and y (B, V) of any of the prompts, on the CPU.
+
+    They wait in files; the encoders, in bf16 whatever --precision, are gone when this returns.
+    """
     if args.model_name not in REPOS:
-        return TextTable.load(TEXT_TABLE).encode(prompts)
+        table = TextTable.load(TEXT_TABLE)
+        table.encode(prompts)  # those that are not in it together
+        return table.encode
     encoders = TextEncoders(args.t5, args.clip, max_length=MAX_LENGTH[args.model_name], device=device)
-    cache = encoders.cache(args.embeddings) if args.embeddings else None
-    return encode_cached(prompts, lambda: encoders, cache)
+    return encoders.encode_to_files(prompts, args.embeddings).load_batch
 
 
 class Pipeline:
@@ -135,8 +149,7 @@ class Pipeline:
     def __init__(self, args: argparse.Namespace, batches: Sequence[Batch], device: torch.device) -> None:
         self.args, self.device, self.config = args, device, flux_config(args.model_name)
         prompts = list(dict.fromkeys(prompt for batch in batches for prompt in batch.prompts))
-        txt, y = encode_prompts(args, prompts, device)
-        self.embeddings = {prompt: (txt[i], y[i]) for i, prompt in enumerate(prompts)}
+        self.texts = encode_prompts(args, prompts, device)
         dtype = PRECISIONS[args.precision]
         # What is changed before it goes to the device is loaded on the host.
         made_on_host = args.offload or args.offload_modulation or args.fp8
@@ -159,8 +172,7 @@ class Pipeline:
         """Final latents (B, C, h, w) in float32 and the run; an image's noise comes from its own number."""
         shape = latent_shape(self.args.model_name, self.args.height, self.args.width)
         noise = SampleGenerators(self.args.seed, batch.indices).randn(*shape, device=self.device)
-        txt, y = (torch.stack([self.embeddings[p][part] for p in batch.prompts]) for part in (0, 1))
-        return self.sampler.run(noise, txt, y, cache=cache, callback=callback)
+        return self.sampler.run(noise, *self.texts(batch.prompts), cache=cache, callback=callback)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] on the CPU."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from cache_dic import UserError
 from flux.latents import patch_side
 
 
@@ -9,7 +10,7 @@ from flux.latents import patch_side
 class FluxConfig:
     """Shape of a FLUX transformer (black-forest-labs/flux model.py); field names are the official parameters'.
 
-    Raises ValueError naming the field when a value cannot make a model.
+    Raises UserError naming the field when a value cannot make a model.
     """
 
     in_channels: int = 64  # of an image token: latent channels times patch side squared
@@ -33,18 +34,18 @@ class FluxConfig:
         )  # fmt: skip
         for field in positive:
             if getattr(self, field) < 1:
-                raise ValueError(f"FluxConfig.{field} = {getattr(self, field)} must be at least 1")
+                raise UserError(f"FluxConfig.{field} = {getattr(self, field)} must be at least 1")
         for field in ("depth", "depth_single_blocks"):
             if getattr(self, field) < 0:
-                raise ValueError(f"FluxConfig.{field} = {getattr(self, field)} must be at least 0")
+                raise UserError(f"FluxConfig.{field} = {getattr(self, field)} must be at least 0")
         if self.depth + self.depth_single_blocks < 1:
-            raise ValueError("FluxConfig.depth and depth_single_blocks are both 0; a model needs a block")
+            raise UserError("FluxConfig.depth and depth_single_blocks are both 0; a model needs a block")
         if self.hidden_size % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"FluxConfig.hidden_size = {self.hidden_size} must be a multiple of num_heads = {self.num_heads}"
             )
         if any(dim % 2 for dim in self.axes_dim) or sum(self.axes_dim) != self.head_dim:
-            raise ValueError(
+            raise UserError(
                 f"FluxConfig.axes_dim = {self.axes_dim} must be even numbers with the sum of a head's {self.head_dim} channels"
             )
 
@@ -75,7 +76,7 @@ CONFIGS: dict[str, FluxConfig] = {
 def flux_config(name: str, *, depth: int | None = None) -> FluxConfig:
     """The configuration called `name`; `depth` cuts it to that many double and twice as many single blocks, for trials."""
     if name not in CONFIGS:
-        raise ValueError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
+        raise UserError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
     config = CONFIGS[name]
     return config if depth is None else replace(config, depth=depth, depth_single_blocks=2 * depth)
 
@@ -108,12 +109,12 @@ USAGE: dict[str, Usage] = {
 def latent_shape(name: str, height: int, width: int) -> tuple[int, int, int]:
     """Channels, height and width of the latents of an image of `height` x `width` pixels.
 
-    Raises ValueError where patches do not fill it: FLUX.1 takes multiples of 16.
+    Raises UserError where patches do not fill it: FLUX.1 takes multiples of 16.
     """
     usage = USAGE[name]
     unit = usage.factor * patch_side(CONFIGS[name].in_channels, usage.latent_channels)
     for side, value in (("height", height), ("width", width)):
         if value < 1 or value % unit:
             nearest = max(unit, round(value / unit) * unit)
-            raise ValueError(f"{side} {value} must be a positive multiple of {unit} for {name}; {nearest} is near")
+            raise UserError(f"{side} {value} must be a positive multiple of {unit} for {name}; {nearest} is near")
     return usage.latent_channels, height // usage.factor, width // usage.factor

@@ -6,12 +6,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cache_dic import UserError
+
 
 def patch_side(in_channels: int, latent_channels: int) -> int:
-    """Side of a patch, from the channels of a token and of the latents; ValueError if there is none."""
+    """Side of a patch, from the channels of a token and of the latents; UserError if there is none."""
     side = math.isqrt(max(0, in_channels // latent_channels))
     if side * side * latent_channels != in_channels:
-        raise ValueError(f"latents of {latent_channels} channels cannot be packed into tokens of {in_channels}")
+        raise UserError(f"latents of {latent_channels} channels cannot be packed into tokens of {in_channels}")
     return side
 
 
@@ -19,7 +21,7 @@ def pack(latents: Tensor, patch: int) -> Tensor:
     """Latents (B, C, H, W) -> tokens (B, H/p · W/p, C · p · p), row by row."""
     height, width = latents.shape[-2:]
     if height % patch or width % patch:
-        raise ValueError(f"latents of {height} x {width} cannot be cut into patches of {patch}")
+        raise UserError(f"latents of {height} x {width} cannot be cut into patches of {patch}")
     return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
 
 

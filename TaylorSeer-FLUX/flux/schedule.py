@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from cache_dic import UserError
 from seerkit.flow_solvers import shift_mu, shift_sigmas
 
 
@@ -16,6 +17,6 @@ def shift_times(t: Tensor, mu: float) -> Tensor:
 def sampling_times(num_steps: int, num_tokens: int, *, shift: bool = True) -> Tensor:
     """Times (num_steps + 1,) in float64 from 1, noise, to 0, the image; `shift` for all models but schnell."""
     if num_steps < 1:
-        raise ValueError(f"number of sampling steps {num_steps} must be at least 1")
+        raise UserError(f"number of sampling steps {num_steps} must be at least 1")
     t = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     return shift_times(t, shift_mu(num_tokens)) if shift else t

@@ -2,35 +2,44 @@
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run
+from cache_dic import Cache, Run, UserError
 from hidream.config import CONFIGS, USAGE, latent_shape
 from hidream.decode import ENV as AE
 from hidream.decode import find_autoencoder, load_autoencoder
 from hidream.sampler import Sampler, Texts
-from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, encode_cached
+from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, by_layer
 from hidream.weights import ENV, REPOS, find_hidream, load_hidream
 from seerkit.attention import BACKENDS
+from seerkit.autoencoders import autoencoder_files
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_int
+from seerkit.cli import (
+    MAX_GUIDANCE,
+    Parser,
+    device_name,
+    non_negative_float,
+    non_negative_int,
+    positive_int,
+    refuse_without_effect,
+)
 from seerkit.compile import compile_steps
 from seerkit.distributed import resolve_device
+from seerkit.dtypes import PRECISIONS
 from seerkit.image_command import decode_singly, fill_settings, shipped_or_given_prompts
 from seerkit.minilm import TEXT_TABLE, TextTable
 from seerkit.missing import Part, Repository, find_parts
 from seerkit.offload import nf4_kernels, offload_modulation, store_fp8, store_nf4
 from seerkit.prompts import Batch
 from seerkit.seeds import SampleGenerators
-from seerkit.text import find_encoder
+from seerkit.text import encoder_files, find_encoder
+from seerkit.weights import checkpoint_files
 
 EMBEDDED = "hidream-tiny"
 PREFIX, _, EMBEDDED_TYPE = EMBEDDED.rpartition("-")
@@ -48,7 +57,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--num_steps", type=positive_int, help="sampling steps (default: 50; dev: 28, fast: 16)")
     parser.add_argument(
         "--guidance",
-        type=float,
+        type=non_negative_float,
         help="weight of the prompt over the negative one, none up to 1 (default: 5; dev and fast: 1, tiny: 3)",
     )
     parser.add_argument("--negative_prompt", help="what the second branch is told (default: nothing)")
@@ -62,7 +71,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--clip-g", type=Path, help="folder of the CLIP-bigG text encoder")
     parser.add_argument("--llama", type=Path, help="folder of Llama-3.1-8B-Instruct")
     parser.add_argument("--embeddings", type=Path, help="folder that keeps prompt embeddings from one run to the next")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision", choices=tuple(PRECISIONS), help="of weights and features (default: bf16; tiny: fp32)"
     )
@@ -91,13 +100,17 @@ def add_prompt_flags(parser: Parser) -> None:
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
-    """Set the model, and what was not given to its own settings; ValueError for what does not fit it."""
+    """Set the model, and what was not given to its own settings; UserError for what does not fit it."""
     args.model_name = f"{PREFIX}-{args.model_type}"
+    if args.model_name not in REPOS:
+        refuse_without_effect(args, args.model_name, "--ae", "--t5", "--clip-l", "--clip-g", "--llama", "--embeddings")
     fill_settings(args, USAGE[args.model_name])
-    if not 0 <= args.guidance < math.inf:
-        raise ValueError(f"--guidance {args.guidance} must be finite and at least 0; up to 1 it runs no second branch")
+    if not 0 <= args.guidance <= MAX_GUIDANCE:
+        raise UserError(
+            f"--guidance {args.guidance} must lie between 0 and {MAX_GUIDANCE:g}; up to 1 it runs no second branch"
+        )
     if args.negative_prompt and args.guidance <= 1:
-        raise ValueError(
+        raise UserError(
             f"--negative_prompt {args.negative_prompt!r} has no effect with guidance {args.guidance:g}; give --guidance "
             "above 1"
         )
@@ -106,7 +119,7 @@ def fill_defaults(args: argparse.Namespace) -> None:
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:
-    """The prompts that the flags ask for; ValueError if there are none or two sources of them."""
+    """The prompts that the flags ask for; UserError if there are none or two sources of them."""
     return shipped_or_given_prompts(args, published=args.model_name in REPOS)
 
 
@@ -117,37 +130,53 @@ def caches(args: argparse.Namespace) -> dict[str, Cache]:
     )
 
 
-def find_everything(args: argparse.Namespace) -> None:
-    """Find, or download, all files of the model; FileNotFoundError with one message for everything that is missing.
+def find_everything(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Find, or download, all files of the model, by the part that they are of.
 
-    ValueError for --nf4 where bitsandbytes is missing, or cannot pack on the device.
+    FileNotFoundError with one message for everything that is missing. UserError for --nf4 where bitsandbytes is missing, or
+    cannot pack on the device.
     """
     if args.nf4:
         nf4_kernels(resolve_device(args.device))
     if args.model_name not in REPOS:
-        find_hidream(args.model_name, args.ckpt)
-        return
+        transformer = find_hidream(args.model_name, args.ckpt)
+        return {"transformer": checkpoint_files(transformer), "texts": [TEXT_TABLE]}
     own = Repository(REPOS[args.model_name], ("transformer/*", "vae/*", "text_encoder*/*", "tokenizer*/*"))
     (source,) = LLAMA.sources
     gated = Repository(source.repo, source.patterns, hint=LLAMA.hint)
     given = {T5: args.t5, CLIP_L: args.clip_l, CLIP_G: args.clip_g, LLAMA: args.llama}
     parts = [
-        Part("the transformer", own, lambda: find_hidream(args.model_name, args.ckpt)),
-        Part("the autoencoder", own, lambda: find_autoencoder(args.model_name, args.ae)),
+        Part("the transformer", own, lambda: checkpoint_files(find_hidream(args.model_name, args.ckpt))),
+        Part("the autoencoder", own, lambda: autoencoder_files(find_autoencoder(args.model_name, args.ae))),
         *(
-            Part(f"the {encoder.name}", gated if encoder is LLAMA else own, partial(find_encoder, encoder, folder))
+            Part(
+                f"the {encoder.name}",
+                gated if encoder is LLAMA else own,
+                lambda encoder=encoder, folder=folder: encoder_files(find_encoder(encoder, folder)),
+            )
             for encoder, folder in given.items()
         ),
     ]
     flags = ", ".join(("--ckpt", "--ae", *(encoder.flag for encoder in given)))
-    find_parts(args.model_name, parts, flags=f"{flags} or the variables {ENV[args.model_name]} and {AE}")
+    return find_parts(args.model_name, parts, flags=f"{flags} or the variables {ENV[args.model_name]} and {AE}")
 
 
-def encode_prompts(args: argparse.Namespace, prompts: Sequence[str], device: torch.device) -> Texts:
-    """What the model takes of prompts, on the CPU; the encoders, in bf16 or 4 bits, are gone when this returns."""
+def encode_prompts(
+    args: argparse.Namespace, prompts: Sequence[str], device: torch.device
+) -> Callable[[Sequence[str]], Texts]:
+    """What gives the model's texts of any of the prompts, on the CPU.
+
+    They wait in files; the encoders, in bf16 or 4 bits, are gone when this returns.
+    """
     if args.model_name not in REPOS:
-        txt, y = TextTable.load(TEXT_TABLE).encode(prompts)
-        return txt, txt[None], y
+        table = TextTable.load(TEXT_TABLE)
+        table.encode(prompts)  # those that are not in it together
+
+        def look_up(some: Sequence[str]) -> Texts:
+            txt, y = table.encode(some)
+            return txt, txt[None], y
+
+        return look_up
     encoders = TextEncoders(
         args.t5,
         args.clip_l,
@@ -158,8 +187,8 @@ def encode_prompts(args: argparse.Namespace, prompts: Sequence[str], device: tor
         offload=args.offload,
         nf4=args.nf4,
     )
-    cache = encoders.cache(args.embeddings) if args.embeddings else None
-    return encode_cached(prompts, lambda: encoders, cache)
+    cache = encoders.encode_to_files(prompts, args.embeddings)
+    return lambda some: by_layer(cache.load_batch(some))
 
 
 class Pipeline:
@@ -173,8 +202,7 @@ class Pipeline:
         self.is_guided = args.guidance > 1
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         prompts = list(dict.fromkeys([*prompts, args.negative_prompt] if self.is_guided else prompts))
-        t5, llama, pooled = encode_prompts(args, prompts, device)
-        self.texts = dict(zip(prompts, zip(t5, llama.unbind(1), pooled, strict=True), strict=True))
+        self.texts = encode_prompts(args, prompts, device)
         dtype = PRECISIONS[args.precision]
         # What is changed before it goes to the device is loaded on the host.
         made_on_host = args.offload or args.offload_modulation or args.fp8 or args.nf4
@@ -203,19 +231,15 @@ class Pipeline:
         shape = latent_shape(self.args.model_name, self.args.height, self.args.width)
         generators = SampleGenerators(self.args.seed, batch.indices)
         noise = generators.randn(*shape, device=self.device)
-        negative = self._texts([self.args.negative_prompt] * len(noise)) if self.is_guided else None
+        negative = self.texts([self.args.negative_prompt] * len(noise)) if self.is_guided else None
         return self.sampler.run(
             noise,
-            *self._texts(batch.prompts),
+            *self.texts(batch.prompts),
             negative=negative,
             generators=generators,
             cache=cache,
             callback=callback,
         )
-
-    def _texts(self, prompts: Sequence[str]) -> Texts:
-        t5, llama, pooled = zip(*(self.texts[prompt] for prompt in prompts), strict=True)
-        return torch.stack(t5), torch.stack(llama, dim=1), torch.stack(pooled)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] on the CPU."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from cache_dic import UserError
+
 WIDTH_UNIT = 256  # widths of feed-forward layers are rounded up to multiples of it
 
 
@@ -9,7 +11,7 @@ WIDTH_UNIT = 256  # widths of feed-forward layers are rounded up to multiples of
 class HiDreamConfig:
     """Shape of a HiDream transformer (HiDream-ai/HiDream-I1 transformer_hidream_image.py); field names are the official ones.
 
-    Raises ValueError naming the field when a value cannot make a model.
+    Raises UserError naming the field when a value cannot make a model.
     """
 
     patch_size: int = 2
@@ -36,29 +38,29 @@ class HiDreamConfig:
         )  # fmt: skip
         for field in positive:
             if getattr(self, field) < 1:
-                raise ValueError(f"HiDreamConfig.{field} = {getattr(self, field)} must be at least 1")
+                raise UserError(f"HiDreamConfig.{field} = {getattr(self, field)} must be at least 1")
         for field in ("num_layers", "num_single_layers"):
             if getattr(self, field) < 0:
-                raise ValueError(f"HiDreamConfig.{field} = {getattr(self, field)} must be at least 0")
+                raise UserError(f"HiDreamConfig.{field} = {getattr(self, field)} must be at least 0")
         if self.num_blocks < 1:
-            raise ValueError("HiDreamConfig.num_layers and num_single_layers are both 0; a model needs a block")
+            raise UserError("HiDreamConfig.num_layers and num_single_layers are both 0; a model needs a block")
         if self.num_activated_experts > self.num_routed_experts:
-            raise ValueError(
+            raise UserError(
                 f"HiDreamConfig.num_activated_experts = {self.num_activated_experts} must be at most num_routed_experts = "
                 f"{self.num_routed_experts}"
             )
         if any(dim % 2 for dim in self.axes_dims_rope) or sum(self.axes_dims_rope) != self.attention_head_dim:
-            raise ValueError(
+            raise UserError(
                 f"HiDreamConfig.axes_dims_rope = {self.axes_dims_rope} must be even numbers with the sum of a head's "
                 f"{self.attention_head_dim} channels"
             )
         if len(self.axes_dims_rope) != 3:
-            raise ValueError(f"HiDreamConfig.axes_dims_rope = {self.axes_dims_rope} must have three axes")
+            raise UserError(f"HiDreamConfig.axes_dims_rope = {self.axes_dims_rope} must have three axes")
         for field in ("caption_channels", "max_resolution"):
             if len(getattr(self, field)) != 2 or min(getattr(self, field)) < 1:
-                raise ValueError(f"HiDreamConfig.{field} = {getattr(self, field)} must be two positive numbers")
+                raise UserError(f"HiDreamConfig.{field} = {getattr(self, field)} must be two positive numbers")
         if len(self.llama_layers) != self.num_blocks or min(self.llama_layers) < 0:
-            raise ValueError(
+            raise UserError(
                 f"HiDreamConfig.llama_layers = {self.llama_layers} must name one hidden state for each of the "
                 f"{self.num_blocks} blocks"
             )
@@ -116,13 +118,13 @@ CONFIGS: dict[str, HiDreamConfig] = {
 def hidream_config(name: str, *, depth: int | None = None) -> HiDreamConfig:
     """The configuration called `name`; `depth` cuts it to that many double and twice as many single blocks, for trials."""
     if name not in CONFIGS:
-        raise ValueError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
+        raise UserError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
     config = CONFIGS[name]
     if depth is None:
         return config
     layers = config.llama_layers[: 3 * depth]
     if len(layers) < 3 * depth:
-        raise ValueError(f"depth {depth} of {name} must be at most {config.num_blocks // 3}, that of its Llama layers")
+        raise UserError(f"depth {depth} of {name} must be at most {config.num_blocks // 3}, that of its Llama layers")
     return replace(config, num_layers=depth, num_single_layers=2 * depth, llama_layers=layers)
 
 
@@ -157,19 +159,19 @@ USAGE: dict[str, Usage] = {
 def latent_shape(name: str, height: int, width: int) -> tuple[int, int, int]:
     """Channels, height and width of the latents of an image of `height` x `width` pixels.
 
-    Raises ValueError where patches do not fill it (HiDream-I1 takes multiples of 16) or the model has too few positions.
+    Raises UserError where patches do not fill it (HiDream-I1 takes multiples of 16) or the model has too few positions.
     """
     usage, config = USAGE[name], CONFIGS[name]
     unit = usage.factor * config.patch_size
     for side, value in (("height", height), ("width", width)):
         if value < 1 or value % unit:
             nearest = max(unit, round(value / unit) * unit)
-            raise ValueError(f"{side} {value} must be a positive multiple of {unit} for {name}; {nearest} is near")
+            raise UserError(f"{side} {value} must be a positive multiple of {unit} for {name}; {nearest} is near")
     if (height // unit) * (width // unit) > config.max_tokens:
         shrink = (config.max_tokens * unit**2 / (height * width)) ** 0.5  # as the official pipeline fits any size
         sides = [max(1, int(side * shrink) // unit) for side in (height, width)]
         fits = " x ".join(str(min(side, config.max_tokens // min(sides)) * unit) for side in sides)
-        raise ValueError(
+        raise UserError(
             f"an image of {height} x {width} pixels has {(height // unit) * (width // unit)} tokens, {name} has "
             f"positions for {config.max_tokens}; {fits} fits"
         )

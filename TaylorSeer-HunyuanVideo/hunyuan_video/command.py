@@ -11,25 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run
+from cache_dic import Cache, Run, UserError
 from hunyuan_video.config import CONFIGS, USAGE, hunyuan_video_config, latent_shape
 from hunyuan_video.decode import find_autoencoder, load_autoencoder
 from hunyuan_video.sampler import Sampler
-from hunyuan_video.text import CLIP, LLM, TextEncoders, encode_cached
+from hunyuan_video.text import CLIP, LLM, TextEncoders
 from hunyuan_video.weights import REPOS, find_hunyuan_video, load_hunyuan_video
 from seerkit.attention import BACKENDS
-from seerkit.autoencoders import Pixels
+from seerkit.autoencoders import Pixels, autoencoder_files
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int
+from seerkit.cli import (
+    Parser,
+    device_name,
+    guidance_weight,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    refuse_without_effect,
+)
 from seerkit.compile import compile_steps
 from seerkit.distributed import World
+from seerkit.dtypes import PRECISIONS
 from seerkit.moving_objects import PROMPTS, encode, pooled
 from seerkit.offload import offload_modulation, store_fp8
 from seerkit.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
-from seerkit.prompts import Batch, chosen_prompts
+from seerkit.prompts import Batch, Listed, chosen_list
 from seerkit.seeds import SampleGenerators
-from seerkit.text import find_encoder
-from seerkit.weights import find_all
+from seerkit.text import encoder_files, find_encoder
+from seerkit.weights import checkpoint_files, find_all
 
 EMBEDDED = "hunyuan-tiny"
 DEFAULTS = {"interval": 5, "max_order": 1, "warmup_steps": 1}  # of the authors' release
@@ -57,7 +66,7 @@ def add_flags(parser: Parser) -> None:
         help="noise levels from 1 to 0, which the released weights are for",
     )
     parser.add_argument(
-        "--embedded-cfg-scale", type=positive_float, help="guidance weight that the model takes (default: 6; tiny: 3)"
+        "--embedded-cfg-scale", type=guidance_weight, help="guidance weight that the model takes (default: 6; tiny: 3)"
     )
     parser.add_argument("--batch-size", type=positive_int, help="videos a model call (default: 1; tiny: 4)")
     parser.add_argument(
@@ -69,7 +78,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--llm", type=Path, help="folder of the LLaVA-LLaMA-3 text encoder and its tokenizer")
     parser.add_argument("--clip", type=Path, help="folder of the CLIP-L text encoder")
     parser.add_argument("--embeddings", type=Path, help="folder that keeps prompt embeddings from one run to the next")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision", choices=tuple(PRECISIONS), help="of weights and features (default: bf16; tiny: fp32)"
     )
@@ -96,7 +105,9 @@ def add_flags(parser: Parser) -> None:
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
-    """Set what was not given to the model's own settings; ValueError for what does not fit it."""
+    """Set what was not given to the model's own settings; UserError for what does not fit it."""
+    if args.model not in REPOS:
+        refuse_without_effect(args, args.model, "--vae", "--llm", "--clip", "--embeddings")
     usage = USAGE[args.model]
     own = {
         "video_size": [usage.height, usage.width],
@@ -112,11 +123,11 @@ def fill_defaults(args: argparse.Namespace) -> None:
             setattr(args, name, value)
     latent_shape(args.model, *args.video_size, args.video_length)
     if args.dit_fsdp and not sequence_parallel(args):
-        raise ValueError(
+        raise UserError(
             "--dit-fsdp shares weights among processes that share videos; give --ulysses-degree or --ring-degree"
         )
     if args.dit_fsdp and (args.use_fp8 or args.use_cpu_offload):
-        raise ValueError("--dit-fsdp excludes --use-fp8 and --use-cpu-offload; the weights are shared instead")
+        raise UserError("--dit-fsdp excludes --use-fp8 and --use-cpu-offload; the weights are shared instead")
 
 
 def sequence_parallel(args: argparse.Namespace) -> bool:
@@ -124,14 +135,14 @@ def sequence_parallel(args: argparse.Namespace) -> bool:
     return args.ulysses_degree is not None or args.ring_degree is not None
 
 
-def prompts_of(args: argparse.Namespace) -> list[str]:
-    """The prompts that the flags ask for; ValueError if there are none or two sources of them."""
+def prompts_of(args: argparse.Namespace) -> list[Listed]:
+    """The prompts that the flags ask for; UserError if there are none or two sources of them."""
     embedded = args.model not in REPOS
     default = (lambda: list(PROMPTS)) if embedded else None
-    prompts = chosen_prompts(args.prompt, args.prompt_file, flag="--prompt-file", model=args.model, default=default)
+    listed = chosen_list(args.prompt, args.prompt_file, flag="--prompt-file", model=args.model, default=default)
     if embedded:
-        encode(prompts)  # names words that the model does not know
-    return prompts
+        encode([one.prompt for one in listed])  # names words that the model does not know
+    return listed
 
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
@@ -141,21 +152,34 @@ def caches(args: argparse.Namespace) -> dict[str, Cache]:
     )
 
 
-def find_everything(args: argparse.Namespace, world: World) -> None:
-    """Check the division into processes, and find, or download, every file; FileNotFoundError with all that is missing."""
+def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Path]]:
+    """Check the division into processes, and find, or download, every file, by the part that it is of.
+
+    FileNotFoundError with all that is missing.
+    """
     config = hunyuan_video_config(args.model)
     if sequence_parallel(args):
         sequence_degrees(world.size, config.heads_num, args.ulysses_degree, args.ring_degree)
         if args.compile and world.size > 1:
-            raise ValueError("--compile works in one process a video; leave out --ulysses-degree and --ring-degree")
+            raise UserError("--compile works in one process a video; leave out --ulysses-degree and --ring-degree")
     if args.dit_fsdp and world.size == 1:
-        raise ValueError("--dit-fsdp shares weights among processes, and this is one; use torchrun or leave it out")
-    searches: list[Callable[[], object]] = [lambda: find_hunyuan_video(config, args.dit_weight)]
+        raise UserError("--dit-fsdp shares weights among processes, and this is one; use torchrun or leave it out")
+    searches: dict[str, Callable[[], list[Path]]] = {
+        "transformer": lambda: checkpoint_files(find_hunyuan_video(config, args.dit_weight))
+    }
     if args.model in REPOS:
-        searches += [
-            lambda: find_autoencoder(args.vae), lambda: find_encoder(LLM, args.llm), lambda: find_encoder(CLIP, args.clip)
-        ]  # fmt: skip
-    find_all(args.model, searches)
+        searches |= {
+            "autoencoder": lambda: autoencoder_files(find_autoencoder(args.vae)),
+            LLM.name: lambda: encoder_files(find_encoder(LLM, args.llm)),
+            CLIP.name: lambda: encoder_files(find_encoder(CLIP, args.clip)),
+        }
+    return find_all(args.model, searches)
+
+
+def _word_texts(prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts of the pixel models; padding counts, as in training."""
+    words, _ = encode(prompts)
+    return words, torch.ones(words.shape[:2], dtype=torch.bool), pooled(words)
 
 
 class Pipeline:
@@ -165,20 +189,15 @@ class Pipeline:
         self.args, self.device, self.config = args, world.device, hunyuan_video_config(args.model)
         self.published = args.model in REPOS
         self.fps = USAGE[args.model].fps
-        self.texts: dict[str, tuple[Tensor, Tensor | None, Tensor]] = {}
+        self.texts: Callable[[Sequence[str]], tuple[Tensor, ...]] = _word_texts
         self.decoder: Any = None
 
     def encode(self, batches: Sequence[Batch]) -> None:
         args = self.args
-        prompts = list(dict.fromkeys(prompt for batch in batches for prompt in batch.prompts))
         if self.published:
+            prompts = [prompt for batch in batches for prompt in batch.prompts]
             encoders = TextEncoders(args.llm, args.clip, max_length=USAGE[args.model].text_tokens, device=self.device)
-            cache = encoders.cache(args.embeddings) if args.embeddings else None
-            states, mask, vectors = encode_cached(prompts, lambda: encoders, cache)
-        else:
-            words, _ = encode(prompts)  # its padding counts, in training, too
-            states, mask, vectors = words, torch.ones(words.shape[:2], dtype=torch.bool), pooled(words)
-        self.texts = dict(zip(prompts, zip(states, mask, vectors, strict=True), strict=True))
+            self.texts = encoders.encode_to_files(prompts, args.embeddings).load_batch
 
     def load(self, world: World) -> None:
         args = self.args
@@ -221,8 +240,7 @@ class Pipeline:
         args = self.args
         shape = latent_shape(args.model, *args.video_size, args.video_length)
         noise = SampleGenerators(args.seed, batch.indices).randn(*shape, device=self.device)
-        texts = (torch.stack(part) for part in zip(*(self.texts[prompt] for prompt in batch.prompts), strict=True))
-        return self.sampler.run(noise, *texts, cache=cache, callback=callback)
+        return self.sampler.run(noise, *self.texts(batch.prompts), cache=cache, callback=callback)
 
     def unload(self) -> None:
         del self.model, self.sampler
@@ -262,4 +280,7 @@ def settings_of(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, A
         "fp8": args.use_fp8,
         "attention": args.attention,
         "compile": args.compile,
+        "ulysses_degree": args.ulysses_degree or 1,
+        "ring_degree": args.ring_degree or 1,
+        "vae_tiling": args.vae_tiling if args.model in REPOS else None,
     }

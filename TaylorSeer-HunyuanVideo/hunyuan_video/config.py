@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from cache_dic import UserError
 from seerkit.moving_objects import FPS, MAX_WORDS, TEXT_DIM
 
 
@@ -9,7 +10,7 @@ from seerkit.moving_objects import FPS, MAX_WORDS, TEXT_DIM
 class HunyuanVideoConfig:
     """Shape of a HunyuanVideo transformer (Tencent/HunyuanVideo modules/models.py); field names are the official parameters'.
 
-    Raises ValueError naming the field when a value cannot make a model.
+    Raises UserError naming the field when a value cannot make a model.
     """
 
     in_channels: int = 16
@@ -32,7 +33,7 @@ class HunyuanVideoConfig:
         for field in ("patch_size", "rope_dim_list"):
             value = tuple(getattr(self, field))
             if len(value) != 3 or min(value) < 1:
-                raise ValueError(
+                raise UserError(
                     f"HunyuanVideoConfig.{field} = {value} must be three positive numbers: of frames, rows and columns"
                 )
             object.__setattr__(self, field, value)
@@ -41,20 +42,20 @@ class HunyuanVideoConfig:
         )  # fmt: skip
         for field in positive:
             if getattr(self, field) < 1:
-                raise ValueError(f"HunyuanVideoConfig.{field} = {getattr(self, field)} must be at least 1")
+                raise UserError(f"HunyuanVideoConfig.{field} = {getattr(self, field)} must be at least 1")
         for field in ("mm_double_blocks_depth", "mm_single_blocks_depth", "refiner_depth"):
             if getattr(self, field) < 0:
-                raise ValueError(f"HunyuanVideoConfig.{field} = {getattr(self, field)} must be at least 0")
+                raise UserError(f"HunyuanVideoConfig.{field} = {getattr(self, field)} must be at least 0")
         if self.mm_double_blocks_depth + self.mm_single_blocks_depth < 1:
-            raise ValueError(
+            raise UserError(
                 "HunyuanVideoConfig.mm_double_blocks_depth and mm_single_blocks_depth are both 0; a model needs a block"
             )
         if self.hidden_size % self.heads_num:
-            raise ValueError(
+            raise UserError(
                 f"HunyuanVideoConfig.hidden_size = {self.hidden_size} must be a multiple of heads_num = {self.heads_num}"
             )
         if any(dim % 2 for dim in self.rope_dim_list) or sum(self.rope_dim_list) != self.head_dim:
-            raise ValueError(
+            raise UserError(
                 f"HunyuanVideoConfig.rope_dim_list = {self.rope_dim_list} must be even numbers with the sum of a head's "
                 f"{self.head_dim} channels"
             )
@@ -85,7 +86,7 @@ CONFIGS: dict[str, HunyuanVideoConfig] = {
 def hunyuan_video_config(name: str, *, depth: int | None = None) -> HunyuanVideoConfig:
     """The configuration called `name`; `depth` cuts it to that many double and twice as many single blocks, for trials."""
     if name not in CONFIGS:
-        raise ValueError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
+        raise UserError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
     config = CONFIGS[name]
     if depth is None:
         return config
@@ -121,18 +122,18 @@ USAGE: dict[str, Usage] = {"hunyuan-video": Usage(), "hunyuan-tiny": _PIXELS, "h
 def latent_shape(name: str, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
     """Channels, frames, height and width of the latents of a video of `frames` frames of `height` x `width` pixels.
 
-    Raises ValueError where patches do not fill it: HunyuanVideo takes 4k + 1 frames and multiples of 16 pixels.
+    Raises UserError where patches do not fill it: HunyuanVideo takes 4k + 1 frames and multiples of 16 pixels.
     """
     usage, (pt, ph, pw) = USAGE[name], CONFIGS[name].patch_size
     for side, value, patch in (("height", height, ph), ("width", width, pw)):
         unit = usage.spatial_factor * patch
         if value < 1 or value % unit:
             nearest = max(unit, round(value / unit) * unit)
-            raise ValueError(f"{side} {value} must be a positive multiple of {unit} for {name}; {nearest} is near")
+            raise UserError(f"{side} {value} must be a positive multiple of {unit} for {name}; {nearest} is near")
     first, unit = (pt - 1) * usage.temporal_factor + 1, pt * usage.temporal_factor
     if frames < first or (frames - first) % unit:
         nearest = first + max(0, round((frames - first) / unit)) * unit
-        raise ValueError(
+        raise UserError(
             f"number of frames {frames} must be {first}, {first + unit}, {first + 2 * unit}, … for {name}; {nearest} is near"
         )
     factor = usage.spatial_factor

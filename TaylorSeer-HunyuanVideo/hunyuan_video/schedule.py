@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from cache_dic import UserError
 from seerkit.flow_solvers import shift_sigmas
 
 
@@ -14,7 +15,7 @@ def sampling_sigmas(num_steps: int, shift: float = 7.0, reverse: bool = True) ->
     for a model whose velocity is x0 - noise; Euler's method alone takes those.
     """
     if num_steps < 1:
-        raise ValueError(f"number of sampling steps {num_steps} must be at least 1")
+        raise UserError(f"number of sampling steps {num_steps} must be at least 1")
     sigmas = shift_sigmas(torch.linspace(1, 0, num_steps + 1, dtype=torch.float32), shift)
     return (sigmas if reverse else 1 - sigmas).double()
 

@@ -10,25 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache_dic import Cache
+from cache_dic import Cache, UserError
 from seerkit.attention import BACKENDS
-from seerkit.autoencoders import Pixels
+from seerkit.autoencoders import Pixels, autoencoder_files
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import PRECISIONS, Parser, non_negative_int, positive_float, positive_int, true_or_false
+from seerkit.cli import (
+    Parser,
+    device_name,
+    guidance_weight,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    refuse_without_effect,
+    true_or_false,
+)
 from seerkit.compile import compile_steps
 from seerkit.distributed import World
+from seerkit.dtypes import PRECISIONS
 from seerkit.moving_objects import PROMPTS, encode
 from seerkit.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
-from seerkit.prompts import Batch, chosen_prompts, require
+from seerkit.prompts import Batch, Listed, chosen_list, require
 from seerkit.seeds import SampleGenerators
-from seerkit.text import find_encoder
-from seerkit.weights import find_all
+from seerkit.text import encoder_files, find_encoder
+from seerkit.weights import checkpoint_files, find_all
 from wan.config import CONFIGS, USAGE, latent_shape, wan_config
 from wan.decode import OFFICIAL_FILE as VAE_FILE
 from wan.decode import find_autoencoder, load_autoencoder
 from wan.image import CLIP, ImageEncoder, first_frame_condition, output_size, read_image
 from wan.sampler import Branches, Sampler
-from wan.text import NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V, T5, TextEncoder, encode_cached
+from wan.text import NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V, T5, TextEncoder
 from wan.weights import REPOS, find_wan, load_wan
 
 PIXEL_TASKS = ("tiny", "debug")  # models of pixels, with one-hot words as texts
@@ -62,7 +72,7 @@ def add_flags(parser: Parser) -> None:
         "--sample_shift", type=positive_float, help="of the noise levels (default: 5; i2v in 480p and tiny: 3)"
     )
     parser.add_argument(
-        "--sample_guide_scale", type=positive_float, help="guidance weight, 1 for none (default: 5; tiny: 2)"
+        "--sample_guide_scale", type=guidance_weight, help="guidance weight, 1 for none (default: 5; tiny: 2)"
     )
     parser.add_argument(
         "--batched-guidance", action="store_true", help="both guidance branches in one model call and cache"
@@ -76,7 +86,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--t5", type=Path, help="folder of the UMT5-XXL encoder and its tokenizer")
     parser.add_argument("--clip", type=Path, help="folder of the CLIP ViT-H/14 image encoder, for i2v")
     parser.add_argument("--embeddings", type=Path, help="folder that keeps prompt embeddings from one run to the next")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), help="of the blocks (default: bf16; tiny: fp32)")
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
     parser.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, a graph each")
@@ -98,13 +108,17 @@ def add_flags(parser: Parser) -> None:
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
-    """Set the model, and what was not given to its own settings; ValueError for what does not fit it."""
+    """Set the model, and what was not given to its own settings; UserError for what does not fit it."""
     if args.task == "i2v-14B":
         require(args.image, "--task i2v-14B needs --image, the first frame of the video")
     elif args.image:
-        raise ValueError(
+        raise UserError(
             f"--image {args.image} has no effect on {args.task}, which makes videos of texts; use --task i2v-14B"
         )
+    if args.task in PIXEL_TASKS:
+        refuse_without_effect(args, f"--task {args.task}", "--vae", "--t5", "--embeddings", "--t5_cpu", "--t5_fsdp")
+    if args.task != "i2v-14B":
+        refuse_without_effect(args, f"--task {args.task}", "--clip")
     asked = _size(args.size) if args.size else None
     args.model_name = f"wan-{args.task}"
     if args.task == "i2v-14B":
@@ -114,11 +128,12 @@ def fill_defaults(args: argparse.Namespace) -> None:
     sizes = [size for name in REPOS if name.startswith(f"wan-{args.task}") for size in USAGE[name].sizes]
     if asked and sizes and asked not in sizes:
         choices = ", ".join(f"{width}*{height}" for width, height in sizes)
-        raise ValueError(f"--size {args.size} is not one of {args.task}; choose from {choices}")
+        raise UserError(f"--size {args.size} is not one of {args.task}; choose from {choices}")
     args.width, args.height = asked or usage.sizes[0]
     if args.image:
         patch = usage.factor * wan_config(args.model_name).patch_size[1]
         args.height, args.width = output_size(*read_image(args.image).shape[-2:], args.width * args.height, patch)
+    negative = args.negative_prompt
     own = {
         "frame_num": usage.frames,
         "sample_steps": usage.num_steps,
@@ -132,13 +147,17 @@ def fill_defaults(args: argparse.Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, value)
     latent_shape(args.model_name, args.height, args.width, args.frame_num)
+    if args.sample_guide_scale == 1:
+        for flag, given in (("--negative-prompt", negative), ("--batched-guidance", args.batched_guidance)):
+            if given:
+                raise UserError(f"{flag} has no effect with --sample_guide_scale 1, which is no guidance; leave it out")
     for flag in ("dit_fsdp", "t5_fsdp"):
         if getattr(args, flag) and not sequence_parallel(args):
-            raise ValueError(
+            raise UserError(
                 f"--{flag} shares weights among processes that share videos; give --ulysses_size or --ring_size"
             )
     if args.t5_fsdp and args.t5_cpu:
-        raise ValueError("--t5_fsdp and --t5_cpu exclude each other; give one of them")
+        raise UserError("--t5_fsdp and --t5_cpu exclude each other; give one of them")
 
 
 def _negative_prompt(args: argparse.Namespace) -> str:
@@ -149,10 +168,11 @@ def _negative_prompt(args: argparse.Namespace) -> str:
 
 def _size(text: str) -> tuple[int, int]:
     """Width and height of `WIDTH*HEIGHT`."""
-    parts = text.replace("x", "*").split("*")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--size {text} is not WIDTH*HEIGHT, such as 832*480")
-    return int(parts[0]), int(parts[1])
+    try:
+        width, height = map(positive_int, text.replace("x", "*").split("*"))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise UserError(f"--size {text[:40]} is not WIDTH*HEIGHT, such as 832*480") from None
+    return width, height
 
 
 def sequence_parallel(args: argparse.Namespace) -> bool:
@@ -160,15 +180,15 @@ def sequence_parallel(args: argparse.Namespace) -> bool:
     return args.ulysses_size is not None or args.ring_size is not None
 
 
-def prompts_of(args: argparse.Namespace) -> list[str]:
-    """The prompts that the flags ask for; ValueError if there are none or two sources of them."""
+def prompts_of(args: argparse.Namespace) -> list[Listed]:
+    """The prompts that the flags ask for; UserError if there are none or two sources of them."""
     default = (lambda: list(PROMPTS)) if args.task in PIXEL_TASKS else None
-    prompts = chosen_prompts(
+    listed = chosen_list(
         args.prompt, args.prompt_file, flag="--prompt-file", model=f"--task {args.task}", default=default
     )
     if args.task in PIXEL_TASKS:
-        encode([*prompts, args.negative_prompt])  # names words that the model does not know
-    return prompts
+        encode([*(one.prompt for one in listed), args.negative_prompt])  # names words that the model does not know
+    return listed
 
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
@@ -184,21 +204,32 @@ def autoencoder_of(args: argparse.Namespace) -> Path | None:
     return args.vae or (beside if beside is not None and beside.is_file() else None)
 
 
-def find_everything(args: argparse.Namespace, world: World) -> None:
-    """Check the division into processes, and find, or download, every file; FileNotFoundError with all that is missing."""
+def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Path]]:
+    """Check the division into processes, and find, or download, every file, by the part that it is of.
+
+    FileNotFoundError with all that is missing.
+    """
     if sequence_parallel(args):
         sequence_degrees(world.size, wan_config(args.model_name).num_heads, args.ulysses_size, args.ring_size)
         if args.compile and world.size > 1:
-            raise ValueError("--compile works in one process a video; leave out --ulysses_size and --ring_size")
+            raise UserError("--compile works in one process a video; leave out --ulysses_size and --ring_size")
     for flag in ("dit_fsdp", "t5_fsdp"):
         if getattr(args, flag) and world.size == 1:
-            raise ValueError(f"--{flag} shares weights among processes, and this is one; use torchrun or leave it out")
-    searches: list[Callable[[], object]] = [lambda: find_wan(args.model_name, args.ckpt_dir)]
+            raise UserError(f"--{flag} shares weights among processes, and this is one; use torchrun or leave it out")
+    searches: dict[str, Callable[[], list[Path]]] = {
+        "transformer": lambda: checkpoint_files(find_wan(args.model_name, args.ckpt_dir))
+    }
     if args.model_name in REPOS:
-        searches += [lambda: find_autoencoder(autoencoder_of(args)), lambda: find_encoder(T5, args.t5)]
+        searches |= {
+            "autoencoder": lambda: autoencoder_files(find_autoencoder(autoencoder_of(args))),
+            T5.name: lambda: encoder_files(find_encoder(T5, args.t5)),
+        }
         if args.image:
-            searches.append(lambda: find_encoder(CLIP, args.clip))
-    find_all(args.model_name, searches)
+            searches |= {
+                CLIP.name: lambda: encoder_files(find_encoder(CLIP, args.clip)),
+                "first frame": lambda: [args.image],
+            }
+    return find_all(args.model_name, searches)
 
 
 class Pipeline:
@@ -209,23 +240,20 @@ class Pipeline:
         self.published = args.model_name in REPOS
         self.fps = USAGE[args.model_name].fps
         self.dtype = PRECISIONS[args.precision]
-        self.texts: dict[str, Tensor] = {}
+        self.text: Callable[[str], Tensor] = lambda prompt: encode([prompt])[0][0]  # of the pixel models
         self.first_frame: dict[str, Tensor] = {}
         self.decoder: Any = None
 
     def encode(self, batches: Sequence[Batch]) -> None:
         args = self.args
-        prompts = list(
-            dict.fromkeys([prompt for batch in batches for prompt in batch.prompts] + [args.negative_prompt])
-        )
         if not self.published:
-            self.texts = dict(zip(prompts, encode(prompts)[0], strict=True))
             return
         encoder = TextEncoder(
             args.t5, device="cpu" if args.t5_cpu else self.device, world=self.world if args.t5_fsdp else None
         )
-        cache = encoder.cache(args.embeddings) if args.embeddings else None
-        self.texts = dict(zip(prompts, encode_cached(prompts, lambda: encoder, cache), strict=True))
+        prompts = [*(prompt for batch in batches for prompt in batch.prompts), args.negative_prompt]
+        cache = encoder.encode_to_files(prompts, args.embeddings)
+        self.text = lambda prompt: cache.load(prompt)[0]
         if args.image:
             image = read_image(args.image)
             clip = ImageEncoder(args.clip, device=self.device)
@@ -269,8 +297,8 @@ class Pipeline:
         args = self.args
         shape = latent_shape(args.model_name, args.height, args.width, args.frame_num)
         noise = SampleGenerators(args.base_seed, batch.indices).randn(*shape, device=self.device)
-        context = [self.texts[prompt] for prompt in batch.prompts]
-        negative = [self.texts[args.negative_prompt]] * len(context)
+        context = [self.text(prompt) for prompt in batch.prompts]
+        negative = [self.text(args.negative_prompt)] * len(context)
         first = {name: value.expand(len(context), *value.shape[1:]) for name, value in self.first_frame.items()}
         return self.sampler.run(noise, context, negative, **first, cache=cache, callback=callback)
 
@@ -308,4 +336,6 @@ def settings_of(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, A
         "precision": args.precision,
         "attention": args.attention,
         "compile": args.compile,
+        "ulysses_size": args.ulysses_size or 1,
+        "ring_size": args.ring_size or 1,
     }

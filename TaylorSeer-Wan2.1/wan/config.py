@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from cache_dic import UserError
 from seerkit.moving_objects import FPS, MAX_WORDS, TEXT_DIM
 
 
@@ -10,7 +11,7 @@ from seerkit.moving_objects import FPS, MAX_WORDS, TEXT_DIM
 class WanConfig:
     """Shape of a Wan2.1 transformer (Wan-Video/Wan2.1 model.py); field names are the official parameters'.
 
-    Raises ValueError naming the field when a value cannot make a model.
+    Raises UserError naming the field when a value cannot make a model.
     """
 
     model_type: str = "t2v"  # or i2v, which also attends to CLIP tokens of the first frame
@@ -30,20 +31,20 @@ class WanConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         if self.model_type not in ("t2v", "i2v"):
-            raise ValueError(f"WanConfig.model_type = {self.model_type!r} must be t2v or i2v")
+            raise UserError(f"WanConfig.model_type = {self.model_type!r} must be t2v or i2v")
         positive = (
             "text_len", "in_dim", "dim", "ffn_dim", "freq_dim", "text_dim", "out_dim", "num_heads", "num_layers",
             "image_dim",
         )  # fmt: skip
         for field in positive:
             if getattr(self, field) < 1:
-                raise ValueError(f"WanConfig.{field} = {getattr(self, field)} must be at least 1")
+                raise UserError(f"WanConfig.{field} = {getattr(self, field)} must be at least 1")
         if len(self.patch_size) != 3 or min(self.patch_size) < 1:
-            raise ValueError(f"WanConfig.patch_size = {self.patch_size} must be three numbers of at least 1")
+            raise UserError(f"WanConfig.patch_size = {self.patch_size} must be three numbers of at least 1")
         if self.dim % (2 * self.num_heads):
-            raise ValueError(f"WanConfig.dim = {self.dim} must be a multiple of twice num_heads = {self.num_heads}")
+            raise UserError(f"WanConfig.dim = {self.dim} must be a multiple of twice num_heads = {self.num_heads}")
         if self.in_dim < self.out_dim:
-            raise ValueError(f"WanConfig.in_dim = {self.in_dim} must be at least out_dim = {self.out_dim}")
+            raise UserError(f"WanConfig.in_dim = {self.in_dim} must be at least out_dim = {self.out_dim}")
 
     @property
     def head_dim(self) -> int:
@@ -77,7 +78,7 @@ CONFIGS: dict[str, WanConfig] = {
 def wan_config(name: str, *, depth: int | None = None) -> WanConfig:
     """The configuration called `name`; `depth` cuts it to that many blocks, for trials."""
     if name not in CONFIGS:
-        raise ValueError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
+        raise UserError(f"model {name!r} is unknown; choose from {', '.join(CONFIGS)}")
     config = CONFIGS[name]
     return config if depth is None else replace(config, num_layers=depth)
 
@@ -118,20 +119,20 @@ USAGE: dict[str, Usage] = {
 def latent_shape(name: str, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
     """Channels, frames, height and width of the latents of a video.
 
-    Raises ValueError where patches do not fill it: Wan2.1 takes 4k + 1 frames and sides that are multiples of 16.
+    Raises UserError where patches do not fill it: Wan2.1 takes 4k + 1 frames and sides that are multiples of 16.
     """
     usage, (pt, ph, pw) = USAGE[name], wan_config(name).patch_size
     for side, value, patch in (("height", height, ph), ("width", width, pw)):
         unit = usage.factor * patch
         if value < 1 or value % unit:
             nearest = max(unit, round(value / unit) * unit)
-            raise ValueError(f"{side} {value} must be a positive multiple of {unit} for {name}; {nearest} is near")
+            raise UserError(f"{side} {value} must be a positive multiple of {unit} for {name}; {nearest} is near")
     first = 1 if usage.frame_factor > 1 else 0
     unit = usage.frame_factor * pt
     if frames < 1 or (frames - first) % unit:
         nearest = max(first or unit, round((frames - first) / unit) * unit + first)
         kind = f"{unit}k + 1" if first else f"a multiple of {unit}"
-        raise ValueError(f"number of frames {frames} must be {kind} for {name}; {nearest} is near")
+        raise UserError(f"number of frames {frames} must be {kind} for {name}; {nearest} is near")
     return (
         usage.latent_channels,
         math.ceil(frames / usage.frame_factor),

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache_dic import UserError
 from seerkit.flow_solvers import SOLVERS, shift_sigmas
 
 # The highest level of the official scheduler's 1000 training steps, which it holds in float32.
@@ -18,9 +19,9 @@ def sampling_sigmas(solver: str, num_steps: int, shift: float) -> Tensor:
     shift: 5, or 3 for image to video in 480p.
     """
     if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
+        raise UserError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
     if num_steps < 1:
-        raise ValueError(f"number of sampling steps {num_steps} must be at least 1")
+        raise UserError(f"number of sampling steps {num_steps} must be at least 1")
     # NumPy as in the official code: torch.linspace differs in the last bit, and the timesteps are truncated.
     sigmas = np.linspace(UNIPC_START if solver == "unipc" else 1.0, 0.0, num_steps + 1)
     return torch.from_numpy(shift_sigmas(sigmas, shift))

@@ -1,16 +1,45 @@
-"""A small command-line layer: one-line errors with exit code 2, help with defaults and an example that runs."""
+"""The command-line layer: what a process needs before torch is loaded, a parser, the frame that turns errors into lines.
+
+A command imports from here first of all, ahead of torch, because importing this module settles the environment of the
+process. A program of one's own that relies on samples being independent of batch size does the same, or is started with
+MKL_CBWR=AUTO,STRICT: MKL and OpenMP read their variables when torch loads them, and never again.
+"""
 
 import argparse
+import errno
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
-import torch
 from tqdm import tqdm
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of every command's --precision
+Number = TypeVar("Number", int, float)
+
+SPINS, OPENMPS_OWN_SPINS = 10_000, 300_000
+"""How often a thread of GNU OpenMP looks for new work before it sleeps: in the commands, and where nothing is set (GCC's manual
+of libgomp). Threads that look take a core from whoever has work (eval/busy_machine.py)."""
+
+ENVIRONMENT = {
+    "MKL_CBWR": "AUTO,STRICT",  # one order of summation in MKL's products, whatever batch size and threads ("strict CNR")
+    "GOMP_SPINCOUNT": str(SPINS),
+}
+
+
+MAX_GUIDANCE = 10**9
+
+
+def settle_environment() -> None:
+    """Set what the user has not set; in vain for a process that has loaded torch already."""
+    for name, value in ENVIRONMENT.items():
+        if name != "GOMP_SPINCOUNT" or "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault(name, value)
+
+
+settle_environment()
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -27,6 +56,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False, **options
         )
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As ArgumentParser's, which however takes the value of `--seed=--` for an empty list, whatever the type."""
+        for text in sys.argv[1:] if args is None else args:
+            if text.startswith("--") and text.endswith("=--"):
+                self.error(f"argument {text.removesuffix('=--')}: -- is no value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -65,50 +103,117 @@ def show_log(name: str = "cache_dic") -> None:
 def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
     """Run `main` and exit: 0 on success, 2 with one line for what a user can cause, 130 when interrupted.
 
-    Errors that a user can cause are ValueError and OSError by convention here; TAYLORSEER_TRACEBACK=1 shows where they
-    arose. Anything else is a defect and keeps its traceback.
+    What a user can cause is UserError, OSError (files, disks, networks) and memory that cannot be had;
+    TAYLORSEER_TRACEBACK=1 shows where it arose. Anything else is a defect and keeps its traceback.
     """
     from seerkit.allocator import keep_freed_memory
     from seerkit.distributed import stop_world
 
+    for stream in (sys.stdout, sys.stderr):  # a locale that is not UTF-8 must not stop a message
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     try:
         main(argv)
-    except (ValueError, OSError) as error:
-        if os.environ.get("TAYLORSEER_TRACEBACK"):
-            raise
-        print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        line = user_message(error)
+        if line is None or os.environ.get("TAYLORSEER_TRACEBACK"):
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
+        sys.exit(2)
     finally:
         stop_world()
     sys.exit(0)
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: an integer of at least 1."""
-    value = _number(int, text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
+def user_message(error: BaseException) -> str | None:
+    """One line for an error that a user can cause, with its remedy; None for a defect of ours."""
+    from cache_dic import UserError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{text}: free some space, or write elsewhere; what was finished is kept" if full else text
+    if is_out_of_memory(error):
+        first = text.split(". ")[0][:200]
+        return f"out of memory ({first}); take a smaller size or batch, --offload or another device; what is finished is kept"
+    return None
 
 
-def non_negative_int(text: str) -> int:
-    """An argparse type: an integer of at least 0."""
-    value = _number(int, text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
-    return value
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the host or on a device."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    signs = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def integer(at_least: int, at_most: int) -> Callable[[str], int]:
+    """An argparse type: an integer of this range."""
+
+    def convert(text: str) -> int:
+        return _within(_number(int, text), text, at_least, at_most)
+
+    return convert
+
+
+positive_int = integer(1, 2**31 - 1)
+"""An argparse type: an integer of at least 1; what is counted fits into 32 bits."""
+
+non_negative_int = integer(0, 2**63 - 1)
+"""An argparse type: an integer of at least 0, a seed above all, of which torch takes 63 bits."""
 
 
 def positive_float(text: str) -> float:
-    """An argparse type: a finite number above 0."""
+    """An argparse type: a number above 0 and at most 10^12, past which nothing is measured."""
+    return _positive(text, 10**12)
+
+
+def guidance_weight(text: str) -> float:
+    """An argparse type: a weight of guidance, above 0 and at most 10^9, which float32 still has; usual ones are 1 to 20."""
+    return _positive(text, MAX_GUIDANCE)
+
+
+def non_negative_float(text: str) -> float:
+    """An argparse type: a number of at least 0 and at most 10^12."""
     value = _number(float, text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be above 0 and finite")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text[:40]} must be at least 0 and finite")
+    return _within(value, text, 0, 10**12)
+
+
+def share(text: str) -> float:
+    """An argparse type: a number in [0, 1)."""
+    value = _number(float, text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]} must lie in [0, 1)")
     return value
+
+
+def device_name(text: str) -> str:
+    """An argparse type: auto, cpu, cuda or cuda:N; whether it is there is asked when it is used, as a plan needs none."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"device {text[:40]!r} is unknown; choose auto, cpu, cuda or cuda:N")
+    return text
+
+
+def json_file(text: str) -> Path:
+    """An argparse type: a file for a record, so that no file of another kind is written over."""
+    path = Path(text)
+    if path.suffix.lower() != ".json":
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} must end in .json")
+    return path
 
 
 def true_or_false(text: str) -> bool:
@@ -119,8 +224,37 @@ def true_or_false(text: str) -> bool:
     return known[text.lower()]
 
 
-def _number(kind: type, text: str):
+def _positive(text: str, at_most: int) -> float:
+    value = _number(float, text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and finite")
+    return _within(value, text, 0, at_most)
+
+
+def _number(kind: type[Number], text: str) -> Number:
+    """The number that ASCII digits write; int and float would take `1_000`, ` 1` and digits of any script too."""
     try:
+        if not text.isascii() or "_" in text or text != text.strip():
+            raise ValueError
         return kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}") from None
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not {'an integer' if kind is int else 'a number'}"
+        ) from None
+
+
+def _within(value: Number, text: str, at_least: Number, at_most: Number) -> Number:
+    if value < at_least:
+        raise argparse.ArgumentTypeError(f"{text[:40]} must be at least {at_least}")
+    if value > at_most:
+        raise argparse.ArgumentTypeError(f"{text[:40]} must be at most {at_most}")
+    return value
+
+
+def refuse_without_effect(args: argparse.Namespace, model: str, *flags: str) -> None:
+    """UserError for flags that were given though they have no effect on a model."""
+    from cache_dic import UserError
+
+    for flag in flags:
+        if getattr(args, flag.lstrip("-").replace("-", "_")) not in (None, False):
+            raise UserError(f"{flag} has no effect on {model}; leave it out")

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import Cache, Run
-from seerkit.distributed import World
+from seerkit.distributed import World, gather
 from seerkit.timing import peak_memory, reset_peak_memory, spread, timed
 
 Batch = TypeVar("Batch")
@@ -22,12 +21,16 @@ UNCACHED = "uncached"
 
 @dataclass
 class Outcome:
-    """What one cache did: latents of all batches on the CPU, the last run's record, seconds a batch."""
+    """What one cache did: the last run's record, seconds a batch, numbers of samples that did not come out finite.
 
-    latents: list[Tensor] = field(default_factory=list)
+    cold: whether a timing has the first call's work in it, which pays for kernels and memory.
+    """
+
     record: dict[str, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+    failed: list[int] = field(default_factory=list)
+    cold: bool = False
 
 
 def run_caches(
@@ -37,66 +40,81 @@ def run_caches(
     *,
     num_steps: int,
     device: torch.device,
+    keep: Callable[[str, Batch, Tensor], list[int]] = lambda label, batch, latents: [],
     skip: Callable[[str, Batch], bool] = lambda label, batch: False,
-    keep: Callable[[str, Batch, Tensor], None] | None = None,
     quiet: bool = False,
 ) -> dict[str, Outcome]:
     """Sample every batch with every cache, in turn batch by batch so that a drift of the machine's speed falls on all alike.
 
-    The first call, which pays for kernels and memory, is dropped: the cheapest cache goes once before, every one where that
-    changes what is compiled; where one call is all there is, it pays itself. skip(label, batch): what is there already.
-    keep(label, batch, latents) takes latents as they come, untimed; without it the outcomes hold them. quiet: no progress
-    bar.
+    keep(label, batch, latents) takes latents as they come, untimed, and tells which samples could not be kept; a cache that
+    has any is not sampled further. skip(label, batch): what is there already. quiet: no progress bar.
+    The first call pays for kernels and memory. Where caches are compared, it is dropped: the cheapest goes once before, every
+    one where that changes what is compiled. A cache alone is not made to wait for timings that nobody asked for: its first
+    timing is dropped, unless it is the only one.
     """
     outcomes = {label: Outcome() for label in caches}
     wanted = [(batch, label) for batch in batches for label in caches if not skip(label, batch)]
     if not wanted:
         return outcomes
-    cheapest = min(caches.values(), key=lambda cache: len(cache.plan(num_steps).full_steps))
-    dropped = list(caches.values()) if any(c.engine_settings.static_shapes for c in caches.values()) else [cheapest]
-    for cache in dropped if len(wanted) > 1 else ():
+    compared = len({label for _, label in wanted}) > 1
+    for cache in _rehearsed(caches, num_steps) if compared else ():
         sample(cache, wanted[0][0], lambda *_: None)
     with tqdm(total=len(wanted) * num_steps, unit="step", mininterval=0.5, disable=quiet) as bar:
         for number, (batch, label) in enumerate(wanted, 1):
-            bar.set_description(f"{label} {number}/{len(wanted)}")
             cache, outcome = caches[label], outcomes[label]
+            if outcome.failed:
+                bar.update(num_steps)
+                continue
+            bar.set_description(f"{label} {number}/{len(wanted)}")
             reset_peak_memory(device)
             (latents, run), seconds = timed(lambda c=cache, b=batch: sample(c, b, lambda *_: bar.update()), device)
-            if keep is None:
-                outcome.latents.append(latents.cpu())
             outcome.seconds.append(seconds)
             outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
             outcome.record = run.record()
-            if keep is not None:
-                keep(label, batch, latents)
+            outcome.failed = keep(label, batch, latents)
+    for outcome in () if compared else outcomes.values():
+        outcome.cold = len(outcome.seconds) == 1
+        outcome.seconds = outcome.seconds[1:] or outcome.seconds
     return outcomes
 
 
+def _rehearsed(caches: dict[str, Cache], num_steps: int) -> list[Cache]:
+    """The caches that go once before the others are timed."""
+    if any(cache.engine_settings.static_shapes for cache in caches.values()):
+        return list(caches.values())
+    return [min(caches.values(), key=lambda cache: len(cache.plan(num_steps).full_steps))]
+
+
 def gather_outcomes(outcomes: dict[str, Outcome], world: World) -> dict[str, Outcome]:
-    """Timings of all processes; the record of the first that has one."""
-    shares = [outcomes]
-    if world.size > 1:
-        shares = [None] * world.size
-        dist.all_gather_object(shares, outcomes)
-    return {
-        label: Outcome(
-            record=next((share[label].record for share in shares if share[label].record), {}),
-            seconds=[s for share in shares for s in share[label].seconds],
-            peak_bytes=max(share[label].peak_bytes for share in shares),
+    """Failures and timings of all processes, cold ones where there are no others; the record of the first that has one."""
+    shares = gather(outcomes, world)
+    together = {}
+    for label in outcomes:
+        mine = [share[label] for share in shares]
+        warm = [outcome for outcome in mine if outcome.seconds and not outcome.cold]
+        together[label] = Outcome(
+            record=next((outcome.record for outcome in mine if outcome.record), {}),
+            seconds=[s for outcome in warm or mine for s in outcome.seconds],
+            peak_bytes=max(outcome.peak_bytes for outcome in mine),
+            failed=[index for outcome in mine for index in outcome.failed],
+            cold=not warm and any(outcome.cold for outcome in mine),
         )
-        for label in outcomes
-    }
+    return together
 
 
 def latency(outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any] | None]:
     """Per label: seconds a batch (median, spread), and the ratio of the uncached median to it where there is one.
 
-    None where nothing was timed.
+    `first_call` says that the only timing has the first call's work in it. None where nothing was timed.
     """
     base = outcomes.get(UNCACHED)
     baseline = spread(base.seconds)["median_s"] if base is not None and base.seconds else None
     table = {}
     for label, outcome in outcomes.items():
         timing = spread(outcome.seconds) if outcome.seconds else None
-        table[label] = timing and {**timing, "ratio": baseline / timing["median_s"] if baseline else None}
+        table[label] = timing and {
+            **timing,
+            "ratio": baseline / timing["median_s"] if baseline else None,
+            **({"first_call": True} if outcome.cold else {}),
+        }
     return table

@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from cache_dic import UserError
+
 Result = TypeVar("Result")
 
 
@@ -29,19 +31,19 @@ class World:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that exists here; ValueError otherwise."""
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that exists here; UserError otherwise."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown; choose auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"device {name!r} is unknown; choose auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported; choose auto, cpu, cuda or cuda:N")
+        raise UserError(f"device {name!r} is not supported; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ValueError(f"device {name!r} is not there ({count} CUDA devices found); use --device cpu")
+            raise UserError(f"device {name!r} is not there ({count} CUDA devices found); use --device cpu")
     return device
 
 
@@ -59,13 +61,22 @@ def start_world(device: str = "auto") -> World:
     return World(dist.get_rank(), size, resolved)
 
 
+def gather(value: Result, world: World) -> list[Result]:
+    """What every process of `world` has of a value, by rank."""
+    shares = [value]
+    if world.size > 1:
+        shares = [None] * world.size
+        dist.all_gather_object(shares, value)
+    return shares
+
+
 def on_main(world: World, function: Callable[[], Result]) -> Result:
     """What `function` returns on rank 0, told to all; where it raises, rank 0 reports and the others leave quietly."""
     told, error = [None, False], None
     if world.is_main:
         try:
             told[0] = function()
-        except (ValueError, OSError) as raised:
+        except Exception as raised:
             told[1], error = True, raised
     if world.size > 1:
         dist.broadcast_object_list(told, device=world.device)

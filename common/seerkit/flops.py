@@ -1,4 +1,4 @@
-"""Operations counted from outside a model, on the meta device, 2 a multiply-add, attention included.
+"""Operations counted from outside a model, on the meta device, 2 per multiply-add, attention included.
 
 Matrix products, convolutions and attention are counted by `torch.utils.flop_counter` from the operations that the model
 performs; the element-wise work of a caching engine, which that counter does not see, is added by formula (`Cache.work_flops`).
@@ -80,4 +80,5 @@ def sampling_flops(
         "flops_T_engine": work / 1e12,
         "full_steps": list(plan.full_steps),
         "kept_bytes": cache.kept_bytes(num_steps, tokens),
+        "stream_bytes": tokens.numel * (tokens.stream_dtype or tokens.dtype).itemsize,
     }

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache_dic import UserError
+
 Sigmas = TypeVar("Sigmas", float, np.ndarray, Tensor)
 
 BASE_TOKENS, BASE_MU = 256, 0.5  # mu is linear in the token count, through these two points
@@ -33,7 +35,7 @@ def shift_mu(num_tokens: int) -> float:
 def shift_sigmas(sigmas: Sigmas, shift: float) -> Sigmas:
     """Noise levels in [0, 1] moved towards the noise: shift · sigma / (1 + (shift - 1) sigma); the ends stay."""
     if not shift > 0:
-        raise ValueError(f"shift {shift} of the noise levels must be above 0; 1 leaves them as they are")
+        raise UserError(f"shift {shift} of the noise levels must be above 0; 1 leaves them as they are")
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
@@ -45,7 +47,7 @@ class Euler:
 
     def __init__(self, sigmas: Tensor) -> None:
         if sigmas.ndim != 1 or len(sigmas) < 2:
-            raise ValueError(f"noise levels of shape {tuple(sigmas.shape)}: one dimension with at least two are needed")
+            raise UserError(f"noise levels of shape {tuple(sigmas.shape)}: one dimension with at least two are needed")
         self.sigmas: list[float] = sigmas.double().tolist()
         self.num_steps = len(sigmas) - 1
 
@@ -66,12 +68,12 @@ class DPMSolverPlusPlus(Euler):
         super().__init__(sigmas)
         falling = all(a > b for a, b in pairwise(self.sigmas))
         if not falling or self.sigmas[0] > 1 or self.sigmas[-1] != 0:
-            raise ValueError(
+            raise UserError(
                 f"noise levels {self.sigmas} must fall at every step, from at most 1 to exactly 0; "
                 "levels that rise, or repeat, can be sampled by Euler's method alone"
             )
         if order not in (1, 2):
-            raise ValueError(f"order {order} of the solver must be 1 or 2")
+            raise UserError(f"order {order} of the solver must be 1 or 2")
         self.order = order
         self.lambdas = [_half_log_snr(sigma) for sigma in self.sigmas]
         self._x0s: list[Tensor] = []  # data predictions of the last steps, newest last, at most two

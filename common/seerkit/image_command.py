@@ -32,7 +32,7 @@ def fill_settings(args: argparse.Namespace, usage: Usage) -> None:
 def shipped_or_given_prompts(args: argparse.Namespace, *, published: bool) -> list[str]:
     """The prompts that the flags ask for, or of models that are not published the shipped ones.
 
-    ValueError if there are none or two sources of them.
+    UserError if there are none or two sources of them.
     """
     default = None if published else lambda: read_prompts(PROMPTS)
     return chosen_prompts(args.prompt, args.prompt_file, flag="--prompt_file", model=args.model_name, default=default)

@@ -7,16 +7,18 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cache_dic import UserError
+
 Grid = tuple[int, int, int]
 """Tokens along frames, height and width; their order in a sequence is frames first, columns last."""
 
 
 def token_grid(shape: Sequence[int], patch: Sequence[int]) -> Grid:
-    """Tokens along each axis of latents of shape (…, T, H, W); ValueError where patches do not fill it."""
+    """Tokens along each axis of latents of shape (…, T, H, W); UserError where patches do not fill it."""
     frames, height, width = shape[-3:]
     pt, ph, pw = patch
     if frames % pt or height % ph or width % pw:
-        raise ValueError(f"latents of {frames} x {height} x {width} cannot be cut into patches of {pt} x {ph} x {pw}")
+        raise UserError(f"latents of {frames} x {height} x {width} cannot be cut into patches of {pt} x {ph} x {pw}")
     return frames // pt, height // ph, width // pw
 
 

@@ -1,6 +1,7 @@
 """What a sampling command reports of several caches on the same inputs: rows of a record, a table, a grid."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from cache_dic import Cache
 from seerkit.compare import Outcome, latency
 from seerkit.media import labelled_grid
-from seerkit.tables import number, text_table
+from seerkit.tables import number, psnr_cell, text_table
 
 Row = dict[str, Any]
 
@@ -20,15 +21,20 @@ def make_rows(
     outcomes: Mapping[str, Outcome],
     counts: Mapping[str, Mapping[str, Any]],
     scores: Mapping[str, Mapping[str, Any]],
+    earlier: Mapping[str, Row] = MappingProxyType({}),
 ) -> list[Row]:
     """A row of the record for every cache: cost, quality, and what was computed at every step.
 
-    Where nothing was sampled now, because a resumed run had it all, the plan stands for what was computed, and there is no
-    latency. counts: of `sampling_flops`. scores: what is added to each row.
+    Where nothing was sampled now, because a resumed run had it all, what an `earlier` row measured stands, with its conditions;
+    where there is none, the plan stands for what was computed, and there is no latency. counts: of `sampling_flops`. scores:
+    what is added to each row.
     """
     timings = latency(dict(outcomes))
     rows = []
     for label, cache in caches.items():
+        if not outcomes[label].record and label in earlier:
+            rows.append({**earlier[label], **scores[label]})
+            continue
         planned = {
             "method": cache.method,
             "engine": cache.engine,
@@ -61,14 +67,23 @@ def comparison_table(rows: Sequence[Row], extra: Mapping[str, Sequence[str]]) ->
                 f"{len(row['full_steps'])}/{row['num_steps']}",
                 number(row["flops_T"], 3),
                 number(row["flops_ratio"], 2, "x"),
-                f"{timing['median_s']:.2f} ({timing['min_s']:.2f}-{timing['max_s']:.2f})" if timing else "–",
+                seconds(timing),
                 number(timing["ratio"] if timing else None, 2, "x"),
                 number(row["kept_bytes"] / 2**20, 1),
-                number(row["psnr"]["mean_db"] if row["psnr"] else None, 2),
+                psnr_cell(row["psnr"]),
             ]
         )
     cells = [[*line, *(column[i] for column in extra.values())] for i, line in enumerate(lines)]
     return text_table([*header, *extra], cells)
+
+
+def seconds(timing: Mapping[str, Any] | None) -> str:
+    """Seconds a batch of `seerkit.compare.latency` as a cell: median and range, or the one first call there was."""
+    if timing is None:
+        return "–"
+    if timing.get("first_call"):
+        return f"{timing['median_s']:.2f} (first call)"
+    return f"{timing['median_s']:.2f} ({timing['min_s']:.2f}-{timing['max_s']:.2f})"
 
 
 def draw_grid(images: Mapping[str, np.ndarray], columns: Sequence[str]) -> Image.Image:

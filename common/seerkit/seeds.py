@@ -1,6 +1,8 @@
-"""One generator per sample, so that a sample depends on its own seed and index, never on batch size, rank or resume."""
+"""One generator per sample, so that a sample depends on its own seed and index, never on batch size, rank or resume.
 
-import os
+The noise does; what a model makes of it does too, to the bit, where its products are summed in one order: see `seerkit.cli`.
+"""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,11 +36,3 @@ class SampleGenerators:
         """Standard normal noise (B, *shape), row i from the generator of sample i."""
         rows = [torch.randn(*shape, generator=g) for g in self.generators]
         return torch.stack(rows).to(device=device, dtype=dtype)
-
-
-def fix_summation_order() -> None:
-    """Make MKL's products independent of batch size and number of threads (its "strict CNR" mode; costs no time here).
-
-    MKL reads the variable at its first product, after which this has no effect.
-    """
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

@@ -1,15 +1,16 @@
-"""What the commands that make images of prompts share: images by several caches, each against the uncached run.
+"""What the commands that make images share: images by several caches, each against the uncached run.
 
 Image i is that of prompt i. A run leaves whole files, so that a killed one goes on with --resume where it stopped:
 
-    OUT/LABEL/000000.png and on      the images of a cache, with settings.json beside them
+    OUT/LABEL/000000.png and on      the images of a cache, and nothing else
+    OUT/state/LABEL/claim.json       what they were made with
     OUT/grid.png                     the first images, a row for every cache
-    OUT/record.json                  everything measured
+    OUT/record.json                  everything measured, of all runs into this folder
 """
 
 import json
 from argparse import BooleanOptionalAction
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,24 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_dic import Cache
+from cache_dic import Cache, UserError
 from evaluation.jobs import Job
 from evaluation.metrics import psnr, summarize_psnr
-from evaluation.scorer import Scorer, load_scorer
+from evaluation.scorer import load_scorer
 from seerkit.cli import Parser, show_log
 from seerkit.compare import UNCACHED, Outcome, gather_outcomes, run_caches
 from seerkit.distributed import World, on_main, start_world
-from seerkit.files import writable_directory, write_json
-from seerkit.media import save_png, to_uint8
+from seerkit.media import finite_rows, save_png, to_uint8
 from seerkit.minilm import TEXT_TABLE, TextTable
-from seerkit.outputs import claim_folder, image_path, read_image
+from seerkit.outputs import image_path, read_image
 from seerkit.prompts import Batch
 from seerkit.records import conditions
 from seerkit.report import comparison_table, draw_grid, make_rows
-from seerkit.seeds import fix_summation_order
 from seerkit.tables import number
 
 SHOWN = 16  # images of a row of the grid, at most
+JUDGED = 16  # images that are read and judged at a time
+DENSEST = 4  # times that a PNG is smaller than its pixels, at most: for the least disk that images take
 
 
 class ImagePipeline(Protocol):
@@ -45,26 +46,55 @@ class ImagePipeline(Protocol):
         """Final latents (B, C, h, w) in float32 and the run; an image's noise comes from its own number."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] on the CPU."""
+        """Images (B, 3 or 1, H, W) in [-1, 1] on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """What scores images of their prompts: key of the rows of a record, heading and cells of the table's column.
+
+    score(images, prompts): images (B, C, H, W) uint8 -> (B,). facts: of the record. explanation: under the table.
+    """
+
+    key: str
+    heading: str
+    score: Callable[[Tensor, Sequence[str]], Tensor]
+    cell: Callable[[float], str]
+    facts: Mapping[str, Any]
+    explanation: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageJob(Job):
-    """A job of a command with the flags of `add_image_flags`; height and width are among its sizes.
+    """A job of a command with the flags of `add_image_flags`; height and width are among its settings.
 
-    scored: the prompts are the emoji's, whose images the shipped scorer judges. find: look for, or download, every file that
-    the model needs. make_pipeline: for the batches that will be sampled, on a device.
+    channels: of an image. make_judge: of what scores the images, None where nothing does. make_pipeline: for the batches that
+    will be sampled, on a device. columns: headings of the grid, None for the first prompts. grid_name: of the grid in `out`,
+    without suffix.
     """
 
-    scored: bool
-    find: Callable[[], None]
+    channels: int = 3
+    make_judge: Callable[[], Judge] | None = None
     make_pipeline: Callable[[Sequence[Batch], torch.device], ImagePipeline]
+    columns: Sequence[str] | None = None
+    grid_name: str = "grid"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.settings["height"], self.settings["width"], self.channels
+
+    @property
+    def grid_path(self) -> Path:
+        return self.out / f"{self.grid_name}.png"
 
 
-def add_image_flags(parser: Parser, *, folder: str) -> None:
-    """Flags of a command that makes images; `folder` is the family's in outputs/."""
+def add_image_flags(parser: Parser, *names: str, folder: str) -> None:
+    """Flags of a command that makes images; `folder` is the family's in outputs/. names: of --output_dir, more of them."""
     parser.add_argument(
+        *names,
         "--output_dir",
+        dest="output_dir",
         type=Path,
         help=f"gets a folder of PNGs for every cache (default: outputs/{folder}/MODEL-DIGEST)",
     )
@@ -76,7 +106,11 @@ def add_image_flags(parser: Parser, *, folder: str) -> None:
         "--dry-run", action="store_true", help="print configuration, full steps, FLOPs and kept bytes, and stop"
     )
     parser.add_argument(
-        "--test_FLOPs", action="store_true", dest="test_flops", help="print the FLOPs of every cache and stop"
+        "--test_FLOPs",
+        "--test-FLOPs",
+        action="store_true",
+        dest="test_flops",
+        help="print the FLOPs of every cache and stop",
     )
     parser.add_argument("--json", action="store_true", help="print the record instead of the table")
 
@@ -90,18 +124,34 @@ def png_settings(settings: dict[str, Any], *, label: str, prompt: str, index: in
 # -------------------------------------------------------------------------------------------------------------- sample
 
 
+def save_finite(
+    folder: Path, indices: Sequence[int], images: Tensor, settings: Sequence[dict[str, Any] | None] | None = None
+) -> list[int]:
+    """Write images (B, C, H, W) in [-1, 1] under their numbers, with settings inside where there are any.
+
+    The numbers of those that are not finite, which are not written.
+    """
+    failed = []
+    for row, (index, whole) in enumerate(zip(indices, finite_rows(images), strict=True)):
+        if whole:
+            (pixels,) = to_uint8(images[row : row + 1])
+            save_png(image_path(folder, index), pixels, settings[row] if settings else None)
+        else:
+            failed.append(index)
+    return failed
+
+
+def decode_finite(pipeline: ImagePipeline, latents: Tensor) -> Tensor:
+    """The images of latents, NaN where the latents are not finite, whatever a decoder makes of that."""
+    whole = torch.tensor(finite_rows(latents)).reshape(-1, 1, 1, 1)
+    return torch.where(whole, pipeline.decode(latents), torch.nan)
+
+
 class Folder:
-    """The images of one cache: PARENT/LABEL/000000.png and on, with settings.json beside them. shape: (H, W, 3)."""
+    """The images of one cache: PARENT/LABEL/000000.png and on. shape: (H, W, C)."""
 
     def __init__(self, parent: Path, label: str, shape: tuple[int, int, int]) -> None:
         self.path, self.label, self.shape = parent / label, label, shape
-
-    def claim(self, settings: dict[str, Any], *, resume: bool) -> None:
-        """Make the folder this run's; without `resume` images of the same settings go."""
-        writable_directory(self.path)
-        claim_folder(self.path, settings, flag="--output_dir")
-        for image in () if resume else self.path.glob("[0-9]*.png"):
-            image.unlink()
 
     def read(self, index: int) -> np.ndarray | None:
         """The pixels of an image, None if it is missing or damaged."""
@@ -110,36 +160,50 @@ class Folder:
     def has(self, batch: Batch) -> bool:
         return all(self.read(index) is not None for index in batch.indices)
 
-    def write(self, batch: Batch, images: np.ndarray, settings: dict[str, Any] | None) -> None:
-        """Write images (B, H, W, 3) uint8, each with its own of the run's settings unless those are None."""
-        for index, prompt, pixels in zip(batch.indices, batch.prompts, images, strict=True):
-            own = settings and png_settings(settings, label=self.label, prompt=prompt, index=index)
-            save_png(image_path(self.path, index), pixels, own)
+    def write(self, batch: Batch, images: Tensor, settings: dict[str, Any] | None) -> list[int]:
+        """Write images (B, C, H, W) in [-1, 1], each with its own of the run's settings unless those are None.
 
-    def load(self, num_images: int) -> np.ndarray:
-        """All images, (N, H, W, 3) uint8; ValueError if one is missing or damaged."""
-        images = [self.read(index) for index in range(num_images)]
-        for index, pixels in enumerate(images):
+        The numbers of those that are not finite, which are not written.
+        """
+        own = [
+            settings and png_settings(settings, label=self.label, prompt=prompt, index=index)
+            for index, prompt in zip(batch.indices, batch.prompts, strict=True)
+        ]
+        return save_finite(self.path, batch.indices, images, own)
+
+    def load(self, indices: Sequence[int]) -> np.ndarray:
+        """Some images, (N, H, W, C) uint8; UserError if one is missing or damaged."""
+        images = [self.read(index) for index in indices]
+        for index, pixels in zip(indices, images, strict=True):
             if pixels is None:
-                raise ValueError(f"{image_path(self.path, index)} went missing or was damaged meanwhile; use --resume")
+                raise UserError(f"{image_path(self.path, index)} went missing or was damaged meanwhile; use --resume")
         return np.stack(images)
 
 
+def has_images(out: Path, label: str) -> bool:
+    """Whether a cache has images in a job's folder, whole or not."""
+    return next((out / label).glob("[0-9]*.png"), None) is not None
+
+
 def sample_missing(job: ImageJob, folders: dict[str, Folder], world: World) -> dict[str, Outcome]:
-    """Make the images that are missing, this process's share of the batches; outcomes of all processes together."""
+    """Make the images that are missing, or all without --resume, this process's share of the batches; all outcomes together."""
     mine = job.batches()[world.rank :: world.size]
-    pending = [batch for batch in mine if not all(folder.has(batch) for folder in folders.values())]
+
+    def there(label: str, batch: Batch) -> bool:
+        return job.args.resume and folders[label].has(batch)
+
+    pending = [batch for batch in mine if not all(there(label, batch) for label in folders)]
     outcomes = {label: Outcome() for label in job.caches}
     if pending:
         pipeline = job.make_pipeline(pending, world.device)
+        settings = job.settings if job.args.add_sampling_metadata else None
 
-        def keep(label: str, batch: Batch, latents: Tensor) -> None:
-            settings = job.settings if job.args.add_sampling_metadata else None
-            folders[label].write(batch, to_uint8(pipeline.decode(latents)), settings)
+        def keep(label: str, batch: Batch, latents: Tensor) -> list[int]:
+            return folders[label].write(batch, decode_finite(pipeline, latents), settings)
 
         outcomes = run_caches(
             job.caches, pending, pipeline.sample, num_steps=job.num_steps, device=world.device,
-            skip=lambda label, batch: folders[label].has(batch), keep=keep, quiet=not world.is_main,
+            skip=there, keep=keep, quiet=not world.is_main,
         )  # fmt: skip
     return gather_outcomes(outcomes, world)
 
@@ -147,22 +211,47 @@ def sample_missing(job: ImageJob, folders: dict[str, Folder], world: World) -> d
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def judge(images: dict[str, np.ndarray], y: Tensor | None, scorer: Scorer | None) -> dict[str, dict[str, Any]]:
-    """By label: PSNR to the uncached images and mean image-text score, None where they cannot be had."""
-    scores = {}
-    for label, pixels in images.items():
-        compared = UNCACHED in images and label != UNCACHED
-        scores[label] = {"psnr": summarize_psnr(psnr(pixels, images[UNCACHED])) if compared else None}
-        if scorer is not None:
-            tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-            scores[label]["score"] = scorer.score(tensor, y).mean().item()
-    return scores
+def judge_images(
+    folders: Mapping[str, Folder], prompts: Sequence[str], judge: Judge | None
+) -> dict[str, dict[str, Any]]:
+    """By label: PSNR to the uncached images and the judge's mean score, None where they cannot be had.
+
+    A few images are in memory at a time, however many there are.
+    """
+    decibels: dict[str, list[float]] = {label: [] for label in folders if UNCACHED in folders and label != UNCACHED}
+    scored = dict.fromkeys(folders, 0.0)
+    for first in range(0, len(prompts), JUDGED):
+        indices = range(first, min(first + JUDGED, len(prompts)))
+        images = {label: folder.load(indices) for label, folder in folders.items()}
+        for label, pixels in images.items():
+            if label in decibels:
+                decibels[label] += psnr(pixels, images[UNCACHED]).tolist()
+            if judge is not None:
+                tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+                scored[label] += judge.score(tensor, prompts[first : indices.stop]).double().sum().item()
+    return {
+        label: {
+            "psnr": summarize_psnr(decibels[label]) if label in decibels else None,
+            **({judge.key: scored[label] / len(prompts)} if judge is not None else {}),
+        }
+        for label in folders
+    }
 
 
-def scorer_facts(scorer: Scorer) -> dict[str, float]:
-    """Mean scores of real images that neither the model nor the scorer was trained on: what scores are read against."""
-    new = scorer.card["splits"]["held_out_label"]["ceiling"]
-    return {"ceiling": scorer.ceiling, "ceiling_new_labels": new, "floor": scorer.floor}
+def emoji_judge() -> Judge:
+    """The shipped image-text scorer, on prompts of the emoji's words."""
+    scorer, table = load_scorer(), TextTable.load(TEXT_TABLE)
+    new = scorer.card["splits"]["held_out_label"]["ceiling"]  # of images that neither model nor scorer was trained on
+    return Judge(
+        key="score",
+        heading="score",
+        score=lambda images, prompts: scorer.score(images, table.encode(prompts)[1]),
+        cell=lambda value: number(value, 1),
+        facts={"scorer": {"ceiling": scorer.ceiling, "ceiling_new_labels": new, "floor": scorer.floor}},
+        explanation="score: 100 x cosine of image and prompt by the shipped in-domain scorer (not CLIP); real images reach "
+        f"{scorer.ceiling:.1f} with their own captions, {new:.1f} where the label was never trained on, and "
+        f"{number(scorer.floor, 1)} with shuffled captions",
+    )
 
 
 def report(
@@ -171,44 +260,43 @@ def report(
     outcomes: dict[str, Outcome],
     folders: dict[str, Folder],
     device: torch.device,
+    judge: Judge | None,
 ) -> dict[str, Any]:
-    """Write grid and record, and return the record."""
-    images = {label: folder.load(len(job.prompts)) for label, folder in folders.items()}
-    scorer = load_scorer() if job.scored else None
-    y = TextTable.load(TEXT_TABLE).encode(job.prompts)[1] if job.scored else None
+    """Write grid and record of the caches whose images are all there, and return the record."""
+    earlier = job.earlier_rows()
     record = {
         "command": job.command,
         "settings": job.settings,
         "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached images",
         "num_samples": len(job.prompts),
-        "scorer": scorer_facts(scorer) if scorer is not None else None,
-        "rows": make_rows(job.caches, job.num_steps, outcomes, counts, judge(images, y, scorer)),
+        **({"scorer": None} if judge is None else judge.facts),
+        "rows": make_rows(
+            {label: job.caches[label] for label in folders},
+            job.num_steps, outcomes, counts, judge_images(folders, job.prompts, judge), earlier,
+        ),
         "conditions": conditions(device, job.dtype),
-    }
-    save_png(job.out / "grid.png", draw_grid(images, job.prompts[:SHOWN]), job.settings)
-    write_json(job.out / "record.json", record)
-    return record
+    }  # fmt: skip
+    columns = (job.prompts if job.columns is None else job.columns)[:SHOWN]
+    shown = {label: folder.load(range(len(columns))) for label, folder in folders.items()}
+    save_png(job.grid_path, draw_grid(shown, columns), job.settings)
+    return job.write_record(record, earlier)
 
 
-def show(record: dict[str, Any]) -> None:
-    """The record as a table, with what its figures mean."""
-    s, scorer = record["settings"], record["scorer"]
+def show(job: ImageJob, record: dict[str, Any], judge: Judge | None) -> None:
+    """The rows of this run as a table, with what its figures mean."""
+    s, rows = record["settings"], [row for row in record["rows"] if row["label"] in job.caches]
     size = f"{s['width']}x{s['height']}, {s['num_steps']} steps, batches of {s['batch_size']}"
     print(f"\n{s['model']}, number of images: {record['num_samples']}, {size}")
-    extra = {"score": [number(row["score"], 1) for row in record["rows"]]} if scorer else {}
-    print(comparison_table(record["rows"], extra))
-    if scorer:
-        print(
-            "score: 100 x cosine of image and prompt by the shipped in-domain scorer (not CLIP); real images reach "
-            f"{scorer['ceiling']:.1f} with their own captions, {scorer['ceiling_new_labels']:.1f} where the label was never "
-            f"trained on, and {number(scorer['floor'], 1)} with shuffled captions"
-        )
+    print(comparison_table(rows, {judge.heading: [judge.cell(row[judge.key]) for row in rows]} if judge else {}))
+    if judge:
+        print(judge.explanation)
 
 
 def run(job: ImageJob) -> dict[str, Any] | None:
     """Carry out a job: the files described above, a table or the record on stdout.
 
-    The record, on the first process; None elsewhere and where nothing is made.
+    The record, on the first process; None elsewhere and where nothing is made. UserError, at the end, for images that did not
+    come out finite.
     """
     args = job.args
     counts = job.counts()
@@ -219,28 +307,30 @@ def run(job: ImageJob) -> dict[str, Any] | None:
         job.print_plan(counts)
         return None
 
-    fix_summation_order()
     world = start_world(args.device)
     if world.is_main and not args.json:
         show_log()
-    shape = job.sizes["height"], job.sizes["width"], 3
-    folders = {label: Folder(job.out, label, shape) for label in job.caches}
-
-    def prepare() -> None:
-        writable_directory(job.out)
-        job.find()  # one process downloads what the others then load
-        for label, folder in folders.items():
-            folder.claim(job.claims(label), resume=args.resume)
-
-    on_main(world, prepare)
+    folders = {label: Folder(job.out, label, job.shape) for label in job.caches}
+    pixels = len(job.prompts) * len(job.caches) * int(np.prod(job.shape))
+    on_main(
+        world,
+        lambda: job.prepare(
+            world, counts, disk_bytes=pixels // DENSEST, has_samples=lambda label: has_images(job.out, label)
+        ),
+    )
     outcomes = sample_missing(job, folders, world)
     world.barrier()
     if not world.is_main:
         return None
-    record = report(job, counts, outcomes, folders, world.device)
-    if args.json:
-        print(json.dumps(record))
-    else:
-        show(record)
-        print(f"images: {job.out}\ngrid: {job.out / 'grid.png'}\nrecord: {job.out / 'record.json'}")
+    whole = {label: folder for label, folder in folders.items() if not outcomes[label].failed}
+    record = None
+    if whole:
+        judge = job.make_judge() if job.make_judge else None
+        record = report(job, counts, outcomes, whole, world.device, judge)
+        if args.json:
+            print(json.dumps(record))
+        else:
+            show(job, record, judge)
+            print(f"images: {job.out}\ngrid: {job.grid_path}\nrecord: {job.record_path}")
+    job.check_outcomes(outcomes)
     return record

@@ -1,19 +1,36 @@
-"""What the commands that sample for prompts share, be it images or videos: the job that a command line asks for."""
+"""What the commands that sample several caches share, be it images or videos: the job that a command line asks for.
+
+A job checks plan, weights, prompts and sizes before it makes anything, replaces whole results one by one, and adds to the
+records of its folder.
+"""
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache_dic import Cache
+from cache_dic import Cache, UserError
+from cache_dic.cache import free_bytes
 from evaluation.backbones import count_caches
-from seerkit.cli import PRECISIONS
+from seerkit.claims import CACHE, PROMPTS, Claim, claim_samples, state_folder
+from seerkit.compare import UNCACHED, Outcome
+from seerkit.distributed import World
+from seerkit.dtypes import PRECISIONS
+from seerkit.files import check_space, clear_partial, content_digest, read_json, writable_directory, write_json
 from seerkit.outputs import digest
 from seerkit.prompts import Batch, make_batches
+from seerkit.report import Row
+
+MAX_SAMPLES = 1_000_000  # their numbers have six digits in the names of files
+PATHS = ("ckpt", "vae", "image")  # settings that name files, whose contents are claimed instead
+LEAST_STREAMS = 4  # of the model's token stream at once in a full step: its tokens, queries, keys and values
+
+Read = Mapping[str, Sequence[Path]]
+"""Files and folders that a model reads, by the part that they are of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +38,9 @@ class Job:
     """What a command line asks for. args: parsed, those of the caches among them.
 
     prompts: one a sample. caches: by label. settings: what the samples depend on but for caches, model and num_steps among
-    them. sizes: of the workload, for `evaluation.backbones.workload`. out: gets a folder for every cache.
+    them. sizes: of the workload, for `evaluation.backbones.workload`. out: gets a folder for every cache. flag: the option
+    that names it. find(world): look for, or download, every file that the model needs, and tell them. record_name: of the
+    record in `out`, without suffix.
     """
 
     command: str
@@ -31,6 +50,13 @@ class Job:
     settings: dict[str, Any]
     sizes: dict[str, Any]
     out: Path
+    flag: str
+    find: Callable[[World], Read]
+    record_name: str = "record"
+
+    @property
+    def record_path(self) -> Path:
+        return self.out / f"{self.record_name}.json"
 
     @property
     def num_steps(self) -> int:
@@ -50,18 +76,143 @@ class Job:
             self.settings["model"], self.caches, self.num_steps, self.dtype, num_samples=samples, **self.sizes
         )
 
-    def print_plan(self, counts: dict[str, dict[str, Any]]) -> None:
+    def print_plan(self, counts: dict[str, dict[str, Any]], **more: Any) -> None:
         """What --dry-run prints."""
-        print(json.dumps({"settings": self.settings, "output_dir": str(self.out), "batch": counts}, indent=2))
+        print(json.dumps({"settings": self.settings, "output_dir": str(self.out), "batch": counts, **more}, indent=2))
 
-    def claims(self, label: str) -> dict[str, Any]:
-        """What the samples of a cache depend on: those of other settings are never mixed with them."""
-        return {**self.settings, "cache": label, "accumulator_dtype": self.args.accumulator_dtype}
+    # ----------------------------------------------------------------------------------------------------- before
+
+    def prepare(
+        self,
+        world: World,
+        counts: Mapping[str, Mapping[str, Any]],
+        *,
+        disk_bytes: int,
+        has_samples: Callable[[str], bool],
+    ) -> None:
+        """Everything that can be refused is refused here, before anything is made; then the folder is this job's.
+
+        disk_bytes: the least that the samples take. One process does this for all.
+        """
+        check_memory(counts, world.device)
+        writable_directory(self.out)
+        check_space(self.out, disk_bytes, f"{len(self.prompts)} samples of {len(self.caches)} caches")
+        claims = self.claims(digests(self.find(world)), world.device)
+        claim_samples(self.out, claims, has_samples=has_samples, flag=self.flag)
+        for folder in (self.out, *(path for path in self.out.rglob("*") if path.is_dir())):
+            clear_partial(folder)
+
+    def claims(self, contents: Mapping[str, str], device: torch.device) -> dict[str, Claim]:
+        """By label, everything that the samples of a cache depend on."""
+        shared = {PROMPTS: self.prompts, **self.settings}
+        return {
+            label: make_claim(shared, contents, cache, self.num_steps, self.args.accumulator_dtype, self.dtype, device)
+            for label, cache in self.caches.items()
+        }
+
+    # ------------------------------------------------------------------------------------------------------ after
+
+    def earlier_rows(self) -> dict[str, Row]:
+        """By label, what earlier runs of this folder have recorded, each with its conditions and number of samples."""
+        try:
+            record = read_json(self.record_path, "record")
+            shared = {name: record[name] for name in ("conditions", "num_samples")}
+            return {row["label"]: {**shared, **row} for row in record["rows"]}
+        except (UserError, KeyError, TypeError):  # none, or one that nothing can be taken from
+            return {}
+
+    def write_record(self, record: dict[str, Any], earlier: Mapping[str, Row]) -> dict[str, Any]:
+        """Write the record, with the rows of caches that earlier runs have sampled into this folder and this one has not."""
+        known = {row["label"] for row in record["rows"]}
+        others = [
+            row for label, row in earlier.items() if label not in known and state_folder(self.out, label).is_dir()
+        ]
+        record["rows"] += others
+        write_json(self.record_path, record)
+        return record
+
+    def check_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
+        """UserError naming the samples that did not come out finite, with what can be done."""
+        broken = {label: outcome.failed for label, outcome in outcomes.items() if outcome.failed}
+        if broken:
+            raise UserError(failure_message(broken))
+
+
+def make_claim(
+    settings: Mapping[str, Any],
+    contents: Mapping[str, str],
+    cache: Cache,
+    num_steps: int,
+    accumulator_dtype: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Claim:
+    """Everything that samples depend on. contents: digests of what was read, by part.
+
+    In float32 on a CPU, without compilation, sums are taken in one order whatever the batch; elsewhere the size of a batch may
+    move a pixel by a grey level, and belongs to the claim.
+    """
+    left_out = set(PATHS)
+    if dtype == torch.float32 and device.type == "cpu" and not settings.get("compile"):
+        left_out.add("batch_size")
+    return {
+        **{name: value for name, value in settings.items() if name not in left_out},
+        "device": device.type,
+        "contents": dict(contents),
+        CACHE: {
+            "method": cache.method,
+            "plan": cache.plan(num_steps).claim(),
+            "engine": cache.engine,
+            "accumulator_dtype": accumulator_dtype,
+        },
+    }
+
+
+def digests(read: Read) -> dict[str, str]:
+    """What tells the contents of a model's files apart, by part."""
+    return {part: content_digest(*paths) for part, paths in read.items()}
+
+
+def failure_message(broken: Mapping[str, Sequence[int]]) -> str:
+    """What is said of samples, by cache, that did not come out finite."""
+    told = []
+    for label, indices in broken.items():
+        shown = ", ".join(map(str, sorted(indices)[:8])) + (", …" if len(indices) > 8 else "")
+        told.append(f"sample {shown} of {label}")
+    calmer = "" if UNCACHED in broken else "lower --interval or --max-order, or "
+    return (
+        f"{'; '.join(told)} came out with NaN or infinity: not written, nor were more samples of that cache made, the others "
+        f"are kept; {calmer}take --precision fp32 or a lower guidance weight"
+    )
+
+
+def check_memory(counts: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+    """UserError if a full step cannot fit the device, by the least that it must hold at once."""
+    free = free_bytes(device)
+    needed = LEAST_STREAMS * max((count.get("stream_bytes", 0) for count in counts.values()), default=0)
+    if free is not None and needed > free:
+        raise UserError(
+            f"a step of this size holds at least {needed / 2**30:.1f} GiB at once, and {free / 2**30:.1f} GiB are free on "
+            f"{device}; ask for fewer pixels or frames, or a smaller batch"
+        )
 
 
 def repeated(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
-    """Each prompt as many times as it has samples, which follow each other."""
+    """Each prompt as many times as it has samples, which follow each other; UserError for more than can be numbered."""
+    check_number(len(prompts) * samples_per_prompt)
     return [prompt for prompt in prompts for _ in range(samples_per_prompt)]
+
+
+def cycled(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
+    """All prompts, again and again, each as many times as it has samples; UserError for more than can be numbered."""
+    check_number(len(prompts) * samples_per_prompt)
+    return list(prompts) * samples_per_prompt
+
+
+def check_number(num_samples: int) -> None:
+    """UserError for more samples than the names of files can number."""
+    if num_samples > MAX_SAMPLES:
+        raise UserError(f"{num_samples} samples are too many for one run; at most {MAX_SAMPLES} are numbered")
 
 
 def output_folder(given: Path | None, family: str, settings: dict[str, Any]) -> Path:

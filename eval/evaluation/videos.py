@@ -3,45 +3,60 @@
 A run has three stages with one component on the device in each: prompts are encoded, latents sampled, videos decoded. Every
 stage leaves files, whole ones, so that a killed run goes on with --resume where it stopped:
 
-    OUT/LABEL/NAME.mp4 (and .gif)    the videos of a cache, named by number or as VBench expects them
-    OUT/LABEL/latents/000000.safetensors, OUT/LABEL/figures/000000.json
+    OUT/LABEL/NAME.mp4               the videos of a cache, named by number or as VBench expects them, and nothing else
+    OUT/gif/LABEL/NAME.gif           small ones, to look at
     OUT/strips/000000.png            frames of one prompt, a row for every cache
-    OUT/record.json                  everything measured
+    OUT/state/LABEL/                 claim.json, and by number figures/, rows/ of strips, and latents/ until they are decoded
+    OUT/record.json                  everything measured, of all runs into this folder
 """
 
 import argparse
 import json
+import math
 from argparse import BooleanOptionalAction
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from cache_dic import Cache
-from evaluation.jobs import Job
+from cache_dic import Cache, UserError
+from evaluation.jobs import Job, check_number, repeated
 from evaluation.metrics import finite_or_none, summarize_psnr
+from evaluation.vbench import FLICKERING_SAMPLES, check_folder, expand, make_entries
 from evaluation.video_metrics import flicker, flicker_error, video_psnr
-from seerkit.cli import Parser, positive_int, show_log
+from seerkit.claims import state_folder
+from seerkit.cli import Parser, positive_int, refuse_without_effect, show_log
 from seerkit.compare import UNCACHED, Outcome, gather_outcomes, run_caches
-from seerkit.distributed import World, on_main, start_world
-from seerkit.files import writable_directory, write_json, written_whole
-from seerkit.media import enlarged, frame_strip, save_gif, save_mp4, save_png, video_to_uint8
-from seerkit.outputs import claim_folder
-from seerkit.prompts import Batch
+from seerkit.distributed import World, gather, on_main, start_world
+from seerkit.files import check_space, read_json, write_json
+from seerkit.media import (
+    enlarged,
+    finite_rows,
+    is_whole_gif,
+    is_whole_video,
+    labelled_grid,
+    save_gif,
+    save_mp4,
+    save_png,
+    shown_frames,
+    video_to_uint8,
+)
+from seerkit.outputs import read_image
+from seerkit.prompts import Batch, Listed, read_list
 from seerkit.records import conditions
 from seerkit.report import comparison_table, make_rows
-from seerkit.seeds import fix_summation_order
 from seerkit.tables import number
+from seerkit.weights import save_tensors
 
-LONGEST_NAME = 229  # bytes of a prompt in a file's name, with its number and what a half-written file adds at most 255
 FLICKER_FRAMES = 3  # the fewest that can flicker
 GIF_SIDE = 128  # videos up to this many pixels a side are also written as GIF
+SHOWN_SIDE = 256  # of a frame in a strip, at most
 
 
 class VideoPipeline(Protocol):
@@ -69,17 +84,23 @@ class VideoPipeline(Protocol):
 class VideoJob(Job):
     """A job of a command with the flags of `add_video_flags`.
 
-    sequence_parallel: all processes make one video together instead of sharing the prompts. find: look for, or download,
-    every file that the model needs.
+    names: of the videos' files, without suffix. latent_shape: (C, T, h, w) of a sample. sequence_parallel: all processes make
+    one video together instead of sharing the prompts.
     """
 
+    names: Sequence[str]
+    latent_shape: Sequence[int]
     sequence_parallel: bool
-    find: Callable[[World], None]
     make_pipeline: Callable[[World], VideoPipeline]
 
+    @property
+    def latent_bytes(self) -> int:
+        """Of one sample."""
+        return 4 * math.prod(self.latent_shape)
 
-def add_video_flags(parser: Parser) -> None:
-    """Flags of a command that makes videos."""
+
+def add_video_flags(parser: Parser, *, quality: float = 5) -> None:
+    """Flags of a command that makes videos; quality: the official code's."""
     group = parser.add_argument_group("videos")
     group.add_argument("--prompt-file", type=Path, help="prompts, one a line, or VBench_full_info.json")
     group.add_argument(
@@ -88,7 +109,28 @@ def add_video_flags(parser: Parser) -> None:
     group.add_argument(
         "--vbench", action="store_true", help="name the videos PROMPT-0.mp4, PROMPT-1.mp4, … as VBench expects them"
     )
+    group.add_argument(
+        "--name-file",
+        type=Path,
+        help="with --vbench: the short prompts that videos of lengthened ones are called after",
+    )
+    group.add_argument(
+        "--flickering-samples",
+        type=positive_int,
+        nargs="?",
+        const=FLICKERING_SAMPLES,
+        metavar="N",
+        help=f"with --vbench: videos of a prompt for temporal_flickering; {FLICKERING_SAMPLES} without a number, VBench's own "
+        "protocol (default: as many as of the others)",
+    )
+    group.add_argument(
+        "--quality",
+        type=video_quality,
+        default=quality,
+        help="of the H.264 files, 1 to 10, or lossless: what PSNR and flicker are measured on, which needs no files",
+    )
     group.add_argument("--gif", action=BooleanOptionalAction, default=True, help="small videos also as GIF")
+    group.add_argument("--keep-latents", action="store_true", help="keep the latents when their videos are written")
     group.add_argument("--resume", action="store_true", help="keep what is there, make what is missing")
     group.add_argument(
         "--dry-run", action="store_true", help="print configuration, full steps, FLOPs and kept bytes, and stop"
@@ -96,116 +138,203 @@ def add_video_flags(parser: Parser) -> None:
     group.add_argument("--json", action="store_true", help="print the record instead of the table")
 
 
-def video_names(args: argparse.Namespace, prompts: Sequence[str]) -> list[str]:
-    """File names without suffix for the samples: their numbers, or prompt and number within it."""
+def video_quality(text: str) -> float | str:
+    """An argparse type: 1 to 10, or lossless."""
+    if text == "lossless":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 to 10 nor lossless")
+    return value
+
+
+def list_samples(args: argparse.Namespace, listed: Sequence[Listed]) -> tuple[list[str], list[str]]:
+    """Prompt, and name of the file without suffix, of every sample: by numbers, or as VBench expects them.
+
+    Raises UserError for names that no file can have, and for flags without effect.
+    """
     if not args.vbench:
-        return [f"{index:06d}" for index in range(len(prompts))]
-    for prompt in prompts:
-        if "/" in prompt or len(prompt.encode()) > LONGEST_NAME:
-            raise ValueError(
-                f"--vbench names files by their prompts, and {prompt[:60]!r}… cannot be one: it has a slash or more than "
-                f"{LONGEST_NAME} bytes"
-            )
-    if len(set(prompts)) * args.samples_per_prompt != len(prompts):
-        raise ValueError("--vbench names files by their prompts, and one stands in the list twice; name each once")
-    return [f"{prompt}-{index % args.samples_per_prompt}" for index, prompt in enumerate(prompts)]
+        refuse_without_effect(args, "videos that are numbered; give --vbench or", "--name-file", "--flickering-samples")
+        prompts = repeated([one.prompt for one in listed], args.samples_per_prompt)
+        return prompts, [f"{index:06d}" for index in range(len(prompts))]
+    entries = make_entries(
+        listed,
+        num_samples=args.samples_per_prompt,
+        flickering_samples=args.flickering_samples,
+        names=read_list(args.name_file) if args.name_file else None,
+    )
+    check_number(sum(entry.num_samples for entry in entries))
+    prompts, names = zip(*expand(entries), strict=True)
+    return list(prompts), list(names)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
 
 
 class VideoFolder:
-    """The videos of one cache, with their latents and figures."""
+    """The videos of one cache, with what is known of them."""
 
-    def __init__(self, parent: Path, label: str, names: Sequence[str]) -> None:
-        self.path, self.names = parent / label, names
+    def __init__(self, job: VideoJob, label: str) -> None:
+        self.job, self.label = job, label
+        self.state = state_folder(job.out, label)
 
-    def video(self, index: int, suffix: str = ".mp4") -> Path:
-        return self.path / f"{self.names[index]}{suffix}"
+    def video(self, index: int) -> Path:
+        return self.job.out / self.label / f"{self.job.names[index]}.mp4"
+
+    def gif(self, index: int) -> Path:
+        return self.job.out / "gif" / self.label / f"{self.job.names[index]}.gif"
 
     def latents(self, index: int) -> Path:
-        return self.path / "latents" / f"{index:06d}.safetensors"
+        return self.state / "latents" / f"{index:06d}.safetensors"
 
     def figures(self, index: int) -> Path:
-        return self.path / "figures" / f"{index:06d}.json"
+        return self.state / "figures" / f"{index:06d}.json"
 
-    def claim(self, settings: dict[str, Any], *, resume: bool) -> None:
-        """Make the folder this run's; without `resume` samples of the same settings go."""
-        writable_directory(self.path)
-        claim_folder(self.path, settings, flag="output folder", samples="*.mp4")
-        for part in (self.path, self.path / "latents", self.path / "figures"):
-            _clear_partial(part)
-        if not resume:
-            for pattern in ("*.mp4", "*.gif", "latents/*.safetensors", "figures/*.json"):
-                for path in self.path.glob(pattern):
-                    path.unlink()
+    def row(self, index: int) -> Path:
+        return self.state / "rows" / f"{index:06d}.png"
 
-    def has_latents(self, index: int) -> bool:
-        """Whether latents are there and whole, by their size; the values are not read."""
-        try:
-            with safe_open(self.latents(index), framework="pt") as file:
-                return "latents" in file.keys()  # noqa: SIM118, the file is no mapping
-        except (OSError, SafetensorError):
-            return False
+    # ------------------------------------------------------------------------------------------------- latents
 
     def read_latents(self, index: int) -> Tensor | None:
-        """Latents (C, T, h, w), None if they are missing or damaged."""
+        """Latents (C, T, h, w), None if they are missing, damaged, of another shape or not finite."""
         try:
-            return load_file(self.latents(index))["latents"]
+            values = load_file(self.latents(index))["latents"]
         except (OSError, SafetensorError, KeyError):
             return None
+        return values if values.shape == tuple(self.job.latent_shape) and values.isfinite().all() else None
 
-    def write_latents(self, batch: Batch, latents: Tensor) -> None:
-        for index, values in zip(batch.indices, latents, strict=True):
-            if not values.isfinite().all():
-                raise ValueError(
-                    f"the latents of video {index} have NaN or infinity ({self.path.name}); try another --precision"
-                )
-            with written_whole(self.latents(index)) as temporary:
-                save_file({"latents": values.float().cpu().contiguous()}, temporary)
+    def write_latents(self, batch: Batch, latents: Tensor) -> list[int]:
+        """Write latents (B, C, T, h, w); the numbers of those that are not finite, which are not written."""
+        finite = finite_rows(latents)
+        for index, values, whole in zip(batch.indices, latents, finite, strict=True):
+            if whole:
+                save_tensors(self.latents(index), {"latents": values.float().cpu().contiguous()})
+        return [index for index, whole in zip(batch.indices, finite, strict=True) if not whole]
+
+    # -------------------------------------------------------------------------------------------------- videos
+
+    def write(self, index: int, frames: np.ndarray, reference: np.ndarray | None, fps: int) -> None:
+        """Write the video of frames (T, H, W, 3), what goes with it, and last of all what was measured on it."""
+        shown = enlarged(frames)
+        save_mp4(self.video(index), shown, fps, quality=self.job.args.quality)
+        if self.job.args.gif and min(shown.shape[1:3]) <= GIF_SIDE:
+            save_gif(self.gif(index), shown, fps)
+        save_png(self.row(index), np.concatenate(reduced(frames[shown_frames(len(frames))]), axis=1))
+        own = {"prompt": self.job.prompts[index], "index": index, "cache": self.label}
+        size = dict(zip(("frames", "height", "width"), shown.shape, strict=False))
+        write_json(self.figures(index), {**own, **size, **figures(frames, reference)})
 
     def read_figures(self, index: int, *, compared: bool) -> dict[str, Any] | None:
-        """What was measured on a video, None if that or the video itself is missing.
-
-        compared: against the uncached video too, which a run without one does not.
-        """
+        """What was measured on a video, None if that is missing. compared: against the uncached video, too."""
         try:
-            figures = json.loads(self.figures(index).read_text())
-        except (OSError, ValueError):
+            measured = read_json(self.figures(index), "figures")
+            return measured if measured["psnr"] is not None or not compared else None
+        except (UserError, KeyError, TypeError):
             return None
-        complete = self.video(index).is_file() and (figures["psnr"] is not None or not compared)
-        return figures if complete else None
+
+    def has(self, index: int, *, compared: bool) -> bool:
+        """Whether a video is there, measured and whole to its last frame, with all that goes with it."""
+        measured = self.read_figures(index, compared=compared)
+        if measured is None or measured.get("prompt") != self.job.prompts[index]:
+            return False
+        frames, height, width = (measured.get(name, 0) for name in ("frames", "height", "width"))
+        gif = self.job.args.gif and min(height, width) <= GIF_SIDE
+        return (
+            is_whole_video(self.video(index), frames, height, width)
+            and (not gif or is_whole_gif(self.gif(index), frames))
+            and self.read_row(index) is not None
+        )
+
+    def read_row(self, index: int) -> np.ndarray | None:
+        """The frames of a video that a strip shows, (n, H, W, 3); None if they are missing or damaged."""
+        measured = self.read_figures(index, compared=False) or {}
+        pixels = read_image(self.row(index))
+        count = len(shown_frames(measured.get("frames", 0)))
+        if pixels is None or not count or pixels.shape[1] % count:
+            return None
+        return np.stack(np.split(pixels, count, axis=1))
 
 
-def _clear_partial(folder: Path) -> None:
-    """Remove what a killed run left half written."""
-    for leftover in folder.glob(".*.partial.*"):
-        leftover.unlink()
+def reduced(frames: np.ndarray) -> np.ndarray:
+    """Frames (n, H, W, 3) of at most SHOWN_SIDE pixels a side, by the mean over whole blocks of pixels."""
+    factor = -(-max(frames.shape[1:3]) // SHOWN_SIDE)
+    if factor == 1:
+        return frames
+    height, width = (side // factor for side in frames.shape[1:3])
+    blocks = frames[:, : height * factor, : width * factor].reshape(-1, height, factor, width, factor, 3)
+    return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
 
 
-def _strip(out: Path, index: int) -> Path:
+def has_videos(job: VideoJob, label: str) -> bool:
+    """Whether a cache has videos or latents in a job's folder, whole or not."""
+    places = ((job.out / label, "*.mp4"), (state_folder(job.out, label) / "latents", "[0-9]*.safetensors"))
+    return any(next(folder.glob(pattern), None) is not None for folder, pattern in places)
+
+
+def strip_path(out: Path, index: int) -> Path:
     return out / "strips" / f"{index:06d}.png"
 
 
-def _is_compared(label: str, labels: Container[str]) -> bool:
-    """Whether the videos of a cache are measured against uncached ones."""
-    return UNCACHED in labels and label != UNCACHED
+def write_strip(job: VideoJob, folders: Mapping[str, VideoFolder], index: int) -> None:
+    """A sheet of the frames of one sample, a row for every cache that has it."""
+    rows = {label: folder.read_row(index) for label, folder in folders.items()}
+    rows = {label: row for label, row in rows.items() if row is not None}
+    if rows:
+        length = folders[next(iter(rows))].read_figures(index, compared=False)["frames"]
+        labels = [label.replace("-", "\n", 1) for label in rows]
+        sheet = labelled_grid(list(rows.values()), labels, [str(frame) for frame in shown_frames(length)])
+        save_png(strip_path(job.out, index), sheet)
 
 
 # -------------------------------------------------------------------------------------------------------------- stages
 
 
+def find_missing(job: VideoJob, folders: Mapping[str, VideoFolder], world: World) -> dict[int, set[str]]:
+    """By sample, the caches whose videos are to be made; all processes get the same answer.
+
+    A video that is to be compared needs the uncached one, whose frames no file has.
+    """
+    missing: dict[int, set[str]] = {}
+    mine = range(world.rank, len(job.prompts), world.size)
+    for index in tqdm(mine, "looking", unit="sample", disable=not (world.is_main and job.args.resume), leave=False):
+        wanted = {
+            label
+            for label, folder in folders.items()
+            if not (job.args.resume and folder.has(index, compared=_is_compared(label, folders)))
+        }
+        if any(_is_compared(label, folders) for label in wanted):
+            wanted.add(UNCACHED)
+        if wanted:
+            missing[index] = wanted
+    return {index: labels for share in gather(missing, world) for index, labels in share.items()}
+
+
+def _is_compared(label: str, labels: Mapping[str, Any]) -> bool:
+    """Whether the videos of a cache are measured against uncached ones."""
+    return UNCACHED in labels and label != UNCACHED
+
+
 def sample_missing(
-    job: VideoJob, pipeline: VideoPipeline, folders: dict[str, VideoFolder], world: World
+    job: VideoJob,
+    pipeline: VideoPipeline,
+    folders: Mapping[str, VideoFolder],
+    missing: Mapping[int, set[str]],
+    world: World,
 ) -> dict[str, Outcome]:
-    """Sample the latents that are missing; outcomes of all processes together."""
+    """Sample the latents that the missing videos need; outcomes of all processes together."""
     batches = job.batches()
 
     def there(label: str, batch: Batch) -> bool:
-        return all(folders[label].has_latents(index) for index in batch.indices)
+        wanted = [index for index in batch.indices if label in missing.get(index, ())]
+        return all(job.args.resume and folders[label].read_latents(index) is not None for index in wanted)
 
     # One process looks: while the others still do, it may already write.
     done = on_main(world, lambda: {(c, b.indices[0]) for c in folders for b in batches if there(c, b)})
+    samples = sum(len(b.indices) for c in folders for b in batches if (c, b.indices[0]) not in done)
+    check_space(job.out, job.latent_bytes * samples, "the latents, until their videos are written,")
     mine = batches if job.sequence_parallel else batches[world.rank :: world.size]
     pending = [batch for batch in mine if any((label, batch.indices[0]) not in done for label in folders)]
     outcomes = {label: Outcome() for label in job.caches}
@@ -213,9 +342,10 @@ def sample_missing(
         pipeline.encode(pending)
         pipeline.load(world)
 
-        def keep(label: str, batch: Batch, latents: Tensor) -> None:
+        def keep(label: str, batch: Batch, latents: Tensor) -> list[int]:
             if world.is_main or not job.sequence_parallel:
-                folders[label].write_latents(batch, latents)
+                return folders[label].write_latents(batch, latents)
+            return [index for index, whole in zip(batch.indices, finite_rows(latents), strict=True) if not whole]
 
         outcomes = run_caches(
             job.caches, pending, pipeline.sample, num_steps=job.num_steps, device=world.device,
@@ -227,45 +357,64 @@ def sample_missing(
     return gather_outcomes(outcomes, world)
 
 
-def decode_missing(job: VideoJob, pipeline: VideoPipeline, folders: dict[str, VideoFolder], world: World) -> None:
-    """Decode this process's share of the samples whose videos, figures or strip are missing, all caches of one together."""
-    mine = range(len(job.prompts))[world.rank :: world.size]
+def decode_missing(
+    job: VideoJob,
+    pipeline: VideoPipeline,
+    folders: Mapping[str, VideoFolder],
+    missing: Mapping[int, set[str]],
+    outcomes: Mapping[str, Outcome],
+    world: World,
+) -> None:
+    """Decode this process's share of the missing videos, all caches of a sample together; adds to what failed.
 
-    def there(index: int) -> bool:
-        measured = (f.read_figures(index, compared=_is_compared(label, folders)) for label, f in folders.items())
-        return _strip(job.out, index).exists() and all(row is not None for row in measured)
-
-    pending = [index for index in mine if not there(index)]
-    for index in tqdm(pending, desc="videos", unit="video", disable=not world.is_main, mininterval=0.5):
-        videos = {}
-        for label, folder in folders.items():
-            latents = folder.read_latents(index)
+    A sample whose latents are not there because its cache failed stays without a video.
+    """
+    mine = sorted(missing)[world.rank :: world.size]
+    failed: dict[str, list[int]] = {label: [] for label in folders}
+    for index in tqdm(mine, desc="videos", unit="video", disable=not world.is_main, mininterval=0.5):
+        videos: dict[str, np.ndarray] = {}
+        wanted = {label: folder for label, folder in folders.items() if label in missing[index]}
+        there = {label: folder.read_latents(index) for label, folder in wanted.items()}
+        lost = [label for label, latents in there.items() if latents is None and not outcomes[label].failed]
+        if lost and all(folder.has(index, compared=_is_compared(c, folders)) for c, folder in wanted.items()):
+            continue  # another process that works on this folder was faster
+        if lost:
+            raise UserError(f"{folders[lost[0]].latents(index)} went missing or was damaged meanwhile; use --resume")
+        for label, latents in there.items():
             if latents is None:
-                raise ValueError(f"{folder.latents(index)} went missing or was damaged meanwhile; use --resume")
-            (videos[label],) = video_to_uint8(pipeline.decode(latents[None]))
+                continue
+            decoded = pipeline.decode(latents[None])
+            if finite_rows(decoded) == [True]:
+                (videos[label],) = video_to_uint8(decoded)
+            else:
+                failed[label].append(index)
         for label, frames in videos.items():
-            folder, shown = folders[label], enlarged(frames)
-            save_mp4(folder.video(index), shown, pipeline.fps)
-            if job.args.gif and min(shown.shape[1:3]) <= GIF_SIDE:
-                save_gif(folder.video(index, ".gif"), shown, pipeline.fps)
-            own = {"prompt": job.prompts[index], "index": index, "cache": label}
-            write_json(folder.figures(index), {**own, **figures(frames, videos.get(UNCACHED), label)})
-        save_png(_strip(job.out, index), frame_strip(list(videos.values()), [c.replace("-", "\n", 1) for c in videos]))
+            reference = videos.get(UNCACHED) if label != UNCACHED else None
+            folders[label].write(index, frames, reference, pipeline.fps)
+        for label in () if job.args.keep_latents else videos:
+            folders[label].latents(index).unlink(missing_ok=True)
+    for index in range(world.rank, len(job.prompts), world.size):
+        if index in missing or read_image(strip_path(job.out, index)) is None:
+            write_strip(job, folders, index)
+    for share in gather(failed, world):
+        for label, indices in share.items():
+            outcomes[label].failed += indices
 
 
-def figures(frames: np.ndarray, reference: np.ndarray | None, label: str) -> dict[str, Any]:
+def figures(frames: np.ndarray, reference: np.ndarray | None) -> dict[str, Any]:
     """PSNR to the uncached video (mean and least over the frames) and flicker of one video (T, H, W, 3).
 
-    None for PSNR where there is nothing to compare with or the videos are equal, for flicker where frames are too few.
+    None for PSNR where there is nothing to compare with, and for its decibels where the videos are equal; None for flicker
+    where frames are too few.
     """
     measured: dict[str, Any] = {"flicker": None, "psnr": None, "flicker_error": None}
-    compared, moving = reference is not None and label != UNCACHED, len(frames) >= FLICKER_FRAMES
-    if compared:
+    moving = len(frames) >= FLICKER_FRAMES
+    if reference is not None:
         psnr = video_psnr(frames[None], reference[None])
         measured["psnr"] = {name: finite_or_none(values[0]) for name, values in psnr.items()}
     if moving:
         measured["flicker"] = float(flicker(frames[None])[0])
-    if moving and compared:
+    if moving and reference is not None:
         measured["flicker_error"] = finite_or_none(flicker_error(frames[None], reference[None])[0])
     return measured
 
@@ -275,16 +424,17 @@ def judge(folders: Mapping[str, VideoFolder], num_samples: int) -> dict[str, dic
     scores = {}
     for label, folder in folders.items():
         compared = _is_compared(label, folders)
-        rows = [folder.read_figures(index, compared=compared) for index in range(num_samples)]
-        if None in rows:
-            raise ValueError(f"{folder.video(rows.index(None))} went missing meanwhile; use --resume")
-        psnr = (
-            [np.inf if row["psnr"]["mean_db"] is None else row["psnr"]["mean_db"] for row in rows] if compared else []
-        )
-        flickers = [row["flicker"] for row in rows if row["flicker"] is not None]
-        errors = [row["flicker_error"] for row in rows if row["flicker_error"] is not None]
+        decibels, flickers, errors = [], [], []
+        for index in range(num_samples):
+            row = folder.read_figures(index, compared=compared)
+            if row is None:
+                raise UserError(f"{folder.figures(index)} went missing or was damaged meanwhile; use --resume")
+            if compared:
+                decibels.append(math.inf if row["psnr"]["mean_db"] is None else row["psnr"]["mean_db"])
+            flickers += [row["flicker"]] if row["flicker"] is not None else []
+            errors += [row["flicker_error"]] if compared and row["flicker_error"] is not None else []
         scores[label] = {
-            "psnr": summarize_psnr(psnr) if compared else None,
+            "psnr": summarize_psnr(decibels) if compared else None,
             "flicker": {
                 "mean": float(np.mean(flickers)) if flickers else None,
                 "error": float(np.mean(errors)) if errors else None,
@@ -296,64 +446,73 @@ def judge(folders: Mapping[str, VideoFolder], num_samples: int) -> dict[str, dic
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def show(record: dict[str, Any]) -> None:
-    """The record as a table, with what its figures mean."""
-    s = record["settings"]
+def show(job: VideoJob, record: dict[str, Any]) -> None:
+    """The rows of this run as a table, with what its figures mean."""
+    s, rows = record["settings"], [row for row in record["rows"] if row["label"] in job.caches]
     size = f"{s['width']}x{s['height']}, {s['frames']} frames, {s['num_steps']} steps, batches of {s['batch_size']}"
     print(f"\n{s['model']}, number of videos: {record['num_samples']}, {size}")
-    flickers = [number(row["flicker"]["mean"], 2) for row in record["rows"]]
-    errors = [row["flicker"]["error"] for row in record["rows"]]
+    flickers = [number(row["flicker"]["mean"], 2) for row in rows]
+    errors = [row["flicker"]["error"] for row in rows]
     extra = {"flicker": flickers, "flicker change": ["–" if e is None else f"{100 * e:+.1f} %" for e in errors]}
-    print(comparison_table(record["rows"], extra))
+    print(comparison_table(rows, extra))
     print("flicker: mean second difference in time, of 255 grey levels; its change is against the uncached video")
 
 
 def run(job: VideoJob) -> dict[str, Any] | None:
     """Carry out a job: the files described above, a table or the record on stdout.
 
-    The record, on the first process; None elsewhere and where nothing is made.
+    The record, on the first process; None elsewhere and where nothing is made. UserError, at the end, for videos that did not
+    come out finite.
     """
     args = job.args
-    names = video_names(args, job.prompts)
     counts = job.counts()
+    latent_bytes = job.latent_bytes * len(job.prompts) * len(job.caches)
     if args.dry_run:
-        job.print_plan(counts)
+        job.print_plan(counts, latent_bytes=latent_bytes)
         return None
-    fix_summation_order()
     world = start_world(args.device)
     if world.is_main and not args.json:
         show_log()
-    folders = {label: VideoFolder(job.out, label, names) for label in job.caches}
+        until = "are kept" if args.keep_latents else "are dropped when their videos are written"
+        print(f"latents take up to {latent_bytes / 2**30:.3f} GiB in {job.out} and {until}")
+    folders = {label: VideoFolder(job, label) for label in job.caches}
 
     def prepare() -> None:
-        writable_directory(job.out)
-        for part in (job.out, job.out / "strips"):
-            _clear_partial(part)
-        job.find(world)  # one process downloads what the others then load
-        for label, folder in folders.items():
-            folder.claim(job.claims(label), resume=args.resume)
+        kept = latent_bytes if args.keep_latents and not args.resume else 0
+        job.prepare(world, counts, disk_bytes=kept, has_samples=lambda label: has_videos(job, label))
+        check_folder(job.names, job.out)
 
     on_main(world, prepare)
     pipeline = job.make_pipeline(world)
-    outcomes = sample_missing(job, pipeline, folders, world)
-    decode_missing(job, pipeline, folders, world)
+    missing = find_missing(job, folders, world)
+    outcomes = sample_missing(job, pipeline, folders, missing, world)
+    world.barrier()
+    decode_missing(job, pipeline, folders, missing, outcomes, world)
     world.barrier()
     if not world.is_main:
         return None
-    record = {
-        "command": job.command,
-        "settings": job.settings,
-        "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached videos, mean "
-        "over frames; flicker: grey levels of 255, error relative to the uncached videos",
-        "num_samples": len(job.prompts),
-        "processes": world.size,
-        "rows": make_rows(job.caches, job.num_steps, outcomes, counts, judge(folders, len(job.prompts))),
-        "conditions": conditions(world.device, job.dtype),
-    }
-    write_json(job.out / "record.json", record)
-    if args.json:
-        print(json.dumps(record))
-    else:
-        show(record)
-        print(f"videos: {job.out}\nstrips of frames: {job.out / 'strips'}\nrecord: {job.out / 'record.json'}")
+    whole = {label: folder for label, folder in folders.items() if not outcomes[label].failed}
+    record = None
+    if whole:
+        earlier = job.earlier_rows()
+        scores = judge(whole, len(job.prompts))
+        record = {
+            "command": job.command,
+            "settings": job.settings,
+            "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached videos, "
+            "mean over frames; flicker: grey levels of 255, error relative to the uncached videos",
+            "num_samples": len(job.prompts),
+            "processes": world.size,
+            "rows": make_rows(
+                {label: job.caches[label] for label in whole}, job.num_steps, outcomes, counts, scores, earlier
+            ),
+            "conditions": conditions(world.device, job.dtype),
+        }
+        record = job.write_record(record, earlier)
+        if args.json:
+            print(json.dumps(record))
+        else:
+            show(job, record)
+            print(f"videos: {job.out}\nstrips of frames: {job.out / 'strips'}\nrecord: {job.record_path}")
+    job.check_outcomes(outcomes)
     return record

@@ -179,10 +179,14 @@ def test_bad_input_is_one_line_and_exit_code_2(command, capsys, checkpoint, tmp_
 
 
 def test_damaged_weights_leave_earlier_results_alone(command, capsys, checkpoint, tmp_path):
-    """Truncated, wrong shape, NaN and pickled code: named, and the record of the run before is untouched."""
-    common = ["--model", "debug", "--num-sampling-steps", 4, "--interval", 2, "--out", tmp_path / "out"]
-    assert run(command, capsys, *common, "--ckpt", checkpoint)[0] == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    """Truncated, wrong shape, NaN and pickled code: named, and what the run before has made is untouched."""
+    common = ["--model", "debug", "--num-sampling-steps", 4, "--interval", 2]
+    assert run(command, capsys, *common, "--out", tmp_path / "out", "--ckpt", checkpoint)[0] == 0
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    before = contents()
     state = DiT(dit_config("debug")).state_dict()
     truncated = tmp_path / "truncated.safetensors"
     truncated.write_bytes(checkpoint.read_bytes()[:-100])
@@ -196,11 +200,26 @@ def test_damaged_weights_leave_earlier_results_alone(command, capsys, checkpoint
         (nan, "final_layer.linear.bias"),
         (code, "code"),
     ]:
-        exit_code, _, err = run(command, capsys, *common, "--ckpt", path)
+        exit_code, _, err = run(command, capsys, *common, "--out", tmp_path / "new", "--ckpt", path)
         assert exit_code == 2
         assert message in err
         assert "Traceback" not in err
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+        exit_code, _, err = run(command, capsys, *common, "--out", tmp_path / "out", "--ckpt", path)
+        assert exit_code == 2
+        assert "contents.transformer is" in err, "of other weights, whatever they are"
+        assert contents() == before
+
+
+def test_a_black_picture_does_not_pass_for_a_perfect_one(command, capsys, checkpoint, tmp_path):
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--num-sampling-steps", 8, "--out", tmp_path / "out"]
+    code, _, err = run(command, capsys, *flags, "--precision", "fp16", "--cfg-scale", "1e6", "--compare")
+    assert code == 2
+    (line,) = (line for line in err.splitlines() if "error:" in line)
+    for part in ("sample 0, 1, 2 of uncached", "NaN or infinity", "take --precision fp32 or a lower guidance weight"):
+        assert part in line
+    assert "Traceback" not in err
+    assert not list((tmp_path / "out").rglob("*.png"))
+    assert run(command, capsys, *flags, "--compare")[0] == 0, "the remedy works, in the same folder"
 
 
 def test_unwritable_output_is_named(command, capsys, checkpoint, tmp_path):

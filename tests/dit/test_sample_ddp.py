@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from dit import DiT, dit_config
+from seerkit.claims import state_folder
 from seerkit.cli import run_command
 from seerkit.weights import export_safetensors
 
@@ -25,18 +27,13 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE
 
 # Latents of samples 0 … 5 by batch size, as hashes; a model wide enough for MKL to choose among kernels.
 LATENTS = """
-import hashlib, importlib.util, json, sys
+import seerkit.cli
+import hashlib, json
 import torch
 from cache_dic import make_cache
 from dit import DiT, DiTConfig
 from dit.sampler import Sampler
 from seerkit.seeds import SampleGenerators
-
-spec = importlib.util.spec_from_file_location("sample_ddp", sys.argv[1])
-command = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(command)
-command.fix_summation_order()
-command.GROUP_BYTES_PER_SAMPLE = 2**18  # two of the four sites, each with both guidance branches
 
 config = DiTConfig(input_size=16, patch_size=2, in_channels=1, hidden_size=256, depth=2, num_heads=4, num_classes=10)
 model, draw = DiT(config).eval(), torch.Generator().manual_seed(0)
@@ -45,7 +42,7 @@ with torch.no_grad():
         parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.05)
 hashes = {}
 for batch_size in (1, 2, 6):
-    cache, rows = command.fold_alike(make_cache("taylorseer", interval=3, max_order=2), batch_size), []
+    cache, rows = make_cache("taylorseer", interval=3, max_order=2, group_bytes=2**17), []  # two of the four sites
     for first in range(0, 6, batch_size):
         indices = range(first, first + batch_size)
         noise = SampleGenerators(0, indices).randn(1, 16, 16)
@@ -111,15 +108,17 @@ def test_npz_is_what_numpy_would_write_of_the_images(whole):
     assert npz.read_bytes() == numpys.getvalue()
 
 
-def test_folder_holds_settings_and_record(whole):
-    (folder,) = (path for path in whole.iterdir() if path.is_dir())
-    assert folder.name == "debug-taylorseer-N4-W2-O4-ddim-steps-50-cfg-1.5-seed-0"
-    assert len(list(folder.iterdir())) == NUM_SAMPLES + 2
-    settings = json.loads((folder / "settings.json").read_text())
-    record = json.loads((folder / "record.json").read_text())
-    assert record["settings"] == settings
+FOLDER = "debug-taylorseer-N4-W2-O4-ddim-steps-50-cfg-1.5-seed-0"
+
+
+def test_the_folder_holds_images_alone_and_the_record_lies_beside(whole):
+    assert {path.name for path in whole.iterdir()} == {FOLDER, f"{FOLDER}.npz", f"{FOLDER}.json", "state"}
+    assert sorted(path.name for path in (whole / FOLDER).iterdir()) == [f"{i:06d}.png" for i in range(NUM_SAMPLES)]
+    claim = json.loads((state_folder(whole, FOLDER) / "claim.json").read_text())
+    record = json.loads((whole / f"{FOLDER}.json").read_text())
+    assert record["settings"] == claim
     assert (record["num_samples"], record["num_made"], record["num_processes"]) == (NUM_SAMPLES, NUM_SAMPLES, 1)
-    assert record["run"]["full_steps"] == settings["full_steps"] == [0, 1, *range(5, 50, 4)]
+    assert record["run"]["full_steps"] == [0, 1, *range(5, 50, 4)]
     assert record["conditions"]["device"]
     assert record["seconds"] > 0
 
@@ -130,7 +129,7 @@ def test_processes_and_batch_size_do_not_change_a_byte(run, whole, checkpoint, t
     assert done.returncode == 0, done.stderr
     assert images_and_npz(tmp_path) == images_and_npz(whole)
     record = json.loads(done.stdout)  # rank 0 alone prints
-    assert (record["num_processes"], record["per_proc_batch_size"]) == (2, 5)
+    assert record["num_processes"] == 2
 
 
 @pytest.mark.slow
@@ -141,7 +140,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(run, whole, checkpoint,
             assert process.poll() is None
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
-    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    folder = tmp_path / FOLDER
     made = sorted(folder.glob("[0-9]*.png"))
     assert 5 <= len(made) < NUM_SAMPLES
     assert not list(tmp_path.glob("*.npz"))
@@ -168,7 +167,7 @@ def test_latents_do_not_depend_on_batch_size_or_threads():
     found = []
     for threads in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, "-c", LATENTS, COMMAND],
+            [sys.executable, "-c", LATENTS],
             env={**ENVIRONMENT, "OMP_NUM_THREADS": threads}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -179,7 +178,6 @@ def test_latents_do_not_depend_on_batch_size_or_threads():
 
 def refusal(command, monkeypatch, capsys, argv: list[str]) -> str:
     """The one line that a refused command writes, its exit code checked."""
-    monkeypatch.setenv("MKL_CBWR", "AUTO,STRICT")  # set by the command, and taken back with this
     monkeypatch.setattr(sys, "argv", [str(COMMAND)])
     with pytest.raises(SystemExit) as left:
         run_command(command.main, argv)
@@ -191,10 +189,9 @@ def refusal(command, monkeypatch, capsys, argv: list[str]) -> str:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--precision", "bf16"], "precision is fp32 there and bf16 here"),
-        (["--no-tf32"], "tf32 is True there and False here"),
-        (["--guide-all-channels"], "guidance_channels is 3 there and None here"),
-        (["--accumulator-dtype", "float64"], "accumulator_dtype is None there and float64 here"),
+        (["--precision", "bf16"], "precision is 'fp32' there and 'bf16' here"),
+        (["--no-tf32"], "tf32 is true there and false here"),
+        (["--accumulator-dtype", "float64"], "cache.accumulator_dtype is not set there and 'float64' here"),
     ],
 )
 def test_other_settings_are_refused(whole, checkpoint, command, monkeypatch, capsys, flags, said):
@@ -206,7 +203,7 @@ def test_other_settings_are_refused(whole, checkpoint, command, monkeypatch, cap
 def test_other_weights_are_refused(whole, command, tmp_path, monkeypatch, capsys):
     other = tmp_path / "other.safetensors"
     export_safetensors(other, {k: v + 1 for k, v in DiT(dit_config("debug")).state_dict().items()})
-    assert "weights is" in refusal(command, monkeypatch, capsys, arguments(other, whole))
+    assert "contents.transformer is" in refusal(command, monkeypatch, capsys, arguments(other, whole))
 
 
 def test_refusals_name_the_remedy(checkpoint, command, tmp_path, monkeypatch, capsys):
@@ -222,13 +219,46 @@ def test_refusals_name_the_remedy(checkpoint, command, tmp_path, monkeypatch, ca
     folder.mkdir(exist_ok=True)
     (folder / "000000.png").touch()
     foreign = refusal(command, monkeypatch, capsys, arguments(checkpoint, tmp_path))
-    assert "holds samples but no settings.json" in foreign
+    assert "holds samples, and nothing says how they were made" in foreign
+
+
+def test_a_smaller_number_leaves_the_larger_npz(whole, run, checkpoint, tmp_path):
+    shutil.copytree(whole, tmp_path / "copy")
+    before = images_and_npz(tmp_path / "copy")
+    done = run(*arguments(checkpoint, tmp_path / "copy", "--num-fid-samples", 5, "--json"))
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    smaller = tmp_path / "copy" / f"{FOLDER}-5.npz"
+    assert Path(record["npz"]) == smaller
+    assert record["num_made"] == 0
+    assert record["run"] is not None, "what was recorded before stands"
+    after = images_and_npz(tmp_path / "copy")
+    assert after.pop(smaller.name)
+    assert after == before
+    assert np.array_equal(np.load(smaller)["arr_0"], np.load(whole / f"{FOLDER}.npz")["arr_0"][:5])
+
+
+def test_what_is_not_finite_is_named_and_no_npz_is_written(run, checkpoint, tmp_path):
+    done = run(
+        *arguments(checkpoint, tmp_path, "--precision", "fp16", "--cfg-scale", "1e6", "--num-sampling-steps", "8")
+    )
+    assert done.returncode == 2, done.stderr
+    assert "came out with NaN or infinity" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.png"))
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_absurd_numbers_are_refused_at_once(command, checkpoint, tmp_path, monkeypatch, capsys):
+    said = refusal(command, monkeypatch, capsys, arguments(checkpoint, tmp_path, "--num-fid-samples", 10**9))
+    assert "1000000000" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dry_run_writes_nothing(command, tmp_path, capsys):
     command.main(arguments(tmp_path / "absent.pt", tmp_path / "samples", "--dry-run", "--method", "fora", "--balanced"))
     shown = json.loads(capsys.readouterr().out)
-    assert shown["settings"]["cache"] == "fora-N4-W2"
+    assert shown["cache"] == "fora-N4-W2"
     assert shown["settings"]["classes"] == "balanced"
     assert shown["npz"] == shown["folder"] + ".npz"
     assert list(tmp_path.iterdir()) == []

@@ -10,14 +10,24 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_dic import make_cache
+from cache_dic import UserError, make_cache
 from evaluation import jobs
-from evaluation.images import SHOWN, Folder, ImageJob, add_image_flags, judge, png_settings, run
+from evaluation.images import (
+    SHOWN,
+    Folder,
+    ImageJob,
+    add_image_flags,
+    emoji_judge,
+    judge_images,
+    png_settings,
+    run,
+)
 from evaluation.metrics import psnr
 from evaluation.scorer import load_scorer
 from seerkit.cli import Parser
-from seerkit.media import read_png_settings, to_uint8
+from seerkit.media import read_png_settings, save_png, to_uint8
 from seerkit.minilm import TEXT_TABLE, TextTable
+from seerkit.outputs import image_path
 from seerkit.prompts import Batch
 from seerkit.seeds import SampleGenerators
 
@@ -32,15 +42,27 @@ def noise(*indices: int) -> torch.Tensor:
 
 
 class FakePipeline:
-    """Images of noise by their number, paler with a cache; notes what it is asked for."""
+    """Images of noise by their number, paler with a cache; notes what it is asked for.
+
+    spoilt: method and number of a sample that comes out with NaN. fails: before the first one.
+    """
+
+    spoilt: tuple[str, int] | None = None
+    fails = False
 
     def __init__(self, batches: list[Batch], device: torch.device) -> None:
         self.prompts, self.sampled = [prompt for batch in batches for prompt in batch.prompts], []
 
     def sample(self, cache, batch, callback):
+        if self.fails:
+            raise RuntimeError("no memory")
         self.sampled.append((cache.method, *batch.indices))
         record = {"num_steps": 4, "full_steps": [0, 2], "kept_bytes": 1024}
-        return noise(*batch.indices) * CONTRAST[cache.method], SimpleNamespace(record=lambda: record)
+        latents = noise(*batch.indices) * CONTRAST[cache.method]
+        for row, index in enumerate(batch.indices):
+            if (cache.method, index) == self.spoilt:
+                latents[row, 0, 0, 0] = torch.nan
+        return latents, SimpleNamespace(record=lambda: record)
 
     def decode(self, latents):
         return latents
@@ -53,7 +75,9 @@ def carry_out(tmp_path, monkeypatch):
     counts["kept_bytes"] = {"folded": 1024, "layerwise": 0}
     monkeypatch.setattr(jobs, "count_caches", lambda _, caches, *__, **___: dict.fromkeys(caches, counts))
 
-    def carry(*flags: str, prompts=FOUR, scored=False, **settings: Any) -> tuple[Any, FakePipeline | None]:
+    def carry(
+        *flags: str, prompts=FOUR, scored=False, caches=CACHES, read=None, **settings: Any
+    ) -> tuple[Any, FakePipeline | None]:
         parser, pipelines = Parser("Make images.", ""), []
         add_image_flags(parser, folder="fake")
         args = parser.parse_args(["--output_dir", str(tmp_path / "out"), *flags])
@@ -61,9 +85,10 @@ def carry_out(tmp_path, monkeypatch):
         shown = {"model": "fake", "width": SIDE, "height": SIDE, "num_steps": 4, "batch_size": 2, "prompts": prompts}
         record = run(
             ImageJob(
-                command="fake.py", args=args, prompts=list(prompts), caches=CACHES,
-                settings=shown | settings, sizes={"height": SIDE, "width": SIDE}, out=args.output_dir, scored=scored,
-                find=lambda: None,
+                command="fake.py", args=args, prompts=list(prompts), caches=caches,
+                settings=shown | settings, sizes={"height": SIDE, "width": SIDE}, out=args.output_dir,
+                flag="--output_dir", find=lambda _: {"transformer": [read] if read else []},
+                make_judge=emoji_judge if scored else None,
                 make_pipeline=lambda *given: pipelines.append(FakePipeline(*given)) or pipelines[-1],
             )
         )  # fmt: skip
@@ -112,10 +137,10 @@ def test_batches_with_a_missing_image_are_made_again_and_no_others(carry_out, ou
     assert pipeline.prompts == FOUR[2:]
     assert set(pipeline.sampled[1:]) == {("taylorseer", 2, 3), ("fora", 2, 3)}, "after the one that is dropped"
     assert pngs(out) == before
-    assert record["rows"][0]["latency"] is None, "nothing of it was sampled"
+    assert record["rows"][0]["latency"]["repeats"] == 2, "nothing of it was sampled; what was measured before stands"
     assert carry_out("--resume")[1] is None, "there is all"
     assert carry_out()[1].prompts == FOUR, "without --resume all is made again"
-    with pytest.raises(ValueError, match="seed is None there and 1 here; choose another --output_dir"):
+    with pytest.raises(UserError, match="seed is not set there and 1 here; choose another --output_dir"):
         carry_out("--resume", seed=1)
     assert pngs(out) == before
 
@@ -164,20 +189,131 @@ def test_emoji_are_scored_with_their_own_prompts(carry_out, capsys):
     assert f"real images reach {scorer.ceiling:.1f}" in capsys.readouterr().out
 
 
-def test_images_are_judged_against_the_uncached_ones_alone():
+def test_images_are_judged_against_the_uncached_ones_alone(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, SIDE, SIDE, 3), dtype=np.uint8)
-    scores = judge({"uncached": pixels[0], "fora": pixels[1]}, None, None)
+    folders = {label: Folder(tmp_path, label, (SIDE, SIDE, 3)) for label in ("uncached", "fora")}
+    for folder, images in zip(folders.values(), pixels, strict=True):
+        for index, image in enumerate(images):
+            save_png(image_path(folder.path, index), image)
+    scores = judge_images(folders, ["a", "b", "c"], None)
     assert scores["uncached"] == {"psnr": None}
     assert scores["fora"]["psnr"]["mean_db"] == pytest.approx(psnr(*pixels).mean())
-    assert judge({"fora": pixels[1]}, None, None) == {"fora": {"psnr": None}}
+    assert judge_images({"fora": folders["fora"]}, ["a", "b", "c"], None) == {"fora": {"psnr": None}}
 
 
 def test_an_image_that_went_missing_is_named(tmp_path):
     folder, batch = Folder(tmp_path, "fora", (SIDE, SIDE, 3)), Batch([0, 1], ["a", "b"])
-    images = to_uint8(noise(0, 1))
-    folder.claim({"seed": 0}, resume=False)
-    folder.write(batch, images, None)
-    assert np.array_equal(folder.load(2), images)
-    with pytest.raises(ValueError, match=r"fora/000002\.png went missing or was damaged meanwhile; use --resume"):
-        folder.load(3)
+    assert folder.write(batch, noise(0, 1), None) == []
+    assert np.array_equal(folder.load(range(2)), to_uint8(noise(0, 1)))
+    with pytest.raises(UserError, match=r"fora/000002\.png went missing or was damaged meanwhile; use --resume"):
+        folder.load(range(3))
     assert Folder(tmp_path, "fora", (SIDE, SIDE + 1, 3)).read(0) is None, "of another size"
+
+
+# ------------------------------------------------------------------------------------------------------------- claims
+
+
+def test_another_rule_of_the_schedule_is_refused_by_name(carry_out, out):
+    carry_out(caches={"x": make_cache(interval=5, warmup_steps=1, max_order=1)}, num_steps=12)
+    before = pngs(out)
+    for flags in ([], ["--resume"]):
+        with pytest.raises(
+            UserError, match=r"cache\.plan\.full_steps is .* there and .* here; choose another --output_dir"
+        ):
+            carry_out(
+                *flags,
+                caches={"x": make_cache(interval=5, warmup_steps=1, max_order=1, schedule="diffusers")},
+                num_steps=12,
+            )
+    assert pngs(out) == before
+
+
+def test_another_forecast_at_the_same_steps_is_refused(carry_out):
+    carry_out(caches={"x": make_cache(interval=2, warmup_steps=2, max_order=1)}, num_steps=12)
+    with pytest.raises(UserError, match=r"cache\.plan\.forecast_weights is"):
+        carry_out("--resume", caches={"x": make_cache(interval=2, warmup_steps=2, max_order=2)}, num_steps=12)
+
+
+def test_other_contents_of_a_file_are_refused_and_another_place_is_not(carry_out, tmp_path, out):
+    weights, moved = tmp_path / "weights", tmp_path / "moved"
+    weights.write_bytes(b"one")
+    moved.write_bytes(b"one")
+    carry_out(read=weights, ckpt=str(weights))
+    assert carry_out("--resume", read=moved, ckpt=str(moved))[1] is None, "the same contents"
+    moved.write_bytes(b"two")
+    with pytest.raises(UserError, match=r"contents\.transformer is"):
+        carry_out("--resume", read=moved, ckpt=str(moved))
+
+
+def test_what_cannot_change_a_sample_is_not_refused(carry_out, out):
+    carry_out(prompts=FOUR[:2])
+    before = pngs(out)
+    _, pipeline = carry_out("--resume", prompts=FOUR)
+    assert pipeline.prompts == FOUR[2:], "more prompts at the end"
+    assert pngs(out).items() > before.items()
+    assert carry_out("--resume", prompts=FOUR[:3])[1] is None, "fewer"
+    assert carry_out("--resume", batch_size=3)[1] is None, "another batch size, in float32 on a CPU"
+    with pytest.raises(UserError, match=r"prompt 1 is 'rocket, 3d render' there and 'x+…' here;") as refused:
+        carry_out("--resume", prompts=[FOUR[0], "x" * 1000, *FOUR[2:]])
+    assert len(str(refused.value)) < 400
+
+
+def test_a_run_that_failed_before_its_first_sample_binds_nobody(carry_out, monkeypatch, out):
+    monkeypatch.setattr(FakePipeline, "fails", True)
+    with pytest.raises(RuntimeError, match="no memory"):
+        carry_out(seed=1)
+    monkeypatch.setattr(FakePipeline, "fails", False)
+    assert carry_out(seed=2)[0]["settings"]["seed"] == 2
+
+
+def test_a_run_that_fails_leaves_finished_images(carry_out, monkeypatch, out):
+    carry_out()
+    before, record = pngs(out), (out / "record.json").read_bytes()
+    monkeypatch.setattr(FakePipeline, "fails", True)
+    with pytest.raises(RuntimeError, match="no memory"):
+        carry_out()
+    assert pngs(out) == before
+    assert (out / "record.json").read_bytes() == record
+
+
+def test_another_method_in_the_same_folder_adds_to_the_record(carry_out, out):
+    first, _ = carry_out(caches={"fora": CACHES["fora"]})
+    record, _ = carry_out(caches={"uncached": CACHES["uncached"]})
+    assert [row["label"] for row in record["rows"]] == ["uncached", "fora"]
+    kept = {key: value for key, value in record["rows"][1].items() if key not in ("conditions", "num_samples")}
+    assert kept == first["rows"][0]
+    assert record["rows"][1]["num_samples"] == 4
+
+
+# ------------------------------------------------------------------------------------------------- what is not finite
+
+
+def test_an_image_that_is_not_finite_is_named_and_the_others_are_kept(carry_out, out, monkeypatch, capsys):
+    monkeypatch.setattr(FakePipeline, "spoilt", ("fora", 1))
+    with pytest.raises(UserError, match=r"sample 1 of fora came out with NaN .* lower --interval or --max-order"):
+        carry_out()
+    made = [f"{label}/{i:06d}.png" for label in ("uncached", "taylorseer") for i in range(4)]
+    assert sorted(pngs(out)) == sorted([*made, "fora/000000.png"]), "and no more of that cache"
+    assert [row["label"] for row in json.loads((out / "record.json").read_text())["rows"]] == ["uncached", "taylorseer"]
+
+
+def test_identical_images_are_called_so(carry_out, capsys):
+    carry_out(caches={"uncached": CACHES["uncached"], "twin": make_cache("uncached")})
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("twin"))
+    assert line.split()[-1] == "identical"
+
+
+# --------------------------------------------------------------------------------------------------------- how it goes
+
+
+def test_a_cache_alone_is_not_rehearsed(carry_out):
+    _, pipeline = carry_out(caches={"fora": CACHES["fora"]})
+    assert pipeline.sampled == [("fora", 0, 1), ("fora", 2, 3)]
+
+
+def test_reports_hold_a_few_images_at_a_time(carry_out, monkeypatch):
+    seen = []
+    load = Folder.load
+    monkeypatch.setattr(Folder, "load", lambda self, indices: seen.append(len(indices)) or load(self, indices))
+    carry_out(prompts=["house"] * 40)
+    assert max(seen) == SHOWN

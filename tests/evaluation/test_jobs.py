@@ -3,11 +3,12 @@
 import argparse
 from pathlib import Path
 
+import pytest
 import torch
 
-from cache_dic import make_cache
+from cache_dic import UserError, make_cache
 from evaluation.backbones import count_caches
-from evaluation.jobs import Job, output_folder, repeated
+from evaluation.jobs import Job, check_memory, cycled, make_claim, output_folder, repeated
 from seerkit.outputs import digest
 
 
@@ -17,7 +18,7 @@ def test_a_job_counts_its_first_batch_and_names_what_samples_depend_on():
     settings = {"model": "flux-debug", "num_steps": 4}
     job = Job(
         command="fake.py", args=args, prompts=["a", "b", "c"], caches=caches,
-        settings=settings, sizes={"height": 16, "width": 32}, out=Path("out"),
+        settings=settings, sizes={"height": 16, "width": 32}, out=Path("out"), flag="--out", find=lambda _: {},
     )  # fmt: skip
     assert [batch.prompts for batch in job.batches()] == [["a", "b"], ["c"]]
     assert job.dtype == torch.bfloat16
@@ -25,11 +26,53 @@ def test_a_job_counts_its_first_batch_and_names_what_samples_depend_on():
         count_caches("flux-debug", caches, 4, torch.bfloat16, height=16, width=32, num_samples=n) for n in (2, 1)
     )
     assert job.counts() == two != one
-    assert job.claims("fora-N2-W1") == {**settings, "cache": "fora-N2-W1", "accumulator_dtype": "float64"}
+    claim = job.claims({"transformer": "abc"}, torch.device("cpu"))["fora-N2-W1"]
+    assert claim == {
+        **settings,
+        "prompts": ["a", "b", "c"],
+        "device": "cpu",
+        "contents": {"transformer": "abc"},
+        "cache": {
+            "method": "fora",
+            "plan": caches["fora-N2-W1"].plan(4).claim(),
+            "engine": "folded",
+            "accumulator_dtype": "float64",
+        },
+    }
 
 
-def test_prompts_are_repeated_in_place():
+@pytest.mark.parametrize(
+    ("dtype", "device", "compiled", "claimed"),
+    [
+        (torch.float32, "cpu", False, False),
+        (torch.bfloat16, "cpu", False, True),
+        (torch.float32, "cuda", False, True),
+        (torch.float32, "cpu", True, True),
+    ],
+)
+def test_the_size_of_a_batch_is_claimed_where_it_may_move_a_pixel(dtype, device, compiled, claimed):
+    settings = {"batch_size": 2, "compile": compiled, "ckpt": "a/place"}
+    claim = make_claim(settings, {}, make_cache("fora"), 8, None, dtype, torch.device(device))
+    assert ("batch_size" in claim) is claimed
+    assert "ckpt" not in claim, "the contents are claimed, not the place"
+
+
+def test_absurd_numbers_of_samples_are_refused_before_they_are_listed():
+    for make in (repeated, cycled):
+        with pytest.raises(UserError, match="2000000000 samples are too many for one run; at most 1000000"):
+            make(["a", "b"], 10**9)
+
+
+def test_a_step_that_cannot_fit_is_refused():
+    counts = {"fora": {"stream_bytes": 2**60}}
+    with pytest.raises(UserError, match=r"a step of this size holds at least \d+\.\d GiB at once, and"):
+        check_memory(counts, torch.device("cpu"))
+    check_memory({"fora": {"stream_bytes": 2**10}}, torch.device("cpu"))
+
+
+def test_prompts_are_repeated_in_place_or_all_again_and_again():
     assert repeated(["a", "b"], 3) == ["a", "a", "a", "b", "b", "b"]
+    assert cycled(["a", "b"], 3) == ["a", "b", "a", "b", "a", "b"]
 
 
 def test_the_output_folder_tells_settings_apart():

@@ -16,18 +16,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cache_dic import Cache, make_cache
+from cache_dic import Cache, UserError, make_cache
 from evaluation import jobs, videos
-from evaluation.jobs import repeated
 from evaluation.video_metrics import flicker, video_psnr
-from evaluation.videos import VideoFolder, VideoJob, add_video_flags, figures, judge, video_names
+from evaluation.videos import VideoFolder, VideoJob, add_video_flags, figures
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from seerkit.cli import Parser
 from seerkit.distributed import stop_world
-from seerkit.files import written_whole
 from seerkit.media import video_to_uint8
 from seerkit.moving_objects import PROMPTS as CLIPS
 from seerkit.prompts import Batch
@@ -53,7 +51,7 @@ class FakeRun:
 class FakePipeline:
     """Videos of noise by their number, a little off with a cache; notes what it is asked for."""
 
-    fps, size, spoilt = 8, (3, 4, 8, 8), False
+    fps, size, spoilt = 8, (3, 4, 8, 8), None
 
     def __init__(self) -> None:
         self.encoded, self.sampled, self.decoded = [], [], 0
@@ -69,7 +67,10 @@ class FakePipeline:
         self.sampled.append((label, tuple(batch.indices)))
         latents = SampleGenerators(0, batch.indices).randn(*self.size).clamp(-1, 1)
         error = {"uncached": 0.0, TAYLORSEER: 0.05, FORA: 0.2}[label]
-        return latents + (torch.nan if self.spoilt else error), FakeRun()
+        for row, index in enumerate(batch.indices):
+            if (label, index) == self.spoilt:
+                latents[row, 0, 0, 0, 0] = torch.nan
+        return latents + error, FakeRun()
 
     def unload(self) -> None:
         del self.loaded
@@ -88,7 +89,6 @@ def carry_out(tmp_path, monkeypatch):
     monkeypatch.setattr(
         jobs, "count_caches", lambda _, caches, *__, **___: {c: {**counts, "kept_bytes": kept} for c in caches}
     )
-    monkeypatch.setattr(videos, "save_mp4", lambda path, frames, fps: path.write_bytes(frames.tobytes()))
 
     def run(*flags: str, labels=tuple(CACHES), pipeline=None, **settings: Any) -> tuple[FakePipeline, dict[str, Any]]:
         parser, pipeline = Parser("Make videos.", ""), pipeline or FakePipeline()
@@ -98,8 +98,9 @@ def carry_out(tmp_path, monkeypatch):
         shown = {"model": "fake", "width": 8, "height": 8, "frames": 4, "num_steps": 4, "batch_size": 1, **settings}
         job = VideoJob(
             command="fake.py", args=args, prompts=PROMPTS, settings=shown, sizes={},
-            caches={label: CACHES[label] for label in labels}, out=tmp_path / "out", sequence_parallel=False,
-            find=lambda world: None, make_pipeline=lambda world: pipeline,
+            caches={label: CACHES[label] for label in labels}, out=tmp_path / "out", flag="--output-dir",
+            names=[f"{i:06d}" for i in range(3)], latent_shape=pipeline.size, sequence_parallel=False,
+            find=lambda world: {}, make_pipeline=lambda world: pipeline,
         )  # fmt: skip
         return pipeline, videos.run(job)
 
@@ -124,14 +125,19 @@ def test_a_job_leaves_videos_latents_figures_strips_and_a_record(carry_out, out,
     assert made == {
         "record.json",
         *(f"strips/{number}.png" for number in numbers),
-        *(f"{label}/settings.json" for label in CACHES),
+        *(f"state/{label}/claim.json" for label in CACHES),
         *(
-            f"{label}/{name}"
+            name
             for label in CACHES
             for n in numbers
-            for name in (f"{n}.mp4", f"{n}.gif", f"latents/{n}.safetensors", f"figures/{n}.json")
+            for name in (
+                f"{label}/{n}.mp4",
+                f"gif/{label}/{n}.gif",
+                f"state/{label}/figures/{n}.json",
+                f"state/{label}/rows/{n}.png",
+            )
         ),
-    }
+    }, "folders of videos hold nothing else, and latents go when they are decoded"
     assert json.loads((out / "record.json").read_text()) == record
     assert (record["num_samples"], record["processes"]) == (3, 1)
     by_label = rows(record)
@@ -140,7 +146,7 @@ def test_a_job_leaves_videos_latents_figures_strips_and_a_record(carry_out, out,
     assert by_label["uncached"]["flicker"]["mean"] > 0
     assert by_label[TAYLORSEER]["psnr"]["mean_db"] > by_label[FORA]["psnr"]["mean_db"] > 0
     assert by_label[TAYLORSEER]["latency"]["repeats"] == 3
-    own = json.loads((out / FORA / "figures" / "000001.json").read_text())
+    own = json.loads((out / "state" / FORA / "figures" / "000001.json").read_text())
     assert (own["prompt"], own["index"], own["cache"]) == ("a dog", 1, FORA)
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines() if line.split() and line.split()[0] in CACHES] == list(
@@ -149,59 +155,107 @@ def test_a_job_leaves_videos_latents_figures_strips_and_a_record(carry_out, out,
     assert f"record: {out / 'record.json'}" in printed
 
 
+def damage(path: Path) -> None:
+    """Cut a file in half, as a killed writer or a full disk leaves it."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def test_resuming_makes_what_is_missing_or_damaged_and_nothing_else(carry_out, out):
-    carry_out()
-    (out / FORA / "latents" / "000001.safetensors").write_bytes(b"half a tensor")
-    (out / "uncached" / "latents" / "000002.safetensors").unlink()
+    _, first = carry_out()
+    state = out / "state" / FORA
+    damage(out / FORA / "000001.mp4")
     (out / TAYLORSEER / "000000.mp4").unlink()
-    (out / FORA / "figures" / "000000.json").write_text("{")
-    for leftover in ("", "strips", FORA, f"{FORA}/latents", f"{FORA}/figures"):
+    (state / "figures" / "000000.json").write_text("{")
+    for leftover in ("", "strips", FORA, f"state/{FORA}/figures"):
         (out / leftover / ".x.abc.partial.png").touch()
-    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
     pipeline, record = carry_out("--resume")
-    assert set(pipeline.sampled[1:]) == {(FORA, (1,)), ("uncached", (2,))}, "after the one that is dropped"
-    assert pipeline.encoded == ["a dog", "a fox"]
-    assert pipeline.decoded == len(CACHES), "all of video 0, whose figures need each other"
-    changed = {path.name for path, time in times.items() if not path.exists() or path.stat().st_mtime_ns != time}
-    assert changed == {"000001.safetensors"}
+    assert set(pipeline.sampled[1:]) == {
+        ("uncached", (0,)), (TAYLORSEER, (0,)), (FORA, (0,)), ("uncached", (1,)), (FORA, (1,)),
+    }, "with the uncached video to compare with"  # fmt: skip
+    assert pipeline.encoded == ["a cat", "a dog"]
+    same = {path.relative_to(out) for path, time in times.items() if path.stat().st_mtime_ns == time}
+    assert same == {Path(label, "000002.mp4") for label in CACHES} | {Path(TAYLORSEER, "000001.mp4")}
     assert not list(out.rglob(".*.partial.*"))
-    assert rows(record)[TAYLORSEER]["latency"] is None, "nothing of it was sampled"
+    assert rows(record)[FORA]["psnr"] == rows(first)[FORA]["psnr"]
 
     pipeline, again = carry_out("--resume")
     assert (pipeline.encoded, pipeline.sampled, pipeline.decoded) == ([], [], 0)
     assert rows(again)[FORA]["psnr"] == rows(record)[FORA]["psnr"]
+    assert rows(again)[FORA]["latency"] == rows(record)[FORA]["latency"], "what was measured before stands"
     pipeline, _ = carry_out()
     assert pipeline.decoded == len(PROMPTS) * len(CACHES), "without --resume all is made again"
 
 
-def test_runs_of_single_caches_are_compared_by_a_later_one(carry_out, out):
-    """Their figures have no PSNR; the latents that are there suffice to add it."""
-    carry_out(labels=["uncached"])
-    assert rows(carry_out(labels=[TAYLORSEER])[1])[TAYLORSEER]["psnr"] is None
+@pytest.mark.parametrize("part", ["gif/{}/000002.gif", "state/{}/rows/000002.png", "{}/000002.mp4"])
+@pytest.mark.parametrize(
+    "harm", [damage, Path.unlink, lambda path: path.write_bytes(b"")], ids=["cut", "gone", "empty"]
+)
+def test_media_that_are_not_whole_are_made_again(carry_out, out, part, harm):
+    carry_out(labels=[FORA])
+    path = out / part.format(FORA)
+    before = path.read_bytes()
+    harm(path)
+    pipeline, _ = carry_out("--resume", labels=[FORA])
+    assert pipeline.sampled == [(FORA, (2,))]
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_strip_is_drawn_again_without_sampling(carry_out, out):
+    carry_out()
+    strip = out / "strips" / "000001.png"
+    before = strip.read_bytes()
+    damage(strip)
+    assert carry_out("--resume")[0].sampled == []
+    assert strip.read_bytes() == before
+
+
+def test_latents_are_kept_on_request_and_serve_a_later_comparison(carry_out, out, capsys):
+    carry_out("--keep-latents", labels=["uncached"])
+    assert "GiB" in capsys.readouterr().out.splitlines()[0], "told before"
+    assert len(list((out / "state" / "uncached" / "latents").glob("*.safetensors"))) == 3
+    assert rows(carry_out("--keep-latents", labels=[TAYLORSEER])[1])[TAYLORSEER]["psnr"] is None
     strip = (out / "strips" / "000000.png").read_bytes()
-    pipeline, record = carry_out("--resume", labels=["uncached", TAYLORSEER])
+    pipeline, record = carry_out("--resume", "--keep-latents", labels=["uncached", TAYLORSEER])
     assert pipeline.sampled == []
     assert rows(record)[TAYLORSEER]["psnr"]["mean_db"] > 0
     assert (out / "strips" / "000000.png").read_bytes() != strip, "both are in it now"
+
+
+@pytest.mark.parametrize("spoil", ["nan", "shape", "cut"])
+def test_kept_latents_that_cannot_be_used_are_sampled_again(carry_out, out, spoil):
+    carry_out("--keep-latents", labels=[FORA])
+    path = out / "state" / FORA / "latents" / "000001.safetensors"
+    whole = load_file(path)["latents"].clone()  # of the file that will be cut
+    if spoil == "cut":
+        damage(path)
+    else:
+        save_file({"latents": whole[:1].clone() if spoil == "shape" else whole * torch.nan}, path)
+    (out / FORA / "000001.mp4").unlink()
+    assert carry_out("--resume", "--keep-latents", labels=[FORA])[0].sampled == [(FORA, (1,))]
+    assert torch.equal(load_file(path)["latents"], whole)
 
 
 def test_other_settings_are_refused(carry_out, out):
     carry_out(labels=[FORA])
     before = (out / FORA / "000000.mp4").read_bytes()
     for flags in ([], ["--resume"]):
-        with pytest.raises(ValueError, match="num_steps is 4 there and 5 here; choose another output folder"):
+        with pytest.raises(UserError, match=r"num_steps is 4 there and 5 here.*; choose another --output-dir"):
             carry_out(*flags, labels=[FORA], num_steps=5)
+    with pytest.raises(UserError, match="frames is 4 there and 5 here"):
+        carry_out(labels=["uncached"], frames=5)
     assert (out / FORA / "000000.mp4").read_bytes() == before
 
 
-def test_latents_that_are_not_finite_are_refused(carry_out, out):
+def test_a_video_that_is_not_finite_is_named_and_the_others_are_kept(carry_out, out):
     pipeline = FakePipeline()
-    pipeline.spoilt = True
-    with pytest.raises(
-        ValueError, match=r"latents of video 0 have NaN or infinity \(fora-N2\); try another --precision"
-    ):
-        carry_out(labels=[FORA], pipeline=pipeline)
-    assert not list(out.rglob("*.safetensors"))
+    pipeline.spoilt = (FORA, 1)
+    with pytest.raises(UserError, match="sample 1 of fora-N2 came out with NaN or infinity"):
+        carry_out(pipeline=pipeline)
+    made = {str(path.relative_to(out)) for path in out.rglob("*.mp4")}
+    assert made == {f"{FORA}/000000.mp4", *(f"{c}/{i:06d}.mp4" for c in ("uncached", TAYLORSEER) for i in range(3))}
+    record = json.loads((out / "record.json").read_text())
+    assert [row["label"] for row in record["rows"]] == ["uncached", TAYLORSEER]
 
 
 def test_videos_of_two_frames_have_no_flicker(carry_out, capsys):
@@ -222,7 +276,7 @@ def test_gifs_are_for_small_videos_and_can_be_left_out(carry_out, out):
     assert len(list(out.rglob("*.mp4"))) == 3
     assert not list(out.rglob("*.gif"))
     carry_out(labels=[FORA])
-    with Image.open(out / FORA / "000000.gif") as gif:
+    with Image.open(out / "gif" / FORA / "000000.gif") as gif:
         assert gif.size == (128, 128), "8 pixels a side, enlarged"
 
 
@@ -241,73 +295,36 @@ def test_dry_run_writes_nothing(carry_out, out, capsys):
     assert not out.exists()
 
 
-class TestNames:
-    def names(self, prompts: list[str], samples: int = 1, *, vbench: bool = True) -> list[str]:
-        parser = Parser("Make videos.", "")
-        add_video_flags(parser)
-        args = parser.parse_args(["--samples-per-prompt", str(samples), *(["--vbench"] if vbench else [])])
-        return video_names(args, repeated(prompts, samples))
-
-    def test_numbers(self):
-        assert self.names(["a/b", "a/b"], 2, vbench=False) == ["000000", "000001", "000002", "000003"]
-
-    def test_vbench(self):
-        assert self.names(["a cat", "a dog"], 2) == ["a cat-0", "a cat-1", "a dog-0", "a dog-1"]
-
-    def test_the_longest_can_be_written(self, tmp_path):
-        folder = VideoFolder(tmp_path, "label", [f"{'é' * (videos.LONGEST_NAME // 2)}x-999"])
-        with written_whole(folder.video(0)) as temporary:
-            temporary.touch()
-        assert folder.video(0).is_file()
-
-    @pytest.mark.parametrize(
-        ("prompts", "message"),
-        [
-            (["a cat", "either/or"], "'either/or'… cannot be one: it has a slash or more than 229 bytes"),
-            (["é" * 115], "more than 229 bytes"),
-            (["a cat", "a cat"], "one stands in the list twice; name each once"),
-        ],
-    )
-    def test_refused(self, prompts, message):
-        with pytest.raises(ValueError, match="--vbench names files by their prompts") as caught:
-            self.names(prompts)
-        assert message in str(caught.value)
-
-
 class TestFigures:
     frames = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), dtype=np.uint8)
 
     def test_against_the_uncached_video(self):
         video, reference = self.frames
-        measured = figures(video, reference, FORA)
+        measured = figures(video, reference)
         assert measured["psnr"] == {
             name: pytest.approx(value.item()) for name, value in video_psnr(video[None], reference[None]).items()
         }
         own, theirs = flicker(self.frames)
         assert measured["flicker"] == pytest.approx(own)
         assert measured["flicker_error"] == pytest.approx((own - theirs) / theirs)
-        assert figures(video, video, FORA)["psnr"] == {"mean_db": None, "min_db": None}, "equal videos: infinite"
+        assert figures(video, video)["psnr"] == {"mean_db": None, "min_db": None}, "equal videos: infinite"
 
-    @pytest.mark.parametrize(("reference", "label"), [(None, FORA), (frames[0], "uncached")])
-    def test_with_nothing_to_compare(self, reference, label):
-        measured = figures(self.frames[0], reference, label)
+    def test_with_nothing_to_compare(self):
+        measured = figures(self.frames[0], None)
         assert (measured["psnr"], measured["flicker_error"]) == (None, None)
         assert measured["flicker"] == pytest.approx(flicker(self.frames[:1])[0])
 
     def test_means_over_the_videos(self, carry_out, out):
-        carry_out()
-        folders = {label: VideoFolder(out, label, ["000000", "000001", "000002"]) for label in CACHES}
+        _, record = carry_out("--keep-latents")
+        kept = {label: sorted((out / "state" / label / "latents").iterdir()) for label in ("uncached", FORA)}
         shown = {
-            label: video_to_uint8(torch.stack([folder.read_latents(i) for i in range(3)]))
-            for label, folder in folders.items()
+            label: video_to_uint8(torch.stack([load_file(path)["latents"] for path in paths]))
+            for label, paths in kept.items()
         }
-        scores = judge(folders, 3)
+        row = rows(record)[FORA]
         expected = video_psnr(shown[FORA], shown["uncached"])["mean_db"].mean()
-        assert scores[FORA]["psnr"]["mean_db"] == pytest.approx(expected)
-        assert scores[FORA]["flicker"]["mean"] == pytest.approx(flicker(shown[FORA]).mean())
-        folders[FORA].video(1).unlink()
-        with pytest.raises(ValueError, match=r"000001\.mp4 went missing meanwhile; use --resume"):
-            judge(folders, 3)
+        assert row["psnr"]["mean_db"] == pytest.approx(expected)
+        assert row["flicker"]["mean"] == pytest.approx(flicker(shown[FORA]).mean())
 
 
 @dataclass(frozen=True)
@@ -345,11 +362,11 @@ def test_a_killed_run_and_several_processes_end_with_the_same_latents(name, tmp_
     export_safetensors(tmp_path / "debug.safetensors", state)
     (tmp_path / "prompts.txt").write_text("\n".join(CLIPS[:5]))
     prompts = ["--prompt-file", str(tmp_path / "prompts.txt")]
-    cache = ["--interval", "3", "--device", "cpu", "--batch-size", "1", "--no-gif"]
+    cache = ["--interval", "3", "--device", "cpu", "--batch-size", "1", "--no-gif", "--keep-latents"]
     common = [*command.flags, str(tmp_path / "debug.safetensors"), *cache, command.folder]
 
     def made(folder: str) -> dict[int, Path]:
-        return {int(path.stem): path for path in sorted((tmp_path / folder).glob("*/latents/[0-9]*"))}
+        return {int(path.stem): path for path in sorted((tmp_path / folder).glob("state/*/latents/[0-9]*"))}
 
     def contents(folder: str) -> dict[int, bytes]:
         return {index: path.read_bytes() for index, path in made(folder).items()}
@@ -405,9 +422,9 @@ def main(script: str, command_lines: str) -> None:
     """Run a video command with several command lines, one after the other; print which samples this process wrote."""
     command, write, wrote = load_script(script), VideoFolder.write_latents, []
 
-    def noted(folder: VideoFolder, batch: Batch, latents: Tensor) -> None:
+    def noted(folder: VideoFolder, batch: Batch, latents: Tensor) -> list[int]:
         wrote[-1] += batch.indices
-        write(folder, batch, latents)
+        return write(folder, batch, latents)
 
     VideoFolder.write_latents = noted
     for argv in json.loads(command_lines):

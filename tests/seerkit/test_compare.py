@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cache_dic import make_cache
-from seerkit import compare, records
+from seerkit import distributed, records
 from seerkit.cache_flags import for_compiling
 from seerkit.compare import Outcome, gather_outcomes, latency, run_caches
 from seerkit.distributed import World
@@ -33,8 +33,8 @@ def test_caches_take_turns_batch_by_batch_after_a_dropped_warm_up():
     outcomes = run_caches(caches, [0, 1], sample, num_steps=3, device=torch.device("cpu"))
     assert calls == [("cached", 0), ("uncached", 0), ("cached", 0), ("uncached", 1), ("cached", 1)]
     for outcome in outcomes.values():
-        assert [latents.item() for latents in outcome.latents] == [0.0, 1.0]
         assert len(outcome.seconds) == 2
+        assert not outcome.cold
         assert outcome.record == {"made": True}
 
 
@@ -48,13 +48,12 @@ def test_what_is_there_is_skipped_and_what_comes_is_handed_on():
     def run(skip):
         return run_caches(
             caches, [0, 1], sample, num_steps=3, device=torch.device("cpu"), skip=skip,
-            keep=lambda label, batch, latents: kept.append((label, batch, latents.item())),
+            keep=lambda label, batch, latents: kept.append((label, batch, latents.item())) or [],
         )  # fmt: skip
 
     outcomes = run(lambda label, batch: (label, batch) == ("cached", 0))
     assert kept == [("uncached", 0, 0.0), ("uncached", 1, 1.0), ("cached", 1, 1.0)]
     assert len(outcomes["cached"].seconds) == 1
-    assert outcomes["uncached"].latents == [], "they were handed on"
     nothing = run(lambda label, batch: True)
     assert len(kept) == 3
     assert latency(nothing) == {"uncached": None, "cached": None}
@@ -79,8 +78,30 @@ def test_a_single_call_is_not_made_twice():
         calls.append(batch)
         return torch.zeros(1), FakeRun()
 
-    run_caches({"uncached": make_cache("uncached")}, [7], sample, num_steps=3, device=torch.device("cpu"))
+    alone = {"uncached": make_cache("uncached")}
+    once = run_caches(alone, [7], sample, num_steps=3, device=torch.device("cpu"))
     assert calls == [7]
+    assert latency(once)["uncached"]["first_call"] is True, "and its timing says that kernels were paid in it"
+    twice = run_caches(alone, [7, 8], sample, num_steps=3, device=torch.device("cpu"))
+    assert calls == [7, 7, 8], "nothing is thrown away where nothing is compared"
+    assert latency(twice)["uncached"]["repeats"] == 1
+    assert "first_call" not in latency(twice)["uncached"]
+
+
+def test_a_cache_that_failed_is_not_sampled_further():
+    calls = []
+
+    def sample(cache, batch, callback):
+        calls.append((cache.label, batch))
+        return torch.zeros(1), FakeRun()
+
+    caches = {"a": make_cache("uncached"), "b": make_cache(interval=2, warmup_steps=1)}
+    outcomes = run_caches(
+        caches, [0, 1], sample, num_steps=3, device=torch.device("cpu"),
+        keep=lambda label, batch, latents: [batch] if label == "b" else [],
+    )  # fmt: skip
+    assert [batch for label, batch in calls[1:] if label == caches["b"].label] == [0]
+    assert (outcomes["a"].failed, outcomes["b"].failed) == ([], [0])
 
 
 def test_caches_for_compiling_have_full_steps_that_are_all_alike():
@@ -105,7 +126,7 @@ def test_outcomes_of_all_processes_are_put_together(monkeypatch):
         assert own is mine
         shares[:] = [mine, theirs]
 
-    monkeypatch.setattr(compare.dist, "all_gather_object", all_gather)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", all_gather)
     both = gather_outcomes(mine, World(0, 2, torch.device("cpu")))
     assert (both["a"].seconds, both["a"].record, both["a"].peak_bytes) == ([1.0, 3.0, 4.0], {"made": 2}, 7)
     assert (both["b"].seconds, both["b"].record, both["b"].peak_bytes) == ([2.0], {"made": 1}, 9), "the first record"

@@ -48,6 +48,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def flags(checkpoint, tmp_path) -> list[object]:
     model = ["--task", "debug", "--ckpt_dir", checkpoint, "--sample_steps", 6, "--interval", 3, "--device", "cpu"]
+    model.append("--keep-latents")
     return [*model, "--output-dir", tmp_path / "out"]
 
 
@@ -87,7 +88,7 @@ def refusal(command, capsys, *flags: object) -> str:
 
 
 def latents_in(folder: Path) -> dict[str, Tensor]:
-    return {path.name: load_file(path)["latents"] for path in sorted(folder.glob("*/latents/*.safetensors"))}
+    return {path.name: load_file(path)["latents"] for path in sorted(folder.glob("state/*/latents/*.safetensors"))}
 
 
 def hidden(folder: Path) -> list[Path]:
@@ -121,11 +122,11 @@ def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, c
     assert "folded engine keeps" in err, "the run announces what it keeps"
     for label in LABELS:
         for index in range(2):
-            latents = load_file(folder / label / "latents" / f"{index:06d}.safetensors")["latents"]
+            latents = load_file(folder / "state" / label / "latents" / f"{index:06d}.safetensors")["latents"]
             assert (latents.shape, latents.dtype) == ((3, 16, 32, 32), torch.float32)
             frames = imageio.imread(folder / label / f"{index:06d}.mp4")
             assert frames.shape == (16, 128, 128, 3), "enlarged"
-            with Image.open(folder / label / f"{index:06d}.gif") as gif:
+            with Image.open(folder / "gif" / label / f"{index:06d}.gif") as gif:
                 assert gif.size == (128, 128)
     assert imageio.immeta(folder / TAYLORSEER / "000000.mp4")["fps"] == 8
     assert sorted(path.name for path in (folder / "strips").iterdir()) == ["000000.png", "000001.png"]
@@ -135,9 +136,11 @@ def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, c
     assert record["settings"] == planned["settings"]
     assert (record["num_samples"], record["processes"]) == (2, 1)
     pixels = {
-        label: video_to_uint8(torch.stack([load_file(path)["latents"] for path in sorted(folder.glob(f"{label}/latents/*"))]))
+        label: video_to_uint8(
+            torch.stack([load_file(path)["latents"] for path in sorted(folder.glob(f"state/{label}/latents/*"))])
+        )
         for label in LABELS
-    }  # fmt: skip
+    }
     for row in record["rows"]:
         label, plan = row["label"], planned["batch"][row["label"]]
         assert row["full_steps"] == plan["full_steps"] == FULL_STEPS[label]
@@ -181,10 +184,11 @@ def test_names_for_vbench_and_one_file_by_name(command, capsys, flags, tmp_path)
     code, _, err = run(command, capsys, *flags, "--prompt", PROMPTS[0], "--vbench", "--save_file", save_file)
     assert code == 0, err
     assert save_file.read_bytes() == (folder / f"{PROMPTS[0]}-0.mp4").read_bytes()
-    assert (folder / f"{PROMPTS[0]}-0.gif").is_file()
+    assert (tmp_path / "out" / "gif" / TAYLORSEER / f"{PROMPTS[0]}-0.gif").is_file()
+    assert [path.suffix for path in folder.iterdir()] == [".mp4"], "VBench looks at the first file of a folder"
 
     different = refusal(command, capsys, *flags, "--prompt", PROMPTS[0], "--base_seed", 7, "--resume")
-    assert "seed is 0 there and 7 here; choose another output folder" in different
+    assert "seed is 0 there and 7 here; choose another --output-dir" in different
     several = [*flags, "--prompt", PROMPTS[0], "--samples-per-prompt", 2]
     assert "one.mp4 is one video, and 2 are made; use --output-dir" in refusal(
         command, capsys, *several, "--save_file", "one.mp4"
@@ -291,12 +295,21 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys):
         (["--prompt", "red unicorn"], "'unicorn' in 'red unicorn' is not a known word; write"),
         (["--prompt", "a", "--prompt-file", "b"], "--prompt and --prompt-file exclude each other"),
         (["--prompt-file", "/nowhere/p.txt"], "prompt file /nowhere/p.txt cannot be read"),
-        (["--prompt", PROMPTS[0], PROMPTS[0], "--vbench"], "one stands in the list twice; name each once"),
-        (["--task", "t2v-1.3B", "--prompt", "a/b", "--vbench"], "'a/b'… cannot be one: it has a slash"),
+        (
+            ["--task", "t2v-1.3B", "--prompt", "a/b", "--vbench"],
+            "cannot be called after the prompt 'a/b': it holds a slash; give its name apart",
+        ),
         (["--ulysses_size", 2], "ulysses degree 2 does not divide the number of processes, 1"),
         (["--dit_fsdp"], "--dit_fsdp shares weights among processes that share videos; give --ulysses_size or"),
         (["--dit_fsdp", "--ulysses_size", 1], "--dit_fsdp shares weights among processes, and this is one; use torchrun"),
-        (["--t5_fsdp", "--t5_cpu", "--ring_size", 1], "--t5_fsdp and --t5_cpu exclude each other"),
+        (["--t5_cpu"], "--t5_cpu has no effect on --task debug; leave it out"),
+        (["--vae", "x.pth"], "--vae has no effect on --task debug"),
+        (
+            ["--task", "t2v-1.3B", "--prompt", "a", "--t5_fsdp", "--t5_cpu", "--ring_size", 1],
+            "--t5_fsdp and --t5_cpu exclude each other",
+        ),
+        (["--flickering-samples", "--prompt", PROMPTS[0]], "--flickering-samples has no effect on videos that are numbered"),
+        (["--quality", "11"], "'11' is neither a number from"),
         (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
         (["--offload_model", "maybe"], "argument --offload_model: 'maybe' is neither True nor False"),
         (["--warmup-steps", 7], "warmup_steps = 7"),

@@ -28,9 +28,11 @@ class Encoder:
     def __init__(self, t5: Path | None, **options: object) -> None:
         self.options = options
 
+    def encode_to_files(self, prompts: list[str], folder: None) -> "Encoder":
+        return self
 
-def encode_cached(prompts: list[str], make_encoder, cache: None) -> list[Tensor]:
-    return [torch.full((len(prompt) % 11 + 1, CONFIG.text_dim), len(prompt) / 100) for prompt in prompts]
+    def load(self, prompt: str) -> tuple[Tensor]:
+        return (torch.full((len(prompt) % 11 + 1, CONFIG.text_dim), len(prompt) / 100),)
 
 
 @dataclass
@@ -60,11 +62,11 @@ class Autoencoder:
 @pytest.fixture
 def places(tmp_path, monkeypatch) -> dict[str, Path]:
     monkeypatch.setitem(CONFIGS, NAME, CONFIG)
-    for name, value in (("TextEncoder", Encoder), ("encode_cached", encode_cached), ("ImageEncoder", Clip)):
+    for name, value in (("TextEncoder", Encoder), ("ImageEncoder", Clip)):
         monkeypatch.setattr(wan.command, name, value)
     monkeypatch.setattr(wan.command, "load_autoencoder", lambda vae, device: Autoencoder())
-    for name in ("find_autoencoder", "find_encoder"):
-        monkeypatch.setattr(wan.command, name, lambda *given: None)
+    for name in ("find_autoencoder", "find_encoder", "autoencoder_files", "encoder_files"):
+        monkeypatch.setattr(wan.command, name, lambda *given: [])
     checkpoint, image = tmp_path / "model.safetensors", tmp_path / "fox.png"
     torch.manual_seed(0)
     export_safetensors(checkpoint, Wan(CONFIG).state_dict())
