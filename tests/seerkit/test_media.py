@@ -325,7 +325,10 @@ def ffmpeg(tmp_path, monkeypatch, need):
     return replace
 
 
-WRITE_7_BYTES = 'open(ARGS[-1].removeprefix("file:"), "wb").write(b"7 bytes")\n'
+WRITE_7_BYTES = """
+place = ARGS[-1].removeprefix("file:")
+(sys.stdout.buffer if place == "-" else open(place, "wb")).write(b"7 bytes")
+"""
 
 
 class TestMp4:
