@@ -19,7 +19,16 @@ from seerkit.distributed import World
 from seerkit.fashion_mnist import CLASS_NAMES, IMAGE_SIZE, load_fashion_mnist, to_unit_range
 from seerkit.media import labelled_grid, save_png, to_uint8
 from seerkit.seeds import SampleGenerators, derive_seed, generator
-from seerkit.training import Training, batch_indices, export, fit, parse_training_args, resolved, start_training
+from seerkit.training import (
+    Training,
+    batch_indices,
+    check_samples,
+    export,
+    fit,
+    parse_training_args,
+    resolved,
+    start_training,
+)
 
 EXAMPLES = """
 python TaylorSeer-DiT/train.py --out outputs/dit-fashion
@@ -71,7 +80,7 @@ def save_grid(path: Path, ema: DiT, args, device: torch.device, per_class: int =
     classes = ema.config.num_classes
     labels = torch.arange(classes).repeat(per_class)
     noise = SampleGenerators(derive_seed(args.seed, 2), range(len(labels))).randn(1, IMAGE_SIZE, IMAGE_SIZE)
-    images = to_uint8(sample(ema, noise.to(device), labels.to(device), 50, guidance_scale=2.0))
+    images = to_uint8(check_samples(sample(ema, noise.to(device), labels.to(device), 50, guidance_scale=2.0)))
     rows = [images[i * classes : (i + 1) * classes] for i in range(per_class)]
     save_png(path, labelled_grid(rows, [""] * per_class, CLASS_NAMES, min_cell=96))
 

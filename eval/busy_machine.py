@@ -4,7 +4,15 @@ Threads that wait by looking take a core from whoever has work. The commands let
 where the user has set nothing (GOMP_SPINCOUNT, in `seerkit.cli`).
 """
 
-from seerkit.cli import OPENMPS_OWN_SPINS, SPINS, Parser, integer, json_file, positive_int, run_command  # isort: skip
+from seerkit.cli import (  # isort: skip
+    OPENMPS_OWN_SPINS,
+    SPINS,
+    Parser,
+    integer,
+    json_file,
+    positive_int,
+    run_command,
+)
 
 import contextlib
 import json

@@ -39,7 +39,7 @@ from evaluation.classifier import (
 )
 from seerkit.distributed import resolve_device
 from seerkit.fashion_mnist import IMAGE_SIZE, load_fashion_mnist, to_unit_range
-from seerkit.files import writable_directory
+from seerkit.files import writable_file
 from seerkit.seeds import derive_seed, generator
 
 EXAMPLES = """
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.out is not None and not args.validate:
         if args.out.exists() and not args.overwrite:
             raise UserError(f"--out {args.out} exists; replace it with --overwrite or choose another file")
-        writable_directory(args.out.parent)
+        writable_file(args.out)
     images, labels = load_fashion_mnist("train", args.data)
     if args.validate >= len(images):
         raise UserError(f"--validate {args.validate} leaves none of the {len(images)} training images")

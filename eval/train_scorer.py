@@ -33,7 +33,7 @@ from cache_dic import UserError
 from evaluation.scorer import FEATURES, HIDDEN, INPUT_SIZE, WEIGHTS, WIDTH, Scorer, fold_lite0, load_scorer, save_scorer
 from seerkit.distributed import resolve_device
 from seerkit.emoji import EmojiData, find_emoji, load_emoji
-from seerkit.files import writable_directory
+from seerkit.files import writable_file
 from seerkit.minilm import WIDTH as TEXT_WIDTH
 from seerkit.minilm import TextTable
 from seerkit.seeds import derive_seed, generator
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps({"sizes": sizes, "training": settings, **paths}, indent=2))
         return
     device = resolve_device(args.device)
-    writable_directory(args.out.parent)
+    writable_file(args.out)
     data = load_emoji(args.data)
     captions = Captions(TextTable.load(find_emoji(args.data).parent / "text.safetensors"), data)
     torch.manual_seed(derive_seed(args.seed, 0))

@@ -20,6 +20,7 @@ from seerkit.training import (
     LARGEST_WEIGHT,
     Training,
     batch_indices,
+    check_samples,
     export,
     fit,
     flow_loss,
@@ -126,7 +127,7 @@ class SampleGrid:
 
     def __call__(self, path: Path, ema: nn.Module) -> None:
         none = tuple(torch.zeros_like(part) for part in self.texts)
-        images = to_uint8(self.sample(ema, self.noise, self.texts, none))
+        images = to_uint8(check_samples(self.sample(ema, self.noise, self.texts, none)))
         rows = [images[i : i + len(SHOWN)] for i in range(0, len(images), len(SHOWN))]
         save_png(path, labelled_grid(rows, self.styles, SHOWN, min_cell=96))
 

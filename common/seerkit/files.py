@@ -97,9 +97,9 @@ def _umask() -> int:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """UTF-8, written whole."""
+    """UTF-8, written whole. Bytes of a file's name that are no UTF-8 are written as escapes, which JSON reads back."""
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -110,15 +110,27 @@ def write_json(path: str | Path, value: Any) -> None:
 def writable_file(path: str | Path) -> Path:
     """`path` as a file that can be written, its folder made; UserError names it otherwise. Asked before the work is done."""
     path = Path(path)
+    _check_name(path)
     if path.exists() and not path.is_file():
         raise UserError(f"output file {path} is a folder or a device; name a file")
     writable_directory(path.parent)
     return path
 
 
+def _check_name(path: Path) -> None:
+    """UserError for a name whose bytes are not UTF-8: safetensors would write there, and refuse to read what it wrote."""
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the name of output {path} is not UTF-8, under which weights cannot be read; choose another"
+        ) from error
+
+
 def writable_directory(path: str | Path) -> Path:
     """`path` as an existing directory that files can be created in; UserError names it otherwise."""
     path = Path(path)
+    _check_name(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -402,6 +402,15 @@ def fit(
             plot_losses(out, labels)
 
 
+def check_samples(samples: Tensor) -> Tensor:
+    """Samples (B, …) of weights in training, as they are; UserError if any has a value that is not finite."""
+    if not samples.isfinite().all():
+        raise UserError(
+            "samples of the averaged weights have NaN or infinity: the run has diverged; start again with a lower --lr"
+        )
+    return samples
+
+
 def card(ema: nn.Module, args: argparse.Namespace, losses: Sequence[str]) -> dict[str, Any]:
     """The facts of a training run for the model's card."""
     rows = read_losses(args.out / "loss.csv")

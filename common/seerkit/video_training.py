@@ -19,6 +19,7 @@ from seerkit.seeds import SampleGenerators, derive_seed, generator
 from seerkit.training import (
     LARGEST_WEIGHT,
     Training,
+    check_samples,
     export,
     fit,
     flow_loss,
@@ -106,7 +107,7 @@ class SampleStrips:
 
     def __call__(self, path: Path, ema: nn.Module) -> None:
         noise = SampleGenerators(derive_seed(self.seed, 2), range(len(PROMPTS))).randn(*CLIP_SHAPE, device=self.device)
-        clips = video_to_uint8(self.sample(ema, noise, encode_texts(PROMPTS).to(self.device)))
+        clips = video_to_uint8(check_samples(self.sample(ema, noise, encode_texts(PROMPTS).to(self.device))))
         save_png(path, frame_strip(clips, PROMPTS))
 
 

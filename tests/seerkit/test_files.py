@@ -9,7 +9,17 @@ import time
 import pytest
 
 from cache_dic import UserError
-from seerkit.files import check_space, clear_partial, content_digest, read_json, read_text, write_json, written_whole
+from seerkit.files import (
+    check_space,
+    clear_partial,
+    content_digest,
+    read_json,
+    read_text,
+    writable_directory,
+    writable_file,
+    write_json,
+    written_whole,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +74,20 @@ with written_whole(Path(sys.argv[1])) as temporary:
     print("writing", flush=True)
     sys.stdin.readline()
 """
+
+
+def test_bytes_that_are_no_utf8_are_escaped(tmp_path):
+    """As those of a file's name that was given as a flag; JSON has escapes for them."""
+    write_json(tmp_path / "a.json", {"ckpt": os.fsdecode(b"\xff.pt"), "ä": 1})
+    assert (tmp_path / "a.json").read_bytes().decode("utf-8")
+    assert read_json(tmp_path / "a.json") == {"ckpt": os.fsdecode(b"\xff.pt"), "ä": 1}
+
+
+@pytest.mark.parametrize("check", [writable_directory, writable_file])
+def test_output_is_refused_where_weights_could_not_be_read(tmp_path, check):
+    with pytest.raises(UserError, match="is not UTF-8"):
+        check(tmp_path / os.fsdecode(b"\xff") / "a")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_being_written_is_not_cleared_and_what_was_left_is(tmp_path):

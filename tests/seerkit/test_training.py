@@ -19,6 +19,7 @@ from seerkit.training import (
     add_training_flags,
     batch_indices,
     card,
+    check_samples,
     fit,
     guided_answers,
     learning_rate,
@@ -227,6 +228,15 @@ def test_remedies_of_refusals_work(whole, tmp_path):
     train(tmp_path / "new", "--resume", "--steps", NUM_STEPS + 1)
     with pytest.raises(ValueError, match="--batch-size 8 cannot be shared by 3 processes"):
         train(tmp_path / "more", world=World(0, 3, CPU))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_samples_of_a_diverged_run_are_no_picture(value):
+    samples = torch.zeros(2, 3, 4, 4)
+    assert check_samples(samples) is samples
+    samples[1, 0, 0, 0] = value
+    with pytest.raises(UserError, match="the run has diverged; start again with a lower --lr"):
+        check_samples(samples)
 
 
 def test_another_rate_goes_on_from_the_last_state(whole, tmp_path, caplog):
