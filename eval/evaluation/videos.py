@@ -157,7 +157,7 @@ def list_samples(args: argparse.Namespace, listed: Sequence[Listed]) -> tuple[li
     Raises UserError for names that no file can have, and for flags without effect.
     """
     if not args.vbench:
-        refuse_without_effect(args, "videos that are numbered; give --vbench or", "--name-file", "--flickering-samples")
+        refuse_without_effect(args, "videos that are numbered, without --vbench", "--name-file", "--flickering-samples")
         prompts = repeated([one.prompt for one in listed], args.samples_per_prompt)
         return prompts, [f"{index:06d}" for index in range(len(prompts))]
     entries = make_entries(
