@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,16 +44,16 @@ def of_dit() -> tuple[nn.Module, Sample]:
     return model, lambda rows, **settings: dit.sample(model, noise[rows], y[rows], NUM_STEPS, **settings)
 
 
-def of_flux() -> tuple[nn.Module, Sample]:
-    model = random(flux.Flux(flux.flux_config("flux-debug")))
+def of_flux(**depth: object) -> tuple[nn.Module, Sample]:
+    model = random(flux.Flux(replace(flux.flux_config("flux-debug"), **depth)))
     noise, *texts = of_samples((3, 20, 36), (16, 384), (768,))
     return model, lambda rows, **settings: flux.sample(
         model, noise[rows], *(text[rows] for text in texts), NUM_STEPS, **settings
     )
 
 
-def of_hidream() -> tuple[nn.Module, Sample]:
-    model = random(hidream.HiDream(hidream.hidream_config("hidream-debug")))
+def of_hidream(**depth: object) -> tuple[nn.Module, Sample]:
+    model = random(hidream.HiDream(replace(hidream.hidream_config("hidream-debug"), **depth)))
     noise, t5, llama, pooled = of_samples((3, 20, 28), (16, 384), (16, 384), (768,))
 
     def sample(rows: Tensor, **settings) -> Tensor:
@@ -63,8 +64,8 @@ def of_hidream() -> tuple[nn.Module, Sample]:
     return model, sample
 
 
-def of_hunyuan() -> tuple[nn.Module, Sample]:
-    config = hunyuan_video.hunyuan_video_config("hunyuan-debug")
+def of_hunyuan(**depth: object) -> tuple[nn.Module, Sample]:
+    config = replace(hunyuan_video.hunyuan_video_config("hunyuan-debug"), **depth)
     model = random(hunyuan_video.HunyuanVideo(config))
     noise, states, pooled = of_samples((3, 16, 32, 32), (12, config.text_states_dim), (config.text_states_dim_2,))
 
@@ -75,8 +76,8 @@ def of_hunyuan() -> tuple[nn.Module, Sample]:
     return model, sample
 
 
-def of_wan() -> tuple[nn.Module, Sample]:
-    config = wan.wan_config("wan-debug")
+def of_wan(**depth: object) -> tuple[nn.Module, Sample]:
+    config = replace(wan.wan_config("wan-debug"), **depth)
     model = random(wan.Wan(config))
     noise, context = of_samples((3, 16, 32, 32), (config.text_len, config.text_dim))
 
@@ -171,6 +172,10 @@ TEXTS = {  # of nine lengths, for so many samples; those of FLUX and HiDream are
     "hunyuan": lambda size: [{"lengths": 2 + (torch.arange(size) + n - 1) % n} for n in range(1, 10)],
     "wan": lambda size: [{"lengths": n} for n in range(1, 10)],
 }
+SHALLOW = {  # one block of each kind: a graph takes about a second a block
+    "flux": {"depth_single_blocks": 1}, "hidream": {"num_single_layers": 1, "llama_layers": (0, 0)},
+    "hunyuan": {"mm_single_blocks_depth": 1, "refiner_depth": 1}, "wan": {"num_layers": 1},
+}  # fmt: skip
 GUIDED_ROWS = {"hidream": 2}  # of the model's batch, of each sample
 
 
@@ -182,7 +187,7 @@ def test_graphs_are_one_of_each_kind_for_each_batch_and_cache(backbone, num_grap
 
     HiDream's full steps alone are nine graphs then, more than PyTorch allows where it is not told to.
     """
-    (_, plain), (model, sample) = BACKBONES[backbone](), BACKBONES[backbone]()
+    (_, plain), (model, sample) = (BACKBONES[backbone](**SHALLOW[backbone]) for _ in range(2))
     compile_steps(model, backend="eager")
     full, forecast = set(), set()
     for size, settings in itertools.product((2, 1), ({}, {"guidance": 1.0})):
@@ -198,7 +203,7 @@ def test_graphs_are_one_of_each_kind_for_each_batch_and_cache(backbone, num_grap
 
 def test_too_many_graphs_are_an_error_of_the_user(num_graphs, monkeypatch):
     monkeypatch.setattr(compiling, "MOST_GRAPHS", 2)
-    model, sample = of_flux()
+    model, sample = of_flux(**SHALLOW["flux"])
     compile_steps(model, backend="eager")
     for size in (1, 2):
         sample(torch.arange(size), cache=FAST)
