@@ -59,7 +59,7 @@ def command(load_command):
     return load_command("TaylorSeer-DiT/sample_ddp.py")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """Weights of the debug model that leave nothing at zero."""
     path = tmp_path_factory.mktemp("weights") / "debug.safetensors"
@@ -75,7 +75,7 @@ def arguments(checkpoint: Path, sample_dir: Path, *more: object) -> list[str]:
     return [str(part) for part in (*flags, "--device", "cpu", "--per-proc-batch-size", 4, *more)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(run_script):
     return functools.partial(run_script, "TaylorSeer-DiT/sample_ddp.py")
 
@@ -86,7 +86,7 @@ def images_and_npz(sample_dir: Path) -> dict[str, str]:
     return {str(file.relative_to(sample_dir)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(run, checkpoint, tmp_path_factory) -> Path:
     """The folder of a run on one process, not interrupted."""
     sample_dir = tmp_path_factory.mktemp("whole")

@@ -41,7 +41,7 @@ def hunyuan_sampler() -> tuple[HunyuanSampler, tuple[Tensor, ...]]:
     return sampler, (words, torch.ones(words.shape[:2], dtype=torch.bool), pooled(words))
 
 
-@pytest.fixture(scope="module", params=(wan_sampler, hunyuan_sampler), ids=WEIGHTS)
+@pytest.fixture(scope="session", params=(wan_sampler, hunyuan_sampler), ids=WEIGHTS)
 def videos(request) -> dict[str, Tensor]:
     """By cache: uint8 videos (2, 16, 32, 32, 3) of the prompts."""
     sampler, texts = request.param()

@@ -254,7 +254,7 @@ def test_a_goal_for_what_is_kept(capsys):
 FLUX_UNITS_T = 74.39, 0.02271  # a full and a forecast step, as the published counter prints them
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def flux_dev() -> dict:
     """FLUX.1-dev at 1024 x 1024 with the paper's settings, counted once."""
     args = COMMAND["parse_args"](["--model", "flux-dev", "--precision", "bf16"])
@@ -341,7 +341,7 @@ class TestFlux:
         )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hunyuan_video() -> dict:
     """HunyuanVideo at 480 x 640, 65 frames, with the released settings, counted once."""
     return COMMAND["count"](COMMAND["parse_args"](["--model", "hunyuan-video", "--precision", "bf16"]))
@@ -433,7 +433,7 @@ class TestHunyuanVideo:
         assert row["kept_goal"]["met"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def wan_small() -> dict:
     """Wan2.1 1.3B at 832 x 480, 81 frames, with the released settings, counted once."""
     return COMMAND["count"](COMMAND["parse_args"](["--model", "wan-t2v-1.3B", "--precision", "bf16"]))
@@ -506,7 +506,7 @@ class TestWan:
         assert row["kept_goal"]["met"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hidream_full() -> dict:
     """HiDream-I1 Full at 1024 x 1024 with the authors' settings, counted once."""
     return COMMAND["count"](COMMAND["parse_args"](["--model", "hidream-full", "--precision", "bf16"]))

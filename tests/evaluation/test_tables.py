@@ -28,7 +28,7 @@ CONDITIONS = {
 README = "# Title\n\n<!-- table:dit-flops -->\n<!-- /table -->\n\ntext\n\n<!-- table:dit-samples -->\nbefore\n<!-- /table -->\n"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def results(tmp_path_factory) -> Path:
     """A folder of small records: two counts by eval/flops.py itself, samples and a benchmark in the form of their commands."""
     root = tmp_path_factory.mktemp("results")

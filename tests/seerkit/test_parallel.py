@@ -80,7 +80,7 @@ def main() -> None:
     stop_world()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def found(run_script) -> dict:
     done = run_script(__file__, processes=PROCESSES)
     assert done.returncode == 0, done.stderr
