@@ -252,7 +252,7 @@ def write_inputs(folder: Path, checkpoint: Path) -> None:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def materials(tmp_path_factory, emoji_folder) -> dict[str, Path]:
     """What the base lines name, and `in`, the folder of broken files."""
     folder = tmp_path_factory.mktemp("materials")
@@ -438,7 +438,7 @@ def damage(folder: Path, seed: int) -> str:
 # --------------------------------------------------------------------------------------------------------------- the test
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runner(tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
     """`runner(script, argv, cwd)`: code, out and err of a command line, run in a fork of one process."""
     home = tmp_path_factory.mktemp("home")
@@ -460,14 +460,14 @@ def runner(tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
     process.wait()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bases(materials) -> dict[str, list[str]]:
     """The base lines as lists, by command."""
     names = {name: str(path) for name, path in materials.items()}
     return {script: shlex.split(base.format(**names)) for script, base in BASES.items()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def drawers(load_command, bases) -> list[Drawer]:
     return [
         Drawer(script, parser_of(load_command(script)), base)

@@ -1,8 +1,12 @@
-"""The training commands: short runs of each, their files, how they resume, processes that share batches, refusals."""
+"""The training commands: short runs of each, their files, how they resume, processes that share batches, refusals.
+
+Under torchrun, this file does the runs of several processes.
+"""
 
 import gzip
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -30,6 +34,7 @@ from flux.weights import load_flux
 from hidream.weights import load_hidream
 from hunyuan_video.weights import load_hunyuan_video
 from seerkit.cli import run_command
+from seerkit.distributed import stop_world
 from seerkit.emoji import load_emoji
 from seerkit.emoji_training import SHOWN
 from seerkit.fashion_mnist import CLASS_NAMES
@@ -152,14 +157,18 @@ def data(family, request) -> Path:
     return request.getfixturevalue(family.setup.data)
 
 
+def flags_of(family: Family, data: Path, out: Path, *more: object) -> list[str]:
+    fixed = "--batch-size 8 --lr 0.01 --lr-schedule constant --grid-every 1000 --precision fp32 --device cpu"
+    given = ["--model", family.debug, *family.setup.flags.split(), *fixed.split()]
+    return [str(part) for part in (*given, "--data", data, "--out", out, *more)]
+
+
 @pytest.fixture(scope="module")
 def arguments(family, data) -> Callable[..., list[str]]:
     """`arguments(out, *more, data=…)`: the flags of a short run."""
-    fixed = "--batch-size 8 --lr 0.01 --lr-schedule constant --grid-every 1000 --precision fp32 --device cpu"
-    given = ["--model", family.debug, *family.setup.flags.split(), *fixed.split()]
 
     def make(out: Path, *more: object, data: Path = data) -> list[str]:
-        return [str(part) for part in (*given, "--data", data, "--out", out, *more)]
+        return flags_of(family, data, out, *more)
 
     return make
 
@@ -289,12 +298,23 @@ def test_killed_run_resumes_to_the_same_losses_and_weights(family, run_script, a
     assert_same_run(killed, alone, settings.steps)
 
 
-@pytest.mark.slow
-def test_two_processes_train_alike(family, run_script, arguments, settings, whole, tmp_path):
-    """What is summed in another order differs in the last bit, and more after every step; at a constant rate of learning."""
-    done = run_script(family.script, *arguments(tmp_path, "--steps", settings.save_every), processes=2)
+@pytest.fixture(scope="session")
+def by_two(request, load_command, run_script, tmp_path_factory) -> Path:
+    """The beginning of every family's run on two processes, in a folder named as the model; one start: imports take longest."""
+    root, runs = tmp_path_factory.mktemp("by-two"), []
+    for family in FAMILIES.values():
+        flags = flags_of(family, request.getfixturevalue(family.setup.data), root / family.debug)
+        steps = load_command(family.script).parse_args(flags).save_every
+        runs.append([family.script, [*flags, "--steps", str(steps)]])
+    done = run_script(__file__, json.dumps(runs), processes=2)
     assert done.returncode == 0, done.stderr
-    ours, one = (read_losses(out / "loss.csv") for out in (tmp_path, whole))
+    return root
+
+
+@pytest.mark.slow
+def test_two_processes_train_alike(family, settings, whole, by_two):
+    """What is summed in another order differs in the last bit, and more after every step; at a constant rate of learning."""
+    ours, one = (read_losses(out / "loss.csv") for out in (by_two / family.debug, whole))
     assert [row["step"] for row in ours] == [row["step"] for row in one if row["step"] <= settings.save_every]
     for name in family.setup.losses:
         values = [[row[name] for row in rows] for rows in (ours, one[: len(ours)])]
@@ -333,3 +353,9 @@ def test_dry_run_writes_nothing(family, command, tmp_path, capsys):
     assert shown["config"] == as_read(family.default)
     assert shown["training"]["steps"] == "40000"
     assert list(tmp_path.iterdir()) == []
+
+
+if __name__ == "__main__":
+    for script, argv in json.loads(sys.argv[1]):
+        runpy.run_path(str(ROOT / script))["main"](argv)
+    stop_world()
