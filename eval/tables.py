@@ -740,10 +740,12 @@ def flux_busy_machine(results: Path) -> str:
     header = ["GOMP_SPINCOUNT", *(names.get(n, f"beside {n} busy processes") for n in columns)]
     rows = []
     for spins in dict.fromkeys(row["spins"] for row in record["rows"]):
-        timings = {row["neighbours"]: row for row in record["rows"] if row["spins"] == spins}
-        cells = [
-            f"{t['median_ms']:.0f} ms ({t['min_ms']:.0f}-{t['max_ms']:.0f})" for t in map(timings.__getitem__, columns)
-        ]
+        timings = {
+            row["neighbours"]: f"{row['median_ms']:.0f} ms ({row['min_ms']:.0f}-{row['max_ms']:.0f})"
+            for row in record["rows"]
+            if row["spins"] == spins
+        }
+        cells = [timings.get(n, number(None)) for n in columns]
         whose = {OPENMPS_OWN_SPINS: " (OpenMP's own)", SPINS: " (of the commands)"}.get(spins, "")
         rows.append([f"{spins}{whose}", *cells])
     s = record["settings"]

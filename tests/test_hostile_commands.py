@@ -440,14 +440,21 @@ def damage(folder: Path, seed: int) -> str:
 
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
-    """`runner(script, argv, cwd)`: code, out and err of a command line, run in a fork of one process."""
+    """`runner(script, argv, cwd)`: code, out and err of a command line, run in a fork of one process.
+
+    Without the runner's own folder on its path, where folders of tests have the names of packages.
+    """
     home = tmp_path_factory.mktemp("home")
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "HOME": str(home), "XDG_CACHE_HOME": str(home),
     }  # fmt: skip
     environment.pop("TAYLORSEER_TRACEBACK", None)
     process = subprocess.Popen(
-        [sys.executable, RUNNER, *BASES], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", RUNNER, *BASES],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
     def run(script: str, argv: list[str], cwd: Path) -> dict[str, Any]:
