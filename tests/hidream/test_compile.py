@@ -27,8 +27,8 @@ def inputs() -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "dtype", "tolerance"),
-    [("eager", torch.float32, 1e-4), ("inductor", torch.bfloat16, 0.1)],
-    ids=["eager-float32", "inductor-bfloat16"],
+    [("eager", torch.float32, 1e-4), ("aot_eager", torch.bfloat16, 0.1)],  # FLUX's test has the whole compiler
+    ids=["eager-float32", "aot-bfloat16"],
 )
 def test_a_run_compiles_two_graphs_and_never_again(backend, dtype, tolerance, num_graphs):
     """compile_steps refuses graph breaks. Compiled bf16 rounds elsewhere, which moves some tokens to other experts."""

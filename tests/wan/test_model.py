@@ -318,7 +318,7 @@ class TestCached:
         assert model.step_flops(patchify(call["x"], i2v.patch_size), **conditions | patches) == (full, forecast)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("backend", "factored"), [("eager", False), ("eager", True), ("inductor", True)])
+    @pytest.mark.parametrize(("backend", "factored"), [("eager", False), ("aot_eager", True)])
     def test_a_run_compiles_two_graphs_and_never_again(
         self, random_model, arguments, t2v, backend, factored, num_graphs
     ):
