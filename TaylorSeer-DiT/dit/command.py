@@ -19,7 +19,7 @@ from dit.sampler import Sampler
 from dit.weights import find_dit, load_dit
 from seerkit.attention import BACKENDS
 from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import Parser, device_name, guidance_weight, non_negative_int, positive_int
+from seerkit.cli import Parser, device_name, guidance_weight, non_negative_int, positive_int, refuse_without_effect
 from seerkit.dtypes import PRECISIONS
 from seerkit.fashion_mnist import CLASS_NAMES
 from seerkit.prompts import Batch
@@ -78,9 +78,7 @@ def config_of(args: argparse.Namespace) -> DiTConfig:
     if args.num_classes not in (None, config.num_classes):
         raise UserError(f"--num-classes {args.num_classes} does not fit {args.model}, which has {config.num_classes}")
     if not config.is_latent:
-        for flag, given in (("--vae", args.vae), ("--guide-all-channels", args.guide_all_channels)):
-            if given:
-                raise UserError(f"{flag} has no effect on {args.model}, a model of pixels; leave it out")
+        refuse_without_effect(args, f"{args.model}, a model of pixels", "--vae", "--guide-all-channels")
     elif args.guide_all_channels and args.cfg_scale == 1:
         raise UserError("--guide-all-channels has no effect with --cfg-scale 1, which is no guidance; leave it out")
     elif args.vae is None:
