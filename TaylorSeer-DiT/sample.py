@@ -4,7 +4,7 @@ Sample i depends on its class, --seed and i alone. A killed run goes on with --r
 samples.
 """
 
-from seerkit.cli import Parser, positive_int, run_command  # isort: skip
+from seerkit.command.cli import Parser, positive_int, run_command  # isort: skip
 
 from collections.abc import Sequence
 
@@ -26,8 +26,8 @@ from dit.command import (
 from evaluation.classifier import classify, load_classifier
 from evaluation.images import ImageJob, Judge, add_image_flags, run
 from evaluation.jobs import cycled, output_folder
-from seerkit.outputs import file_stem
-from seerkit.tables import number
+from seerkit.io.images import file_stem
+from seerkit.io.tables import number
 
 EXAMPLES = """
 python TaylorSeer-DiT/sample.py --compare

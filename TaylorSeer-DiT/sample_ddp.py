@@ -4,11 +4,11 @@ Sample i is a function of seed and i alone. Noise and class come from its own ge
 always computed together, the last batch filled up with samples that are not kept. So for a batch size B the files are the
 same to the byte for every number of processes (of as many threads) and after every interruption. For pixel models in fp32
 on CPUs with MKL they are also the same for every B and number of threads, because sums are then taken in one order
-(`seerkit.cli`). Elsewhere (CUDA, bf16, fp16, the autoencoder) another B or number of threads can round
+(`seerkit.command.cli`). Elsewhere (CUDA, bf16, fp16, the autoencoder) another B or number of threads can round
 otherwise in the last bits, and so move a pixel by a grey level now and then; another kind of processor can everywhere.
 """
 
-from seerkit.cli import Parser, positive_int, run_command, show_log  # isort: skip
+from seerkit.command.cli import Parser, positive_int, run_command, show_log  # isort: skip
 
 import json
 import math
@@ -36,14 +36,14 @@ from dit.command import (
 )  # fmt: skip
 from evaluation.images import decode_finite, save_finite
 from evaluation.jobs import check_number, digests, failure_message, make_claim
-from seerkit.claims import claim_samples
-from seerkit.distributed import World, gather, on_main, start_world
-from seerkit.dtypes import PRECISIONS
-from seerkit.files import check_space, clear_partial, read_json, writable_directory, write_json, written_whole
-from seerkit.outputs import image_path, read_image
-from seerkit.prompts import Batch
-from seerkit.records import conditions
-from seerkit.seeds import derive_seed
+from seerkit.devices.distributed import World, gather, on_main, start_world
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.io.claims import claim_samples
+from seerkit.io.files import check_space, clear_partial, read_json, writable_directory, write_json, written_whole
+from seerkit.io.images import image_path, read_image
+from seerkit.io.records import conditions
+from seerkit.sampling.seeds import derive_seed
+from seerkit.text.prompts import Batch
 
 EXAMPLES = """
 python TaylorSeer-DiT/sample_ddp.py --num-fid-samples 1000 --method taylorseer --interval 4

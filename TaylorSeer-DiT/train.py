@@ -3,7 +3,7 @@
 Everything random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
 """
 
-from seerkit.cli import run_command  # isort: skip
+from seerkit.command.cli import run_command  # isort: skip
 
 from argparse import Namespace
 from dataclasses import replace
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from dit import CONFIGS, DiT, DiTConfig, dit_config
 from dit.diffusion import Diffusion
 from dit.sampler import sample
-from seerkit.distributed import World
-from seerkit.fashion_mnist import CLASS_NAMES, IMAGE_SIZE, load_fashion_mnist, to_unit_range
-from seerkit.media import labelled_grid, save_png, to_uint8
-from seerkit.seeds import SampleGenerators, derive_seed, generator
-from seerkit.training import (
+from seerkit.data.fashion_mnist import CLASS_NAMES, IMAGE_SIZE, load_fashion_mnist, to_unit_range
+from seerkit.devices.distributed import World
+from seerkit.io.media import labelled_grid, save_png, to_uint8
+from seerkit.sampling.seeds import SampleGenerators, derive_seed, generator
+from seerkit.training.loop import (
     Training,
     batch_indices,
     check_samples,

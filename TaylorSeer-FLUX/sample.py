@@ -4,7 +4,7 @@ Image i is that of prompt i and depends on its prompt, --seed and i alone. A kil
 the processes share the prompts.
 """
 
-from seerkit.cli import Parser, run_command  # isort: skip
+from seerkit.command.cli import Parser, run_command  # isort: skip
 
 from evaluation.images import ImageJob, add_image_flags, emoji_judge, run
 from evaluation.jobs import output_folder

@@ -4,7 +4,7 @@ The weight of classifier-free guidance is an input of the model, as in FLUX.1-de
 random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
 """
 
-from seerkit.cli import run_command  # isort: skip
+from seerkit.command.cli import run_command  # isort: skip
 
 from argparse import Namespace
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from flux import CONFIGS, Flux, flux_config, sample
 from flux.config import USAGE
 from flux.latents import image_ids, pack, patch_side, text_ids, unpack
-from seerkit.emoji_training import Texts, train
-from seerkit.emoji_training import parse_args as parse_training_args
+from seerkit.training.emoji import Texts, train
+from seerkit.training.emoji import parse_args as parse_training_args
 
 EXAMPLES = """
 python TaylorSeer-FLUX/train.py --out outputs/flux-emoji

@@ -1,6 +1,6 @@
 """One image of one prompt, with TaylorSeer or the caching method that is asked for, and what it cost."""
 
-from seerkit.cli import Parser, run_command, show_log  # isort: skip
+from seerkit.command.cli import Parser, run_command, show_log  # isort: skip
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from evaluation.images import decode_finite, png_settings
 from evaluation.jobs import check_memory, failure_message
 from hidream.command import Pipeline, add_flags, caches, fill_defaults, find_everything, settings_of, sizes_of
 from hidream.weights import REPOS
-from seerkit.compare import run_caches
-from seerkit.distributed import resolve_device
-from seerkit.dtypes import PRECISIONS
-from seerkit.emoji import PROMPTS
-from seerkit.files import writable_directory
-from seerkit.media import finite_rows, save_png, to_uint8
-from seerkit.prompts import Batch, make_batches, read_prompts
-from seerkit.report import make_rows
+from seerkit.data.emoji import PROMPTS
+from seerkit.devices.distributed import resolve_device
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.io.files import writable_directory
+from seerkit.io.media import finite_rows, save_png, to_uint8
+from seerkit.io.report import make_rows
+from seerkit.sampling.compare import run_caches
+from seerkit.text.prompts import Batch, make_batches, read_prompts
 
 EXAMPLES = """
 python TaylorSeer-HiDream/inference.py

@@ -5,7 +5,7 @@ there --num_images_per_prompt times, and depends on its prompt, --seed and i alo
 torchrun the processes share the prompts.
 """
 
-from seerkit.cli import Parser, run_command  # isort: skip
+from seerkit.command.cli import Parser, run_command  # isort: skip
 
 from evaluation.images import ImageJob, add_image_flags, emoji_judge, run
 from evaluation.jobs import output_folder, repeated

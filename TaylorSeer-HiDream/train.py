@@ -6,7 +6,7 @@ score (Switch Transformers, arXiv 2101.03961, Eq. 4), 1 where all are used alike
 and the step, so a resumed run sees the batches of an uninterrupted one.
 """
 
-from seerkit.cli import run_command  # isort: skip
+from seerkit.command.cli import run_command  # isort: skip
 
 from argparse import Namespace
 from typing import Any
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from hidream import CONFIGS, HiDream, hidream_config, sample
 from hidream.config import USAGE
 from hidream.model import Gate
-from seerkit.emoji_training import EmojiLoss, Texts, train
-from seerkit.emoji_training import parse_args as parse_training_args
+from seerkit.training.emoji import EmojiLoss, Texts, train
+from seerkit.training.emoji import parse_args as parse_training_args
 
 EXAMPLES = """
 python TaylorSeer-HiDream/train.py --out outputs/hidream-emoji

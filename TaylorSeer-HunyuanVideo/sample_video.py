@@ -5,7 +5,7 @@ prompt, --seed and i alone. A killed run goes on with --resume; under torchrun t
 --ulysses-degree and --ring-degree every video.
 """
 
-from seerkit.cli import Parser, run_command  # isort: skip
+from seerkit.command.cli import Parser, run_command  # isort: skip
 
 from evaluation.jobs import output_folder
 from evaluation.videos import VideoJob, add_video_flags, list_samples, run
@@ -20,7 +20,7 @@ from hunyuan_video.command import (
     settings_of,
 )
 from hunyuan_video.config import USAGE, latent_shape
-from seerkit.media import video_facts
+from seerkit.io.media import video_facts
 
 EXAMPLES = """
 python TaylorSeer-HunyuanVideo/sample_video.py --compare

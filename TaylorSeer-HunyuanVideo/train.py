@@ -1,10 +1,10 @@
 """Train the embedded text-to-video model on clips of moving Fashion-MNIST objects, whose captions say all there is to see.
 
-The weight of guidance is an input of the model, learnt without a teacher (`seerkit.video_training.ClipLoss`). Everything
+The weight of guidance is an input of the model, learnt without a teacher (`seerkit.training.videos.ClipLoss`). Everything
 random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
 """
 
-from seerkit.cli import run_command  # isort: skip
+from seerkit.command.cli import run_command  # isort: skip
 
 from argparse import Namespace
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hunyuan_video import CONFIGS, HunyuanVideo, hunyuan_video_config, sample
 from hunyuan_video.config import USAGE
 from hunyuan_video.sampler import GUIDANCE_FACTOR
-from seerkit.moving_objects import pooled
-from seerkit.video_training import Texts, train
-from seerkit.video_training import parse_args as parse_training_args
+from seerkit.data.moving_objects import pooled
+from seerkit.training.videos import Texts, train
+from seerkit.training.videos import parse_args as parse_training_args
 
 EXAMPLES = """
 python TaylorSeer-HunyuanVideo/train.py --out outputs/hunyuan-clips

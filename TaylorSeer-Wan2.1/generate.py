@@ -5,7 +5,7 @@ Takes the official command line of Wan2.1 and the flags of the caches. Video i i
 --ulysses_size and --ring_size every video.
 """
 
-from seerkit.cli import Parser, run_command  # isort: skip
+from seerkit.command.cli import Parser, run_command  # isort: skip
 
 import shutil
 from pathlib import Path
@@ -13,8 +13,8 @@ from pathlib import Path
 from cache_dic import UserError
 from evaluation.jobs import output_folder
 from evaluation.videos import VideoFolder, VideoJob, add_video_flags, list_samples, run
-from seerkit.files import writable_directory, written_whole
-from seerkit.media import video_facts
+from seerkit.io.files import writable_directory, written_whole
+from seerkit.io.media import video_facts
 from wan.command import (
     Pipeline,
     add_flags,

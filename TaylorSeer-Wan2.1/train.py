@@ -4,14 +4,14 @@ A tenth of the captions is dropped, so that the model can be guided. Everything 
 so a resumed run sees the batches of an uninterrupted one.
 """
 
-from seerkit.cli import run_command  # isort: skip
+from seerkit.command.cli import run_command  # isort: skip
 
 from argparse import Namespace
 
 from torch import Tensor, nn
 
-from seerkit.video_training import Texts, encode_texts, train
-from seerkit.video_training import parse_args as parse_training_args
+from seerkit.training.videos import Texts, encode_texts, train
+from seerkit.training.videos import parse_args as parse_training_args
 from wan import CONFIGS, Wan, sample, wan_config
 from wan.config import USAGE
 

@@ -4,7 +4,7 @@ Beside the times: operations that a forecast step dispatches, at the model's dep
 and on CUDA peak memory.
 """
 
-from seerkit.cli import Parser, device_name, json_file, non_negative_int, positive_int, run_command  # isort: skip
+from seerkit.command.cli import Parser, device_name, json_file, non_negative_int, positive_int, run_command  # isort: skip
 
 import json
 import statistics
@@ -30,15 +30,15 @@ from evaluation.backbones import (
 )  # fmt: skip
 from evaluation.operations import count_forecast, count_kernels
 from evaluation.steps import most_sources, take_step, touch_table
-from seerkit.compare import UNCACHED, latency, run_caches
-from seerkit.compile import compile_steps
-from seerkit.distributed import resolve_device
-from seerkit.dtypes import PRECISIONS
-from seerkit.files import writable_file, write_json
-from seerkit.flops import sampling_flops
-from seerkit.records import conditions
-from seerkit.tables import number, text_table
-from seerkit.timing import peak_memory, reset_peak_memory, spread, timed
+from seerkit.devices.compile import compile_steps
+from seerkit.devices.distributed import resolve_device
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.timing import peak_memory, reset_peak_memory, spread, timed
+from seerkit.io.files import writable_file, write_json
+from seerkit.io.records import conditions
+from seerkit.io.tables import number, text_table
+from seerkit.sampling.compare import UNCACHED, latency, run_caches
+from seerkit.sampling.flops import sampling_flops
 
 EXAMPLES = """
 python eval/benchmark.py --model debug --device cpu

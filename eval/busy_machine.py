@@ -1,12 +1,10 @@
 """Time a step of the embedded FLUX alone and beside busy processes, by how long threads of OpenMP look for work.
 
 Threads that wait by looking take a core from whoever has work. The commands let them look less often than GNU OpenMP would,
-where the user has set nothing (GOMP_SPINCOUNT, in `seerkit.cli`).
+where the user has set nothing (GOMP_SPINCOUNT, in `seerkit.command.cli`).
 """
 
-from seerkit.cli import (  # isort: skip
-    OPENMPS_OWN_SPINS,
-    SPINS,
+from seerkit.command.cli import (  # isort: skip
     Parser,
     integer,
     json_file,
@@ -27,9 +25,10 @@ from typing import Any
 import torch
 
 from cache_dic import UserError
-from seerkit.files import writable_file, write_json
-from seerkit.records import conditions
-from seerkit.tables import number, text_table
+from seerkit.environment import OPENMPS_OWN_SPINS, SPINS
+from seerkit.io.files import writable_file, write_json
+from seerkit.io.records import conditions
+from seerkit.io.tables import number, text_table
 
 EXAMPLES = """
 python eval/busy_machine.py

@@ -1,6 +1,6 @@
 """Count the operations of a sampling run with and without a cache, on the meta device: no weights, no accelerator."""
 
-from seerkit.cli import Parser, json_file, positive_float, run_command  # isort: skip
+from seerkit.command.cli import Parser, json_file, positive_float, run_command  # isort: skip
 
 import json
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ import torch
 
 from evaluation.backbones import BACKBONES, Backbone, Case, add_workload_flags, cache_of, describe, workload_of
 from evaluation.operations import attention_flops
-from seerkit.dtypes import PRECISIONS
-from seerkit.files import writable_file, write_json
-from seerkit.flops import sampling_flops
-from seerkit.records import conditions, read_record
-from seerkit.tables import number, text_table
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.io.files import writable_file, write_json
+from seerkit.io.records import conditions, read_record
+from seerkit.io.tables import number, text_table
+from seerkit.sampling.flops import sampling_flops
 
 EXAMPLES = """
 python eval/flops.py --model DiT-XL/2 --interval 4 --max-order 4 --warmup-steps 2

@@ -4,7 +4,7 @@ Distance is the root mean square difference of pixels in [0, 1]. Real images tha
 split, have distances of their own, which are the measure: samples much nearer than those are copies.
 """
 
-from seerkit.cli import Parser, positive_int, run_command  # isort: skip
+from seerkit.command.cli import Parser, positive_int, run_command  # isort: skip
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from cache_dic import UserError
-from seerkit.emoji import load_emoji
-from seerkit.files import writable_file, write_json
-from seerkit.media import labelled_grid, save_png
-from seerkit.outputs import image_path, read_image
-from seerkit.records import read_record
+from seerkit.data.emoji import load_emoji
+from seerkit.io.files import writable_file, write_json
+from seerkit.io.images import image_path, read_image
+from seerkit.io.media import labelled_grid, save_png
+from seerkit.io.records import read_record
 
 EXAMPLES = """
 python eval/nearest.py outputs/flux/flux-tiny-1a2b3c4d --out outputs/nearest

@@ -3,7 +3,7 @@
 The count depends on depth and order alone, so that a narrow model on a CPU serves; nothing is timed.
 """
 
-from seerkit.cli import Parser, json_file, non_negative_int, positive_int, run_command  # isort: skip
+from seerkit.command.cli import Parser, json_file, non_negative_int, positive_int, run_command  # isort: skip
 
 import json
 from importlib import metadata
@@ -15,10 +15,10 @@ from cache_dic import ENGINES, make_cache
 from evaluation.backbones import BACKBONES, workload
 from evaluation.operations import count_forecast
 from evaluation.rivals import RIVALS, count_rival
-from seerkit.dtypes import PRECISIONS
-from seerkit.files import writable_file, write_json
-from seerkit.records import conditions
-from seerkit.tables import number, text_table
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.io.files import writable_file, write_json
+from seerkit.io.records import conditions
+from seerkit.io.tables import number, text_table
 
 EXAMPLES = """
 python eval/op_counts.py

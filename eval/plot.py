@@ -1,15 +1,15 @@
 """Plots from a record of a sampling command: quality against cost, and the forecast error at every full step."""
 
-from seerkit.cli import Parser, run_command  # isort: skip
+from seerkit.command.cli import Parser, run_command  # isort: skip
 
 from pathlib import Path
 from typing import Any
 
 from cache_dic import UserError
 from evaluation.forms import PSNR
-from seerkit.files import writable_file, written_whole
-from seerkit.records import positive, read_record
-from seerkit.tables import psnr_cell
+from seerkit.io.files import writable_file, written_whole
+from seerkit.io.records import positive, read_record
+from seerkit.io.tables import psnr_cell
 
 EXAMPLES = """
 python eval/plot.py pareto outputs/dit/fashion-mnist/record.json --out pareto.png

@@ -3,7 +3,7 @@
 No figure is typed by hand.
 """
 
-from seerkit.cli import OPENMPS_OWN_SPINS, SPINS, Parser, run_command  # isort: skip
+from seerkit.command.cli import Parser, run_command  # isort: skip
 
 import itertools
 import re
@@ -27,9 +27,10 @@ from evaluation.forms import (
 from evaluation.formula import hidream_operations
 from evaluation.paper import published, published_flops, published_latency
 from hidream import HiDreamConfig
-from seerkit.files import read_text, write_text
-from seerkit.records import Form, read_record
-from seerkit.tables import markdown_table, number, psnr_cell
+from seerkit.environment import OPENMPS_OWN_SPINS, SPINS
+from seerkit.io.files import read_text, write_text
+from seerkit.io.records import Form, read_record
+from seerkit.io.tables import markdown_table, number, psnr_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKED = [ROOT / "README.md", *sorted(ROOT.glob("TaylorSeer-*/weights/README.md"))]

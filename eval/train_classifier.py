@@ -1,6 +1,6 @@
 """Train the Fashion-MNIST classifier that judges samples: SGD with a cosine rate on shifted and mirrored images."""
 
-from seerkit.cli import (  # isort: skip
+from seerkit.command.cli import (  # isort: skip
     Parser,
     device_name,
     integer,
@@ -37,10 +37,10 @@ from evaluation.classifier import (
     num_parameters,
     save_classifier,
 )
-from seerkit.distributed import resolve_device
-from seerkit.fashion_mnist import IMAGE_SIZE, load_fashion_mnist, to_unit_range
-from seerkit.files import writable_file
-from seerkit.seeds import derive_seed, generator
+from seerkit.data.fashion_mnist import IMAGE_SIZE, load_fashion_mnist, to_unit_range
+from seerkit.devices.distributed import resolve_device
+from seerkit.io.files import writable_file
+from seerkit.sampling.seeds import derive_seed, generator
 
 EXAMPLES = """
 python eval/train_classifier.py --out outputs/classifier.safetensors

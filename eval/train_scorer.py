@@ -5,7 +5,7 @@ arXiv 2103.00020). Images of the held-out style, labels and pairs are left to me
 those of things never seen.
 """
 
-from seerkit.cli import (  # isort: skip
+from seerkit.command.cli import (  # isort: skip
     Parser,
     device_name,
     non_negative_float,
@@ -31,14 +31,14 @@ from tqdm import tqdm
 
 from cache_dic import UserError
 from evaluation.scorer import FEATURES, HIDDEN, INPUT_SIZE, WEIGHTS, WIDTH, Scorer, fold_lite0, load_scorer, save_scorer
-from seerkit.distributed import resolve_device
-from seerkit.emoji import EmojiData, find_emoji, load_emoji
-from seerkit.files import writable_file
-from seerkit.minilm import WIDTH as TEXT_WIDTH
-from seerkit.minilm import TextTable
-from seerkit.seeds import derive_seed, generator
-from seerkit.training import batch_indices
-from seerkit.weights import export_safetensors, load_weights, read_metadata, read_state
+from seerkit.data.emoji import EmojiData, find_emoji, load_emoji
+from seerkit.devices.distributed import resolve_device
+from seerkit.io.files import writable_file
+from seerkit.sampling.seeds import derive_seed, generator
+from seerkit.text.minilm import WIDTH as TEXT_WIDTH
+from seerkit.text.minilm import TextTable
+from seerkit.training.loop import batch_indices
+from seerkit.weights.checkpoints import export_safetensors, load_weights, read_metadata, read_state
 
 EXAMPLES = """
 python eval/train_scorer.py --out outputs/scorer.safetensors

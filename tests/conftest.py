@@ -7,7 +7,7 @@ import os
 
 # Before torch is loaded. Workers and the processes they start would wait for each other's threads if each had one a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-import seerkit.cli  # noqa: F401, settles the rest of the environment  # isort: skip
+import seerkit.environment  # noqa: F401, settles the rest of the environment  # isort: skip
 
 import functools
 import importlib
@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from cache_dic import METHODS
-from seerkit import modulation, weights
-from seerkit.autoencoders import FLUX_CONFIG
-from seerkit.emoji import STYLES
-from seerkit.emoji_training import SHOWN
-from seerkit.minilm import WIDTH, TextTable
-from seerkit.text import CLIP_LENGTH
+from seerkit.data.emoji import STYLES
+from seerkit.layers import modulation
+from seerkit.text.encoders import CLIP_LENGTH
+from seerkit.text.minilm import WIDTH, TextTable
+from seerkit.training.emoji import SHOWN
+from seerkit.weights import checkpoints as weights
+from seerkit.weights.autoencoders import FLUX_CONFIG
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TIMEOUT_S = 900
@@ -64,7 +65,7 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
-    """Undo what a test leaves in this process: the log of a command (`seerkit.cli.show_log`), methods, torch's settings."""
+    """Undo what a test leaves in this process: the log that a command shows, methods, torch's settings."""
     logger, threads, methods = logging.getLogger("cache_dic"), torch.get_num_threads(), dict(METHODS)
     level, handlers = logger.level, list(logger.handlers)
     kernels = torch.backends.cuda.matmul, torch.backends.cudnn.conv

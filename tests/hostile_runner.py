@@ -4,7 +4,7 @@ Reads a JSON object a line ({"script", "argv", "cwd", "limit_s"}) and answers wi
 code is None where the child had to be killed. Forked from a process that has used no threads, so that children may.
 """
 
-import seerkit.cli  # isort: skip
+import seerkit.environment  # isort: skip
 
 import importlib
 import importlib.util
@@ -45,7 +45,7 @@ def become(command: ModuleType, request: dict[str, Any], out: Path, err: Path) -
     sys.argv = [request["script"], *request["argv"]]
     code = 1
     try:
-        seerkit.cli.run_command(command.main, request["argv"])
+        seerkit.command.cli.run_command(command.main, request["argv"])
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:

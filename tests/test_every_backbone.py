@@ -16,8 +16,8 @@ import hidream
 import hunyuan_video
 import wan
 from cache_dic import UserError, make_cache
-from seerkit import compile as compiling
-from seerkit.compile import compile_steps
+from seerkit.devices import compile as compiling
+from seerkit.devices.compile import compile_steps
 
 NUM_SAMPLES, NUM_STEPS = 8, 4
 
@@ -99,7 +99,7 @@ BACKBONES = {"dit": of_dit, "flux": of_flux, "hidream": of_hidream, "hunyuan": o
 )
 @pytest.mark.parametrize("method", ["uncached", "taylorseer", "layerwise"])
 def test_a_sample_depends_on_neither_batch_size_nor_threads(backbone, settings, method):
-    """To the bit, in float32 on CPUs, in the environment of `seerkit.cli`, where widths are multiples of 32.
+    """To the bit, in float32 on CPUs, in the environment of `seerkit.command.cli`, where widths are multiples of 32.
 
     For texts that are padded alike: those of HunyuanVideo are to the longest of a batch, and attention sums over another
     number of keys then.

@@ -32,8 +32,8 @@ import flux
 import hidream
 import hunyuan_video
 import wan
-from seerkit.cli import Parser
-from seerkit.weights import export_safetensors
+from seerkit.command.cli import Parser
+from seerkit.weights.checkpoints import export_safetensors
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = ROOT / "tests" / "hostile_runner.py"

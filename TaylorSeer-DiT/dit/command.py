@@ -17,14 +17,21 @@ from dit.decode import VAES, Decoder, find_vae, load_decoder
 from dit.model import DiT
 from dit.sampler import Sampler
 from dit.weights import find_dit, load_dit
-from seerkit.attention import BACKENDS
-from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import Parser, device_name, guidance_weight, non_negative_int, positive_int, refuse_without_effect
-from seerkit.dtypes import PRECISIONS
-from seerkit.fashion_mnist import CLASS_NAMES
-from seerkit.prompts import Batch
-from seerkit.seeds import SampleGenerators
-from seerkit.weights import checkpoint_files, find_all
+from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.command.cli import (
+    Parser,
+    device_name,
+    guidance_weight,
+    non_negative_int,
+    positive_int,
+    refuse_without_effect,
+)
+from seerkit.data.fashion_mnist import CLASS_NAMES
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.layers.attention import BACKENDS
+from seerkit.sampling.seeds import SampleGenerators
+from seerkit.text.prompts import Batch
+from seerkit.weights.checkpoints import checkpoint_files, find_all
 
 EMBEDDED = "fashion-mnist"
 DEFAULT_VAE = "ema"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cache_dic import UserError
 from dit.config import DiTConfig
-from seerkit.cli import is_out_of_memory
+from seerkit.devices.memory import is_out_of_memory
 
 LATENT_SCALE = 0.18215  # latents are the autoencoder's times this (facebookresearch/DiT sample.py)
 WEIGHTS = "diffusion_pytorch_model"

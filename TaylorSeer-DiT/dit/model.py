@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
 from dit.config import DiTConfig
-from seerkit.activations import SiLU, gelu, silu
-from seerkit.attention import attention_backend
-from seerkit.embeddings import sincos_position_2d, timestep_embedding
-from seerkit.flops import step_flops
-from seerkit.modulation import SLICE_BYTES, ModulationTable, Rows
+from seerkit.layers.activations import SiLU, gelu, silu
+from seerkit.layers.attention import attention_backend
+from seerkit.layers.embeddings import sincos_position_2d, timestep_embedding
+from seerkit.layers.modulation import SLICE_BYTES, ModulationTable, Rows
+from seerkit.sampling.flops import step_flops
 
 EPS = 1e-6  # of every LayerNorm
 FREQUENCY_DIM = 256  # channels of the sinusoidal timestep embedding
@@ -148,7 +148,7 @@ class Blocks(nn.ModuleList):
 class DiT(nn.Module):
     """Diffusion transformer with adaLN-Zero blocks, in three parts: `embed`, `blocks`, `head`.
 
-    attention: a name from `seerkit.attention.BACKENDS`.
+    attention: a name from `seerkit.layers.attention.BACKENDS`.
     """
 
     TIME = "t"

@@ -9,8 +9,8 @@ from cache_dic import Cache, Run, UserError, make_cache
 from cache_dic.settings import integer
 from dit.diffusion import Diffusion
 from dit.model import DiT
-from seerkit.sampling import check_noise, checked_number, checked_steps
-from seerkit.seeds import SampleGenerators
+from seerkit.sampling.checks import check_noise, checked_number, checked_steps
+from seerkit.sampling.seeds import SampleGenerators
 
 Callback = Callable[[int, Tensor], None]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from cache_dic import UserError
 from dit.config import CONFIGS, DiTConfig, dit_config
 from dit.model import DiT
-from seerkit.embeddings import sincos_position_2d
-from seerkit.layouts import Layout, Rule, State
-from seerkit.weights import Published, find_checkpoint, load_checkpoint
+from seerkit.layers.embeddings import sincos_position_2d
+from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.layouts import Layout, Rule, State
 
 ENV = "DIT_CHECKPOINT"  # names a checkpoint file, or a folder of them, for the published models
 EMBEDDED = {CONFIGS["fashion-mnist"]: Path(__file__).resolve().parents[1] / "weights" / "fashion-mnist.safetensors"}

@@ -17,20 +17,27 @@ from flux.decode import find_autoencoder, load_autoencoder
 from flux.sampler import Sampler
 from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders
 from flux.weights import ENV, PUBLISHED, REPOS, find_flux, licence_hint, load_flux
-from seerkit.attention import BACKENDS
-from seerkit.autoencoders import autoencoder_files
-from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import Parser, device_name, guidance_weight, non_negative_int, positive_int, refuse_without_effect
-from seerkit.compile import compile_steps
-from seerkit.dtypes import PRECISIONS
-from seerkit.image_command import decode_singly, fill_settings, shipped_or_given_prompts
-from seerkit.minilm import TEXT_TABLE, TextTable
-from seerkit.missing import Part, Repository, find_parts
-from seerkit.offload import offload_modulation, store_fp8
-from seerkit.prompts import Batch
-from seerkit.seeds import SampleGenerators
-from seerkit.text import encoder_files, find_encoder
-from seerkit.weights import checkpoint_files
+from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.command.cli import (
+    Parser,
+    device_name,
+    guidance_weight,
+    non_negative_int,
+    positive_int,
+    refuse_without_effect,
+)
+from seerkit.command.images import decode_singly, fill_settings, shipped_or_given_prompts
+from seerkit.devices.compile import compile_steps
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.offload import offload_modulation, store_fp8
+from seerkit.layers.attention import BACKENDS
+from seerkit.sampling.seeds import SampleGenerators
+from seerkit.text.encoders import encoder_files, find_encoder
+from seerkit.text.minilm import TEXT_TABLE, TextTable
+from seerkit.text.prompts import Batch
+from seerkit.weights.autoencoders import autoencoder_files
+from seerkit.weights.checkpoints import checkpoint_files
+from seerkit.weights.missing import Part, Repository, find_parts
 
 EMBEDDED = "flux-tiny"
 DEFAULTS = {"interval": 6, "max_order": 2, "warmup_steps": 3}  # the paper's rows; the released script takes order 1

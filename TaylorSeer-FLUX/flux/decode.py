@@ -6,8 +6,8 @@ import torch
 
 from flux.config import USAGE, flux_config
 from flux.weights import REPOS, licence_hint
-from seerkit.autoencoders import Autoencoder, Pixels, load_image_autoencoder
-from seerkit.weights import Published, find_weights
+from seerkit.weights.autoencoders import Autoencoder, Pixels, load_image_autoencoder
+from seerkit.weights.checkpoints import Published, find_weights
 
 ENV = "AE"  # names the autoencoder's file, or a folder with it
 

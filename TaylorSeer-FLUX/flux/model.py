@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
 from flux.config import FluxConfig
-from seerkit.activations import TanhGELU, gelu, silu
-from seerkit.attention import attention_backend
-from seerkit.embeddings import apply_rope, rope_frequencies, timestep_embedding
-from seerkit.flops import step_flops
-from seerkit.modulation import (
+from seerkit.layers.activations import TanhGELU, gelu, silu
+from seerkit.layers.attention import attention_backend
+from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
+from seerkit.layers.modulation import (
     FinalLayer,
     ModulationLayer,
     ModulationTable,
@@ -27,6 +26,7 @@ from seerkit.modulation import (
     two_stream_modulation,
     two_stream_table,
 )
+from seerkit.sampling.flops import step_flops
 
 EPS = 1e-6  # of every LayerNorm and RMSNorm
 FREQUENCY_DIM = 256  # channels of the sinusoidal embeddings
@@ -161,7 +161,7 @@ class SingleStreamBlock(nn.Module):
 class Flux(nn.Module):
     """FLUX.1 in three parts: `embed`, `blocks`, `head`.
 
-    attention: a name from `seerkit.attention.BACKENDS`.
+    attention: a name from `seerkit.layers.attention.BACKENDS`.
     """
 
     TIME = "timesteps"

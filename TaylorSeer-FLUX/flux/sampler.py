@@ -10,7 +10,7 @@ from cache_dic.errors import shown
 from flux.latents import image_ids, pack, patch_side, text_ids, unpack
 from flux.model import Flux
 from flux.schedule import sampling_times
-from seerkit.sampling import check_noise, checked_number, checked_steps
+from seerkit.sampling.checks import check_noise, checked_number, checked_steps
 
 Callback = Callable[[int, Tensor], None]
 

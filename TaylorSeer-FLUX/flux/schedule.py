@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cache_dic import UserError
-from seerkit.flow_solvers import shift_mu, shift_sigmas
+from seerkit.sampling.flow_solvers import shift_mu, shift_sigmas
 
 
 def shift_times(t: Tensor, mu: float) -> Tensor:

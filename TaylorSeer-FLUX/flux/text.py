@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flux.config import USAGE
 from flux.weights import REPOS, licence_hint
-from seerkit.text import (
+from seerkit.text.encoders import (
     CLIP_LENGTH,
     Embedding,
     Encoder,

@@ -17,11 +17,8 @@ from hidream.decode import find_autoencoder, load_autoencoder
 from hidream.sampler import Sampler, Texts
 from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, by_layer
 from hidream.weights import ENV, REPOS, find_hidream, load_hidream
-from seerkit.attention import BACKENDS
-from seerkit.autoencoders import autoencoder_files
-from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import (
-    MAX_GUIDANCE,
+from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.command.cli import (
     Parser,
     device_name,
     non_negative_float,
@@ -29,17 +26,20 @@ from seerkit.cli import (
     positive_int,
     refuse_without_effect,
 )
-from seerkit.compile import compile_steps
-from seerkit.distributed import resolve_device
-from seerkit.dtypes import PRECISIONS
-from seerkit.image_command import decode_singly, fill_settings, shipped_or_given_prompts
-from seerkit.minilm import TEXT_TABLE, TextTable
-from seerkit.missing import Part, Repository, find_parts
-from seerkit.offload import nf4_kernels, offload_modulation, store_fp8, store_nf4
-from seerkit.prompts import Batch
-from seerkit.seeds import SampleGenerators
-from seerkit.text import encoder_files, find_encoder
-from seerkit.weights import checkpoint_files
+from seerkit.command.images import decode_singly, fill_settings, shipped_or_given_prompts
+from seerkit.devices.compile import compile_steps
+from seerkit.devices.distributed import resolve_device
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.offload import nf4_kernels, offload_modulation, store_fp8, store_nf4
+from seerkit.layers.attention import BACKENDS
+from seerkit.limits import MAX_GUIDANCE
+from seerkit.sampling.seeds import SampleGenerators
+from seerkit.text.encoders import encoder_files, find_encoder
+from seerkit.text.minilm import TEXT_TABLE, TextTable
+from seerkit.text.prompts import Batch
+from seerkit.weights.autoencoders import autoencoder_files
+from seerkit.weights.checkpoints import checkpoint_files
+from seerkit.weights.missing import Part, Repository, find_parts
 
 EMBEDDED = "hidream-tiny"
 PREFIX, _, EMBEDDED_TYPE = EMBEDDED.rpartition("-")

@@ -6,8 +6,8 @@ import torch
 
 from hidream.config import USAGE, hidream_config
 from hidream.weights import REPOS
-from seerkit.autoencoders import Autoencoder, Pixels, load_image_autoencoder
-from seerkit.weights import Published, find_weights
+from seerkit.weights.autoencoders import Autoencoder, Pixels, load_image_autoencoder
+from seerkit.weights.checkpoints import Published, find_weights
 
 ENV = "HIDREAM_VAE"  # names the autoencoder's file, or a folder with it
 PUBLISHED = {name: Published("vae/diffusion_pytorch_model.safetensors", repo=repo) for name, repo in REPOS.items()}

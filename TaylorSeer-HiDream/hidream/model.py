@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
 from hidream.config import HiDreamConfig
-from seerkit.activations import SiLU, silu
-from seerkit.attention import attention_backend
-from seerkit.embeddings import apply_rope, rope_frequencies, timestep_embedding
-from seerkit.experts import Experts, rows_in_order
-from seerkit.flops import step_flops
-from seerkit.modulation import (
+from seerkit.layers.activations import SiLU, silu
+from seerkit.layers.attention import attention_backend
+from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
+from seerkit.layers.experts import Experts, rows_in_order
+from seerkit.layers.modulation import (
     FinalLayer,
     ModulationTable,
     TwoStreamModulation,
@@ -31,6 +30,7 @@ from seerkit.modulation import (
     two_stream_modulation,
     two_stream_table,
 )
+from seerkit.sampling.flops import step_flops
 
 EPS = 1e-6  # of every LayerNorm
 RMS_EPS = 1e-5  # of the norms of queries and keys
@@ -258,7 +258,7 @@ def _named(name: str, module: nn.Module) -> nn.ModuleDict:
 class HiDream(nn.Module):
     """HiDream-I1 in three parts: `embed`, `blocks`, `head`. Its output is data minus noise, the velocity's negative.
 
-    attention: a name from `seerkit.attention.BACKENDS`.
+    attention: a name from `seerkit.layers.attention.BACKENDS`.
     """
 
     TIME = "timesteps"

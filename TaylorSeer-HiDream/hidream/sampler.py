@@ -8,9 +8,9 @@ from torch import Tensor
 from cache_dic import Cache, Run, UserError, make_cache
 from hidream.model import HiDream
 from hidream.schedule import flash_sigmas, flash_timesteps, unipc_sigmas, unipc_timesteps
-from seerkit.flow_solvers import Euler, UniPC
-from seerkit.sampling import check_noise, checked_number, checked_steps
-from seerkit.seeds import SampleGenerators
+from seerkit.sampling.checks import check_noise, checked_number, checked_steps
+from seerkit.sampling.flow_solvers import Euler, UniPC
+from seerkit.sampling.seeds import SampleGenerators
 
 Callback = Callable[[int, Tensor], None]
 Texts = tuple[Tensor, Tensor, Tensor]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seerkit.flow_solvers import shift_mu, shift_sigmas
+from seerkit.sampling.flow_solvers import shift_mu, shift_sigmas
 
 TRAIN_STEPS = 1000
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from cache_dic import UserError
 from hidream.config import USAGE
 from hidream.weights import REPOS
-from seerkit.offload import nf4_kernels, store_nf4
-from seerkit.staging import staged_on
-from seerkit.text import (
+from seerkit.devices.offload import nf4_kernels, store_nf4
+from seerkit.devices.staging import staged_on
+from seerkit.text.encoders import (
     Embedding,
     Encoder,
     PromptEncoder,
@@ -56,7 +56,7 @@ class TextEncoders(PromptEncoder):
     """T5 for the tokens, Llama for the hidden states, CLIP-L and CLIP-G for the pooled vector.
 
     t5, clip_l, clip_g, llama: folders as in `find_encoder`. max_length: tokens of a prompt.
-    nf4: the blocks of T5 and Llama in 4 bits, `seerkit.offload.store_nf4`, which leaves 9.5 of 26 GB (in bf16).
+    nf4: the blocks of T5 and Llama in 4 bits, `seerkit.devices.offload.store_nf4`, which leaves 9.5 of 26 GB (in bf16).
     offload: they stay on the host, and each is on the device for its own use alone.
     Raises UserError for nf4 where bitsandbytes is missing or cannot.
     """

@@ -7,7 +7,7 @@ import torch
 
 from hidream.config import HiDreamConfig, hidream_config
 from hidream.model import HiDream
-from seerkit.weights import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
 
 REPOS = {f"hidream-{kind.lower()}": f"HiDream-ai/HiDream-I1-{kind}" for kind in ("Full", "Dev", "Fast")}
 ENV = {name: name.upper().replace("-", "_") for name in REPOS}  # name a checkpoint file or folder

@@ -17,10 +17,8 @@ from hunyuan_video.decode import find_autoencoder, load_autoencoder
 from hunyuan_video.sampler import Sampler
 from hunyuan_video.text import CLIP, LLM, TextEncoders
 from hunyuan_video.weights import REPOS, find_hunyuan_video, load_hunyuan_video
-from seerkit.attention import BACKENDS
-from seerkit.autoencoders import Pixels, autoencoder_files
-from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import (
+from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.command.cli import (
     Parser,
     device_name,
     guidance_weight,
@@ -29,16 +27,18 @@ from seerkit.cli import (
     positive_int,
     refuse_without_effect,
 )
-from seerkit.compile import compile_steps
-from seerkit.distributed import World
-from seerkit.dtypes import PRECISIONS
-from seerkit.moving_objects import PROMPTS, encode, pooled
-from seerkit.offload import offload_modulation, store_fp8
-from seerkit.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
-from seerkit.prompts import Batch, Listed, chosen_list
-from seerkit.seeds import SampleGenerators
-from seerkit.text import encoder_files, find_encoder
-from seerkit.weights import checkpoint_files, find_all
+from seerkit.data.moving_objects import PROMPTS, encode, pooled
+from seerkit.devices.compile import compile_steps
+from seerkit.devices.distributed import World
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.offload import offload_modulation, store_fp8
+from seerkit.devices.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
+from seerkit.layers.attention import BACKENDS
+from seerkit.sampling.seeds import SampleGenerators
+from seerkit.text.encoders import encoder_files, find_encoder
+from seerkit.text.prompts import Batch, Listed, chosen_list
+from seerkit.weights.autoencoders import Pixels, autoencoder_files
+from seerkit.weights.checkpoints import checkpoint_files, find_all
 
 EMBEDDED = "hunyuan-tiny"
 DEFAULTS = {"interval": 5, "max_order": 1, "warmup_steps": 1}  # of the authors' release

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from hunyuan_video.weights import DIFFUSERS_REPOS, REPOS
-from seerkit.autoencoders import VideoAutoencoder, load_diffusers_model
-from seerkit.weights import Published, find_weights
+from seerkit.weights.autoencoders import VideoAutoencoder, load_diffusers_model
+from seerkit.weights.checkpoints import Published, find_weights
 
 ENV = "HUNYUAN_VAE"  # names the autoencoder's file, or a folder with it
 PUBLISHED = (  # the same under the same names

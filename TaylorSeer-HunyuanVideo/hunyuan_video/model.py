@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
 from hunyuan_video.config import HunyuanVideoConfig
-from seerkit.activations import SiLU, TanhGELU, gelu, silu
-from seerkit.attention import AttentionFn, attention_backend
-from seerkit.embeddings import apply_rope, rope_frequencies, timestep_embedding
-from seerkit.flops import step_flops
-from seerkit.modulation import (
+from seerkit.devices.parallel import WHOLE, Shard
+from seerkit.layers.activations import SiLU, TanhGELU, gelu, silu
+from seerkit.layers.attention import AttentionFn, attention_backend
+from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
+from seerkit.layers.modulation import (
     FinalLayer,
     ModulationLayer,
     ModulationTable,
@@ -29,8 +29,8 @@ from seerkit.modulation import (
     two_stream_modulation,
     two_stream_table,
 )
-from seerkit.parallel import WHOLE, Shard
-from seerkit.patches import Grid, grid_positions, patchify, token_grid, unpatchify
+from seerkit.layers.patches import Grid, grid_positions, patchify, token_grid, unpatchify
+from seerkit.sampling.flops import step_flops
 
 EPS = 1e-6  # of every LayerNorm and RMSNorm
 FREQUENCY_DIM = 256  # channels of the sinusoidal embeddings
@@ -269,11 +269,14 @@ class SingleStreamBlock(nn.Module):
 class HunyuanVideo(nn.Module):
     """HunyuanVideo in three parts: `embed`, `blocks`, `head`.
 
-    attention: a name from `seerkit.attention.BACKENDS`. shard: which tokens, of the video and of the text, this process has.
+    attention: a name from `seerkit.layers.attention.BACKENDS`. shard: which tokens, of video and text, this process has.
     """
 
     TIME = "t"
-    OF_ANY_LENGTH = ("text_states", "text_mask")  # for `seerkit.compile`: texts are cut to the longest of a batch
+    OF_ANY_LENGTH = (
+        "text_states",
+        "text_mask",
+    )  # for `seerkit.devices.compile`: texts are cut to the longest of a batch
 
     def __init__(self, config: HunyuanVideoConfig, *, attention: str = "sdpa") -> None:
         super().__init__()

@@ -8,9 +8,9 @@ from torch import Tensor
 from cache_dic import Cache, Run, UserError, make_cache
 from hunyuan_video.model import HunyuanVideo, trim_text
 from hunyuan_video.schedule import sampling_sigmas, sampling_timesteps
-from seerkit.flow_solvers import Euler
-from seerkit.patches import patchify, token_grid, unpatchify
-from seerkit.sampling import check_noise, checked_number, checked_steps
+from seerkit.layers.patches import patchify, token_grid, unpatchify
+from seerkit.sampling.checks import check_noise, checked_number, checked_steps
+from seerkit.sampling.flow_solvers import Euler
 
 Callback = Callable[[int, Tensor], None]
 GUIDANCE_FACTOR = 1000.0  # of the weight, as the model takes it

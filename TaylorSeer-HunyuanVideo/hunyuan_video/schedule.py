@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cache_dic import UserError
-from seerkit.flow_solvers import shift_sigmas
+from seerkit.sampling.flow_solvers import shift_sigmas
 
 
 def sampling_sigmas(num_steps: int, shift: float = 7.0, reverse: bool = True) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_video.weights import DIFFUSERS_REPOS
-from seerkit.text import (
+from seerkit.text.encoders import (
     CLIP_LENGTH,
     Embedding,
     Encoder,

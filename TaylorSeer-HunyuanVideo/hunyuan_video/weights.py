@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hunyuan_video.config import CONFIGS, HunyuanVideoConfig, hunyuan_video_config
 from hunyuan_video.model import HunyuanVideo
-from seerkit.layouts import Layout, Rule, State, swap_halves
-from seerkit.weights import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.layouts import Layout, Rule, State, swap_halves
 
 REPOS = {"hunyuan-video": "tencent/HunyuanVideo"}
 DIFFUSERS_REPOS = {"hunyuan-video": "hunyuanvideo-community/HunyuanVideo"}

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from cache_dic import Cache, UserError
-from seerkit.attention import BACKENDS
-from seerkit.autoencoders import Pixels, autoencoder_files
-from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import (
+from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.command.cli import (
     Parser,
     device_name,
     guidance_weight,
@@ -24,15 +22,17 @@ from seerkit.cli import (
     refuse_without_effect,
     true_or_false,
 )
-from seerkit.compile import compile_steps
-from seerkit.distributed import World
-from seerkit.dtypes import PRECISIONS
-from seerkit.moving_objects import PROMPTS, encode
-from seerkit.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
-from seerkit.prompts import Batch, Listed, chosen_list, require
-from seerkit.seeds import SampleGenerators
-from seerkit.text import encoder_files, find_encoder
-from seerkit.weights import checkpoint_files, find_all
+from seerkit.data.moving_objects import PROMPTS, encode
+from seerkit.devices.compile import compile_steps
+from seerkit.devices.distributed import World
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
+from seerkit.layers.attention import BACKENDS
+from seerkit.sampling.seeds import SampleGenerators
+from seerkit.text.encoders import encoder_files, find_encoder
+from seerkit.text.prompts import Batch, Listed, chosen_list, require
+from seerkit.weights.autoencoders import Pixels, autoencoder_files
+from seerkit.weights.checkpoints import checkpoint_files, find_all
 from wan.config import CONFIGS, USAGE, latent_shape, wan_config
 from wan.decode import OFFICIAL_FILE as VAE_FILE
 from wan.decode import find_autoencoder, load_autoencoder

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from cache_dic import UserError
-from seerkit.moving_objects import FPS, MAX_WORDS, TEXT_DIM
+from seerkit.data.moving_objects import FPS, MAX_WORDS, TEXT_DIM
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from seerkit.autoencoders import VideoAutoencoder, load_diffusers_model
-from seerkit.layouts import Layout, Rule
-from seerkit.weights import Published, find_weights
+from seerkit.weights.autoencoders import VideoAutoencoder, load_diffusers_model
+from seerkit.weights.checkpoints import Published, find_weights
+from seerkit.weights.layouts import Layout, Rule
 from wan.weights import DIFFUSERS_REPOS, REPOS
 
 ENV = "WAN_VAE"  # names the autoencoder's file, or a folder with it

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cache_dic import UserError
-from seerkit.autoencoders import VideoAutoencoder
-from seerkit.media import read_picture
-from seerkit.text import Encoder, Source, find_encoder, from_folder
+from seerkit.io.media import read_picture
+from seerkit.text.encoders import Encoder, Source, find_encoder, from_folder
+from seerkit.weights.autoencoders import VideoAutoencoder
 from wan.weights import DIFFUSERS_REPOS
 
 CLIP = Encoder(
@@ -24,7 +24,7 @@ CLIP = Encoder(
 
 
 def read_image(path: str | Path) -> Tensor:
-    """An image file as (1, 3, H, W) in [-1, 1], float32; UserError if it cannot be read (`seerkit.media.read_picture`)."""
+    """An image file as (1, 3, H, W) in [-1, 1], float32; UserError if it cannot be read (`seerkit.io.media.read_picture`)."""
     return torch.from_numpy(read_picture(path)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 

@@ -15,13 +15,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cache_dic import Forecast, GateFactors, Site, Step, Tokens, UserError, residual
-from seerkit.activations import SiLU, TanhGELU
-from seerkit.attention import AttentionFn, attention_backend
-from seerkit.embeddings import apply_rope, rope_frequencies, timestep_embedding
-from seerkit.flops import step_flops
-from seerkit.modulation import SLICE_BYTES, ModulationTable, Rows, modulate
-from seerkit.parallel import WHOLE
-from seerkit.patches import Grid, grid_positions, patchify, token_grid, unpatchify
+from seerkit.devices.parallel import WHOLE
+from seerkit.layers.activations import SiLU, TanhGELU
+from seerkit.layers.attention import AttentionFn, attention_backend
+from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
+from seerkit.layers.modulation import SLICE_BYTES, ModulationTable, Rows, modulate
+from seerkit.layers.patches import Grid, grid_positions, patchify, token_grid, unpatchify
+from seerkit.sampling.flops import step_flops
 from wan.config import WanConfig
 
 THETA = 10000.0  # base of the rotary frequencies
@@ -146,7 +146,7 @@ class Modulation:
 class Wan(nn.Module):
     """Wan2.1 in three parts: `embed`, `blocks`, `head`.
 
-    attention: a name from `seerkit.attention.BACKENDS`.
+    attention: a name from `seerkit.layers.attention.BACKENDS`.
     """
 
     TIME = "t"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cache_dic import Cache, Run, UserError, make_cache
-from seerkit.flow_solvers import SOLVERS
-from seerkit.patches import patchify, token_grid, unpatchify
-from seerkit.sampling import check_noise, checked_number, checked_steps
+from seerkit.layers.patches import patchify, token_grid, unpatchify
+from seerkit.sampling.checks import check_noise, checked_number, checked_steps
+from seerkit.sampling.flow_solvers import SOLVERS
 from wan.model import Wan
 from wan.schedule import sampling_sigmas, sampling_timesteps
 

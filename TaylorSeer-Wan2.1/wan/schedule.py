@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cache_dic import UserError
-from seerkit.flow_solvers import SOLVERS, shift_sigmas
+from seerkit.sampling.flow_solvers import SOLVERS, shift_sigmas
 
 # The highest level of the official scheduler's 1000 training steps, which it holds in float32.
 UNIPC_START = float(np.float32(0.999))
@@ -14,7 +14,7 @@ UNIPC_START = float(np.float32(0.999))
 def sampling_sigmas(solver: str, num_steps: int, shift: float) -> Tensor:
     """Noise levels (num_steps + 1,) in float64, evenly spaced before the shift.
 
-    solver: a name in seerkit.flow_solvers.SOLVERS. UniPC starts from 0.999 before the shift, as its scheduler does by
+    solver: a name in seerkit.sampling.flow_solvers.SOLVERS. UniPC starts from 0.999 before the shift, as its scheduler does by
     itself; DPM++ from 1, the levels that get_sampling_sigmas hands to it, and so does Euler, which the official code lacks.
     shift: 5, or 3 for image to video in 480p.
     """

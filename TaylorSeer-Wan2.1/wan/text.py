@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seerkit.distributed import World
-from seerkit.parallel import shard_blocks
-from seerkit.text import (
+from seerkit.devices.distributed import World
+from seerkit.devices.parallel import shard_blocks
+from seerkit.text.encoders import (
     Embedding,
     Encoder,
     PromptEncoder,

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seerkit.layouts import Layout, Rule, State
-from seerkit.weights import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.layouts import Layout, Rule, State
 from wan.config import WanConfig, wan_config
 from wan.model import Wan
 

@@ -35,7 +35,7 @@ LABEL_BYTES = 120
 
 
 class Table(Protocol):
-    """The modulation of every step of a run (`seerkit.modulation.ModulationTable`)."""
+    """The modulation of every step of a run (`seerkit.layers.modulation.ModulationTable`)."""
 
     factors: GateFactors | None
 

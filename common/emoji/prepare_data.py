@@ -1,13 +1,13 @@
 """Build the emoji set of the embedded model from npm packages: images at one size, and the table of prompt embeddings."""
 
-from seerkit.cli import Parser, positive_int, run_command  # isort: skip
+from seerkit.command.cli import Parser, positive_int, run_command  # isort: skip
 
 from pathlib import Path
 
 from tqdm import tqdm
 
-from seerkit.emoji import build_emoji, load_emoji
-from seerkit.files import writable_directory
+from seerkit.data.emoji import build_emoji, load_emoji
+from seerkit.io.files import writable_directory
 
 EXAMPLES = """
 bash scripts/get_emoji.sh
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     out = writable_directory(args.out)
     if not args.no_text:
-        from seerkit.minilm import TextTable, encoder_folder
+        from seerkit.text.minilm import TextTable, encoder_folder
 
         encoder_folder()  # a missing package is told before the minutes of drawing
     with tqdm(desc=f"{args.size} px", unit="icon", mininterval=1) as bar:

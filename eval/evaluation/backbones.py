@@ -62,12 +62,12 @@ from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from hunyuan_video import Sampler as HunyuanSampler
 from hunyuan_video.sampler import GUIDANCE_FACTOR
 from hunyuan_video.schedule import sampling_timesteps as hunyuan_timesteps
-from seerkit.attention import BACKENDS
-from seerkit.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.cli import Parser, positive_float, positive_int
-from seerkit.dtypes import PRECISIONS
-from seerkit.flops import sampling_flops
-from seerkit.seeds import SampleGenerators
+from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.command.cli import Parser, positive_float, positive_int
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.layers.attention import BACKENDS
+from seerkit.sampling.flops import sampling_flops
+from seerkit.sampling.seeds import SampleGenerators
 from wan import CONFIGS as WAN_CONFIGS
 from wan import Sampler as WanSampler
 from wan import Wan, WanConfig, wan_config
@@ -86,8 +86,9 @@ class Workload:
     """What a model call works on; made by `workload`, which knows the model's own settings.
 
     height, width: in pixels; None leaves them to the model. num_samples: samples a call. depth: number of blocks, for FLUX,
-    HunyuanVideo and HiDream of double blocks, for trials. attention: a name in `seerkit.attention.BACKENDS`. Of some models
-    alone, else None: frames: of a video. cfg_scale: guidance weight; where that takes a second branch, as 1 does not, a
+    HunyuanVideo and HiDream of double blocks, for trials. attention: a name in
+    `seerkit.layers.attention.BACKENDS`. Of some models alone, else None:
+    frames: of a video. cfg_scale: guidance weight; where that takes a second branch, as 1 does not, a
     sample has two rows, conditional and unconditional. text_tokens: of a prompt.
     """
 

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cache_dic import UserError
-from seerkit.fashion_mnist import IMAGE_SIZE, to_unit_range
-from seerkit.files import write_json
-from seerkit.weights import save_tensors
+from seerkit.data.fashion_mnist import IMAGE_SIZE, to_unit_range
+from seerkit.io.files import write_json
+from seerkit.weights.checkpoints import save_tensors
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "fashion-mnist-classifier.safetensors"
 

@@ -1,9 +1,9 @@
-"""What eval/tables.py reads of the records under results/, by the command that makes them (see `seerkit.records.Form`)."""
+"""What eval/tables.py reads of the records under results/, by the command that makes them (see `seerkit.io.records.Form`)."""
 
 import re
 from typing import Any
 
-from seerkit.records import Form, positive
+from seerkit.io.records import Form, positive
 
 
 def comparison(text: Any) -> bool:

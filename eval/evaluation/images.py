@@ -23,16 +23,16 @@ from cache_dic import Cache, UserError
 from evaluation.jobs import Job
 from evaluation.metrics import psnr, summarize_psnr
 from evaluation.scorer import load_scorer
-from seerkit.cli import Parser, show_log
-from seerkit.compare import UNCACHED, Outcome, gather_outcomes, run_caches
-from seerkit.distributed import World, on_main, start_world
-from seerkit.media import finite_rows, save_png, to_uint8
-from seerkit.minilm import TEXT_TABLE, TextTable
-from seerkit.outputs import image_path, read_image
-from seerkit.prompts import Batch
-from seerkit.records import conditions
-from seerkit.report import comparison_table, draw_grid, make_rows
-from seerkit.tables import number
+from seerkit.command.cli import Parser, show_log
+from seerkit.devices.distributed import World, on_main, start_world
+from seerkit.io.images import image_path, read_image
+from seerkit.io.media import finite_rows, save_png, to_uint8
+from seerkit.io.records import conditions
+from seerkit.io.report import comparison_table, draw_grid, make_rows
+from seerkit.io.tables import number
+from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
+from seerkit.text.minilm import TEXT_TABLE, TextTable
+from seerkit.text.prompts import Batch
 
 SHOWN = 16  # images of a row of the grid, at most
 JUDGED = 16  # images that are read and judged at a time

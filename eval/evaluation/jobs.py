@@ -16,14 +16,14 @@ import torch
 from cache_dic import Cache, UserError
 from cache_dic.cache import free_bytes
 from evaluation.backbones import count_caches
-from seerkit.claims import CACHE, PROMPTS, Claim, claim_samples, state_folder
-from seerkit.compare import UNCACHED, Outcome
-from seerkit.distributed import World
-from seerkit.dtypes import PRECISIONS
-from seerkit.files import check_space, clear_partial, content_digest, read_json, writable_directory, write_json
-from seerkit.outputs import digest
-from seerkit.prompts import Batch, make_batches
-from seerkit.report import Row
+from seerkit.devices.distributed import World
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.io.claims import CACHE, PROMPTS, Claim, claim_samples, state_folder
+from seerkit.io.files import check_space, clear_partial, content_digest, read_json, writable_directory, write_json
+from seerkit.io.images import digest
+from seerkit.io.report import Row
+from seerkit.sampling.compare import UNCACHED, Outcome
+from seerkit.text.prompts import Batch, make_batches
 
 MAX_SAMPLES = 1_000_000  # their numbers have six digits in the names of files
 PATHS = ("ckpt", "vae", "image")  # settings that name files, whose contents are claimed instead

@@ -18,7 +18,7 @@ def psnr(images: ArrayLike, reference: ArrayLike) -> Array:
     images, reference = _numpy(images), _numpy(reference)
     if images.dtype != np.uint8 or reference.dtype != np.uint8:
         raise ValueError(
-            f"psnr takes uint8 images, got {images.dtype} and {reference.dtype}; use seerkit.media.to_uint8"
+            f"psnr takes uint8 images, got {images.dtype} and {reference.dtype}; use seerkit.io.media.to_uint8"
         )
     if images.shape != reference.shape or images.ndim != 4 or not images.size:
         raise ValueError(f"images {images.shape} and reference {reference.shape} must both be the same (B, H, W, C)")

@@ -11,7 +11,7 @@ from flux import FluxConfig
 from flux.model import FREQUENCY_DIM
 from hunyuan_video import HunyuanVideoConfig
 from hunyuan_video.model import REFINER_MLP_RATIO
-from seerkit.files import read_json
+from seerkit.io.files import read_json
 from wan import WanConfig
 
 FIGURES = Path(__file__).resolve().parents[2] / "results" / "paper"
@@ -81,7 +81,7 @@ def dit_counter(config: DiTConfig, rows: int) -> DiTCounter:
 def dit_difference(config: DiTConfig, rows: int, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
     """From the published counter's figure for a run to ours: terms that add up to the difference exactly.
 
-    counts: what `seerkit.flops.sampling_flops` returned for that run.
+    counts: what `seerkit.sampling.flops.sampling_flops` returned for that run.
     """
     counter = dit_counter(config, rows)
     full_steps = len(counts["full_steps"])

@@ -17,7 +17,7 @@ from flux import Flux, FluxConfig
 from flux.command import DEFAULTS
 from hidream import HiDreamConfig
 from hunyuan_video import HunyuanVideoConfig
-from seerkit.modulation import TwoStreamModulation
+from seerkit.layers.modulation import TwoStreamModulation
 from wan import WanConfig
 
 Advance = Callable[[], Any]

@@ -2,8 +2,8 @@
 
 Two towers end in unit vectors, and the score is 100 times their cosine: CLIPScore's form (arXiv 2104.08718) without its
 clipping at zero. The image tower stands on EfficientNet-Lite0, which stays as it was trained on ImageNet; the text tower
-reads the pooled vectors of `seerkit.minilm`. The towers being others, a score cannot be compared with a CLIPScore: it means
-something beside `ceiling` and `floor` alone.
+reads the pooled vectors of `seerkit.text.minilm`. The towers being others, a score cannot be compared with a CLIPScore: it
+means something beside `ceiling` and `floor` alone.
 """
 
 from pathlib import Path
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cache_dic import UserError
-from seerkit.files import write_json
-from seerkit.minilm import WIDTH as TEXT_WIDTH
-from seerkit.weights import export_safetensors, load_weights, parse_metadata, read_state
+from seerkit.io.files import write_json
+from seerkit.text.minilm import WIDTH as TEXT_WIDTH
+from seerkit.weights.checkpoints import export_safetensors, load_weights, parse_metadata, read_state
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "emoji-scorer.safetensors"
 INPUT_SIZE = 96  # pixels a side that images are enlarged to

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache_dic import UserError
-from seerkit.prompts import Listed
+from seerkit.text.prompts import Listed
 
 FLICKERING = "temporal_flickering"
 FLICKERING_SAMPLES = 25

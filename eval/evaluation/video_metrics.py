@@ -60,6 +60,6 @@ def _checked(videos: ArrayLike) -> np.ndarray:
     videos = np.asarray(videos)
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3 or not videos.size:
         raise ValueError(
-            f"videos are {videos.dtype} {videos.shape}; they must be uint8 (N, T, H, W, 3): use seerkit.media.video_to_uint8"
+            f"videos are {videos.dtype} {videos.shape}; they must be uint8 (N, T, H, W, 3): use seerkit.io.media.video_to_uint8"
         )
     return videos

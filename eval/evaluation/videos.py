@@ -30,12 +30,12 @@ from evaluation.jobs import Job, check_number, repeated
 from evaluation.metrics import finite_or_none, summarize_psnr
 from evaluation.vbench import FLICKERING_SAMPLES, check_folder, expand, make_entries
 from evaluation.video_metrics import flicker, flicker_error, video_psnr
-from seerkit.claims import state_folder
-from seerkit.cli import Parser, positive_int, refuse_without_effect, show_log
-from seerkit.compare import UNCACHED, Outcome, gather_outcomes, run_caches
-from seerkit.distributed import World, gather, on_main, start_world
-from seerkit.files import check_space, read_json, write_json
-from seerkit.media import (
+from seerkit.command.cli import Parser, positive_int, refuse_without_effect, show_log
+from seerkit.devices.distributed import World, gather, on_main, start_world
+from seerkit.io.claims import state_folder
+from seerkit.io.files import check_space, read_json, write_json
+from seerkit.io.images import read_image
+from seerkit.io.media import (
     enlarged,
     finite_rows,
     is_whole_gif,
@@ -47,12 +47,12 @@ from seerkit.media import (
     shown_frames,
     video_to_uint8,
 )
-from seerkit.outputs import read_image
-from seerkit.prompts import Batch, Listed, read_list
-from seerkit.records import conditions
-from seerkit.report import comparison_table, make_rows
-from seerkit.tables import number
-from seerkit.weights import save_tensors
+from seerkit.io.records import conditions
+from seerkit.io.report import comparison_table, make_rows
+from seerkit.io.tables import number
+from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
+from seerkit.text.prompts import Batch, Listed, read_list
+from seerkit.weights.checkpoints import save_tensors
 
 FLICKER_FRAMES = 3  # the fewest that can flicker
 GIF_SIDE = 128  # videos up to this many pixels a side are also written as GIF

@@ -8,7 +8,7 @@ import torch
 from dit import DiT, DiTConfig, Sampler
 from dit.diffusion import Diffusion, discretized_gaussian_log_likelihood, linear_betas, normal_kl, respaced_timesteps
 from dit.sampler import ddim_step, ddpm_step, guide
-from seerkit.seeds import SampleGenerators
+from seerkit.sampling.seeds import SampleGenerators
 
 
 def test_linear_schedule():

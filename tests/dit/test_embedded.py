@@ -6,7 +6,7 @@ from cache_dic import make_cache
 from dit import CONFIGS, sample
 from dit.weights import EMBEDDED, load_dit
 from evaluation.classifier import class_accuracy, load_classifier
-from seerkit.seeds import SampleGenerators
+from seerkit.sampling.seeds import SampleGenerators
 
 
 def test_file_is_small_and_of_its_configuration():

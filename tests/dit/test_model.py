@@ -6,7 +6,7 @@ import torch
 from cache_dic import ENGINES, make_cache
 from dit import DiT, DiTConfig, Sampler, dit_config, sample
 from dit import model as dit_model
-from seerkit.compile import compile_steps
+from seerkit.devices.compile import compile_steps
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from dit import DiT, dit_config
-from seerkit.cli import run_command
-from seerkit.media import read_png_settings
-from seerkit.weights import export_safetensors
+from seerkit.command.cli import run_command
+from seerkit.io.media import read_png_settings
+from seerkit.weights.checkpoints import export_safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -233,10 +233,10 @@ def test_unwritable_output_is_named(command, capsys, checkpoint, tmp_path):
 def test_missing_official_weights_say_where_and_how(command, capsys, monkeypatch, tmp_path):
     """Nothing is sampled; one line names the file, the places looked at and the command that fetches it."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("seerkit.weights.CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr("seerkit.weights.checkpoints.CHECKPOINTS", tmp_path / "checkpoints")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(
-        "seerkit.weights._download", lambda file: (_ for _ in ()).throw(OSError("no network in this test"))
+        "seerkit.weights.checkpoints._download", lambda file: (_ for _ in ()).throw(OSError("no network in this test"))
     )
     code, _, err = run(command, capsys, "--model", "DiT-XL/2", "--image-size", 256, "--out", tmp_path / "out")
     assert code == 2

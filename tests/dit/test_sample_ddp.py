@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from dit import DiT, dit_config
-from seerkit.claims import state_folder
-from seerkit.cli import run_command
-from seerkit.weights import export_safetensors
+from seerkit.command.cli import run_command
+from seerkit.io.claims import state_folder
+from seerkit.weights.checkpoints import export_safetensors
 
 COMMAND = Path(__file__).parents[2] / "TaylorSeer-DiT" / "sample_ddp.py"
 NUM_SAMPLES = 22  # no multiple of the batch sizes below
@@ -27,13 +27,13 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE
 
 # Latents of samples 0 … 5 by batch size, as hashes; a model wide enough for MKL to choose among kernels.
 LATENTS = """
-import seerkit.cli
+import seerkit.command.cli
 import hashlib, json
 import torch
 from cache_dic import make_cache
 from dit import DiT, DiTConfig
 from dit.sampler import Sampler
-from seerkit.seeds import SampleGenerators
+from seerkit.sampling.seeds import SampleGenerators
 
 config = DiTConfig(input_size=16, patch_size=2, in_channels=1, hidden_size=256, depth=2, num_heads=4, num_classes=10)
 model, draw = DiT(config).eval(), torch.Generator().manual_seed(0)

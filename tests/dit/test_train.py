@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from dit import CONFIGS
-from seerkit.distributed import World
+from seerkit.devices.distributed import World
 
 
 def test_processes_share_the_batch_of_one(load_command):

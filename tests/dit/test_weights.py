@@ -9,8 +9,8 @@ import torch
 import dit.weights
 from dit import CONFIGS, DiT, DiTConfig, dit_config
 from dit.weights import DIFFUSERS, EMBEDDED, ENV, PUBLISHED, convert_diffusers, find_dit, load_dit
-from seerkit import weights
-from seerkit.weights import StateMismatchError, check_state, export_safetensors, load_weights
+from seerkit.weights import checkpoints as weights
+from seerkit.weights.checkpoints import StateMismatchError, check_state, export_safetensors, load_weights
 
 MANIFESTS = Path(__file__).parents[1] / "checkpoints"
 SIZES = (256, 512)

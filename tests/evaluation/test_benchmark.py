@@ -15,7 +15,7 @@ import torch
 import hidream.config
 from cache_dic import make_cache
 from evaluation.backbones import BACKBONES, workload
-from seerkit.compile import compile_steps
+from seerkit.devices.compile import compile_steps
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ROOT / "eval" / "benchmark.py"

@@ -26,7 +26,7 @@ from evaluation.classifier import (
     read_card,
     save_classifier,
 )
-from seerkit.fashion_mnist import load_fashion_mnist, to_unit_range
+from seerkit.data.fashion_mnist import load_fashion_mnist, to_unit_range
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = REPOSITORY / "eval" / "train_classifier.py"

@@ -15,11 +15,11 @@ from evaluation.scorer import load_scorer
 from flux.weights import load_flux
 from hidream.model import Gate
 from hidream.weights import load_hidream
-from seerkit.emoji import PROMPTS
-from seerkit.media import to_uint8
-from seerkit.minilm import TEXT_TABLE, TextTable
-from seerkit.prompts import read_prompts
-from seerkit.seeds import SampleGenerators
+from seerkit.data.emoji import PROMPTS
+from seerkit.io.media import to_uint8
+from seerkit.sampling.seeds import SampleGenerators
+from seerkit.text.minilm import TEXT_TABLE, TextTable
+from seerkit.text.prompts import read_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 30

@@ -12,9 +12,9 @@ from cache_dic import make_cache
 from evaluation.video_metrics import video_psnr
 from hunyuan_video import CONFIGS as HUNYUAN_CONFIGS
 from hunyuan_video import Sampler as HunyuanSampler
-from seerkit.media import video_to_uint8
-from seerkit.moving_objects import BACKGROUNDS, COLOURS, encode, pooled
-from seerkit.seeds import SampleGenerators
+from seerkit.data.moving_objects import BACKGROUNDS, COLOURS, encode, pooled
+from seerkit.io.media import video_to_uint8
+from seerkit.sampling.seeds import SampleGenerators
 from wan import Sampler as WanSampler
 
 WEIGHTS = {

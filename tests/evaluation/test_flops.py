@@ -27,9 +27,9 @@ from evaluation.paper import (
 from flux import CONFIGS, flux_config
 from hidream import HiDream, hidream_config
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
-from seerkit.attention import attention_backend
-from seerkit.cli import Parser
-from seerkit.flops import count_flops, sampling_flops, step_flops
+from seerkit.command.cli import Parser
+from seerkit.layers.attention import attention_backend
+from seerkit.sampling.flops import count_flops, sampling_flops, step_flops
 from wan import Wan, wan_config
 
 ROOT = Path(__file__).parents[2]

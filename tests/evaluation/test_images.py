@@ -24,12 +24,12 @@ from evaluation.images import (
 )
 from evaluation.metrics import psnr
 from evaluation.scorer import load_scorer
-from seerkit.cli import Parser
-from seerkit.media import read_png_settings, save_png, to_uint8
-from seerkit.minilm import TEXT_TABLE, TextTable
-from seerkit.outputs import image_path
-from seerkit.prompts import Batch
-from seerkit.seeds import SampleGenerators
+from seerkit.command.cli import Parser
+from seerkit.io.images import image_path
+from seerkit.io.media import read_png_settings, save_png, to_uint8
+from seerkit.sampling.seeds import SampleGenerators
+from seerkit.text.minilm import TEXT_TABLE, TextTable
+from seerkit.text.prompts import Batch
 
 SIDE = 8
 CONTRAST = {"uncached": 1.0, "taylorseer": 0.9, "fora": 0.5}  # of what each method makes

@@ -9,7 +9,7 @@ import torch
 from cache_dic import UserError, make_cache
 from evaluation.backbones import count_caches
 from evaluation.jobs import Job, check_memory, cycled, make_claim, output_folder, repeated
-from seerkit.outputs import digest
+from seerkit.io.images import digest
 
 
 def test_a_job_counts_its_first_batch_and_names_what_samples_depend_on():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from seerkit.cli import run_command
-from seerkit.emoji import EmojiData
-from seerkit.media import save_png
-from seerkit.outputs import image_path
+from seerkit.command.cli import run_command
+from seerkit.data.emoji import EmojiData
+from seerkit.io.images import image_path
+from seerkit.io.media import save_png
 
 SIDE = 4
 

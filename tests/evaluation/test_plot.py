@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from seerkit.cli import run_command
+from seerkit.command.cli import run_command
 
 
 @pytest.fixture(scope="module")

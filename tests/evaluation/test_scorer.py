@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from evaluation.scorer import FEATURES, WEIGHTS, Lite0, Scorer, fold_lite0, load_scorer, save_scorer
-from seerkit.emoji import HELD_OUT_STYLE, STYLES, find_emoji, load_emoji
-from seerkit.minilm import WIDTH as TEXT_WIDTH
-from seerkit.minilm import TextTable
+from seerkit.data.emoji import HELD_OUT_STYLE, STYLES, find_emoji, load_emoji
+from seerkit.text.minilm import WIDTH as TEXT_WIDTH
+from seerkit.text.minilm import TextTable
 
 README = WEIGHTS.parent / "README.md"
 

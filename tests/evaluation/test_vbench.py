@@ -6,8 +6,8 @@ import pytest
 
 from evaluation import vbench
 from evaluation.vbench import Entry, check_folder, expand, make_entries
-from seerkit.files import written_whole
-from seerkit.prompts import Listed, read_list
+from seerkit.io.files import written_whole
+from seerkit.text.prompts import Listed, read_list
 
 HOKUSAI = "A beautiful coastal beach in spring, waves lapping on sand by Hokusai, in the style of Ukiyo"
 ENTRIES = [  # what the public list has: repeats, case, dots, another alphabet, flickering

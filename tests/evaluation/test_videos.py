@@ -24,13 +24,13 @@ from evaluation import jobs, videos
 from evaluation.video_metrics import flicker, video_psnr
 from evaluation.videos import VideoFolder, VideoJob, add_video_flags, figures
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
-from seerkit.cli import Parser
-from seerkit.distributed import stop_world
-from seerkit.media import video_to_uint8
-from seerkit.moving_objects import PROMPTS as CLIPS
-from seerkit.prompts import Batch
-from seerkit.seeds import SampleGenerators
-from seerkit.weights import export_safetensors
+from seerkit.command.cli import Parser
+from seerkit.data.moving_objects import PROMPTS as CLIPS
+from seerkit.devices.distributed import stop_world
+from seerkit.io.media import video_to_uint8
+from seerkit.sampling.seeds import SampleGenerators
+from seerkit.text.prompts import Batch
+from seerkit.weights.checkpoints import export_safetensors
 from wan import Wan, wan_config
 
 ROOT = Path(__file__).resolve().parents[2]

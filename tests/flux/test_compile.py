@@ -5,7 +5,7 @@ import torch
 
 from cache_dic import make_cache
 from flux import Flux, flux_config, sample
-from seerkit.compile import compile_steps
+from seerkit.devices.compile import compile_steps
 
 
 @pytest.fixture

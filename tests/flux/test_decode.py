@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from cache_dic import UserError
 from flux.config import USAGE
 from flux.decode import ENV, find_autoencoder, load_autoencoder
-from seerkit import autoencoders
-from seerkit.autoencoders import FLUX_CONFIG, autoencoder_files
+from seerkit.weights import autoencoders
+from seerkit.weights.autoencoders import FLUX_CONFIG, autoencoder_files
 
 SCALE, SHIFT = 0.3611, 0.1159
 

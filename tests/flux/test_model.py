@@ -14,7 +14,7 @@ from flux import CONFIGS, Flux, FluxConfig, Sampler, flux_config, sample
 from flux.latents import image_ids, pack, text_ids, unpack
 from flux.schedule import sampling_times
 from flux.weights import PUBLISHED, convert_diffusers
-from seerkit.weights import load_weights
+from seerkit.weights.checkpoints import load_weights
 
 MANIFESTS = Path(__file__).parents[1] / "checkpoints"
 NAMES = ("flux-dev", "flux-schnell")

@@ -1,4 +1,4 @@
-"""What FLUX.1 takes of a device with `seerkit.offload`: 24 GB are enough."""
+"""What FLUX.1 takes of a device with `seerkit.devices.offload`: 24 GB are enough."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ import torch
 from cache_dic import Cache, make_cache
 from cache_dic.fold import GROUP_BYTES
 from flux import Flux, FluxConfig, Sampler, flux_config
-from seerkit.autoencoders import FLUX_CONFIG, Autoencoder
-from seerkit.offload import Packed, offload_modulation, peak_bytes, resident_bytes, store_fp8
+from seerkit.devices.offload import Packed, offload_modulation, peak_bytes, resident_bytes, store_fp8
+from seerkit.weights.autoencoders import FLUX_CONFIG, Autoencoder
 
 GB = 1e9
 NAMES = ("flux-dev", "flux-schnell")

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from flux import Flux, flux_config
-from seerkit.cli import run_command
-from seerkit.emoji import PROMPTS
-from seerkit.media import read_png_settings
-from seerkit.outputs import digest
-from seerkit.prompts import make_batches, read_prompts
-from seerkit.weights import export_safetensors
+from seerkit.command.cli import run_command
+from seerkit.data.emoji import PROMPTS
+from seerkit.io.images import digest
+from seerkit.io.media import read_png_settings
+from seerkit.text.prompts import make_batches, read_prompts
+from seerkit.weights.checkpoints import export_safetensors
 
 LABELS = ["uncached", "taylorseer-N4-W3-O2", "taylorseer-N6-W3-O2", "fora-N4-W3", "fora-N6-W3"]
 THREE = ["red apple, noto", "rocket, 3d render", "sunflower"]

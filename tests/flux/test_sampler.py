@@ -10,7 +10,7 @@ from cache_dic import make_cache
 from flux import Flux, FluxConfig, Sampler, sample
 from flux.latents import image_ids, pack, patch_side, text_ids, unpack
 from flux.schedule import sampling_times, shift_times
-from seerkit.flow_solvers import shift_mu
+from seerkit.sampling.flow_solvers import shift_mu
 
 SIZES = [(256, 256), (512, 768), (1024, 1024), (16, 48), (1392, 752)]  # of images, in pixels
 PUBLISHED = {

@@ -14,7 +14,7 @@ import torch
 
 from flux import text
 from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders
-from seerkit.text import encoder_files, find_encoder
+from seerkit.text.encoders import encoder_files, find_encoder
 
 WIDTH, POOLED = 20, 24
 PROMPTS = ["a red fox", "", "two birds, and a very long tail of words " * 6]
@@ -186,7 +186,7 @@ class TestFiles:
 
     def test_a_temporary_folder_goes_with_a_process_that_fails(self, repository, tmp_path):
         script = (
-            "import sys, torch; from flux.text import TextEncoders; from seerkit.cli import run_command\n"
+            "import sys, torch; from flux.text import TextEncoders; from seerkit.command.cli import run_command\n"
             "def main(argv):\n"
             "    cache = TextEncoders(*argv, max_length=8).encode_to_files(['a', 'b'])\n"
             "    print(len(list(cache.folder.iterdir())), flush=True)\n"

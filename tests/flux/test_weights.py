@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 import flux.weights
 from flux import CONFIGS, Flux, FluxConfig
 from flux.weights import DIFFUSERS, EMBEDDED, ENV, PUBLISHED, convert_diffusers, find_flux, load_flux
-from seerkit.layouts import swap_halves
-from seerkit.weights import StateMismatchError, export_safetensors
+from seerkit.weights.checkpoints import StateMismatchError, export_safetensors
+from seerkit.weights.layouts import swap_halves
 
 MANIFESTS = Path(__file__).parents[1] / "checkpoints"
 NAMES = ("flux-dev", "flux-schnell")

@@ -5,7 +5,7 @@ import torch
 
 from cache_dic import make_cache
 from hidream import HiDream, hidream_config, sample
-from seerkit.compile import compile_steps
+from seerkit.devices.compile import compile_steps
 
 N4 = {"interval": 4, "max_order": 1, "warmup_steps": 1}
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from hidream import hidream_config
-from seerkit.cli import run_command
-from seerkit.emoji import PROMPTS
-from seerkit.media import read_png_settings
-from seerkit.prompts import read_prompts
-from seerkit.weights import export_safetensors
+from seerkit.command.cli import run_command
+from seerkit.data.emoji import PROMPTS
+from seerkit.io.media import read_png_settings
+from seerkit.text.prompts import read_prompts
+from seerkit.weights.checkpoints import export_safetensors
 
 HOUSE = "house, noto"
 

@@ -9,9 +9,17 @@ from torch import Tensor, nn
 from cache_dic import Cache, make_cache
 from cache_dic.fold import GROUP_BYTES
 from hidream import HiDream, Sampler, hidream_config
-from seerkit.experts import GroupedLinear
-from seerkit.offload import HostLinear, Packed, offload_modulation, peak_bytes, resident_bytes, store_fp8, store_nf4
-from seerkit.staging import staged_on
+from seerkit.devices.offload import (
+    HostLinear,
+    Packed,
+    offload_modulation,
+    peak_bytes,
+    resident_bytes,
+    store_fp8,
+    store_nf4,
+)
+from seerkit.devices.staging import staged_on
+from seerkit.layers.experts import GroupedLinear
 
 GB = 1e9
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cache_dic import ENGINES, make_cache
 from hidream import HiDream, Sampler, sample
-from seerkit.seeds import SampleGenerators
+from seerkit.sampling.seeds import SampleGenerators
 
 N4 = {"interval": 4, "max_order": 1, "warmup_steps": 1}
 TEXTS = ("t5", "llama", "pooled")

@@ -15,9 +15,9 @@ from evaluation import jobs
 from hidream import hidream_config
 from hidream.config import CONFIGS, USAGE
 from hidream.text import LLAMA_REPO
-from seerkit.cli import run_command
-from seerkit.media import read_png_settings
-from seerkit.weights import export_safetensors
+from seerkit.command.cli import run_command
+from seerkit.io.media import read_png_settings
+from seerkit.weights.checkpoints import export_safetensors
 
 SCRIPT = "TaylorSeer-HiDream/sampling.py"
 LABELS = ["uncached", "taylorseer-N4-W1-O2", "taylorseer-N6-W1-O2", "fora-N4-W1", "fora-N6-W1"]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from hidream import text
 from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, by_layer
 from hidream.weights import REPOS
-from seerkit.offload import Packed, resident_bytes, store_nf4
-from seerkit.text import CLIP_LENGTH as USUAL_LENGTH
-from seerkit.text import find_encoder
+from seerkit.devices.offload import Packed, resident_bytes, store_nf4
+from seerkit.text.encoders import CLIP_LENGTH as USUAL_LENGTH
+from seerkit.text.encoders import find_encoder
 
 LENGTH, LAYERS = 32, 3
 T5_WIDTH, LLAMA_WIDTH, POOLED_L, POOLED_G = 24, 16, 10, 14

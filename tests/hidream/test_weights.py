@@ -11,7 +11,7 @@ from torch import Tensor
 import hidream.weights
 from hidream import CONFIGS, HiDream, HiDreamConfig
 from hidream.weights import EMBEDDED, ENV, PUBLISHED, REPOS, find_hidream, load_hidream
-from seerkit.weights import StateMismatchError, export_safetensors
+from seerkit.weights.checkpoints import StateMismatchError, export_safetensors
 
 NAMES = ("hidream-full", "hidream-dev", "hidream-fast")
 INDEX = PUBLISHED["hidream-full"].name

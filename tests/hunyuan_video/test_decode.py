@@ -7,7 +7,7 @@ import torch
 
 from hunyuan_video import decode
 from hunyuan_video.decode import CONFIG, ENV, TILE_FRAMES, TILE_STRIDE, load_autoencoder
-from seerkit import weights
+from seerkit.weights import checkpoints as weights
 
 SMALL = {"block_out_channels": (4, 4, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}
 SCALE = 0.476986

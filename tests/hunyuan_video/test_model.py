@@ -14,11 +14,11 @@ from hunyuan_video import CONFIGS, HunyuanVideo, hunyuan_video_config
 from hunyuan_video.config import USAGE, latent_shape
 from hunyuan_video.model import trim_text
 from hunyuan_video.weights import PUBLISHED, convert_diffusers
-from seerkit.attention import sdpa
-from seerkit.compile import compile_steps
-from seerkit.parallel import Shard
-from seerkit.patches import patchify, token_grid, unpatchify
-from seerkit.weights import load_weights
+from seerkit.devices.compile import compile_steps
+from seerkit.devices.parallel import Shard
+from seerkit.layers.attention import sdpa
+from seerkit.layers.patches import patchify, token_grid, unpatchify
+from seerkit.weights.checkpoints import load_weights
 
 MANIFESTS = Path(__file__).parents[1] / "checkpoints"
 OFFICIAL = json.loads((MANIFESTS / "hunyuan_video_t2v.json").read_text())

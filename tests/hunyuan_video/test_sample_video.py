@@ -13,11 +13,11 @@ from evaluation import jobs
 from evaluation.video_metrics import flicker, video_psnr
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from hunyuan_video.command import find_everything
-from seerkit.cli import run_command
-from seerkit.distributed import World
-from seerkit.media import video_to_uint8
-from seerkit.moving_objects import PROMPTS
-from seerkit.weights import export_safetensors
+from seerkit.command.cli import run_command
+from seerkit.data.moving_objects import PROMPTS
+from seerkit.devices.distributed import World
+from seerkit.io.media import video_to_uint8
+from seerkit.weights.checkpoints import export_safetensors
 
 SCRIPT = "TaylorSeer-HunyuanVideo/sample_video.py"
 TAYLORSEER = "taylorseer-N3-W1-O1"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hunyuan_video.schedule import sampling_sigmas, sampling_timesteps
-from seerkit.flow_solvers import Euler
+from seerkit.sampling.flow_solvers import Euler
 
 # From running hyvideo/diffusion/schedulers/scheduling_flow_match_discrete.py of Tencent/HunyuanVideo, 50 steps, shift 7.
 STEPS = [0, 1, 2, 10, 25, 40, 48, 49]

@@ -9,8 +9,8 @@ import torch
 
 from hunyuan_video import text
 from hunyuan_video.text import CLIP, CROP_START, LLM, MAX_LENGTH, TEMPLATE, TextEncoders
-from seerkit import weights
-from seerkit.text import find_encoder
+from seerkit.text.encoders import find_encoder
+from seerkit.weights import checkpoints as weights
 
 WIDTH, POOLED, LENGTH = 16, 24, 24
 PROMPTS = ["a red fox", "", "two birds and a long tail of words " * 6]

@@ -18,8 +18,8 @@ from hunyuan_video.weights import (
     find_hunyuan_video,
     load_hunyuan_video,
 )
-from seerkit.layouts import swap_halves
-from seerkit.weights import StateMismatchError, export_safetensors
+from seerkit.weights.checkpoints import StateMismatchError, export_safetensors
+from seerkit.weights.layouts import swap_halves
 
 OFFICIAL = Path(__file__).parents[1] / "checkpoints" / "hunyuan_video_t2v.json"
 VIDEO = CONFIGS["hunyuan-video"]

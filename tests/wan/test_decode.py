@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seerkit import weights
-from seerkit.autoencoders import Pixels
+from seerkit.weights import checkpoints as weights
+from seerkit.weights.autoencoders import Pixels
 from wan import decode
 from wan.decode import CONFIG, ENV, load_autoencoder
 from wan.weights import DIFFUSERS_REPOS, REPOS

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from evaluation import jobs
 from evaluation.video_metrics import flicker, video_psnr
-from seerkit.cli import run_command
-from seerkit.distributed import World
-from seerkit.media import video_to_uint8
-from seerkit.moving_objects import PROMPTS
-from seerkit.weights import export_safetensors
+from seerkit.command.cli import run_command
+from seerkit.data.moving_objects import PROMPTS
+from seerkit.devices.distributed import World
+from seerkit.io.media import video_to_uint8
+from seerkit.weights.checkpoints import export_safetensors
 from wan import Wan, wan_config
 from wan.command import find_everything
 from wan.text import NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from seerkit import weights
-from seerkit.autoencoders import VideoAutoencoder
-from seerkit.text import find_encoder
+from seerkit.text.encoders import find_encoder
+from seerkit.weights import checkpoints as weights
+from seerkit.weights.autoencoders import VideoAutoencoder
 from wan import image
 from wan.image import CLIP, ImageEncoder, first_frame_condition, output_size, read_image, resized
 
@@ -85,7 +85,7 @@ class TestImages:
         assert torch.equal(read_image(tmp_path / "a.png"), torch.ones(1, 3, 2, 4))
 
     def test_pictures_are_upright_and_on_white(self, tmp_path):
-        """As `seerkit.media.read_picture` has them, whose tests are about every kind."""
+        """As `seerkit.io.media.read_picture` has them, whose tests are about every kind."""
         exif = Image.Exif()
         exif[0x0112] = 6  # stored as seen from the right
         pixels = np.uint8([[[255, 0, 0, 255], [0, 0, 255, 0]]])

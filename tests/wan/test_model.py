@@ -11,10 +11,10 @@ from torch import Tensor
 
 import wan.model
 from cache_dic import ENGINES, make_cache, residual
-from seerkit.attention import sdpa
-from seerkit.compile import compile_steps
-from seerkit.patches import patchify, token_grid, unpatchify
-from seerkit.weights import load_weights
+from seerkit.devices.compile import compile_steps
+from seerkit.layers.attention import sdpa
+from seerkit.layers.patches import patchify, token_grid, unpatchify
+from seerkit.weights.checkpoints import load_weights
 from wan import CONFIGS, Wan, WanConfig, wan_config
 from wan.config import USAGE, latent_shape
 from wan.model import IN_FLOAT32

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import wan.command
-from seerkit.weights import export_safetensors
+from seerkit.weights.checkpoints import export_safetensors
 from wan import CONFIGS, Wan, WanConfig
 from wan.text import NEGATIVE_PROMPT_I2V
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cache_dic import ENGINES, Cache, make_cache
 from cache_dic.engine import FactoredEngine, FoldedEngine
-from seerkit.patches import patchify
+from seerkit.layers.patches import patchify
 from wan import Sampler, Wan, sample
 from wan.schedule import sampling_timesteps
 

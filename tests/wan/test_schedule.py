@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seerkit.flow_solvers import SOLVERS
+from seerkit.sampling.flow_solvers import SOLVERS
 from wan.schedule import sampling_sigmas, sampling_timesteps
 
 # What Wan-Video/Wan2.1 wan/text2video.py hands to the model in 50 steps, from running its wan/utils/fm_solvers*.py.

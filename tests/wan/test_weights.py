@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import wan.weights
-from seerkit.weights import StateMismatchError, export_safetensors
+from seerkit.weights.checkpoints import StateMismatchError, export_safetensors
 from wan import Wan, WanConfig, wan_config
 from wan.weights import DIFFUSERS, EMBEDDED, ENV, REPOS, convert_diffusers, find_wan, load_wan, published
 

@@ -1,0 +1,227 @@
+"""The command-line layer: a parser, types of arguments, and the frame that turns errors into lines."""
+
+import argparse
+import errno
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from tqdm import tqdm
+
+import seerkit.environment  # noqa: F401
+from seerkit.limits import MAX_GUIDANCE
+
+Number = TypeVar("Number", int, float)
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        hide = action.default in (None, False, [], argparse.SUPPRESS) or "%(default)" in (action.help or "")
+        return (action.help or "") if hide else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line; `examples` are printed at the end of --help."""
+
+    def __init__(self, description: str, examples: str, **options: object) -> None:
+        epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
+        super().__init__(
+            description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False, **options
+        )
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As ArgumentParser's, which however takes the value of `--seed=--` for an empty list, whatever the type."""
+        for text in sys.argv[1:] if args is None else args:
+            if text.startswith("--") and text.endswith("=--"):
+                self.error(f"argument {text.removesuffix('=--')}: -- is no value")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+class _Once(logging.Filter):
+    """Lets every message through once: repeated runs of one cache announce themselves once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        fresh = message not in self.seen
+        self.seen.add(message)
+        return fresh
+
+
+class _AboveBars(logging.Handler):
+    """Prints messages to stderr without breaking a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def show_log(name: str = "cache_dic") -> None:
+    """Show what a package reports at INFO on stderr, each message once."""
+    logger = logging.getLogger(name)
+    handler = _AboveBars()
+    handler.addFilter(_Once())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
+    """Run `main` and exit: 0 on success, 2 with one line for what a user can cause, 130 when interrupted.
+
+    What a user can cause is UserError, OSError (files, disks, networks) and memory that cannot be had;
+    TAYLORSEER_TRACEBACK=1 shows where it arose. Anything else is a defect and keeps its traceback.
+    """
+    from seerkit.devices.distributed import stop_world
+    from seerkit.devices.memory import keep_freed_memory
+
+    for stream in (sys.stdout, sys.stderr):  # a locale that is not UTF-8 must not stop a message
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    keep_freed_memory()
+    try:
+        main(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        line = user_message(error)
+        if line is None or os.environ.get("TAYLORSEER_TRACEBACK"):
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        stop_world()
+    sys.exit(0)
+
+
+def user_message(error: BaseException) -> str | None:
+    """One line for an error that a user can cause, with its remedy; None for a defect of ours."""
+    from cache_dic import UserError
+    from seerkit.devices.memory import is_out_of_memory
+
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{text}: free some space, or write elsewhere; what was finished is kept" if full else text
+    if is_out_of_memory(error):
+        first = text.split(". ")[0][:200]
+        return f"out of memory ({first}); take a smaller size or batch, --offload or another device; what is finished is kept"
+    return None
+
+
+def integer(at_least: int, at_most: int) -> Callable[[str], int]:
+    """An argparse type: an integer of this range."""
+
+    def convert(text: str) -> int:
+        return _within(_number(int, text), text, at_least, at_most)
+
+    return convert
+
+
+positive_int = integer(1, 2**31 - 1)
+"""An argparse type: an integer of at least 1; what is counted fits into 32 bits."""
+
+non_negative_int = integer(0, 2**63 - 1)
+"""An argparse type: an integer of at least 0, a seed above all, of which torch takes 63 bits."""
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a number above 0 and at most 10^12, past which nothing is measured."""
+    return _positive(text, 10**12)
+
+
+def guidance_weight(text: str) -> float:
+    """An argparse type: a weight of guidance, above 0 and at most 10^9, which float32 still has; usual ones are 1 to 20."""
+    return _positive(text, MAX_GUIDANCE)
+
+
+def non_negative_float(text: str) -> float:
+    """An argparse type: a number of at least 0 and at most 10^12."""
+    value = _number(float, text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text[:40]} must be at least 0 and finite")
+    return _within(value, text, 0, 10**12)
+
+
+def share(text: str) -> float:
+    """An argparse type: a number in [0, 1)."""
+    value = _number(float, text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]} must lie in [0, 1)")
+    return value
+
+
+def device_name(text: str) -> str:
+    """An argparse type: auto, cpu, cuda or cuda:N; whether it is there is asked when it is used, as a plan needs none."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"device {text[:40]!r} is unknown; choose auto, cpu, cuda or cuda:N")
+    return text
+
+
+def json_file(text: str) -> Path:
+    """An argparse type: a file for a record, so that no file of another kind is written over."""
+    path = Path(text)
+    if path.suffix.lower() != ".json":
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} must end in .json")
+    return path
+
+
+def true_or_false(text: str) -> bool:
+    """An argparse type: true or false, yes or no, 1 or 0, in any case."""
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return known[text.lower()]
+
+
+def _positive(text: str, at_most: int) -> float:
+    value = _number(float, text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and finite")
+    return _within(value, text, 0, at_most)
+
+
+def _number(kind: type[Number], text: str) -> Number:
+    """The number that ASCII digits write; int and float would take `1_000`, ` 1` and digits of any script too."""
+    try:
+        if not text.isascii() or "_" in text or text != text.strip():
+            raise ValueError
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not {'an integer' if kind is int else 'a number'}"
+        ) from None
+
+
+def _within(value: Number, text: str, at_least: Number, at_most: Number) -> Number:
+    if value < at_least:
+        raise argparse.ArgumentTypeError(f"{text[:40]} must be at least {at_least}")
+    if value > at_most:
+        raise argparse.ArgumentTypeError(f"{text[:40]} must be at most {at_most}")
+    return value
+
+
+def refuse_without_effect(args: argparse.Namespace, model: str, *flags: str) -> None:
+    """UserError for flags that were given though they have no effect on a model."""
+    from cache_dic import UserError
+
+    for flag in flags:
+        if getattr(args, flag.lstrip("-").replace("-", "_")) not in (None, False):
+            raise UserError(f"{flag} has no effect on {model}; leave it out")

@@ -1,0 +1,1 @@
+"""Data sets that the embedded models are trained on."""

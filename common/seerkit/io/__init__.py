@@ -1,0 +1,1 @@
+"""What is read and written: files, images, videos, records, tables, claims."""

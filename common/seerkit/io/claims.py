@@ -1,0 +1,85 @@
+"""What the samples of a folder were made with: compared before any is taken over, written down before any is made.
+
+    OUT/LABEL/                   the samples of a cache and nothing else, as evaluators read them
+    OUT/state/LABEL/claim.json   everything that they depend on
+
+A claim is a JSON object: settings, contents of what was read, and the cache's own plan. Prompts are numbered, so a list that
+goes on where another ends is the same claim.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cache_dic import UserError
+from seerkit.io.files import read_json, write_json
+
+Claim = dict[str, Any]
+
+CACHE = "cache"  # the part of a claim that the caches of one folder do not share
+PROMPTS = "prompts"
+LONGEST_VALUE, MOST_SHOWN = 60, 6  # of a message: characters of a value, differences
+
+
+def state_folder(out: Path, label: str) -> Path:
+    """Where everything about the samples of a cache lies that is no sample."""
+    return out / "state" / label
+
+
+def claim_samples(
+    out: Path, claims: Mapping[str, Claim], *, has_samples: Callable[[str], bool], flag: str, alone: bool = False
+) -> None:
+    """Claim the folders of some caches in `out`, by label; UserError, with nothing changed, where samples are of other claims.
+
+    All samples in `out` share everything but their caches, unless each folder stands `alone`. has_samples(label): whether a
+    folder holds any; a claim without samples, as a failed run leaves it, binds nobody. flag: the option that names another
+    folder, for the message.
+    """
+    ours = {label: json.loads(json.dumps(claim)) for label, claim in claims.items()}
+    shared = {} if alone else {key: value for key, value in next(iter(ours.values())).items() if key != CACHE}
+    known = {path.parent.name: path for path in sorted(state_folder(out, "").glob("*/claim.json"))}
+    longest = {}
+    for label in (*ours, *(label for label in known if label not in ours)):
+        if not has_samples(label):
+            continue
+        if label not in known:
+            raise UserError(f"{out / label} holds samples, and nothing says how they were made; choose another {flag}")
+        theirs, wanted = read_json(known[label], "claim"), ours.get(label, shared)
+        if not isinstance(theirs, dict):
+            raise UserError(f"{known[label]} is no claim; choose another {flag}")
+        if differ := differences({key: theirs.get(key) for key in wanted}, wanted):
+            more = f" and {len(differ) - MOST_SHOWN} more" if len(differ) > MOST_SHOWN else ""
+            raise UserError(
+                f"{out / label} holds samples of other settings: {', '.join(differ[:MOST_SHOWN])}{more}; choose another {flag}"
+            )
+        longest[label] = max(theirs.get(PROMPTS, []), wanted.get(PROMPTS, []), key=len)
+    for label, claim in ours.items():
+        listed = {PROMPTS: longest.get(label, claim[PROMPTS])} if PROMPTS in claim else {}
+        write_json(state_folder(out, label) / "claim.json", claim | listed)
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What two claims differ in, each as `NAME is THIS there and THAT here`."""
+    found = []
+    for key in dict.fromkeys((*ours, *theirs)):
+        name, there, here = f"{prefix}{key}", theirs.get(key), ours.get(key)
+        if isinstance(there, dict) and isinstance(here, dict):
+            found += differences(there, here, f"{name}.")
+        elif key == PROMPTS and isinstance(there, list) and isinstance(here, list):
+            pairs = zip(there, here, strict=False)
+            other = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+            if other is not None:
+                found.append(f"prompt {other} is {_short(there[other])} there and {_short(here[other])} here")
+        elif there != here:
+            found.append(f"{name} is {_short(there)} there and {_short(here)} here")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return "not set"
+    shown = "".join(itertools.islice(text, LONGEST_VALUE))
+    return repr(shown + "…") if len(text) > LONGEST_VALUE else (repr(text) if isinstance(value, str) else text)

@@ -1,0 +1,43 @@
+"""Folders of sampled images: numbered PNGs, read back whole."""
+
+import argparse
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seerkit.io.media import DAMAGED, decoded
+
+
+def image_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.png"
+
+
+def read_image(path: Path, shape: tuple[int, int, int] | None = None) -> np.ndarray | None:
+    """The pixels (H, W, 3 or 1) of a PNG, None if it is missing, damaged or of another shape than one that is asked for."""
+    try:
+        with decoded(path) as image:
+            if image.mode not in ("L", "RGB"):
+                return None
+            pixels = np.asarray(image)
+    except DAMAGED:
+        return None
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return pixels if shape in (None, pixels.shape) and pixels.dtype == np.uint8 else None
+
+
+def file_stem(text: str) -> str:
+    """An argparse type: a name for files in a folder, which does not lead out of it."""
+    if not re.fullmatch(r"[\w+=,-][\w.+=,-]{0,99}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot name a file; give up to 100 letters, digits, '.', '_' or '-', no folders"
+        )
+    return text
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Eight characters that tell one set of settings from another."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,92 @@
+"""What a sampling command reports of several caches on the same inputs: rows of a record, a table, a grid."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cache_dic import Cache
+from seerkit.io.media import labelled_grid
+from seerkit.io.tables import number, psnr_cell, text_table
+from seerkit.sampling.compare import Outcome, latency
+
+Row = dict[str, Any]
+
+
+def make_rows(
+    caches: Mapping[str, Cache],
+    num_steps: int,
+    outcomes: Mapping[str, Outcome],
+    counts: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, Mapping[str, Any]],
+    earlier: Mapping[str, Row] = MappingProxyType({}),
+) -> list[Row]:
+    """A row of the record for every cache: cost, quality, and what was computed at every step.
+
+    Where nothing was sampled now, because a resumed run had it all, what an `earlier` row measured stands, with its conditions;
+    where there is none, the plan stands for what was computed, and there is no latency. counts: of `sampling_flops`. scores:
+    what is added to each row.
+    """
+    timings = latency(dict(outcomes))
+    rows = []
+    for label, cache in caches.items():
+        if not outcomes[label].record and label in earlier:
+            rows.append({**earlier[label], **scores[label]})
+            continue
+        planned = {
+            "method": cache.method,
+            "engine": cache.engine,
+            "num_steps": num_steps,
+            "full_steps": counts[label]["full_steps"],
+            "kept_bytes": counts[label]["kept_bytes"][cache.engine],
+        }
+        rows.append(
+            {
+                "label": label,
+                **{key: counts[label][key] for key in ("flops_T", "flops_T_uncached", "flops_ratio")},
+                "latency": timings[label],
+                "peak_bytes": outcomes[label].peak_bytes,
+                **scores[label],
+                **(outcomes[label].record or planned),
+            }
+        )
+    return rows
+
+
+def comparison_table(rows: Sequence[Row], extra: Mapping[str, Sequence[str]]) -> str:
+    """The rows as text; `extra` adds columns of ready cells by their headings."""
+    header = ["method", "full steps", "TFLOPs", "FLOPs ratio", "latency s", "latency ratio", "cache MiB", "PSNR dB"]
+    lines = []
+    for row in rows:
+        timing = row["latency"]
+        lines.append(
+            [
+                row["label"],
+                f"{len(row['full_steps'])}/{row['num_steps']}",
+                number(row["flops_T"], 3),
+                number(row["flops_ratio"], 2, "x"),
+                seconds(timing),
+                number(timing["ratio"] if timing else None, 2, "x"),
+                number(row["kept_bytes"] / 2**20, 1),
+                psnr_cell(row["psnr"]),
+            ]
+        )
+    cells = [[*line, *(column[i] for column in extra.values())] for i, line in enumerate(lines)]
+    return text_table([*header, *extra], cells)
+
+
+def seconds(timing: Mapping[str, Any] | None) -> str:
+    """Seconds a batch of `seerkit.sampling.compare.latency` as a cell: median and range, or the one first call there was."""
+    if timing is None:
+        return "–"
+    if timing.get("first_call"):
+        return f"{timing['median_s']:.2f} (first call)"
+    return f"{timing['median_s']:.2f} ({timing['min_s']:.2f}-{timing['max_s']:.2f})"
+
+
+def draw_grid(images: Mapping[str, np.ndarray], columns: Sequence[str]) -> Image.Image:
+    """A row for every cache, its label in two lines; a column for each of the first samples."""
+    rows = [pixels[: len(columns)] for pixels in images.values()]
+    return labelled_grid(rows, [label.replace("-", "\n", 1) for label in images], columns)

@@ -1,0 +1,1 @@
+"""Parts of transformers that several backbones are made of."""

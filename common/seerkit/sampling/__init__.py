@@ -1,0 +1,1 @@
+"""What samplers share: checks of settings, flow-matching solvers, seeds, runs with several caches, operations."""

@@ -1,0 +1,39 @@
+"""One generator per sample, so that a sample depends on its own seed and index, never on batch size, rank or resume.
+
+The noise does; what a model makes of it does too, to the bit, where its products are summed in one order:
+see `seerkit.environment`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, *keys: int) -> int:
+    """A 63-bit seed that is a pure function of a base seed >= 0 and integer keys (sample index, step, rank).
+
+    Keys of different number or order give different seeds, also where they end in zeros.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(seed: int, *keys: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator seeded by `derive_seed(seed, *keys)`."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, *keys))
+
+
+class SampleGenerators:
+    """The generators of a batch of samples; every draw takes one tensor from each.
+
+    Noise is drawn on the CPU in float32, so that a sample is the same on every device.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self.generators = [generator(seed, index) for index in indices]
+
+    def randn(self, *shape: int, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal noise (B, *shape), row i from the generator of sample i."""
+        rows = [torch.randn(*shape, generator=g) for g in self.generators]
+        return torch.stack(rows).to(device=device, dtype=dtype)

@@ -1,0 +1,438 @@
+"""What the training commands share: flags, learning rate, batches, averaged weights, loss log, resumable loop.
+
+Everything random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cache_dic import UserError
+from seerkit.command.cli import Parser, device_name, non_negative_int, positive_float, positive_int, share
+from seerkit.devices.distributed import World, start_world
+from seerkit.io.files import read_text, writable_directory, write_json, write_text, written_whole
+from seerkit.io.records import conditions
+from seerkit.layers.attention import BACKENDS
+from seerkit.weights.checkpoints import check_state, export_safetensors, read_pickle
+
+log = logging.getLogger("seerkit.training")
+
+Losses = Callable[[nn.Module, int], Mapping[str, Tensor]]
+"""`losses(forward, step)`: this process's losses of a step by name, scalars, whose sum is minimised."""
+
+LARGEST_WEIGHT = 5.0  # of distilled guidance, in training
+# Over a resumed run. Not the rate: a lower one is what helps a run whose gradients are no longer finite.
+FIXED = ("model", "batch_size", "seed", "lr_schedule", "lr_warmup_steps", "ema_decay")
+STATE = {"step": int, "model": dict, "ema": dict, "optimizer": dict, "settings": dict}  # what `Training.save` writes
+
+
+def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr: float = 1e-3) -> None:
+    """Flags of a training command; the arguments are defaults."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, grids and the loss curve")
+    parser.add_argument("--steps", type=positive_int, default=steps, help="optimiser steps")
+    parser.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step, over all processes")
+    parser.add_argument("--lr", type=positive_float, default=lr, help="peak learning rate of AdamW")
+    parser.add_argument("--lr-schedule", choices=("cosine", "constant"), default="cosine")
+    parser.add_argument("--lr-warmup-steps", type=non_negative_int, default=500, help="linear warm-up, in steps")
+    parser.add_argument("--ema-decay", type=share, default=0.999, help="of the averaged weights that are sampled from")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of matrix products (autocast)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--attention", choices=BACKENDS, default="sdpa", help="`reference` is faster on CPUs in bf16")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=non_negative_int, default=0)
+    parser.add_argument("--log-every", type=positive_int, default=50, help="steps between rows of loss.csv")
+    parser.add_argument("--save-every", type=positive_int, default=1000, help="steps between checkpoints")
+    parser.add_argument("--grid-every", type=positive_int, default=2000, help="steps between sample grids")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+
+
+def parse_training_args(
+    argv: Sequence[str] | None,
+    *,
+    description: str,
+    examples: str,
+    models: Sequence[str],
+    default: str,
+    data: str,
+    **defaults: Any,
+) -> argparse.Namespace:
+    """The command line of a training command for one of `models`. data: what --data is. defaults: as `add_training_flags`."""
+    parser = Parser(description, examples)
+    parser.add_argument("--model", choices=models, default=default, help="shape of the model to train")
+    parser.add_argument("--data", type=Path, help=data)
+    add_training_flags(parser, **defaults)
+    return parser.parse_args(argv)
+
+
+def start_training(config: Any, args: argparse.Namespace) -> World | None:
+    """This process among those that train, with --out made; or, with --dry-run, show what would be done and return None."""
+    if args.dry_run:
+        print(json.dumps(resolved(config, args), indent=2))
+        return None
+    world = start_world(args.device)
+    writable_directory(args.out)
+    return world
+
+
+def learning_rate(step: int, args: argparse.Namespace) -> float:
+    """Peak rate after a linear warm-up; cosine to zero at the last step, or constant."""
+    warm = min(1.0, (step + 1) / max(1, args.lr_warmup_steps))
+    if args.lr_schedule == "constant":
+        return args.lr * warm
+    progress = max(0.0, (step - args.lr_warmup_steps) / max(1, args.steps - args.lr_warmup_steps))
+    return args.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
+    """Indices of a batch: consecutive parts of one permutation an epoch, a pure function of (step, seed)."""
+    position = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = position // count
+    permutations = {e: np.random.default_rng((seed, int(e))).permutation(count) for e in np.unique(epochs)}
+    return np.array([permutations[e][p] for e, p in zip(epochs, position % count, strict=True)])
+
+
+def num_guided(batch_size: int, share: int | None, world: World) -> int:
+    """Rows of a batch whose answers are guided: one in `share`, or none. UserError if processes cannot have equal parts."""
+    unit = (share or 1) * world.size
+    if batch_size % unit:
+        raise UserError(f"--batch-size {batch_size} must be a multiple of {unit}")
+    return batch_size // share if share else 0
+
+
+Texts = TypeVar("Texts")
+
+
+def guided_answers(
+    velocity: Callable[[slice, Texts, Tensor], Tensor], texts: Texts, none: Texts, weight: Tensor, guided: slice
+) -> Tensor:
+    """What is fitted to the flow's velocity where the weight w of guidance is an input of the model.
+
+    It is learnt without a teacher (guidance-free training, arXiv 2501.15420): with v(x | none) the model's own unguided
+    answer, held fixed, v(x | text, w) / w + (1 - 1 / w) · v(x | none), so that v(x | text, w) becomes what guidance of
+    weight w would have made of two calls. velocity(rows, texts, weight) -> (rows, …). guided: the first rows, for which this
+    is done; the others have weight 1. none: no text, for the guided rows. Without such rows it is the model's answer.
+    """
+    answers = velocity(slice(None), texts, weight)
+    if guided.stop == 0:
+        return answers
+    beta = (1 / weight).reshape(-1, *[1] * (answers.ndim - 1))
+    with torch.no_grad():
+        unguided = velocity(guided, none, torch.ones_like(weight[guided]))
+    answers = beta * answers
+    return torch.cat([answers[guided] + (1 - beta[guided]) * unguided, answers[guided.stop :]])
+
+
+def flow_loss(
+    velocity: Callable[[Tensor, Tensor, Texts, Tensor], Tensor],
+    data: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    texts: Texts,
+    none: Texts,
+    weight: Tensor,
+    guided: slice,
+) -> Tensor:
+    """Mean square by which a model misses the flow's velocity, noise - data (B, …), at times t (B,); 1 is noise.
+
+    velocity(x, t, texts, weight) is its answer; texts, none, weight (B,), guided: of `guided_answers`.
+    """
+    x = torch.lerp(data, noise, t.reshape(-1, *[1] * (data.ndim - 1)))
+
+    def answer(rows: slice, texts: Texts, weight: Tensor) -> Tensor:
+        return velocity(x[rows], t[rows], texts, weight).float()
+
+    return (guided_answers(answer, texts, none, weight, guided) - (noise - data)).square().mean()
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema <- decay · ema + (1 - decay) · model."""
+    targets, sources = list(ema.parameters()), list(model.parameters())
+    torch._foreach_lerp_(targets, sources, 1 - decay)
+
+
+@dataclass
+class Training:
+    """A model in training, its averaged weights and its optimiser; resumable from one file."""
+
+    model: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def begin(cls, model: nn.Module, args: argparse.Namespace) -> "Training":
+        ema = copy.deepcopy(model).eval().requires_grad_(False)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        return cls(model, ema, optimizer)
+
+    def save(self, path: Path, step: int, args: argparse.Namespace) -> None:
+        """One file; no generator state is needed."""
+        state = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "settings": {key: str(value) for key, value in vars(args).items()},
+        }
+        with written_whole(path) as temporary:
+            _save_pickle(state, temporary)
+
+    def load(self, path: Path, args: argparse.Namespace) -> int:
+        """Restore what `save` wrote and return the next step; UserError if the settings that matter have changed.
+
+        UserError, too, for a file that is not such a state, or another model's.
+        """
+        out = path.parent
+        if not path.is_file():
+            raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume")
+        state = read_pickle(path)
+        wrong = [key for key in STATE if not isinstance(state, dict) or not isinstance(state.get(key), STATE[key])]
+        settings = {} if wrong else state["settings"]
+        wrong += [f"settings.{key}" for key in (*FIXED, "lr") if not wrong and key not in settings]
+        if wrong:
+            raise UserError(f"{path} is no training state of this program: it lacks {', '.join(wrong)}; {_START_ANEW}")
+        for key in FIXED:
+            if settings[key] != str(getattr(args, key)):
+                flag = "--" + key.replace("_", "-")
+                raise UserError(
+                    f"{flag} {getattr(args, key)} differs from {settings[key]} of the run in {out}; give it the same, or "
+                    "choose another --out"
+                )
+        if not 0 <= state["step"] <= args.steps:
+            raise UserError(
+                f"--steps {args.steps} is less than the {state['step']} that the run in {out} has done; ask for more"
+            )
+        try:
+            check_state(self.model, state["model"], finite=True)
+            check_state(self.ema, state["ema"], finite=True)
+            self._check_moments(state["optimizer"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not fit the model, --model {args.model}: {error}; {_START_ANEW}") from error
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        if settings["lr"] != str(args.lr):
+            log.warning("--lr is %s from step %d on; it was %s", args.lr, state["step"], settings["lr"])
+        return state["step"]
+
+    def _check_moments(self, state: Mapping[str, Any]) -> None:
+        """ValueError, or what a wrong type raises, unless the moments of an optimiser's state are those of the parameters."""
+        parameters = list(self.model.parameters())
+        for number, moments in state["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameters[int(number)].shape:
+                    raise ValueError(f"{name} {number} of the optimiser is {tuple(moments[name].shape)}")
+            float(moments["step"])
+
+
+_START_ANEW = "start anew in another --out"
+
+
+def _save_pickle(value: Any, path: Path) -> None:
+    """torch.save; OSError where the disk is full, which torch hides behind an error of its archive."""
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:
+        full = error.__context__
+        if isinstance(full, OSError):
+            raise OSError(full.errno, full.strerror, str(path)) from error
+        raise
+
+
+class LossLog:
+    """loss.csv: mean losses since the row before, learning rate, and seconds of training so far, all resumed sittings."""
+
+    def __init__(self, path: Path, names: Sequence[str], first: int, world: World) -> None:
+        self.path, self.names, self.world = path, tuple(names), world
+        self.sums, self.count = torch.zeros(len(names), device=world.device), 0
+        self.before = 0.0
+        if world.is_main:
+            columns = ("step", *self.names, "lr", "seconds")
+            rows = [row for row in read_losses(path, columns) if row["step"] <= first] if first else []
+            self.before = rows[-1]["seconds"] if rows else 0.0
+            write_text(path, ",".join(columns) + "\n" + "".join(self.line(row) for row in rows))
+        self.began = time.perf_counter()
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        self.sums += torch.stack([losses[name].detach() for name in self.names])
+        self.count += 1
+
+    def write(self, step: int, lr: float) -> float:
+        """Append a row of means over all processes and begin anew; returns the first loss."""
+        means = self.sums / self.count
+        if self.world.size > 1:
+            dist.all_reduce(means)
+            means /= self.world.size
+        values = means.tolist()
+        if self.world.is_main:
+            seconds = self.before + time.perf_counter() - self.began
+            row = {"step": step, **dict(zip(self.names, values, strict=True)), "lr": lr, "seconds": seconds}
+            try:
+                with self.path.open(
+                    "r+", encoding="utf-8"
+                ) as file:  # not "a", which would begin a file without a header
+                    file.seek(0, 2)
+                    file.write(self.line(row))
+            except FileNotFoundError:
+                raise UserError(f"{self.path} was removed during the run; start the run again") from None
+        self.sums.zero_()
+        self.count = 0
+        return values[0]
+
+    def line(self, row: Mapping[str, float]) -> str:
+        losses = ",".join(f"{row[name]:.6f}" for name in self.names)
+        return f"{row['step']:.0f},{losses},{row['lr']:.3e},{row['seconds']:.1f}\n"
+
+
+def read_losses(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, float]]:
+    """The rows of a loss.csv, empty if there is none; a last line that was cut while it was written is left out.
+
+    UserError for a file with other columns, where those are given, or with anything but numbers.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = read_text(path, "loss log").split("\n")  # what follows the last end of a line
+    if not lines:
+        return []
+    header = lines[0].split(",")
+    remedy = "move it away, and --resume begins a new one"
+    if columns is not None and header != list(columns):
+        raise UserError(f"loss log {path} has the columns {lines[0]!r:.100}, not {','.join(columns)!r}; {remedy}")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            rows.append(dict(zip(header, map(float, line.split(",")), strict=True)))
+        except ValueError:
+            raise UserError(f"loss log {path} has {line!r:.100} in line {number}; {remedy}") from None
+    return rows
+
+
+def plot_losses(out: Path, labels: Mapping[str, str]) -> None:
+    """loss.csv as loss.png, a line for each named loss; without matplotlib the numbers alone stay."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_losses(out / "loss.csv")
+    figure, axis = plt.subplots(figsize=(7, 4))
+    for name, label in labels.items():
+        axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=label)
+    axis.set(xlabel="optimiser step", ylabel="training loss", yscale="log")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    with written_whole(out / "loss.png") as temporary:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def fit(
+    training: Training,
+    losses: Losses,
+    args: argparse.Namespace,
+    world: World,
+    *,
+    labels: Mapping[str, str],
+    settings: Mapping[str, Any],
+    save_grid: Callable[[Path, nn.Module], None],
+) -> None:
+    """Train up to --steps, from the beginning or from the checkpoint in --out, which gets everything that is made.
+
+    labels: what to call each loss in the plot. settings: written to settings.json. save_grid(path, ema) draws samples.
+    """
+    out, model, ema, optimizer = args.out, training.model, training.ema, training.optimizer
+    if args.batch_size % world.size:
+        raise UserError(f"--batch-size {args.batch_size} cannot be shared by {world.size} processes")
+    first = training.load(out / "state.pt", args) if args.resume else 0
+    if not args.resume and (out / "state.pt").exists():
+        raise UserError(f"{out} already holds a run; continue it with --resume or choose another --out")
+    world.barrier()
+    forward = torch.compile(model, dynamic=False) if args.compile else model
+    if world.size > 1:
+        forward = nn.parallel.DistributedDataParallel(forward)
+    bf16 = args.precision == "bf16"
+    autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+    if world.is_main:
+        write_json(out / "settings.json", dict(settings))
+    log = LossLog(out / "loss.csv", tuple(labels), first, world)
+
+    bar = tqdm(range(first, args.steps), initial=first, total=args.steps, disable=not world.is_main, mininterval=5)
+    for step in bar:
+        done, lr = step + 1, learning_rate(step, args)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with autocast:
+            found = losses(forward, step)
+        optimizer.zero_grad(set_to_none=True)
+        sum(found.values()).backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            again = "use --resume" if (out / "state.pt").exists() else "start again"
+            raise UserError(f"the gradient is {norm.item()} at step {step}; lower --lr {args.lr} and {again}")
+        optimizer.step()
+        update_ema(ema, model, min(args.ema_decay, (1 + done) / (10 + done)))
+        log.add(found)
+
+        last = done == args.steps
+        save = last or done % args.save_every == 0
+        if save or done % args.log_every == 0:  # nothing that a resumed run would need is left in the sums
+            bar.set_postfix(loss=f"{log.write(done, lr):.4f}", refresh=False)
+        if world.is_main and save:
+            training.save(out / "state.pt", done, args)
+        if world.is_main and (last or done % args.grid_every == 0):
+            save_grid(out / f"samples-{done:07d}.png", ema)
+            plot_losses(out, labels)
+
+
+def check_samples(samples: Tensor) -> Tensor:
+    """Samples (B, …) of weights in training, as they are; UserError if any has a value that is not finite."""
+    if not samples.isfinite().all():
+        raise UserError(
+            "samples of the averaged weights have NaN or infinity: the run has diverged; start again with a lower --lr"
+        )
+    return samples
+
+
+def card(ema: nn.Module, args: argparse.Namespace, losses: Sequence[str]) -> dict[str, Any]:
+    """The facts of a training run for the model's card."""
+    rows = read_losses(args.out / "loss.csv")
+    return {
+        "num_parameters": sum(parameter.numel() for parameter in ema.parameters()),
+        "training": {key: value for key, value in vars(args).items() if not isinstance(value, Path | None)},
+        "images_seen": args.steps * args.batch_size,
+        "seconds": rows[-1]["seconds"] if rows else None,
+        "final_loss": {name: float(np.mean([row[name] for row in rows[-10:]])) for name in losses} if rows else None,
+    }
+
+
+def resolved(config: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Configuration of the model and flags, for --dry-run and settings.json."""
+    return {"config": asdict(config), "training": {key: str(value) for key, value in vars(args).items()}}
+
+
+def export(ema: nn.Module, args: argparse.Namespace, world: World, losses: Sequence[str], **facts: Any) -> None:
+    """The averaged weights as model.safetensors in fp16, their configuration inside, and model.json, its card with `facts`."""
+    if world.is_main:
+        config = asdict(ema.config)
+        made = conditions(world.device, torch.bfloat16 if args.precision == "bf16" else torch.float32)
+        export_safetensors(args.out / "model.safetensors", ema.state_dict(), torch.float16, {"config": config})
+        write_json(args.out / "model.json", {"config": config, **card(ema, args, losses), **facts, "conditions": made})
+    world.barrier()

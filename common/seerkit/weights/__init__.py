@@ -1,0 +1,1 @@
+"""Files of weights: found, checked, loaded, converted between layouts."""
