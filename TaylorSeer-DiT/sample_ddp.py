@@ -37,7 +37,7 @@ from dit.command import (
 from evaluation.images import decode_finite, save_finite
 from evaluation.jobs import check_number, digests, failure_message, make_claim
 from seerkit.devices.distributed import World, gather, on_main, start_world
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.claims import claim_samples
 from seerkit.io.files import check_space, clear_partial, read_json, writable_directory, write_json, written_whole
 from seerkit.io.images import image_path, read_image
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         writable_directory(folder)
         check_space(args.sample_dir, count * math.prod(shape), f"the .npz of {count} images")
         contents = digests(find_everything(args, config))  # one process downloads what the others then load
-        dtype = PRECISIONS[args.precision]
+        dtype = torch_dtype(args.precision)
         claim = make_claim(
             settings, contents, cache, args.num_sampling_steps, args.accumulator_dtype, dtype, world.device
         )
@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
         "npz": str(npz),
         "npz_shape": npz_shape,
         "run": run or earlier_run(folder),
-        "conditions": conditions(world.device, PRECISIONS[args.precision]),
+        "conditions": conditions(world.device, torch_dtype(args.precision)),
     }
     write_json(record_path(folder), record)
     if args.json:

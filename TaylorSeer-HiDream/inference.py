@@ -15,7 +15,7 @@ from hidream.command import Pipeline, add_flags, caches, fill_defaults, find_eve
 from hidream.weights import REPOS
 from seerkit.data.emoji import PROMPTS
 from seerkit.devices.distributed import resolve_device
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.files import writable_directory
 from seerkit.io.media import finite_rows, save_png, to_uint8
 from seerkit.io.report import make_rows
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output {args.output} cannot be written; name a file that ends in .png")
     if args.prompt is None:
         args.prompt = PROMPT if args.model_name in REPOS else read_prompts(PROMPTS)[0]
-    counts = count_caches(args.model_name, chosen, args.num_steps, PRECISIONS[args.precision], **sizes_of(args))
+    counts = count_caches(args.model_name, chosen, args.num_steps, torch_dtype(args.precision), **sizes_of(args))
     settings = settings_of(args, [args.prompt])
     if args.dry_run:
         print(json.dumps({"settings": settings, "output": str(args.output), "image": counts}, indent=2))

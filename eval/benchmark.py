@@ -32,7 +32,7 @@ from evaluation.operations import count_forecast, count_kernels
 from evaluation.steps import most_sources, take_step, touch_table
 from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import resolve_device
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import torch_dtype
 from seerkit.devices.timing import peak_memory, reset_peak_memory, spread, timed
 from seerkit.io.files import writable_file, write_json
 from seerkit.io.records import conditions
@@ -342,7 +342,7 @@ def check_memory(
 @torch.inference_mode()
 def measure(args) -> dict[str, Any]:
     """The record of a benchmark."""
-    device, dtype = resolve_device(args.device), PRECISIONS[args.precision]
+    device, dtype = resolve_device(args.device), torch_dtype(args.precision)
     if args.threads:
         torch.set_num_threads(args.threads)
     backbone, workload, cache = BACKBONES[args.model], workload_of(args), cache_of(args)

@@ -11,7 +11,7 @@ import torch
 
 from evaluation.backbones import BACKBONES, Backbone, Case, add_workload_flags, cache_of, describe, workload_of
 from evaluation.operations import attention_flops
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.files import writable_file, write_json
 from seerkit.io.records import conditions, read_record
 from seerkit.io.tables import number, text_table
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None):
 def count(args) -> dict[str, Any]:
     """The record of one run: settings, counts, and what the paper's own counter, if there is one, would have printed."""
     backbone, workload, cache = BACKBONES[args.model], workload_of(args), cache_of(args)
-    dtype = PRECISIONS[args.precision]
+    dtype = torch_dtype(args.precision)
     with torch.device("meta"):
         case = backbone.build(workload, dtype)
     counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)

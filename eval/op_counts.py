@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from cache_dic import ENGINES, make_cache
+from cache_dic import ENGINES, PRESETS, make_cache
 from evaluation.backbones import BACKBONES, workload
 from evaluation.operations import count_forecast
 from evaluation.rivals import RIVALS, count_rival
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import PRECISIONS, torch_dtype
 from seerkit.io.files import writable_file, write_json
 from seerkit.io.records import conditions
 from seerkit.io.tables import number, text_table
@@ -31,7 +31,7 @@ OURS = "this repository, {} engine"
 
 def parse_args(argv: list[str] | None):
     backbone, parser = BACKBONES[MODEL], Parser(__doc__, EXAMPLES)
-    parser.add_argument("--max-order", type=non_negative_int, default=backbone.defaults["max_order"])
+    parser.add_argument("--max-order", type=non_negative_int, default=PRESETS[backbone.preset].max_order)
     parser.add_argument(
         "--depth", type=positive_int, default=backbone.deepest, help="double blocks; single blocks are twice as many"
     )
@@ -48,9 +48,9 @@ def parse_args(argv: list[str] | None):
 
 def count_all(args) -> dict[str, Any]:
     """The record: operations by implementation, None where its package is not installed."""
-    backbone, dtype = BACKBONES[MODEL], PRECISIONS[args.precision]
+    backbone, dtype = BACKBONES[MODEL], torch_dtype(args.precision)
     case = backbone.build(workload(MODEL, depth=args.depth), dtype)
-    settings = {**backbone.defaults, "max_order": args.max_order}
+    settings = {"preset": backbone.preset, "max_order": args.max_order}
     cache = make_cache("taylorseer", **settings)
     timesteps = backbone.timesteps(case, backbone.num_steps)
     rows = [

@@ -27,7 +27,7 @@ from seerkit.command.cli import (
     refuse_without_effect,
 )
 from seerkit.data.fashion_mnist import CLASS_NAMES
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import PRECISIONS, torch_dtype
 from seerkit.layers.attention import BACKENDS
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.prompts import Batch
@@ -35,8 +35,6 @@ from seerkit.weights.checkpoints import checkpoint_files, find_all
 
 EMBEDDED = "fashion-mnist"
 DEFAULT_VAE = "ema"
-DEFAULTS = {"interval": 4, "max_order": 4, "warmup_steps": 2}  # the authors' recommendation for DiT
-PAPER_ORDERS = {3: 3, 4: 4, 5: 3}  # order by interval in the paper's DiT table
 IMAGENET_SHOWN = [207, 360, 387, 974, 88, 979, 417, 279]  # the classes of the official sample.py
 
 
@@ -65,18 +63,12 @@ def add_model_flags(parser: Parser, *, guidance_scale: float) -> None:
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
-    add_cache_flags(parser, **DEFAULTS)
+    add_cache_flags(parser, "dit")
 
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
     """The caches that the flags ask for, each checked against the number of steps."""
-    return caches_from_flags(
-        args,
-        num_steps=args.num_sampling_steps,
-        defaults=DEFAULTS,
-        orders=PAPER_ORDERS,
-        compare_intervals=tuple(PAPER_ORDERS),
-    )
+    return caches_from_flags(args, "dit", num_steps=args.num_sampling_steps)
 
 
 def config_of(args: argparse.Namespace) -> DiTConfig:
@@ -129,7 +121,7 @@ class Pipeline:
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.device, self.config = args, device, config_of(args)
         self.numbers = {name: number for number, name in enumerate(class_names(self.config))}
-        dtype = PRECISIONS[args.precision]
+        dtype = torch_dtype(args.precision)
         self.model: DiT = load_dit(self.config, args.ckpt, device=device, dtype=dtype, attention=args.attention)
         self.decoder: Decoder = load_decoder(self.config, args.vae, device)
         self.sampler = Sampler(self.model, args.num_sampling_steps, **sampler_settings(args))

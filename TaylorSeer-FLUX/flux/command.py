@@ -28,7 +28,7 @@ from seerkit.command.cli import (
 )
 from seerkit.command.images import decode_singly, fill_settings, shipped_or_given_prompts
 from seerkit.devices.compile import compile_steps
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import PRECISIONS, torch_dtype
 from seerkit.devices.offload import offload_modulation, store_fp8
 from seerkit.layers.attention import BACKENDS
 from seerkit.sampling.seeds import SampleGenerators
@@ -40,9 +40,6 @@ from seerkit.weights.checkpoints import checkpoint_files
 from seerkit.weights.missing import Part, Repository, find_parts
 
 EMBEDDED = "flux-tiny"
-DEFAULTS = {"interval": 6, "max_order": 2, "warmup_steps": 3}  # the paper's rows; the released script takes order 1
-PAPER_ORDERS = {4: 2, 5: 2, 6: 2, 7: 2}  # order by interval in the paper's FLUX table
-COMPARED_INTERVALS = (4, 6)
 
 
 def add_flags(parser: Parser) -> None:
@@ -84,7 +81,7 @@ def add_flags(parser: Parser) -> None:
         "--offload", action="store_true", help="keep what is idle in host memory, those weights too: FLUX.1 in 24 GB"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, a graph each")
-    add_cache_flags(parser, **DEFAULTS)
+    add_cache_flags(parser, "flux")
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
@@ -102,9 +99,7 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
     """The caches that the flags ask for, each checked against the number of steps."""
-    return caches_from_flags(
-        args, num_steps=args.num_steps, defaults=DEFAULTS, orders=PAPER_ORDERS, compare_intervals=COMPARED_INTERVALS
-    )
+    return caches_from_flags(args, "flux", num_steps=args.num_steps)
 
 
 def find_everything(args: argparse.Namespace) -> dict[str, list[Path]]:
@@ -157,7 +152,7 @@ class Pipeline:
         self.args, self.device, self.config = args, device, flux_config(args.model_name)
         prompts = list(dict.fromkeys(prompt for batch in batches for prompt in batch.prompts))
         self.texts = encode_prompts(args, prompts, device)
-        dtype = PRECISIONS[args.precision]
+        dtype = torch_dtype(args.precision)
         # What is changed before it goes to the device is loaded on the host.
         made_on_host = args.offload or args.offload_modulation or args.fp8
         model = load_flux(

@@ -29,7 +29,7 @@ from seerkit.command.cli import (
 from seerkit.command.images import decode_singly, fill_settings, shipped_or_given_prompts
 from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import resolve_device
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import PRECISIONS, torch_dtype
 from seerkit.devices.offload import nf4_kernels, offload_modulation, store_fp8, store_nf4
 from seerkit.layers.attention import BACKENDS
 from seerkit.limits import MAX_GUIDANCE
@@ -44,9 +44,6 @@ from seerkit.weights.missing import Part, Repository, find_parts
 EMBEDDED = "hidream-tiny"
 PREFIX, _, EMBEDDED_TYPE = EMBEDDED.rpartition("-")
 MODEL_TYPES = tuple(name.removeprefix(f"{PREFIX}-") for name in CONFIGS)
-DEFAULTS = {"interval": 4, "max_order": 2, "warmup_steps": 1}  # of the authors' release
-PAPER_ORDERS: dict[int, int] = {}
-COMPARED_INTERVALS = (4, 6)
 
 
 def add_flags(parser: Parser) -> None:
@@ -86,7 +83,7 @@ def add_flags(parser: Parser) -> None:
         "--offload", action="store_true", help="keep what is idle in host memory, those weights too; 24 GB with --nf4"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, a graph each")
-    add_cache_flags(parser, **DEFAULTS)
+    add_cache_flags(parser, "hidream")
 
 
 def add_prompt_flags(parser: Parser) -> None:
@@ -125,9 +122,7 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
     """The caches that the flags ask for, each checked against the number of steps."""
-    return caches_from_flags(
-        args, num_steps=args.num_steps, defaults=DEFAULTS, orders=PAPER_ORDERS, compare_intervals=COMPARED_INTERVALS
-    )
+    return caches_from_flags(args, "hidream", num_steps=args.num_steps)
 
 
 def find_everything(args: argparse.Namespace) -> dict[str, list[Path]]:
@@ -203,7 +198,7 @@ class Pipeline:
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         prompts = list(dict.fromkeys([*prompts, args.negative_prompt] if self.is_guided else prompts))
         self.texts = encode_prompts(args, prompts, device)
-        dtype = PRECISIONS[args.precision]
+        dtype = torch_dtype(args.precision)
         # What is changed before it goes to the device is loaded on the host.
         made_on_host = args.offload or args.offload_modulation or args.fp8 or args.nf4
         model = load_hidream(

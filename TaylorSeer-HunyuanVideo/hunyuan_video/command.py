@@ -30,7 +30,7 @@ from seerkit.command.cli import (
 from seerkit.data.moving_objects import PROMPTS, encode, pooled
 from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import World
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import PRECISIONS, torch_dtype
 from seerkit.devices.offload import offload_modulation, store_fp8
 from seerkit.devices.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
 from seerkit.layers.attention import BACKENDS
@@ -41,9 +41,6 @@ from seerkit.weights.autoencoders import Pixels, autoencoder_files
 from seerkit.weights.checkpoints import checkpoint_files, find_all
 
 EMBEDDED = "hunyuan-tiny"
-DEFAULTS = {"interval": 5, "max_order": 1, "warmup_steps": 1}  # of the authors' release
-PAPER_ORDERS: dict[int, int] = {}
-COMPARED_INTERVALS = (3, 5)
 
 
 def add_flags(parser: Parser) -> None:
@@ -101,7 +98,7 @@ def add_flags(parser: Parser) -> None:
     )
     group.add_argument("--ring-degree", type=positive_int, help="processes that share a video, by a ring in attention")
     group.add_argument("--dit-fsdp", action="store_true", help="share the transformer's weights among those processes")
-    add_cache_flags(parser, **DEFAULTS)
+    add_cache_flags(parser, "hunyuan_video")
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
@@ -147,9 +144,7 @@ def prompts_of(args: argparse.Namespace) -> list[Listed]:
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
     """The caches that the flags ask for, each checked against the number of steps."""
-    return caches_from_flags(
-        args, num_steps=args.infer_steps, defaults=DEFAULTS, orders=PAPER_ORDERS, compare_intervals=COMPARED_INTERVALS
-    )
+    return caches_from_flags(args, "hunyuan_video", num_steps=args.infer_steps)
 
 
 def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Path]]:
@@ -208,7 +203,7 @@ class Pipeline:
             self.config,
             args.dit_weight,
             device="cpu" if on_host else self.device,
-            dtype=PRECISIONS[args.precision],
+            dtype=torch_dtype(args.precision),
             attention=args.attention,
         )
         if args.use_fp8:

@@ -25,7 +25,7 @@ from seerkit.command.cli import (
 from seerkit.data.moving_objects import PROMPTS, encode
 from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import World
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import PRECISIONS, torch_dtype
 from seerkit.devices.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
 from seerkit.layers.attention import BACKENDS
 from seerkit.sampling.seeds import SampleGenerators
@@ -43,9 +43,6 @@ from wan.weights import REPOS, find_wan, load_wan
 
 PIXEL_TASKS = ("tiny", "debug")  # models of pixels, with one-hot words as texts
 TASKS = (*PIXEL_TASKS, "t2v-1.3B", "t2v-14B", "i2v-14B")
-DEFAULTS = {"interval": 5, "max_order": 1, "warmup_steps": 1}  # of the authors' release
-PAPER_ORDERS: dict[int, int] = {}
-COMPARED_INTERVALS = (3, 5)
 SOLVERS = ("unipc", "dpm++")
 _480P_AREA = 832 * 480
 
@@ -104,7 +101,7 @@ def add_flags(parser: Parser) -> None:
     group.add_argument("--ring_size", type=positive_int, help="processes that share a video, by a ring in attention")
     group.add_argument("--dit_fsdp", action="store_true", help="share the transformer's weights among those processes")
     group.add_argument("--t5_fsdp", action="store_true", help="share the text encoder's weights among those processes")
-    add_cache_flags(parser, **DEFAULTS)
+    add_cache_flags(parser, "wan")
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
@@ -193,9 +190,7 @@ def prompts_of(args: argparse.Namespace) -> list[Listed]:
 
 def caches(args: argparse.Namespace) -> dict[str, Cache]:
     """The caches that the flags ask for, each checked against the number of steps."""
-    return caches_from_flags(
-        args, num_steps=args.sample_steps, defaults=DEFAULTS, orders=PAPER_ORDERS, compare_intervals=COMPARED_INTERVALS
-    )
+    return caches_from_flags(args, "wan", num_steps=args.sample_steps)
 
 
 def autoencoder_of(args: argparse.Namespace) -> Path | None:
@@ -239,7 +234,7 @@ class Pipeline:
         self.args, self.world, self.device = args, world, world.device
         self.published = args.model_name in REPOS
         self.fps = USAGE[args.model_name].fps
-        self.dtype = PRECISIONS[args.precision]
+        self.dtype = torch_dtype(args.precision)
         self.text: Callable[[str], Tensor] = lambda prompt: encode([prompt])[0][0]  # of the pixel models
         self.first_frame: dict[str, Tensor] = {}
         self.decoder: Any = None

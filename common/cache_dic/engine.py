@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache_dic.fold import GROUP_BYTES, fold_, group_size
+from cache_dic.fold import fold_, group_size
 from cache_dic.plan import Plan
+from cache_dic.settings import ENGINE_NAMES, GROUP_BYTES
 from cache_dic.site import residual
 
 Gates = Callable[[Sequence[int]], Tensor]
@@ -458,4 +459,4 @@ class StackEngine(Engine):
         return (sums + len(plan.full_steps)) * tokens.numel
 
 
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (FoldedEngine, LayerwiseEngine, StackEngine)}
+ENGINES: dict[str, type[Engine]] = dict(zip(ENGINE_NAMES, (FoldedEngine, LayerwiseEngine, StackEngine), strict=True))

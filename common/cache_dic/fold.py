@@ -18,10 +18,6 @@ LARGEST_GROUP = 32
 """Sites folded at once, at most. A group of G sites reads and writes every live accumulator once, so a site costs the
 traffic of its own feature and of 2 J / G accumulators; past 32 little is left to save."""
 
-GROUP_BYTES = 2**28
-"""Features of one row of a batch held for one fold, at most, where nothing else is asked for: ten of FLUX.1 at 1024². Half of
-it would spare 1 % of FLUX.1's memory and pass over the accumulators twice as often."""
-
 _CPU_CHUNK_BYTES = 2**20
 """Sums that a CPU thread works on: half of a second-level cache of 2 MiB."""
 

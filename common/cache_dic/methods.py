@@ -15,19 +15,29 @@ Its fields become settings of `make_cache("damped", damping=…)` and of every c
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cache_dic.cache import Cache
-from cache_dic.engine import EngineSettings
 from cache_dic.errors import UserError, check_choice, run_of_user_code, source_of, suggestion
-from cache_dic.fold import GROUP_BYTES
 from cache_dic.forecast import Forecaster, Newton, Reuse, Taylor
+from cache_dic.presets import PRESETS
 from cache_dic.schedule import MAX_STEPS, SCHEDULES
-from cache_dic.settings import check_kind, check_name, from_text, full_steps_tuple, init_fields, integer
+from cache_dic.settings import (
+    GROUP_BYTES,
+    check_kind,
+    check_name,
+    from_text,
+    full_steps_tuple,
+    init_fields,
+    integer,
+    plain,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from cache_dic.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -107,22 +117,27 @@ def _forecaster_settings(method: str) -> dict[str, Any]:
 def make_cache(
     method: str = "taylorseer",
     *,
+    preset: str | None = None,
     engine: str = "folded",
     schedule: str | None = None,
-    accumulator_dtype: torch.dtype | None = None,
+    accumulator_dtype: "torch.dtype | None" = None,
     group_bytes: int = GROUP_BYTES,
     static_shapes: bool = False,
     telemetry: bool = False,
     memory_limit: int | None = None,
     **settings: Any,
-) -> Cache:
+) -> "Cache":
     """A cache by the name of its method.
 
+    preset: a backbone of `PRESETS`, whose published interval, warm-up and order stand where nothing else is asked for.
     settings: those of the method's forecaster (taylorseer: max_order, warmup_steps) and of its schedule (interval,
     warmup_steps; `explicit`: full_steps). `full_steps=…` alone implies the explicit schedule. Others as in `Cache` and
-    `EngineSettings`. Raises UserError for an unknown method, engine, schedule or setting, and for values of a wrong type or
-    out of range.
+    `EngineSettings`. Raises UserError for an unknown method, preset, engine, schedule or setting, and for values of a wrong
+    type or out of range.
     """
+    from cache_dic.cache import Cache
+    from cache_dic.engine import EngineSettings
+
     if schedule is None and "full_steps" in settings:
         schedule = "explicit"
     accepted = accepted_settings(method, schedule)
@@ -134,7 +149,8 @@ def make_cache(
                 f"method {method!r} with schedule {schedule!r} has no setting {name!r}; "
                 f"it accepts: {', '.join(sorted(accepted))}{suggestion(name, accepted)}"
             )
-    given = {**chosen.defaults, **settings}
+    usual = {} if method == "uncached" else _preset_settings(preset, accepted, settings)
+    given = {**chosen.defaults, **usual, **settings}
     of_schedule = {name: given[name] for name in _schedule_settings(schedule) if name in given}
     missing = _schedule_settings(schedule).keys() - of_schedule.keys()
     if missing:
@@ -151,11 +167,23 @@ def make_cache(
         forecaster=_make_forecaster(method, {**given, **of_schedule}),
         engine=engine,
         engine_settings=EngineSettings(
-            accumulator_dtype=accumulator_dtype, group_bytes=group_bytes, static_shapes=static_shapes
+            accumulator_dtype=accumulator_dtype,
+            static_shapes=static_shapes,
+            group_bytes=group_bytes,
         ),
         telemetry=telemetry,
         memory_limit=memory_limit,
     )
+
+
+def _preset_settings(preset: str | None, accepted: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's settings of those accepted; for the interval that is given, where it can be one."""
+    if preset is None:
+        return {}
+    check_choice("preset", preset, PRESETS)
+    interval = plain(given.get("interval"))
+    usual = PRESETS[preset].settings(interval if type(interval) is int else None)
+    return {name: value for name, value in usual.items() if name in accepted}
 
 
 def _make_forecaster(method: str, given: dict[str, Any]) -> Forecaster:

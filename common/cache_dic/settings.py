@@ -11,6 +11,13 @@ from cache_dic.errors import UserError, shown
 
 KINDS = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
 MEANING = {"int": "an integer", "float": "a finite number", "bool": "true or false", "str": "text", "None": "nothing"}
+ENGINE_NAMES = ("folded", "layerwise", "stack")
+"""Where features are kept; cache_dic.engine has the engines."""
+
+GROUP_BYTES = 2**28
+"""Features of one row of a batch held for one fold, at most, where nothing else is asked for: ten of FLUX.1 at 1024². Half of
+it would spare 1 % of FLUX.1's memory and pass over the accumulators twice as often."""
+
 SHORT = {"interval": "N", "max_order": "O", "warmup_steps": "W"}
 
 

@@ -14,14 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-import dit.command
-import flux.command
 import flux.config
-import hidream.command
 import hidream.config
-import hunyuan_video.command
 import hunyuan_video.config
-import wan.command
 import wan.config
 from cache_dic import Cache, Run, UserError
 from dit import CONFIGS as DIT_CONFIGS
@@ -118,14 +113,13 @@ class Case:
 class Backbone(Protocol):
     """What counting and timing need of a model that has a name.
 
-    defaults: interval, max_order and warmup_steps. orders: the paper's order by interval. num_steps: sampling steps.
+    preset: name in `cache_dic.PRESETS`. num_steps: sampling steps.
     own: the model's own values of those workload settings that it has, None where they follow from the configuration.
     goals: bounds for keys of eval/benchmark.py's GOALS. deepest: depth of the deepest published model of the family, or the
     most that a configuration allows.
     """
 
-    defaults: Mapping[str, int]
-    orders: Mapping[int, int]
+    preset: str
     num_steps: int
     own: Mapping[str, Any]
     goals: Mapping[str, float]
@@ -161,8 +155,7 @@ class Backbone(Protocol):
 @dataclass(frozen=True)
 class DiTBackbone:
     name: str
-    defaults = dit.command.DEFAULTS
-    orders = dit.command.PAPER_ORDERS
+    preset = "dit"
     num_steps = 50
     own = MappingProxyType({"height": None, "width": None, "cfg_scale": 1.5})
     goals = MappingProxyType(
@@ -214,8 +207,7 @@ class DiTBackbone:
 @dataclass(frozen=True)
 class FluxBackbone:
     name: str
-    defaults = flux.command.DEFAULTS
-    orders = flux.command.PAPER_ORDERS
+    preset = "flux"
     goals = MappingProxyType(
         {
             "latency_over_flops": 0.97,
@@ -282,8 +274,7 @@ class FluxBackbone:
 @dataclass(frozen=True)
 class HunyuanVideoBackbone:
     name: str
-    defaults = hunyuan_video.command.DEFAULTS
-    orders = hunyuan_video.command.PAPER_ORDERS
+    preset = "hunyuan_video"
     goals = MappingProxyType(
         {"latency_over_flops": 0.97, "forecast_over_full": 0.03, "folding_overhead": 0.05, "peak_memory": 0.1}
     )
@@ -344,8 +335,7 @@ class HunyuanVideoBackbone:
 @dataclass(frozen=True)
 class WanBackbone:
     name: str
-    defaults = wan.command.DEFAULTS
-    orders = wan.command.PAPER_ORDERS
+    preset = "wan"
     goals = MappingProxyType(
         {"latency_over_flops": 0.97, "forecast_over_full": 0.03, "folding_overhead": 0.05, "peak_memory": 0.5}
     )
@@ -413,8 +403,7 @@ class WanBackbone:
 @dataclass(frozen=True)
 class HiDreamBackbone:
     name: str
-    defaults = hidream.command.DEFAULTS
-    orders = hidream.command.PAPER_ORDERS
+    preset = "hidream"
     goals = MappingProxyType(
         {"latency_over_flops": 0.97, "forecast_over_full": 0.03, "folding_overhead": 0.05, "peak_memory": 0.03}
     )
@@ -516,7 +505,7 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
         help="number of blocks, of FLUX, HunyuanVideo and HiDream double blocks, for trials (default: the model's own)",
     )
     parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
-    add_cache_flags(parser, **backbone.defaults)
+    add_cache_flags(parser, backbone.preset)
 
 
 def workload(model: str, **asked: Any) -> Workload:
@@ -564,8 +553,7 @@ def cache_of(args: argparse.Namespace) -> Cache:
     """The one cache that the flags ask for; UserError if they ask for several or for none that fits the steps."""
     if len(args.method or ()) > 1 or len(args.interval or ()) > 1 or args.compare:
         raise UserError("this command takes one --method and one --interval at a time, without --compare")
-    backbone = BACKBONES[args.model]
-    made = caches_from_flags(args, num_steps=args.num_steps, defaults=backbone.defaults, orders=backbone.orders)
+    made = caches_from_flags(args, BACKBONES[args.model].preset, num_steps=args.num_steps)
     (cache,) = made.values()
     return cache
 

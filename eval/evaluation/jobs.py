@@ -17,7 +17,7 @@ from cache_dic import Cache, UserError
 from cache_dic.cache import free_bytes
 from evaluation.backbones import count_caches
 from seerkit.devices.distributed import World
-from seerkit.devices.dtypes import PRECISIONS
+from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.claims import CACHE, PROMPTS, Claim, claim_samples, state_folder
 from seerkit.io.files import check_space, clear_partial, content_digest, read_json, writable_directory, write_json
 from seerkit.io.images import digest
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def dtype(self) -> torch.dtype:
-        return PRECISIONS[self.args.precision]
+        return torch_dtype(self.args.precision)
 
     def batches(self) -> list[Batch]:
         return make_batches(self.prompts, self.args.batch_size)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cache_dic import PRESETS
 from cache_dic.engine import weighted_sum
 from evaluation.operations import count_operations
 from flux import Flux, FluxConfig
-from flux.command import DEFAULTS
 from hidream import HiDreamConfig
 from hunyuan_video import HunyuanVideoConfig
 from seerkit.layers.modulation import TwoStreamModulation
@@ -164,8 +164,8 @@ def diffusers_hook(case: Any, max_order: int, *, lite: bool = False) -> Advance:
     from diffusers import TaylorSeerCacheConfig
 
     settings = TaylorSeerCacheConfig(
-        cache_interval=DEFAULTS["interval"],
-        disable_cache_before_step=DEFAULTS["warmup_steps"],
+        cache_interval=PRESETS["flux"].interval,
+        disable_cache_before_step=PRESETS["flux"].warmup_steps,
         max_order=max_order,
         taylor_factors_dtype=case.latents.dtype,
         use_lite_mode=lite,
@@ -196,7 +196,7 @@ def cache_dit_dbcache(case: Any, max_order: int, *, blocks: int = 1) -> Advance:
         cache_config=cache_dit.DBCacheConfig(
             Fn_compute_blocks=blocks,
             Bn_compute_blocks=0,
-            max_warmup_steps=DEFAULTS["warmup_steps"],
+            max_warmup_steps=PRESETS["flux"].warmup_steps,
             residual_diff_threshold=float("inf"),  # every step after the warm-up is forecast
             num_inference_steps=50,
         ),

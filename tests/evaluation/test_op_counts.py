@@ -49,7 +49,7 @@ def debug_case(depth: int, device: str = "cpu", dtype: torch.dtype = torch.float
 def count(engine: str, depth: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> int:
     case = debug_case(depth, device, dtype)
     timesteps = BACKBONES["flux-debug"].timesteps(case, 20).to(device)
-    cache = make_cache("taylorseer", engine=engine, **BACKBONES["flux-debug"].defaults)
+    cache = make_cache("taylorseer", engine=engine, preset="flux")
     return count_forecast(case, cache, timesteps)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cache_dic import Cache, make_cache
-from cache_dic.fold import GROUP_BYTES
+from cache_dic.settings import GROUP_BYTES
 from flux import Flux, FluxConfig, Sampler, flux_config
 from seerkit.devices.offload import Packed, offload_modulation, peak_bytes, resident_bytes, store_fp8
 from seerkit.weights.autoencoders import FLUX_CONFIG, Autoencoder

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_dic import Cache, make_cache
-from cache_dic.fold import GROUP_BYTES
+from cache_dic.settings import GROUP_BYTES
 from hidream import HiDream, Sampler, hidream_config
 from seerkit.devices.offload import (
     HostLinear,

@@ -6,20 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cache_dic import ENGINES, METHODS, SCHEDULES, Cache, UserError, accepted_settings, make_cache, read_setting
+from cache_dic import ENGINE_NAMES, METHODS, PRESETS, SCHEDULES, UserError, accepted_settings, make_cache, read_setting
 from cache_dic.errors import run_of_user_code, suggestion
 from seerkit.command.cli import Parser, non_negative_int, positive_float, positive_int
-from seerkit.devices.dtypes import DTYPES
+from seerkit.devices.dtypes import DTYPES, torch_dtype
+
+if TYPE_CHECKING:
+    from cache_dic import Cache
 
 GIB = 2**30
 FLAGGED = ("interval", "max_order", "warmup_steps", "full_steps")
 """Settings with a flag of their own, of the same name."""
 
 
-def add_cache_flags(parser: Parser, *, interval: int, max_order: int, warmup_steps: int) -> None:
-    """Flags of a command that samples with caches; the defaults are the authors' for this backbone."""
+def add_cache_flags(parser: Parser, preset: str) -> None:
+    """Flags of a command that samples with caches; preset: a backbone of PRESETS, whose settings are the defaults."""
+    usual = PRESETS[preset]
     group = parser.add_argument_group("caching")
     group.add_argument(
         "--method",
@@ -34,15 +38,15 @@ def add_cache_flags(parser: Parser, *, interval: int, max_order: int, warmup_ste
         nargs="+",
         type=positive_int,
         metavar="N",
-        help=f"distance of full steps, one or more (default: {interval})",
+        help=f"distance of full steps, one or more (default: {usual.interval})",
     )
-    group.add_argument("--max-order", type=non_negative_int, help=f"highest Taylor order (default: {max_order})")
+    group.add_argument("--max-order", type=non_negative_int, help=f"highest Taylor order (default: {usual.max_order})")
     group.add_argument(
         "--warmup-steps",
         type=positive_int,
-        help=f"full steps before the first forecast (default: {warmup_steps}, or as many as there are)",
+        help=f"full steps before the first forecast (default: {usual.warmup_steps}, or as many as there are)",
     )
-    group.add_argument("--engine", choices=tuple(ENGINES), default="folded", help="where features are kept")
+    group.add_argument("--engine", choices=ENGINE_NAMES, default="folded", help="where features are kept")
     group.add_argument("--schedule", choices=tuple(SCHEDULES), help="rule for full steps (default: the method's)")
     group.add_argument("--full-steps", type=_step_list, help="explicit full steps, e.g. 0,1,2,8,14")
     group.add_argument(
@@ -63,16 +67,13 @@ def add_cache_flags(parser: Parser, *, interval: int, max_order: int, warmup_ste
 
 def caches_from_flags(
     args: argparse.Namespace,
+    preset: str,
     *,
     num_steps: int,
-    defaults: Mapping[str, int],
-    orders: Mapping[int, int],
-    compare_intervals: tuple[int, ...] = (),
-) -> dict[str, Cache]:
+) -> dict[str, "Cache"]:
     """Caches by label, one for each method and interval asked for; with --compare the uncached run first.
 
-    defaults: interval, max_order and warmup_steps of the backbone. orders: the paper's order by interval, used where
-    --max-order is not given. compare_intervals: those of --compare without --interval. With --compile, of commands that have
+    preset: a backbone of PRESETS, whose settings stand where no flag says otherwise. With --compile, of commands that have
     it, as `for_compiling`. Raises UserError for settings that no method takes, that exclude each other or that do not fit
     the number of sampling steps.
     """
@@ -85,13 +86,14 @@ def caches_from_flags(
             )
     given = _given_settings(args)
     _refuse_idle_flags(args, methods, given)
+    usual = PRESETS[preset]
     intervals = given.pop("interval", None) or (
-        compare_intervals if args.compare and not args.full_steps else [defaults["interval"]]
+        usual.compare_intervals if args.compare and not args.full_steps else [usual.interval]
     )
     common = {
         "engine": args.engine,
         "schedule": args.schedule,
-        "accumulator_dtype": DTYPES.get(args.accumulator_dtype),
+        "accumulator_dtype": args.accumulator_dtype and torch_dtype(args.accumulator_dtype),
         "memory_limit": None if args.memory_limit_gib is None else int(args.memory_limit_gib * GIB),
         "telemetry": args.telemetry,
     }
@@ -109,14 +111,8 @@ def caches_from_flags(
             if name in accepted
         }
         for n in intervals:
-            usual = {
-                "interval": n,
-                "max_order": orders.get(n, defaults["max_order"]),
-                "warmup_steps": defaults["warmup_steps"],
-            }
-            offered = {**{name: value for name, value in usual.items() if name in accepted}, **asked}
-            cache = make_cache(method, **common, **offered)
-            cache = replace(cache, default_warmup="warmup_steps" not in asked)
+            of_schedule = {"interval": n} if "interval" in accepted else {}
+            cache = make_cache(method, preset=preset, **common, **of_schedule, **asked)
             caches[cache.label] = cache
     for cache in caches.values():
         cache.plan(num_steps)
@@ -180,7 +176,7 @@ def _refuse_idle_flags(args: argparse.Namespace, methods: Sequence[str], given: 
             )
 
 
-def for_compiling(caches: Mapping[str, Cache]) -> dict[str, Cache]:
+def for_compiling(caches: "Mapping[str, Cache]") -> "dict[str, Cache]":
     """The caches with full steps that are all alike, as `seerkit.devices.compile` needs them; UserError for engines without."""
     for cache in caches.values():
         if cache.engine != "folded":

@@ -1,6 +1,18 @@
-"""Number formats by the names that flags have for them."""
+"""Number formats by the names that flags have for them; needs torch only where one is asked for."""
 
-import torch
+from typing import TYPE_CHECKING
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of weights and features
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Of weights and features; what torch calls them."""
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """The format that a flag names, as in PRECISIONS or DTYPES."""
+    import torch
+
+    return getattr(torch, PRECISIONS.get(name, name))

@@ -6,28 +6,29 @@ import sys
 
 import pytest
 
-from cache_dic import METHODS, UserError, accepted_settings
+from cache_dic import METHODS, PRESETS, Preset, UserError, accepted_settings
 from seerkit.command import cache_flags
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags, load_plugin
 from seerkit.command.cli import Parser
 
-DEFAULTS = {"interval": 4, "max_order": 4, "warmup_steps": 2}
+USUAL = Preset(interval=4, max_order=4, warmup_steps=2, orders={3: 3}, compare_intervals=(3, 5))
 
 
 @pytest.fixture(autouse=True)
 def _methods_as_they_were(monkeypatch):
     before = dict(METHODS)
     monkeypatch.setattr(cache_flags, "_plugins", {})
+    monkeypatch.setitem(PRESETS, "usual", USUAL)
     yield
     METHODS.clear()
     METHODS.update(before)
 
 
-def caches(*flags, num_steps=50, defaults=DEFAULTS):
+def caches(*flags, num_steps=50, preset="usual"):
     parser = Parser("Sample.", "sample.py", prog="sample.py")
-    add_cache_flags(parser, **defaults)
+    add_cache_flags(parser, preset)
     args = parser.parse_args([*map(str, flags)])
-    return caches_from_flags(args, num_steps=num_steps, defaults=defaults, orders={3: 3}, compare_intervals=(3, 5))
+    return caches_from_flags(args, preset, num_steps=num_steps)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +138,10 @@ def test_more_steps_than_a_plan_has_are_refused(flags, num_steps):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_the_default_warm_up_is_capped_and_a_given_one_is_not(num_steps):
-    defaults = {**DEFAULTS, "warmup_steps": 3}
-    (cache,) = caches(num_steps=num_steps, defaults=defaults).values()
+    (cache,) = caches(num_steps=num_steps, preset="flux").values()
     assert cache.plan(num_steps).full_steps == tuple(range(num_steps))
     with pytest.raises(UserError, match="must lie between 1 and the number of steps"):
-        caches("--warmup-steps", num_steps + 1, num_steps=num_steps, defaults=defaults)
+        caches("--warmup-steps", num_steps + 1, num_steps=num_steps, preset="flux")
 
 
 def test_help_tells_the_default_warm_up(capsys):
