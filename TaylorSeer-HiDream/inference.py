@@ -12,7 +12,7 @@ from evaluation.backbones import count_caches
 from evaluation.images import decode_finite, png_settings
 from evaluation.jobs import check_memory, failure_message
 from hidream.command import Pipeline, add_flags, caches, fill_defaults, find_everything, settings_of, sizes_of
-from hidream.weights import REPOS
+from hidream.config import REPOS
 from seerkit.data.emoji import PROMPTS
 from seerkit.devices.distributed import resolve_device
 from seerkit.devices.dtypes import torch_dtype

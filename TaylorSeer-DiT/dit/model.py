@@ -148,7 +148,7 @@ class Blocks(nn.ModuleList):
 class DiT(nn.Module):
     """Diffusion transformer with adaLN-Zero blocks, in three parts: `embed`, `blocks`, `head`.
 
-    attention: a name from `seerkit.layers.attention.BACKENDS`.
+    attention: a name from `seerkit.layers.names.ATTENTION_BACKENDS`.
     """
 
     TIME = "t"

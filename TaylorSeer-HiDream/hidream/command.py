@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from cache_dic import Cache, Run, UserError
-from hidream.config import CONFIGS, USAGE, latent_shape
+from hidream.config import CONFIGS, REPOS, USAGE, latent_shape
 from hidream.decode import ENV as AE
 from hidream.decode import find_autoencoder, load_autoencoder
 from hidream.sampler import Sampler, Texts
 from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, by_layer
-from hidream.weights import ENV, REPOS, find_hidream, load_hidream
+from hidream.weights import ENV, find_hidream, load_hidream
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import (
     Parser,
@@ -31,7 +31,7 @@ from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import resolve_device
 from seerkit.devices.dtypes import PRECISIONS, torch_dtype
 from seerkit.devices.offload import nf4_kernels, offload_modulation, store_fp8, store_nf4
-from seerkit.layers.attention import BACKENDS
+from seerkit.layers.names import ATTENTION_BACKENDS
 from seerkit.limits import MAX_GUIDANCE
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.encoders import encoder_files, find_encoder
@@ -72,7 +72,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--precision", choices=tuple(PRECISIONS), help="of weights and features (default: bf16; tiny: fp32)"
     )
-    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+    parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa")
     stored = parser.add_mutually_exclusive_group()
     stored.add_argument("--fp8", action="store_true", help="store the weights of the blocks' linear layers in 8 bits")
     stored.add_argument(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cache_dic import Cache, Run, UserError
-from hunyuan_video.config import CONFIGS, USAGE, hunyuan_video_config, latent_shape
+from hunyuan_video.config import CONFIGS, REPOS, USAGE, hunyuan_video_config, latent_shape
 from hunyuan_video.decode import find_autoencoder, load_autoencoder
 from hunyuan_video.sampler import Sampler
 from hunyuan_video.text import CLIP, LLM, TextEncoders
-from hunyuan_video.weights import REPOS, find_hunyuan_video, load_hunyuan_video
+from hunyuan_video.weights import find_hunyuan_video, load_hunyuan_video
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import (
     Parser,
@@ -33,7 +33,7 @@ from seerkit.devices.distributed import World
 from seerkit.devices.dtypes import PRECISIONS, torch_dtype
 from seerkit.devices.offload import offload_modulation, store_fp8
 from seerkit.devices.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
-from seerkit.layers.attention import BACKENDS
+from seerkit.layers.names import ATTENTION_BACKENDS
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.encoders import encoder_files, find_encoder
 from seerkit.text.prompts import Batch, Listed, chosen_list
@@ -79,7 +79,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--precision", choices=tuple(PRECISIONS), help="of weights and features (default: bf16; tiny: fp32)"
     )
-    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+    parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa")
     parser.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, a graph each")
     parser.add_argument(
         "--use-fp8", action="store_true", help="store the weights of the blocks' linear layers in 8 bits"

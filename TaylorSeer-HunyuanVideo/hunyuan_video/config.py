@@ -138,3 +138,7 @@ def latent_shape(name: str, height: int, width: int, frames: int) -> tuple[int, 
         )
     factor = usage.spatial_factor
     return usage.latent_channels, (frames - 1) // usage.temporal_factor + 1, height // factor, width // factor
+
+
+REPOS = {"hunyuan-video": "tencent/HunyuanVideo"}
+"""Hub repositories of the published models, by name."""

@@ -269,7 +269,7 @@ class SingleStreamBlock(nn.Module):
 class HunyuanVideo(nn.Module):
     """HunyuanVideo in three parts: `embed`, `blocks`, `head`.
 
-    attention: a name from `seerkit.layers.attention.BACKENDS`. shard: which tokens, of video and text, this process has.
+    attention: a name from `seerkit.layers.names.ATTENTION_BACKENDS`. shard: which tokens, of video and text, this process has.
     """
 
     TIME = "t"

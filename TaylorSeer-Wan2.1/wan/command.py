@@ -27,19 +27,19 @@ from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import World
 from seerkit.devices.dtypes import PRECISIONS, torch_dtype
 from seerkit.devices.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
-from seerkit.layers.attention import BACKENDS
+from seerkit.layers.names import ATTENTION_BACKENDS
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.encoders import encoder_files, find_encoder
 from seerkit.text.prompts import Batch, Listed, chosen_list, require
 from seerkit.weights.autoencoders import Pixels, autoencoder_files
 from seerkit.weights.checkpoints import checkpoint_files, find_all
-from wan.config import CONFIGS, USAGE, latent_shape, wan_config
+from wan.config import CONFIGS, REPOS, USAGE, latent_shape, wan_config
 from wan.decode import OFFICIAL_FILE as VAE_FILE
 from wan.decode import find_autoencoder, load_autoencoder
 from wan.image import CLIP, ImageEncoder, first_frame_condition, output_size, read_image
 from wan.sampler import Branches, Sampler
 from wan.text import NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V, T5, TextEncoder
-from wan.weights import REPOS, find_wan, load_wan
+from wan.weights import find_wan, load_wan
 
 PIXEL_TASKS = ("tiny", "debug")  # models of pixels, with one-hot words as texts
 TASKS = (*PIXEL_TASKS, "t2v-1.3B", "t2v-14B", "i2v-14B")
@@ -85,7 +85,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--embeddings", type=Path, help="folder that keeps prompt embeddings from one run to the next")
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), help="of the blocks (default: bf16; tiny: fp32)")
-    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+    parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa")
     parser.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, a graph each")
     parser.add_argument(
         "--offload_model",

@@ -139,3 +139,12 @@ def latent_shape(name: str, height: int, width: int, frames: int) -> tuple[int, 
         height // usage.factor,
         width // usage.factor,
     )
+
+
+REPOS = {
+    "wan-t2v-1.3B": "Wan-AI/Wan2.1-T2V-1.3B",
+    "wan-t2v-14B": "Wan-AI/Wan2.1-T2V-14B",
+    "wan-i2v-14B-480P": "Wan-AI/Wan2.1-I2V-14B-480P",
+    "wan-i2v-14B-720P": "Wan-AI/Wan2.1-I2V-14B-720P",
+}
+"""Hub repositories of the published models, by name."""

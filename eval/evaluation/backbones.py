@@ -60,7 +60,7 @@ from hunyuan_video.schedule import sampling_timesteps as hunyuan_timesteps
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, positive_float, positive_int
 from seerkit.devices.dtypes import PRECISIONS
-from seerkit.layers.attention import BACKENDS
+from seerkit.layers.names import ATTENTION_BACKENDS
 from seerkit.sampling.flops import sampling_flops
 from seerkit.sampling.seeds import SampleGenerators
 from wan import CONFIGS as WAN_CONFIGS
@@ -82,7 +82,7 @@ class Workload:
 
     height, width: in pixels; None leaves them to the model. num_samples: samples a call. depth: number of blocks, for FLUX,
     HunyuanVideo and HiDream of double blocks, for trials. attention: a name in
-    `seerkit.layers.attention.BACKENDS`. Of some models alone, else None:
+    `seerkit.layers.names.ATTENTION_BACKENDS`. Of some models alone, else None:
     frames: of a video. cfg_scale: guidance weight; where that takes a second branch, as 1 does not, a
     sample has two rows, conditional and unconditional. text_tokens: of a prompt.
     """
@@ -504,7 +504,7 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
         type=positive_int,
         help="number of blocks, of FLUX, HunyuanVideo and HiDream double blocks, for trials (default: the model's own)",
     )
-    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+    parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa")
     add_cache_flags(parser, backbone.preset)
 
 

@@ -9,7 +9,6 @@ Image i is that of prompt i. A run leaves whole files, so that a killed one goes
 """
 
 import json
-from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from cache_dic import Cache, UserError
 from evaluation.jobs import Job
 from evaluation.metrics import psnr, summarize_psnr
 from evaluation.scorer import load_scorer
-from seerkit.command.cli import Parser, show_log
+from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, on_main, start_world
 from seerkit.io.images import image_path, read_image
 from seerkit.io.media import finite_rows, save_png, to_uint8
@@ -87,32 +86,6 @@ class ImageJob(Job):
     @property
     def grid_path(self) -> Path:
         return self.out / f"{self.grid_name}.png"
-
-
-def add_image_flags(parser: Parser, *names: str, folder: str) -> None:
-    """Flags of a command that makes images; `folder` is the family's in outputs/. names: of --output_dir, more of them."""
-    parser.add_argument(
-        *names,
-        "--output_dir",
-        dest="output_dir",
-        type=Path,
-        help=f"gets a folder of PNGs for every cache (default: outputs/{folder}/MODEL-DIGEST)",
-    )
-    parser.add_argument(
-        "--add_sampling_metadata", action=BooleanOptionalAction, default=True, help="put the settings into the PNGs"
-    )
-    parser.add_argument("--resume", action="store_true", help="keep the images that are there, make those missing")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print configuration, full steps, FLOPs and kept bytes, and stop"
-    )
-    parser.add_argument(
-        "--test_FLOPs",
-        "--test-FLOPs",
-        action="store_true",
-        dest="test_flops",
-        help="print the FLOPs of every cache and stop",
-    )
-    parser.add_argument("--json", action="store_true", help="print the record instead of the table")
 
 
 def png_settings(settings: dict[str, Any], *, label: str, prompt: str, index: int) -> dict[str, Any]:

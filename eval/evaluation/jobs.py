@@ -37,10 +37,9 @@ Read = Mapping[str, Sequence[Path]]
 class Job:
     """What a command line asks for. args: parsed, those of the caches among them.
 
-    prompts: one a sample. caches: by label. settings: what the samples depend on but for caches, model and num_steps among
-    them. sizes: of the workload, for `evaluation.backbones.workload`. out: gets a folder for every cache. flag: the option
-    that names it. find(world): look for, or download, every file that the model needs, and tell them. record_name: of the
-    record in `out`, without suffix.
+    prompts: one per sample. caches: by label. settings: what the samples depend on but for caches, model and num_steps among
+    them. sizes: of the workload, for `evaluation.backbones.workload`. out: gets a folder for every cache. find(world): look
+    for, or download, every file that the model needs, and return them. record_name: of the record in `out`, without suffix.
     """
 
     command: str
@@ -50,7 +49,6 @@ class Job:
     settings: dict[str, Any]
     sizes: dict[str, Any]
     out: Path
-    flag: str
     find: Callable[[World], Read]
     record_name: str = "record"
 
@@ -98,7 +96,7 @@ class Job:
         writable_directory(self.out)
         check_space(self.out, disk_bytes, f"{len(self.prompts)} samples of {len(self.caches)} caches")
         claims = self.claims(digests(self.find(world)), world.device)
-        claim_samples(self.out, claims, has_samples=has_samples, flag=self.flag)
+        claim_samples(self.out, claims, has_samples=has_samples)
         for folder in (self.out, *(path for path in self.out.rglob("*") if path.is_dir())):
             clear_partial(folder)
 

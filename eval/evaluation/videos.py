@@ -13,7 +13,6 @@ stage leaves files, whole ones, so that a killed run goes on with --resume where
 import argparse
 import json
 import math
-from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,9 @@ from tqdm import tqdm
 from cache_dic import Cache, UserError
 from evaluation.jobs import Job, check_number, repeated
 from evaluation.metrics import finite_or_none, summarize_psnr
-from evaluation.vbench import FLICKERING_SAMPLES, check_folder, expand, make_entries
+from evaluation.vbench import check_folder, expand, make_entries
 from evaluation.video_metrics import flicker, flicker_error, video_psnr
-from seerkit.command.cli import Parser, positive_int, refuse_without_effect, show_log
+from seerkit.command.cli import refuse_without_effect, show_log
 from seerkit.devices.distributed import World, gather, on_main, start_world
 from seerkit.io.claims import state_folder
 from seerkit.io.files import check_space, read_json, write_json
@@ -97,58 +96,6 @@ class VideoJob(Job):
     def latent_bytes(self) -> int:
         """Of one sample."""
         return 4 * math.prod(self.latent_shape)
-
-
-def add_video_flags(parser: Parser, *, quality: float = 5) -> None:
-    """Flags of a command that makes videos; quality: the official code's."""
-    group = parser.add_argument_group("videos")
-    group.add_argument("--prompt-file", type=Path, help="prompts, one a line, or VBench_full_info.json")
-    group.add_argument(
-        "--samples-per-prompt", type=positive_int, default=1, metavar="N", help="videos of every prompt (VBench: 5)"
-    )
-    group.add_argument(
-        "--vbench", action="store_true", help="name the videos PROMPT-0.mp4, PROMPT-1.mp4, … as VBench expects them"
-    )
-    group.add_argument(
-        "--name-file",
-        type=Path,
-        help="with --vbench: the short prompts that videos of lengthened ones are called after",
-    )
-    group.add_argument(
-        "--flickering-samples",
-        type=positive_int,
-        nargs="?",
-        const=FLICKERING_SAMPLES,
-        metavar="N",
-        help=f"with --vbench: videos of a prompt for temporal_flickering; {FLICKERING_SAMPLES} without a number, VBench's own "
-        "protocol (default: as many as of the others)",
-    )
-    group.add_argument(
-        "--quality",
-        type=video_quality,
-        default=quality,
-        help="of the H.264 files, 1 to 10, or lossless: what PSNR and flicker are measured on, which needs no files",
-    )
-    group.add_argument("--gif", action=BooleanOptionalAction, default=True, help="small videos also as GIF")
-    group.add_argument("--keep-latents", action="store_true", help="keep the latents when their videos are written")
-    group.add_argument("--resume", action="store_true", help="keep what is there, make what is missing")
-    group.add_argument(
-        "--dry-run", action="store_true", help="print configuration, full steps, FLOPs and kept bytes, and stop"
-    )
-    group.add_argument("--json", action="store_true", help="print the record instead of the table")
-
-
-def video_quality(text: str) -> float | str:
-    """An argparse type: 1 to 10, or lossless."""
-    if text == "lossless":
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 1 <= value <= 10:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 to 10 nor lossless")
-    return value
 
 
 def list_samples(args: argparse.Namespace, listed: Sequence[Listed]) -> tuple[list[str], list[str]]:

@@ -24,7 +24,7 @@ FLAGGED = ("interval", "max_order", "warmup_steps", "full_steps")
 def add_cache_flags(parser: Parser, preset: str) -> None:
     """Flags of a command that samples with caches; preset: a backbone of PRESETS, whose settings are the defaults."""
     usual = PRESETS[preset]
-    group = parser.add_argument_group("caching")
+    group = parser.section("caching")
     group.add_argument(
         "--method",
         action="extend",

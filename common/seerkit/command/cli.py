@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -18,29 +19,76 @@ from seerkit.limits import MAX_GUIDANCE
 Number = TypeVar("Number", int, float)
 
 
+SECTIONS = ("model", "prompts", "sampling", "caching", "output", "device")
+"""Of --help, in this order."""
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """A flag by its first name, with its other names, and its default where that says something, behind the help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or isinstance(action, argparse.BooleanOptionalAction):
+            return super()._format_action_invocation(action)
+        shown = action.option_strings if action.option_strings[0] == "-h" else action.option_strings[:1]
+        values = [] if action.nargs == 0 else [self._format_args(action, action.dest.upper())]
+        return " ".join([", ".join(shown), *values])
+
     def _get_help_string(self, action: argparse.Action) -> str:
-        hide = action.default in (None, False, [], argparse.SUPPRESS) or "%(default)" in (action.help or "")
-        return (action.help or "") if hide else super()._get_help_string(action)
+        text = action.help or ""
+        if action.default not in (None, False, [], argparse.SUPPRESS) and "%(default)" not in text:
+            text += " (default: %(default)s)"
+        others = [name for name in action.option_strings[1:] if not name.startswith("--no-")]
+        return f"{text} [also {', '.join(others)}]" if others and action.option_strings[0] != "-h" else text
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line; `examples` are printed at the end of --help."""
+    """An ArgumentParser with sections, whose errors are one line; `examples` are printed at the end of --help.
+
+    Flags are written with hyphens; underscores are taken for them on every command line.
+    """
 
     def __init__(self, description: str, examples: str, **options: object) -> None:
         epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
         super().__init__(
             description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False, **options
         )
+        self._sections = {title: self.add_argument_group(title) for title in SECTIONS}
+
+    def section(self, title: str) -> argparse._ArgumentGroup:
+        """The section of --help for flags of a kind, one of SECTIONS."""
+        return self._sections[title]
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As ArgumentParser's; the flag that an unknown one may mean is named."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [self._hyphenated(text).partition("=")[0] for text in unknown if text.startswith("--")]
+            near = get_close_matches(flags[0], self._option_string_actions, 1) if flags else []
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return parsed
+
+    def _hyphenated(self, text: str) -> str:
+        """A flag with hyphens for underscores, where that is one; anything else as it is."""
+        name, separator, value = text.partition("=")
+        hyphenated = name.replace("_", "-")
+        is_flag = name.startswith("--") and hyphenated in self._option_string_actions
+        return hyphenated + separator + value if is_flag else text
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As ArgumentParser's, which however takes the value of `--seed=--` for an empty list, whatever the type."""
-        for text in sys.argv[1:] if args is None else args:
+        given = [self._hyphenated(text) for text in (sys.argv[1:] if args is None else args)]
+        for text in given:
             if text.startswith("--") and text.endswith("=--"):
                 self.error(f"argument {text.removesuffix('=--')}: -- is no value")
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")

@@ -31,27 +31,27 @@ def require(given: object, message: str) -> None:
 
 
 def chosen_list(
-    given: list[str] | None, file: Path | None, *, flag: str, model: str, default: Callable[[], list[str]] | None
+    given: list[str] | None, file: Path | None, *, model: str, default: Callable[[], list[str]] | None
 ) -> list[Listed]:
-    """The prompts of --prompt, or of the file that `flag` names, or those that come with a model.
+    """The prompts of --prompt, or of --prompt-file, or those that come with a model.
 
     Raises UserError if there are none, or two sources of them.
     """
     if given and file:
-        raise UserError(f"--prompt and {flag} exclude each other; name one source of prompts")
+        raise UserError("--prompt and --prompt-file exclude each other; name one source of prompts")
     if given:
         return [Listed(_typed(prompt)) for prompt in given]
     if file is not None:
         return read_list(file)
-    require(default, f'{model} needs --prompt "…" or {flag} FILE with one prompt a line')
+    require(default, f'{model} needs --prompt "…" or --prompt-file FILE with one prompt per line')
     return [Listed(prompt) for prompt in default()]
 
 
 def chosen_prompts(
-    given: list[str] | None, file: Path | None, *, flag: str, model: str, default: Callable[[], list[str]] | None
+    given: list[str] | None, file: Path | None, *, model: str, default: Callable[[], list[str]] | None
 ) -> list[str]:
     """The texts of `chosen_list`."""
-    return [listed.prompt for listed in chosen_list(given, file, flag=flag, model=model, default=default)]
+    return [listed.prompt for listed in chosen_list(given, file, model=model, default=default)]
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -26,7 +26,7 @@ from seerkit.command.cli import Parser, device_name, non_negative_int, positive_
 from seerkit.devices.distributed import World, start_world
 from seerkit.io.files import read_text, writable_directory, write_json, write_text, written_whole
 from seerkit.io.records import conditions
-from seerkit.layers.attention import BACKENDS
+from seerkit.layers.names import ATTENTION_BACKENDS
 from seerkit.weights.checkpoints import check_state, export_safetensors, read_pickle
 
 log = logging.getLogger("seerkit.training")
@@ -51,7 +51,9 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr:
     parser.add_argument("--ema-decay", type=share, default=0.999, help="of the averaged weights that are sampled from")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of matrix products (autocast)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
-    parser.add_argument("--attention", choices=BACKENDS, default="sdpa", help="`reference` is faster on CPUs in bf16")
+    parser.add_argument(
+        "--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="`reference` is faster on CPUs in bf16"
+    )
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=non_negative_int, default=0)
     parser.add_argument("--log-every", type=positive_int, default=50, help="steps between rows of loss.csv")
