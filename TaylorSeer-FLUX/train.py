@@ -11,8 +11,8 @@ from argparse import Namespace
 from torch import Tensor, nn
 
 from flux import CONFIGS, Flux, flux_config, sample
-from flux.config import USAGE
-from flux.latents import image_ids, pack, patch_side, text_ids, unpack
+from flux.config import USAGE, patch_side
+from flux.latents import image_ids, pack, text_ids, unpack
 from seerkit.training.emoji import Texts, train
 from seerkit.training.emoji import parse_args as parse_training_args
 

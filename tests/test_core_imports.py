@@ -1,5 +1,6 @@
 """The core imports with the packages of `dependencies` in pyproject.toml alone, and importing it does nothing else."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -162,3 +163,34 @@ def test_packages_are_first_party_to_the_linter():
     known = set(CONFIG["tool"]["ruff"]["lint"]["isort"]["known-first-party"])
     roots = CONFIG["tool"]["setuptools"]["packages"]["find"]["where"]
     assert {path.parent.name for root in roots for path in (ROOT / root).glob("*/__init__.py")} <= known
+
+
+def loaded_after(code: str) -> set[str]:
+    """Names of the modules that a fresh interpreter has loaded after `code`."""
+    code += "\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_configurations_need_no_torch_and_no_training_data():
+    loaded = loaded_after(
+        "import dit.config, flux.config, hidream.config, hunyuan_video.config, wan.config\n"
+        "from dit import dit_config; from flux import FluxConfig; from hidream import CONFIGS\n"
+        "from hunyuan_video import hunyuan_video_config; from wan import WanConfig\n"
+        "FluxConfig(), WanConfig(), dit_config('DiT-XL/2'), hunyuan_video_config('hunyuan-video')"
+    )
+    assert not {"torch", "numpy"} & loaded
+    assert not {name for name in loaded if name.startswith("seerkit")}
+
+
+@pytest.mark.parametrize("package", ["dit", "flux", "hidream", "hunyuan_video", "wan"])
+def test_a_backbone_is_loaded_when_its_model_or_sampler_is_asked_for(package):
+    loaded = loaded_after(f"import {package}\nassert 'sample' in dir({package})\nassert {package}.CONFIGS")
+    assert "torch" not in loaded
+    assert f"{package}.model" not in loaded
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    assert module.sample is importlib.import_module(f"{package}.sampler").sample
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'sampel'"):
+        module.sampel  # noqa: B018

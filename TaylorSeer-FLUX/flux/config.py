@@ -1,9 +1,9 @@
 """FLUX configurations: the published models and the embedded text-to-emoji model, and how each is used."""
 
+import math
 from dataclasses import dataclass, replace
 
 from cache_dic import UserError
-from flux.latents import patch_side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,14 @@ USAGE: dict[str, Usage] = {
     "flux-tiny": _PIXELS,
     "flux-debug": _PIXELS,
 }
+
+
+def patch_side(in_channels: int, latent_channels: int) -> int:
+    """Side of a patch, from the channels of a token and of the latents; UserError if there is none."""
+    side = math.isqrt(max(0, in_channels // latent_channels))
+    if side * side * latent_channels != in_channels:
+        raise UserError(f"latents of {latent_channels} channels cannot be packed into tokens of {in_channels}")
+    return side
 
 
 def latent_shape(name: str, height: int, width: int) -> tuple[int, int, int]:

@@ -1,20 +1,10 @@
 """Packing: latents as a sequence of image tokens with their positions, and back (flux sampling.py)."""
 
-import math
-
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from cache_dic import UserError
-
-
-def patch_side(in_channels: int, latent_channels: int) -> int:
-    """Side of a patch, from the channels of a token and of the latents; UserError if there is none."""
-    side = math.isqrt(max(0, in_channels // latent_channels))
-    if side * side * latent_channels != in_channels:
-        raise UserError(f"latents of {latent_channels} channels cannot be packed into tokens of {in_channels}")
-    return side
 
 
 def pack(latents: Tensor, patch: int) -> Tensor:

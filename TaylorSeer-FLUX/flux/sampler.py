@@ -7,7 +7,8 @@ from torch import Tensor
 
 from cache_dic import Cache, Run, UserError, make_cache
 from cache_dic.errors import shown
-from flux.latents import image_ids, pack, patch_side, text_ids, unpack
+from flux.config import patch_side
+from flux.latents import image_ids, pack, text_ids, unpack
 from flux.model import Flux
 from flux.schedule import sampling_times
 from seerkit.sampling.checks import check_noise, checked_number, checked_steps

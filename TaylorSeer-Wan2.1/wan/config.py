@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, replace
 
 from cache_dic import UserError
-from seerkit.data.moving_objects import FPS, MAX_WORDS, TEXT_DIM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +56,19 @@ class WanConfig:
         return self.head_dim - 2 * third, third, third
 
 
+# Pixels of three channels; captions of seerkit.data.moving_objects as one-hot words.
+_TINY = WanConfig(
+    patch_size=(4, 4, 4), text_len=8, text_dim=48, in_dim=3, out_dim=3, dim=256, ffn_dim=1024, num_heads=4, num_layers=6
+)  # fmt: skip
 _14B = {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}
 CONFIGS: dict[str, WanConfig] = {
     "wan-t2v-1.3B": WanConfig(),
     "wan-t2v-14B": WanConfig(**_14B),
     "wan-i2v-14B-480P": WanConfig(**_14B, model_type="i2v", in_dim=36),
     "wan-i2v-14B-720P": WanConfig(**_14B, model_type="i2v", in_dim=36),
-    # Pixels of three channels; captions as one-hot words.
-    "wan-tiny": WanConfig(
-        patch_size=(4, 4, 4), text_len=MAX_WORDS, text_dim=TEXT_DIM, in_dim=3, out_dim=3,
-        dim=256, ffn_dim=1024, num_heads=4, num_layers=6,
-    ),
-    "wan-debug": WanConfig(
-        patch_size=(4, 4, 4), text_len=MAX_WORDS, text_dim=TEXT_DIM, in_dim=3, out_dim=3,
-        dim=32, ffn_dim=64, num_heads=2, num_layers=2,
-    ),
-}  # fmt: skip
+    "wan-tiny": _TINY,
+    "wan-debug": replace(_TINY, dim=32, ffn_dim=64, num_heads=2, num_layers=2),
+}
 
 
 def wan_config(name: str, *, depth: int | None = None) -> WanConfig:
@@ -103,7 +99,7 @@ class Usage:
 
 _480P, _720P = ((832, 480), (480, 832)), ((1280, 720), (720, 1280))
 _PIXELS = Usage(
-    latent_channels=3, factor=1, frame_factor=1, text_tokens=MAX_WORDS, sizes=((32, 32),), frames=16, fps=FPS,
+    latent_channels=3, factor=1, frame_factor=1, text_tokens=_TINY.text_len, sizes=((32, 32),), frames=16, fps=8,
     guidance=2.0, shift=3.0, batch_size=4, precision="fp32",
 )  # fmt: skip
 USAGE: dict[str, Usage] = {

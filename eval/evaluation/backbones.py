@@ -47,7 +47,8 @@ from evaluation.rivals import (
 from flux import CONFIGS as FLUX_CONFIGS
 from flux import Flux, FluxConfig, flux_config
 from flux import Sampler as FluxSampler
-from flux.latents import image_ids, pack, patch_side, text_ids, unpack
+from flux.config import patch_side
+from flux.latents import image_ids, pack, text_ids, unpack
 from flux.schedule import sampling_times
 from hidream import CONFIGS as HIDREAM_CONFIGS
 from hidream import HiDream, hidream_config

@@ -8,7 +8,8 @@ import torch
 
 from cache_dic import make_cache
 from flux import Flux, FluxConfig, Sampler, sample
-from flux.latents import image_ids, pack, patch_side, text_ids, unpack
+from flux.config import patch_side
+from flux.latents import image_ids, pack, text_ids, unpack
 from flux.schedule import sampling_times, shift_times
 from seerkit.sampling.flow_solvers import shift_mu
 

@@ -6,10 +6,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -28,6 +28,18 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
+
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *rest: Any, **named: Any) -> None:
+        actions = list(actions)
+        shown = [action for action in actions if not action.option_strings or action.required]
+        if usage is None and len(shown) < len(actions):
+            words = [self._usage_word(action) for action in shown]
+            usage = " ".join(["%(prog)s", *words, "[flags]"])
+        super().add_usage(usage, actions, *rest, **named)
+
+    def _usage_word(self, action: argparse.Action) -> str:
+        default = action.dest.upper() if action.option_strings else action.dest
+        return " ".join([*action.option_strings[:1], self._format_args(action, default)])
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or isinstance(action, argparse.BooleanOptionalAction):
@@ -130,7 +142,6 @@ def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None
     What a user can cause is UserError, OSError (files, disks, networks) and memory that cannot be had;
     TAYLORSEER_TRACEBACK=1 shows where it arose. Anything else is a defect and keeps its traceback.
     """
-    from seerkit.devices.distributed import stop_world
     from seerkit.devices.memory import keep_freed_memory
 
     for stream in (sys.stdout, sys.stderr):  # a locale that is not UTF-8 must not stop a message
@@ -153,7 +164,8 @@ def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None
         print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
         sys.exit(2)
     finally:
-        stop_world()
+        if distributed := sys.modules.get("seerkit.devices.distributed"):
+            distributed.stop_world()
     sys.exit(0)
 
 
