@@ -16,7 +16,6 @@ from evaluation.images import (
     SHOWN,
     Folder,
     ImageJob,
-    add_image_flags,
     emoji_judge,
     judge_images,
     png_settings,
@@ -25,6 +24,7 @@ from evaluation.images import (
 from evaluation.metrics import psnr
 from evaluation.scorer import load_scorer
 from seerkit.command.cli import Parser
+from seerkit.command.flags import add_image_flags
 from seerkit.io.images import image_path
 from seerkit.io.media import read_png_settings, save_png, to_uint8
 from seerkit.sampling.seeds import SampleGenerators
@@ -79,15 +79,15 @@ def carry_out(tmp_path, monkeypatch):
         *flags: str, prompts=FOUR, scored=False, caches=CACHES, read=None, **settings: Any
     ) -> tuple[Any, FakePipeline | None]:
         parser, pipelines = Parser("Make images.", ""), []
-        add_image_flags(parser, folder="fake")
-        args = parser.parse_args(["--output_dir", str(tmp_path / "out"), *flags])
+        add_image_flags(parser, {}, family="fake")
+        args = parser.parse_args(["--output-dir", str(tmp_path / "out"), *flags])
         vars(args).update(device="cpu", precision="fp32", batch_size=2, accumulator_dtype=None)
         shown = {"model": "fake", "width": SIDE, "height": SIDE, "num_steps": 4, "batch_size": 2, "prompts": prompts}
         record = run(
             ImageJob(
                 command="fake.py", args=args, prompts=list(prompts), caches=caches,
                 settings=shown | settings, sizes={"height": SIDE, "width": SIDE}, out=args.output_dir,
-                flag="--output_dir", find=lambda _: {"transformer": [read] if read else []},
+                find=lambda _: {"transformer": [read] if read else []},
                 make_judge=emoji_judge if scored else None,
                 make_pipeline=lambda *given: pipelines.append(FakePipeline(*given)) or pipelines[-1],
             )
@@ -140,7 +140,7 @@ def test_batches_with_a_missing_image_are_made_again_and_no_others(carry_out, ou
     assert record["rows"][0]["latency"]["repeats"] == 2, "nothing of it was sampled; what was measured before stands"
     assert carry_out("--resume")[1] is None, "there is all"
     assert carry_out()[1].prompts == FOUR, "without --resume all is made again"
-    with pytest.raises(UserError, match="seed is not set there and 1 here; choose another --output_dir"):
+    with pytest.raises(UserError, match="seed is not set there and 1 here; choose another --output-dir"):
         carry_out("--resume", seed=1)
     assert pngs(out) == before
 
@@ -154,7 +154,7 @@ def test_the_grid_shows_the_first_images(carry_out, out):
     sizes = []
     for number in (SHOWN - 1, SHOWN, SHOWN + 1):
         folder = out / str(number)
-        carry_out("--output_dir", str(folder), prompts=["house"] * number)
+        carry_out("--output-dir", str(folder), prompts=["house"] * number)
         sizes.append(Image.open(folder / "grid.png").size)
     assert sizes[0][0] < sizes[1][0]
     assert sizes[1] == sizes[2]
@@ -218,7 +218,7 @@ def test_another_rule_of_the_schedule_is_refused_by_name(carry_out, out):
     before = pngs(out)
     for flags in ([], ["--resume"]):
         with pytest.raises(
-            UserError, match=r"cache\.plan\.full_steps is .* there and .* here; choose another --output_dir"
+            UserError, match=r"cache\.plan\.full_steps is .* there and .* here; choose another --output-dir"
         ):
             carry_out(
                 *flags,

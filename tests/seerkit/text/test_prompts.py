@@ -95,7 +95,7 @@ def test_an_entry_may_have_a_name_and_dimensions(tmp_path):
 
 def test_prompts_of_the_command_line_are_utf8_whatever_the_locale():
     def chosen(prompt: str) -> list[str]:
-        return chosen_prompts([prompt], None, flag="--prompt-file", model="a model", default=None)
+        return chosen_prompts([prompt], None, model="a model", default=None)
 
     typed = "café".encode().decode("ascii", "surrogateescape")  # what argv holds in the C locale
     assert chosen(typed) == ["café"]
