@@ -40,7 +40,7 @@ def _fold_kernel(
     in_channels = channels < num_channels
     inside = (tokens < num_tokens) & in_channels[None, :]
 
-    tiles = ()
+    tiles: tuple = ()
     for g in tl.static_range(len(features)):
         offsets = b * batch_strides[g] + tokens * token_strides[g] + channels[None, :]
         tiles = tiles + (tl.load(features[g] + offsets, mask=inside, other=0.0).to(tl.float32),)  # noqa: RUF005

@@ -1,5 +1,6 @@
 """Run several caches on the same inputs: samples, what was computed, latency, memory, each against the uncached run."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -67,7 +68,8 @@ def run_caches(
                 continue
             bar.set_description(f"{label} {number}/{len(wanted)}")
             reset_peak_memory(device)
-            (latents, run), seconds = timed(lambda c=cache, b=batch: sample(c, b, lambda *_: bar.update()), device)
+            one = functools.partial(sample, cache, batch, lambda *_: bar.update())
+            (latents, run), seconds = timed(one, device)
             outcome.seconds.append(seconds)
             outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
             outcome.record = run.record()

@@ -43,7 +43,8 @@ def chosen_list(
         return [Listed(_typed(prompt)) for prompt in given]
     if file is not None:
         return read_list(file)
-    require(default, f'{model} needs --prompt "…" or --prompt-file FILE with one prompt per line')
+    if default is None:
+        raise UserError(f'{model} needs --prompt "…" or --prompt-file FILE with one prompt per line')
     return [Listed(prompt) for prompt in default()]
 
 

@@ -108,7 +108,7 @@ class SampleStrips:
     def __call__(self, path: Path, ema: nn.Module) -> None:
         noise = SampleGenerators(derive_seed(self.seed, 2), range(len(PROMPTS))).randn(*CLIP_SHAPE, device=self.device)
         clips = video_to_uint8(check_samples(self.sample(ema, noise, encode_texts(PROMPTS).to(self.device))))
-        save_png(path, frame_strip(clips, PROMPTS))
+        save_png(path, frame_strip([*clips], PROMPTS))
 
 
 parse_args = functools.partial(
