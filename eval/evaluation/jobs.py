@@ -25,7 +25,6 @@ from seerkit.io.report import Row
 from seerkit.sampling.compare import UNCACHED, Outcome
 from seerkit.text.prompts import Batch, make_batches
 
-MAX_SAMPLES = 1_000_000  # their numbers have six digits in the names of files
 PATHS = ("ckpt", "vae", "image")  # settings that name files, whose contents are claimed instead
 LEAST_STREAMS = 4  # of the model's token stream at once in a full step: its tokens, queries, keys and values
 
@@ -193,24 +192,6 @@ def check_memory(counts: Mapping[str, Mapping[str, Any]], device: torch.device) 
             f"a step of this size holds at least {needed / 2**30:.1f} GiB at once, and {free / 2**30:.1f} GiB are free on "
             f"{device}; ask for fewer pixels or frames, or a smaller batch"
         )
-
-
-def repeated(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
-    """Each prompt as many times as it has samples, which follow each other; UserError for more than can be numbered."""
-    check_number(len(prompts) * samples_per_prompt)
-    return [prompt for prompt in prompts for _ in range(samples_per_prompt)]
-
-
-def cycled(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
-    """All prompts, again and again, each as many times as it has samples; UserError for more than can be numbered."""
-    check_number(len(prompts) * samples_per_prompt)
-    return list(prompts) * samples_per_prompt
-
-
-def check_number(num_samples: int) -> None:
-    """UserError for more samples than the names of files can number."""
-    if num_samples > MAX_SAMPLES:
-        raise UserError(f"{num_samples} samples are too many for one run; at most {MAX_SAMPLES} are numbered")
 
 
 def output_folder(given: Path | None, family: str, settings: dict[str, Any]) -> Path:

@@ -10,7 +10,6 @@ stage leaves files, whole ones, so that a killed run goes on with --resume where
     OUT/record.json                  everything measured, of all runs into this folder
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import Cache, UserError
-from evaluation.jobs import Job, check_number, repeated
+from evaluation.jobs import Job
 from evaluation.metrics import finite_or_none, summarize_psnr
-from evaluation.vbench import check_folder, expand, make_entries
+from evaluation.vbench import check_folder
 from evaluation.video_metrics import flicker, flicker_error, video_psnr
-from seerkit.command.cli import refuse_without_effect, show_log
+from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main, start_world
 from seerkit.io.claims import state_folder
 from seerkit.io.files import check_space, read_json, write_json
@@ -50,7 +49,7 @@ from seerkit.io.records import conditions
 from seerkit.io.report import comparison_table, make_rows
 from seerkit.io.tables import number
 from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
-from seerkit.text.prompts import Batch, Listed, read_list
+from seerkit.text.prompts import Batch
 from seerkit.weights.checkpoints import save_tensors
 
 FLICKER_FRAMES = 3  # the fewest that can flicker
@@ -96,26 +95,6 @@ class VideoJob(Job):
     def latent_bytes(self) -> int:
         """Of one sample."""
         return 4 * math.prod(self.latent_shape)
-
-
-def list_samples(args: argparse.Namespace, listed: Sequence[Listed]) -> tuple[list[str], list[str]]:
-    """Prompt, and name of the file without suffix, of every sample: by numbers, or as VBench expects them.
-
-    Raises UserError for names that no file can have, and for flags without effect.
-    """
-    if not args.vbench:
-        refuse_without_effect(args, "videos that are numbered, without --vbench", "--name-file", "--flickering-samples")
-        prompts = repeated([one.prompt for one in listed], args.samples_per_prompt)
-        return prompts, [f"{index:06d}" for index in range(len(prompts))]
-    entries = make_entries(
-        listed,
-        num_samples=args.samples_per_prompt,
-        flickering_samples=args.flickering_samples,
-        names=read_list(args.name_file) if args.name_file else None,
-    )
-    check_number(sum(entry.num_samples for entry in entries))
-    prompts, names = zip(*expand(entries), strict=True)
-    return list(prompts), list(names)
 
 
 # --------------------------------------------------------------------------------------------------------------- files

@@ -25,7 +25,7 @@ from evaluation.video_metrics import flicker, video_psnr
 from evaluation.videos import VideoFolder, VideoJob, add_video_flags, figures
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from seerkit.command.cli import Parser
-from seerkit.data.moving_objects import PROMPTS as CLIPS
+from seerkit.data.captions import PROMPTS as CLIPS
 from seerkit.devices.distributed import stop_world
 from seerkit.io.media import video_to_uint8
 from seerkit.sampling.seeds import SampleGenerators
