@@ -59,10 +59,13 @@ def add_sampling_flags(
     sample: str,
     num_steps: str,
     guidance: str,
-    batch_size: str,
+    batch_size: str | None = None,
     guidance_type: Callable[[str], float] = guidance_weight,
 ) -> None:
-    """--num-steps, --guidance-scale, --seed, --batch-size. sample: what is made. The others: help with the defaults."""
+    """--num-steps, --guidance-scale, --seed, --batch-size.
+
+    sample: what is made. The others: help with the defaults; without that of batch_size the command has no such flag.
+    """
     section = parser.section("sampling")
     section.add_argument(
         *spellings("--num-steps", also), type=positive_int, metavar="N", help=f"sampling steps (default: {num_steps})"
@@ -71,9 +74,10 @@ def add_sampling_flags(
         *spellings("--guidance-scale", also), type=guidance_type, metavar="WEIGHT", help=f"guidance weight, {guidance}"
     )
     add_seed_flag(parser, also, sample=sample)
-    section.add_argument(
-        "--batch-size", type=positive_int, metavar="N", help=f"{sample}s per model call (default: {batch_size})"
-    )
+    if batch_size is not None:
+        section.add_argument(
+            "--batch-size", type=positive_int, metavar="N", help=f"{sample}s per model call (default: {batch_size})"
+        )
 
 
 def add_seed_flag(parser: Parser, also: Also, *, sample: str) -> None:
