@@ -7,6 +7,7 @@ import torch
 
 from flux import Flux, flux_config
 from flux.latents import image_ids, pack, text_ids
+from seerkit.training import emoji
 
 PATCH = 4
 
@@ -14,13 +15,16 @@ PATCH = 4
 @pytest.fixture(scope="module")
 def given(load_command) -> dict[str, Any]:
     """What the command trains with."""
-    command, found = load_command("TaylorSeer-FLUX/train.py"), {}
+    found = {}
 
     def train(args, config, make_model, velocity, sample, **settings) -> None:
         found.update(make_model=make_model, velocity=velocity, sample=sample, **settings)
 
-    command.train = train
-    command.main(["--model", "flux-debug", "--out", "outputs", "--seed", "3"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emoji, "train", train)
+        load_command("TaylorSeer-FLUX/train.py").main(
+            ["--model", "flux-debug", "--output-dir", "outputs", "--seed", "3"]
+        )
     return found
 
 

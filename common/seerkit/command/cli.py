@@ -19,8 +19,8 @@ from seerkit.limits import MAX_GUIDANCE
 Number = TypeVar("Number", int, float)
 
 
-SECTIONS = ("model", "prompts", "sampling", "caching", "output", "device")
-"""Of --help, in this order."""
+SECTIONS = ("model", "prompts", "data", "sampling", "training", "caching", "measuring", "output", "device")
+"""Of --help, in this order; a command shows those that it has flags of."""
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -50,8 +50,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        nothing = action.default in (None, [], argparse.SUPPRESS) or action.default is False
-        if not nothing and "%(default)" not in text:
+        says_something = action.default is not False and action.default not in (None, [], argparse.SUPPRESS)
+        if says_something and "%(default)" not in text:
             text += " (default: %(default)s)"
         others = [name for name in action.option_strings[1:] if not name.startswith("--no-")]
         return f"{text} [also {', '.join(others)}]" if others and action.option_strings[0] != "-h" else text
