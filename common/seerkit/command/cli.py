@@ -24,6 +24,13 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return (action.help or "") if hide else super()._get_help_string(action)
 
 
+class Arguments(argparse.Namespace):
+    """What was parsed. command_line: what it was parsed from, which is none of the arguments that `vars` gives."""
+
+    __slots__ = ("command_line",)
+    command_line: list[str]
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line; `examples` are printed at the end of --help."""
 
@@ -40,7 +47,11 @@ class Parser(argparse.ArgumentParser):
         for text in sys.argv[1:] if args is None else args:
             if text.startswith("--") and text.endswith("=--"):
                 self.error(f"argument {text.removesuffix('=--')}: -- is no value")
-        return super().parse_known_args(args, namespace)
+        given = sys.argv[1:] if args is None else list(args)
+        parsed, unknown = super().parse_known_args(given, Arguments() if namespace is None else namespace)
+        if isinstance(parsed, Arguments):
+            parsed.command_line = given
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
