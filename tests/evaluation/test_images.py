@@ -124,7 +124,8 @@ def test_a_job_leaves_images_grid_and_record(carry_out, out, capsys):
     printed = capsys.readouterr().out
     first_words = [line.partition(" ")[0] for line in printed.splitlines()]
     assert [word for word in first_words if word in CACHES] == list(CACHES)
-    assert f"record: {out / 'record.json'}" in printed
+    assert printed.splitlines()[-2:] == [f"record: {out / 'record.json'}", f"page: {out / 'index.html'}"]
+    assert record["command_line"] == f"python fake.py --output_dir {out}"
     assert "score" not in printed
 
 
@@ -280,8 +281,9 @@ def test_another_method_in_the_same_folder_adds_to_the_record(carry_out, out):
     first, _ = carry_out(caches={"fora": CACHES["fora"]})
     record, _ = carry_out(caches={"uncached": CACHES["uncached"]})
     assert [row["label"] for row in record["rows"]] == ["uncached", "fora"]
-    kept = {key: value for key, value in record["rows"][1].items() if key not in ("conditions", "num_samples")}
+    kept = {key: value for key, value in record["rows"][1].items() if key in first["rows"][0]}
     assert kept == first["rows"][0]
+    assert record["rows"][1]["command_line"] == first["command_line"]
     assert record["rows"][1]["num_samples"] == 4
 
 

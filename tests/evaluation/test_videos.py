@@ -124,6 +124,7 @@ def test_a_job_leaves_videos_latents_figures_strips_and_a_record(carry_out, out,
     numbers = [f"{index:06d}" for index in range(len(PROMPTS))]
     assert made == {
         "record.json",
+        "index.html",
         *(f"strips/{number}.png" for number in numbers),
         *(f"state/{label}/claim.json" for label in CACHES),
         *(
@@ -264,7 +265,7 @@ def test_videos_of_two_frames_have_no_flicker(carry_out, capsys):
     row = rows(carry_out(labels=["uncached", FORA], pipeline=pipeline)[1])[FORA]
     assert row["flicker"] == {"mean": None, "error": None}
     assert row["psnr"]["mean_db"] > 0
-    assert capsys.readouterr().out.splitlines()[-5].split()[-2:] == ["–", "–"]
+    assert capsys.readouterr().out.splitlines()[-6].split()[-2:] == ["–", "–"]
 
 
 def test_gifs_are_for_small_videos_and_can_be_left_out(carry_out, out):

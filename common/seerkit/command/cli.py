@@ -57,6 +57,13 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return f"{text} [also {', '.join(others)}]" if others and action.option_strings[0] != "-h" else text
 
 
+class Arguments(argparse.Namespace):
+    """What was parsed. command_line: what it was parsed from, which is none of the arguments that `vars` gives."""
+
+    __slots__ = ("command_line",)
+    command_line: list[str]
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with sections, whose errors are one line; `examples` are printed at the end of --help.
 
@@ -99,7 +106,10 @@ class Parser(argparse.ArgumentParser):
         for text in given:
             if text.startswith("--") and text.endswith("=--"):
                 self.error(f"argument {text.removesuffix('=--')}: -- is no value")
-        return super().parse_known_args(given, namespace)
+        parsed, unknown = super().parse_known_args(given, Arguments() if namespace is None else namespace)
+        if isinstance(parsed, Arguments):
+            parsed.command_line = given
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
