@@ -78,7 +78,7 @@ def comparison_table(rows: Sequence[Row], extra: Mapping[str, Sequence[str]]) ->
 
 
 def seconds(timing: Mapping[str, Any] | None) -> str:
-    """Seconds a batch of `seerkit.sampling.compare.latency` as a cell: median and range, or the one first call there was."""
+    """Seconds per batch of `seerkit.sampling.compare.latency` as a cell: median and range, or the one first call there was."""
     if timing is None:
         return "–"
     if timing.get("first_call"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from cache_dic import UserError
 from seerkit.io.files import read_json, read_text
 
-FORMS = 'give a list of objects with "prompt_en", as VBench_full_info.json is, or a .txt file with one prompt a line'
+FORMS = 'give a list of objects with "prompt_en", as VBench_full_info.json is, or a .txt file with one prompt per line'
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def chosen_list(
         return [Listed(_typed(prompt)) for prompt in given]
     if file is not None:
         return read_list(file)
-    require(default, f'{model} needs --prompt "…" or {flag} FILE with one prompt a line')
+    require(default, f'{model} needs --prompt "…" or {flag} FILE with one prompt per line')
     return [Listed(prompt) for prompt in default()]
 
 
@@ -73,7 +73,7 @@ def read_list(path: Path) -> list[Listed]:
         lines = enumerate(map(str.strip, text.split("\n")), start=1)
         listed = [Listed(_checked(line, f"prompt file {path}", f"in line {n}")) for n, line in lines if line]
     if not listed:
-        raise UserError(f"prompt file {path} holds no prompt; write one a line")
+        raise UserError(f"prompt file {path} holds no prompt; write one per line")
     return listed
 
 
