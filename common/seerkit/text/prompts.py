@@ -43,7 +43,7 @@ def chosen_list(
         return [Listed(_typed(prompt)) for prompt in given]
     if file is not None:
         return read_list(file)
-    require(default, f'{model} needs --prompt "…" or {flag} FILE with one prompt per line')
+    require(default, f'{model} needs --prompt "…" or {flag} FILE with one prompt a line')
     return [Listed(prompt) for prompt in default()]
 
 

@@ -44,9 +44,7 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr:
     """Flags of a training command; the arguments are defaults."""
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, grids and the loss curve")
     parser.add_argument("--steps", type=positive_int, default=steps, help="optimiser steps")
-    parser.add_argument(
-        "--batch-size", type=positive_int, default=batch_size, help="images per step, over all processes"
-    )
+    parser.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step, over all processes")
     parser.add_argument("--lr", type=positive_float, default=lr, help="peak learning rate of AdamW")
     parser.add_argument("--lr-schedule", choices=("cosine", "constant"), default="cosine")
     parser.add_argument("--lr-warmup-steps", type=non_negative_int, default=500, help="linear warm-up, in steps")
