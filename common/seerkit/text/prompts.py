@@ -8,7 +8,7 @@ from pathlib import Path
 from cache_dic import UserError
 from seerkit.io.files import read_json, read_text
 
-FORMS = 'give a list of objects with "prompt_en", as VBench_full_info.json is, or a .txt file with one prompt per line'
+FORMS = 'give a list of objects with "prompt_en", as VBench_full_info.json is, or a .txt file with one prompt a line'
 
 
 @dataclass(frozen=True)
