@@ -175,7 +175,7 @@ class Cache:
     def _needed(self, plan: Plan, tokens: Tokens) -> dict[str, int]:
         """Bytes that each engine needs of what the limit is for.
 
-        Every branch keeps its features. Where the limit is all that is free, it takes in what one of them holds in a step.
+        Every branch keeps its features. Where the limit is all that is free, it also covers what one of them holds in a step.
         """
         needed = {name: self.branches * size for name, size in self._kept(plan, tokens).items()}
         if self.memory_limit is None:
@@ -219,7 +219,7 @@ class Run:
         self.cache, self.plan, self.tokens, self.table = cache, plan, tokens, table
         engine = ENGINES[cache.engine]
         self.engine: Engine = engine.start(plan, tokens, table.gates, table.factors, cache.engine_settings)
-        self.steps: list[dict[str, Any]] = []  # what was computed, a dictionary a step
+        self.steps: list[dict[str, Any]] = []  # what was computed, one dictionary per step
         self.broken = False
 
     def at(self, step: int) -> "Step":

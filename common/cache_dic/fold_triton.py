@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 FEATURES_PER_LAUNCH = 16
-"""A program keeps its tile of all features in registers: 16 features x 4 elements a thread leave room for the rest."""
+"""A program keeps its tile of all features in registers: 16 features x 4 elements per thread leave room for the rest."""
 
 _BLOCK_TOKENS = 16
 _BLOCK_CHANNELS = 64

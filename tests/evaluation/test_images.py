@@ -70,7 +70,7 @@ class FakePipeline:
 
 @pytest.fixture
 def carry_out(tmp_path, monkeypatch):
-    """`carry_out(*flags, prompts=)`: the record of a job with every cache, two images a batch, and its pipeline or None."""
+    """`carry_out(*flags, prompts=)`: the record of a job with every cache, two images per batch, and its pipeline or None."""
     counts = {"flops_T": 1.0, "flops_T_uncached": 2.0, "flops_ratio": 2.0, "full_steps": [0, 2]}
     counts["kept_bytes"] = {"folded": 1024, "layerwise": 0}
     monkeypatch.setattr(jobs, "count_caches", lambda _, caches, *__, **___: dict.fromkeys(caches, counts))

@@ -83,7 +83,7 @@ class FakePipeline:
 
 @pytest.fixture
 def carry_out(tmp_path, monkeypatch):
-    """`carry_out(*flags, labels=, pipeline=)`: the pipeline after a job on `PROMPTS`, one video a batch, and its record."""
+    """`carry_out(*flags, labels=, pipeline=)`: the pipeline after a job on `PROMPTS`, one video per batch, and its record."""
     counts = {"flops_T": 1.0, "flops_T_uncached": 2.0, "flops_ratio": 2.0, "full_steps": [0, 2]}
     kept = {"folded": 1024, "layerwise": 0}
     monkeypatch.setattr(

@@ -220,7 +220,7 @@ def test_prompts(tmp_path, command, capsys):
     assert len(shipped) == len(set(shipped)) >= 16
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    with pytest.raises(ValueError, match="holds no prompt; write one a line"):
+    with pytest.raises(ValueError, match="holds no prompt; write one per line"):
         read_prompts(empty)
     empty.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match="is not UTF-8 text"):

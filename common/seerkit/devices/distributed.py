@@ -71,7 +71,7 @@ def gather(value: Result, world: World) -> list[Result]:
 
 
 def on_main(world: World, function: Callable[[], Result]) -> Result:
-    """What `function` returns on rank 0, told to all; where it raises, rank 0 reports and the others leave quietly."""
+    """What `function` returns on rank 0, passed to all; where it raises, rank 0 reports and the others leave quietly."""
     told: list[Any] = [None, False]
     error = None
     if world.is_main:

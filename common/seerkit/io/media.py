@@ -248,7 +248,7 @@ def shown_frames(length: int, num_frames: int = 8) -> list[int]:
 
 
 def frame_strip(videos: Sequence[np.ndarray], labels: Sequence[str], *, num_frames: int = 8) -> Image.Image:
-    """A labelled sheet with one row a video and `num_frames` evenly spaced frames, first and last among them, numbered.
+    """A labelled sheet with one row per video and `num_frames` evenly spaced frames, first and last among them, numbered.
 
     videos: (T, H, W, 3) uint8 each, all of one length T; a shorter video than `num_frames` is shown whole.
     """

@@ -1,4 +1,4 @@
-"""One JSON record a run: configuration, results with units, and the conditions they were obtained under; read back checked."""
+"""One JSON record per run: configuration, results with units, and the conditions of the run; checked when read back."""
 
 import datetime
 import json

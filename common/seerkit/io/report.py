@@ -116,7 +116,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def seconds(timing: Mapping[str, Any] | None) -> str:
-    """Seconds a batch of `seerkit.sampling.compare.latency` as a cell: median and range, or the one first call there was."""
+    """Seconds per batch of `seerkit.sampling.compare.latency` as a cell: median and range, or the one first call there was."""
     if timing is None:
         return "–"
     if timing.get("first_call"):

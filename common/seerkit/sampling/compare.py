@@ -22,7 +22,7 @@ UNCACHED = "uncached"
 
 @dataclass
 class Outcome:
-    """What one cache did: the last run's record, seconds a batch, numbers of samples that did not come out finite.
+    """What one cache did: the last run's record, seconds per batch, numbers of samples that did not come out finite.
 
     cold: whether a timing has the first call's work in it, which pays for kernels and memory.
     """
@@ -49,9 +49,9 @@ def run_caches(
 
     keep(label, batch, latents) takes latents as they come, untimed, and tells which samples could not be kept; a cache that
     has any is not sampled further. skip(label, batch): what is there already. quiet: no progress bar.
-    The first call pays for kernels and memory. Where caches are compared, it is dropped: the cheapest goes once before, every
-    one where that changes what is compiled. A cache alone is not made to wait for timings that nobody asked for: its first
-    timing is dropped, unless it is the only one.
+    The first call pays for kernels and memory. Where caches are compared, it is dropped: the cheapest cache makes a call before
+    all timings, or every cache does where that changes what is compiled. A cache alone is not made to wait for timings that
+    nobody asked for: its first timing is dropped, unless it is the only one.
     """
     outcomes = {label: Outcome() for label in caches}
     wanted = [(batch, label) for batch in batches for label in caches if not skip(label, batch)]
@@ -105,7 +105,7 @@ def gather_outcomes(outcomes: dict[str, Outcome], world: World) -> dict[str, Out
 
 
 def latency(outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any] | None]:
-    """Per label: seconds a batch (median, spread), and the ratio of the uncached median to it where there is one.
+    """Per label: seconds per batch (median, spread), and the ratio of the uncached median to it where there is one.
 
     `first_call` says that the only timing has the first call's work in it. None where nothing was timed.
     """

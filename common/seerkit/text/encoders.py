@@ -352,7 +352,7 @@ def stacked(embeddings: Sequence[Embedding]) -> Embedding:
 
 
 class PromptCache:
-    """Embeddings of prompts on disk, one file a prompt.
+    """Embeddings of prompts on disk, one file per prompt.
 
     folder: None for a temporary one, which is removed with this object, at the latest when the process ends.
     parts: names of an embedding's tensors. encoders: what made them (`PromptEncoder.names`); other encoders, and other

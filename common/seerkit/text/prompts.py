@@ -75,7 +75,7 @@ def read_list(path: Path) -> list[Listed]:
         lines = enumerate(map(str.strip, text.split("\n")), start=1)
         listed = [Listed(_checked(line, f"prompt file {path}", f"in line {n}")) for n, line in lines if line]
     if not listed:
-        raise UserError(f"prompt file {path} holds no prompt; write one a line")
+        raise UserError(f"prompt file {path} holds no prompt; write one per line")
     return listed
 
 

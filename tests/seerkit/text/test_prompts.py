@@ -31,7 +31,7 @@ def test_a_json_file_is_vbenchs_list(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.txt", b" \n\n", "holds no prompt; write one a line"),
+        ("p.txt", b" \n\n", "holds no prompt; write one per line"),
         ("p.json", b"[]", "holds no prompt"),
         ("p.txt", b"caf\xe9\n", "is not UTF-8 text"),
         ("p.txt", b"\xff\xfea", "is not UTF-8 text"),
