@@ -1,39 +1,32 @@
-"""Images from prompts with a caching method, or with several beside the uncached run: PNGs, a grid, a table, a record.
+"""Images from prompts with a caching method, or with several beside the uncached run: PNGs, a page, a table, a record.
 
 Image i is that of prompt i and depends on its prompt, --seed and i alone. A killed run goes on with --resume; under torchrun
 the processes share the prompts.
 """
 
-from seerkit.command.cli import Parser, run_command  # isort: skip
-
-from evaluation.images import ImageJob, add_image_flags, emoji_judge, run
-from evaluation.jobs import output_folder
-from flux.command import (
-    EMBEDDED,
-    Pipeline,
-    add_flags,
-    caches,
-    fill_defaults,
-    find_everything,
-    prompts_of,
-    settings_of,
-)  # fmt: skip
+from flux.flags import EMBEDDED, add_flags, caches, fill_defaults, prompts_of
+from seerkit.command.cli import Parser, run_command
 
 EXAMPLES = """
 python TaylorSeer-FLUX/sample.py --compare
 python TaylorSeer-FLUX/sample.py --prompt "red apple, noto" "rocket, 3d render" --interval 6 --max-order 2
-python TaylorSeer-FLUX/sample.py --model_name flux-dev --prompt "a photo of a fox in the snow" --offload
-torchrun --nproc_per_node=8 TaylorSeer-FLUX/sample.py --model_name flux-dev --prompt_file DrawBench.txt --compare --resume
+python TaylorSeer-FLUX/sample.py --model flux-dev --prompt "a photo of a fox in the snow" --offload
+torchrun --nproc_per_node=8 TaylorSeer-FLUX/sample.py --model flux-dev --prompt-file DrawBench.txt --compare --resume
 """
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, EXAMPLES)
     add_flags(parser)
-    add_image_flags(parser, folder="flux")
     args = parser.parse_args(argv)
     fill_defaults(args)
     prompts, chosen = prompts_of(args), caches(args)
+
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    from evaluation.images import ImageJob, emoji_judge, run
+    from evaluation.jobs import output_folder
+    from flux.pipeline import Pipeline, find_everything, settings_of
+
     settings = settings_of(args, prompts)
     run(
         ImageJob(
@@ -44,9 +37,8 @@ def main(argv: list[str] | None = None) -> None:
             settings=settings,
             sizes={"height": args.height, "width": args.width},
             out=output_folder(args.output_dir, "flux", settings),
-            flag="--output_dir",
             find=lambda _: find_everything(args),
-            make_judge=emoji_judge if args.model_name == EMBEDDED else None,
+            make_judge=emoji_judge if args.model == EMBEDDED else None,
             make_pipeline=lambda batches, device: Pipeline(args, batches, device),
         )
     )

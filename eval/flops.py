@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None):
     )
     args = parse_workload(parser, argv)
     if args.memory_limit_gib:
-        parser.error("--memory-limit-gib has no effect here: nothing is kept, and what would be is told")
+        parser.error("--memory-limit-gib has no effect here: nothing is kept, and what would be kept is printed")
     if args.telemetry:
         parser.error("--telemetry has no effect here: nothing is sampled, and its work is not counted")
     return args
@@ -148,7 +148,7 @@ def text(record: dict[str, Any]) -> str:
         f"{s['model']}, {s['rows']} rows of {s['tokens']} tokens, {s['sites']} sites, {s['precision']}: {record['label']}",
         f"full steps ({full_steps} of {s['num_steps']}): {' '.join(map(str, record['full_steps']))}",
         "",
-        text_table(["", "TFLOPs a step", "steps", "TFLOPs"], lines),
+        text_table(["", "TFLOPs per step", "steps", "TFLOPs"], lines),
         f"{record['flops_ratio']:.2f}x fewer than uncached; without attention's products "
         f"{record['flops_T_without_attention']:.4f}, uncached {record['flops_T_uncached_without_attention']:.4f}",
         "",
@@ -173,7 +173,7 @@ def text(record: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.out:
-        rows_of(writable_file(args.out))  # what cannot be added to is told before the count
+        rows_of(writable_file(args.out))  # what cannot be added to is reported before the count
     record = count(args)
     if args.out:
         add_row(args.out, record)

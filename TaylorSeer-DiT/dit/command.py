@@ -28,7 +28,7 @@ from seerkit.command.cli import (
 )
 from seerkit.data.fashion_mnist import CLASS_NAMES
 from seerkit.devices.dtypes import PRECISIONS, torch_dtype
-from seerkit.layers.attention import BACKENDS
+from seerkit.layers.names import ATTENTION_BACKENDS
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.prompts import Batch
 from seerkit.weights.checkpoints import checkpoint_files, find_all
@@ -62,7 +62,7 @@ def add_model_flags(parser: Parser, *, guidance_scale: float) -> None:
     )
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
-    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+    parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa")
     add_cache_flags(parser, "dit")
 
 

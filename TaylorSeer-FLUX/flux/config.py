@@ -126,3 +126,7 @@ def latent_shape(name: str, height: int, width: int) -> tuple[int, int, int]:
             nearest = max(unit, round(value / unit) * unit)
             raise UserError(f"{side} {value} must be a positive multiple of {unit} for {name}; {nearest} is near")
     return usage.latent_channels, height // usage.factor, width // usage.factor
+
+
+REPOS = {"flux-dev": "black-forest-labs/FLUX.1-dev", "flux-schnell": "black-forest-labs/FLUX.1-schnell"}
+"""Hub repositories of the published models, by name."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from flux.config import USAGE, flux_config
-from flux.weights import REPOS, licence_hint
+from flux.config import REPOS, USAGE, flux_config
+from flux.weights import licence_hint
 from seerkit.weights.autoencoders import Autoencoder, Pixels, load_image_autoencoder
 from seerkit.weights.checkpoints import Published, find_weights
 

@@ -161,7 +161,7 @@ class SingleStreamBlock(nn.Module):
 class Flux(nn.Module):
     """FLUX.1 in three parts: `embed`, `blocks`, `head`.
 
-    attention: a name from `seerkit.layers.attention.BACKENDS`.
+    attention: a name from `seerkit.layers.names.ATTENTION_BACKENDS`.
     """
 
     TIME = "timesteps"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flux.config import USAGE
-from flux.weights import REPOS, licence_hint
+from flux.config import REPOS, USAGE
+from flux.weights import licence_hint
 from seerkit.text.encoders import (
     CLIP_LENGTH,
     Embedding,

@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flux.config import CONFIGS, FluxConfig, flux_config
+from flux.config import CONFIGS, REPOS, FluxConfig, flux_config
 from flux.model import Flux
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
 from seerkit.weights.layouts import Layout, Rule, State, swap_halves
 
-REPOS = {"flux-dev": "black-forest-labs/FLUX.1-dev", "flux-schnell": "black-forest-labs/FLUX.1-schnell"}
 ENV = {CONFIGS["flux-dev"]: "FLUX_DEV", CONFIGS["flux-schnell"]: "FLUX_SCHNELL"}  # name a checkpoint file or folder
 PUBLISHED = {
     CONFIGS[name]: (

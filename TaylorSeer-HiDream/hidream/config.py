@@ -176,3 +176,7 @@ def latent_shape(name: str, height: int, width: int) -> tuple[int, int, int]:
             f"positions for {config.max_tokens}; {fits} fits"
         )
     return config.in_channels, height // usage.factor, width // usage.factor
+
+
+REPOS = {f"hidream-{kind.lower()}": f"HiDream-ai/HiDream-I1-{kind}" for kind in ("Full", "Dev", "Fast")}
+"""Hub repositories of the published models, by name."""

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import torch
 
-from hidream.config import USAGE, hidream_config
-from hidream.weights import REPOS
+from hidream.config import REPOS, USAGE, hidream_config
 from seerkit.weights.autoencoders import Autoencoder, Pixels, load_image_autoencoder
 from seerkit.weights.checkpoints import Published, find_weights
 

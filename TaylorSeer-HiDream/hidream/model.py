@@ -258,7 +258,7 @@ def _named(name: str, module: nn.Module) -> nn.ModuleDict:
 class HiDream(nn.Module):
     """HiDream-I1 in three parts: `embed`, `blocks`, `head`. Its output is data minus noise, the velocity's negative.
 
-    attention: a name from `seerkit.layers.attention.BACKENDS`.
+    attention: a name from `seerkit.layers.names.ATTENTION_BACKENDS`.
     """
 
     TIME = "timesteps"

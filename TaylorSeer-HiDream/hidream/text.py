@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from cache_dic import UserError
-from hidream.config import USAGE
-from hidream.weights import REPOS
+from hidream.config import REPOS, USAGE
 from seerkit.devices.offload import nf4_kernels, store_nf4
 from seerkit.devices.staging import staged_on
 from seerkit.text.encoders import (

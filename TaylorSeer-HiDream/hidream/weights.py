@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from hidream.config import HiDreamConfig, hidream_config
+from hidream.config import REPOS, HiDreamConfig, hidream_config
 from hidream.model import HiDream
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
 
-REPOS = {f"hidream-{kind.lower()}": f"HiDream-ai/HiDream-I1-{kind}" for kind in ("Full", "Dev", "Fast")}
 ENV = {name: name.upper().replace("-", "_") for name in REPOS}  # name a checkpoint file or folder
 PUBLISHED = {
     name: Published("transformer/diffusion_pytorch_model.safetensors.index.json", repo=repo)

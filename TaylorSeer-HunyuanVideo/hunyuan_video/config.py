@@ -68,7 +68,7 @@ class HunyuanVideoConfig:
         return int(self.hidden_size * self.mlp_width_ratio)
 
 
-# Pixels of three channels in patches of 4 frames, rows and columns; captions of seerkit.data.moving_objects as one-hot words
+# Pixels of three channels in patches of 4 frames, rows and columns; captions of seerkit.data.captions as one-hot words
 # and their sum.
 _TINY = HunyuanVideoConfig(
     in_channels=3, out_channels=3, patch_size=(4, 4, 4), text_states_dim=48, text_states_dim_2=48, hidden_size=256,
@@ -138,3 +138,7 @@ def latent_shape(name: str, height: int, width: int, frames: int) -> tuple[int, 
         )
     factor = usage.spatial_factor
     return usage.latent_channels, (frames - 1) // usage.temporal_factor + 1, height // factor, width // factor
+
+
+REPOS = {"hunyuan-video": "tencent/HunyuanVideo"}
+"""Hub repositories of the published models, by name."""

@@ -1,11 +1,12 @@
-"""HunyuanVideo's autoencoder: 16 channels, 8 x 8 pixels and 4 frames a latent (hyvideo vae/)."""
+"""HunyuanVideo's autoencoder: 16 channels, 8 x 8 pixels and 4 frames per latent (hyvideo vae/)."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hunyuan_video.weights import DIFFUSERS_REPOS, REPOS
+from hunyuan_video.config import REPOS
+from hunyuan_video.weights import DIFFUSERS_REPOS
 from seerkit.weights.autoencoders import VideoAutoencoder, load_diffusers_model
 from seerkit.weights.checkpoints import Published, find_weights
 

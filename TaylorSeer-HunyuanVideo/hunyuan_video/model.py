@@ -72,7 +72,7 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel: one product a patch."""
+    """A convolution whose stride is its kernel: one product per patch."""
 
     def __init__(self, config: HunyuanVideoConfig) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class SingleStreamBlock(nn.Module):
 class HunyuanVideo(nn.Module):
     """HunyuanVideo in three parts: `embed`, `blocks`, `head`.
 
-    attention: a name from `seerkit.layers.attention.BACKENDS`. shard: which tokens, of video and text, this process has.
+    attention: a name from `seerkit.layers.names.ATTENTION_BACKENDS`. shard: which tokens, of video and text, this process has.
     """
 
     TIME = "t"

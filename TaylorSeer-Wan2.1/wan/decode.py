@@ -1,4 +1,4 @@
-"""Wan2.1's autoencoder: 16 channels, 8 x 8 pixels and 4 frames a latent (wan modules/vae.py)."""
+"""Wan2.1's autoencoder: 16 channels, 8 x 8 pixels and 4 frames per latent (wan modules/vae.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ import torch
 from seerkit.weights.autoencoders import VideoAutoencoder, load_diffusers_model
 from seerkit.weights.checkpoints import Published, find_weights
 from seerkit.weights.layouts import Layout, Rule
-from wan.weights import DIFFUSERS_REPOS, REPOS
+from wan.config import REPOS
+from wan.weights import DIFFUSERS_REPOS
 
 ENV = "WAN_VAE"  # names the autoencoder's file, or a folder with it
 OFFICIAL_FILE = "Wan2.1_VAE.pth"  # beside the transformer's

@@ -146,7 +146,7 @@ class Modulation:
 class Wan(nn.Module):
     """Wan2.1 in three parts: `embed`, `blocks`, `head`.
 
-    attention: a name from `seerkit.layers.attention.BACKENDS`.
+    attention: a name from `seerkit.layers.names.ATTENTION_BACKENDS`.
     """
 
     TIME = "t"

@@ -9,15 +9,9 @@ from torch import Tensor
 
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
 from seerkit.weights.layouts import Layout, Rule, State
-from wan.config import WanConfig, wan_config
+from wan.config import REPOS, WanConfig, wan_config
 from wan.model import Wan
 
-REPOS = {
-    "wan-t2v-1.3B": "Wan-AI/Wan2.1-T2V-1.3B",
-    "wan-t2v-14B": "Wan-AI/Wan2.1-T2V-14B",
-    "wan-i2v-14B-480P": "Wan-AI/Wan2.1-I2V-14B-480P",
-    "wan-i2v-14B-720P": "Wan-AI/Wan2.1-I2V-14B-720P",
-}
 DIFFUSERS_REPOS = {name: f"{repo}-Diffusers" for name, repo in REPOS.items()}  # with text encoder and VAE
 ENV = {name: name.upper().replace("-", "_").replace(".", "_") for name in REPOS}  # name a checkpoint file or folder
 EMBEDDED = {"wan-tiny": Path(__file__).resolve().parents[1] / "weights" / "wan-tiny.safetensors"}

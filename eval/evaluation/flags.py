@@ -10,7 +10,7 @@ from evaluation.backbones import BACKBONES, PACKAGES, workload
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, positive_float, positive_int
 from seerkit.devices.dtypes import PRECISIONS
-from seerkit.layers.attention import BACKENDS
+from seerkit.layers.names import ATTENTION_BACKENDS
 
 if TYPE_CHECKING:
     from cache_dic import Cache
@@ -44,7 +44,7 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
         type=positive_int,
         help="number of blocks, of FLUX, HunyuanVideo and HiDream double blocks, for trials (default: the model's own)",
     )
-    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+    parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa")
     add_cache_flags(parser, PACKAGES[_asked_model(argv)])
 
 

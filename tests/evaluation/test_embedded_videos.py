@@ -12,7 +12,8 @@ from cache_dic import make_cache
 from evaluation.video_metrics import video_psnr
 from hunyuan_video import CONFIGS as HUNYUAN_CONFIGS
 from hunyuan_video import Sampler as HunyuanSampler
-from seerkit.data.moving_objects import BACKGROUNDS, COLOURS, encode, pooled
+from seerkit.data.captions import BACKGROUNDS, COLOURS
+from seerkit.data.moving_objects import encode, pooled
 from seerkit.io.media import video_to_uint8
 from seerkit.sampling.seeds import SampleGenerators
 from wan import Sampler as WanSampler

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hidream.config import CONFIGS, USAGE
+from hidream.config import CONFIGS, REPOS, USAGE
 from hidream.decode import ENV, find_autoencoder, load_autoencoder
-from hidream.weights import REPOS
 
 FILE = "vae/diffusion_pytorch_model.safetensors"
 

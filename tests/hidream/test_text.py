@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hidream import text
+from hidream.config import REPOS
 from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, by_layer
-from hidream.weights import REPOS
 from seerkit.devices.offload import Packed, resident_bytes, store_nf4
 from seerkit.text.encoders import CLIP_LENGTH as USUAL_LENGTH
 from seerkit.text.encoders import find_encoder

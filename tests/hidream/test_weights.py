@@ -10,7 +10,8 @@ from torch import Tensor
 
 import hidream.weights
 from hidream import CONFIGS, HiDream, HiDreamConfig
-from hidream.weights import EMBEDDED, ENV, PUBLISHED, REPOS, find_hidream, load_hidream
+from hidream.config import REPOS
+from hidream.weights import EMBEDDED, ENV, PUBLISHED, find_hidream, load_hidream
 from seerkit.weights.checkpoints import StateMismatchError, export_safetensors
 
 NAMES = ("hidream-full", "hidream-dev", "hidream-fast")

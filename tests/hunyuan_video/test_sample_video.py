@@ -14,7 +14,7 @@ from evaluation.video_metrics import flicker, video_psnr
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from hunyuan_video.command import find_everything
 from seerkit.command.cli import run_command
-from seerkit.data.moving_objects import PROMPTS
+from seerkit.data.captions import PROMPTS
 from seerkit.devices.distributed import World
 from seerkit.io.media import video_to_uint8
 from seerkit.weights.checkpoints import export_safetensors

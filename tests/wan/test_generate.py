@@ -12,7 +12,7 @@ from torch import Tensor
 from evaluation import jobs
 from evaluation.video_metrics import flicker, video_psnr
 from seerkit.command.cli import run_command
-from seerkit.data.moving_objects import PROMPTS
+from seerkit.data.captions import PROMPTS
 from seerkit.devices.distributed import World
 from seerkit.io.media import video_to_uint8
 from seerkit.weights.checkpoints import export_safetensors

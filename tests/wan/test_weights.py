@@ -10,7 +10,8 @@ import torch
 import wan.weights
 from seerkit.weights.checkpoints import StateMismatchError, export_safetensors
 from wan import Wan, WanConfig, wan_config
-from wan.weights import DIFFUSERS, EMBEDDED, ENV, REPOS, convert_diffusers, find_wan, load_wan, published
+from wan.config import REPOS
+from wan.weights import DIFFUSERS, EMBEDDED, ENV, convert_diffusers, find_wan, load_wan, published
 
 MANIFESTS = Path(__file__).parents[1] / "checkpoints"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"

@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -18,29 +19,97 @@ from seerkit.limits import MAX_GUIDANCE
 Number = TypeVar("Number", int, float)
 
 
+SECTIONS = ("model", "prompts", "data", "sampling", "training", "caching", "measuring", "output", "device")
+"""Of --help, in this order; a command shows those that it has flags of."""
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """A flag by its first name, with its other names, and its default where that says something, behind the help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *rest: Any, **named: Any) -> None:
+        actions = list(actions)
+        shown = [action for action in actions if not action.option_strings or action.required]
+        if usage is None and len(shown) < len(actions):
+            words = [self._usage_word(action) for action in shown]
+            usage = " ".join(["%(prog)s", *words, "[flags]"])
+        super().add_usage(usage, actions, *rest, **named)
+
+    def _usage_word(self, action: argparse.Action) -> str:
+        default = action.dest.upper() if action.option_strings else action.dest
+        return " ".join([*action.option_strings[:1], self._format_args(action, default)])
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or isinstance(action, argparse.BooleanOptionalAction):
+            return super()._format_action_invocation(action)
+        shown = action.option_strings if action.option_strings[0] == "-h" else action.option_strings[:1]
+        values = [] if action.nargs == 0 else [self._format_args(action, action.dest.upper())]
+        return " ".join([", ".join(shown), *values])
+
     def _get_help_string(self, action: argparse.Action) -> str:
-        hide = action.default in (None, False, [], argparse.SUPPRESS) or "%(default)" in (action.help or "")
-        return (action.help or "") if hide else super()._get_help_string(action)
+        text = action.help or ""
+        says_something = action.default is not False and action.default not in (None, [], argparse.SUPPRESS)
+        if says_something and "%(default)" not in text:
+            text += " (default: %(default)s)"
+        others = [name for name in action.option_strings[1:] if not name.startswith("--no-")]
+        return f"{text} [also {', '.join(others)}]" if others and action.option_strings[0] != "-h" else text
+
+
+class Arguments(argparse.Namespace):
+    """What was parsed. command_line: what it was parsed from, which is none of the arguments that `vars` gives."""
+
+    __slots__ = ("command_line",)
+    command_line: list[str]
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line; `examples` are printed at the end of --help."""
+    """An ArgumentParser with sections, whose errors are one line; `examples` are printed at the end of --help.
 
-    def __init__(self, description: str, examples: str, **options: object) -> None:
+    Flags are written with hyphens; underscores are taken for them on every command line.
+    """
+
+    def __init__(self, description: str, examples: str, **options: Any) -> None:
         epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
         super().__init__(
             description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False, **options
         )
+        self._sections = {title: self.add_argument_group(title) for title in SECTIONS}
 
-    def parse_known_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    def section(self, title: str) -> argparse._ArgumentGroup:
+        """The section of --help for flags of a kind, one of SECTIONS."""
+        return self._sections[title]
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As ArgumentParser's; the flag that an unknown one may mean is named."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [self._hyphenated(text).partition("=")[0] for text in unknown if text.startswith("--")]
+            near = get_close_matches(flags[0], self._option_string_actions, 1) if flags else []
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return parsed
+
+    def _hyphenated(self, text: str) -> str:
+        """A flag with hyphens for underscores, where that is one; anything else as it is."""
+        name, separator, value = text.partition("=")
+        hyphenated = name.replace("_", "-")
+        is_flag = name.startswith("--") and hyphenated in self._option_string_actions
+        return hyphenated + separator + value if is_flag else text
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         """As ArgumentParser's, which however takes the value of `--seed=--` for an empty list, whatever the type."""
-        for text in sys.argv[1:] if args is None else args:
+        given = [self._hyphenated(text) for text in (sys.argv[1:] if args is None else args)]
+        for text in given:
             if text.startswith("--") and text.endswith("=--"):
                 self.error(f"argument {text.removesuffix('=--')}: -- is no value")
-        return super().parse_known_args(args, namespace)
+        parsed, unknown = super().parse_known_args(given, Arguments() if namespace is None else namespace)
+        if isinstance(parsed, Arguments):
+            parsed.command_line = given
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -82,7 +151,6 @@ def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None
     What a user can cause is UserError, OSError (files, disks, networks) and memory that cannot be had;
     TAYLORSEER_TRACEBACK=1 shows where it arose. Anything else is a defect and keeps its traceback.
     """
-    from seerkit.devices.distributed import stop_world
     from seerkit.devices.memory import keep_freed_memory
 
     for stream in (sys.stdout, sys.stderr):  # a locale that is not UTF-8 must not stop a message
@@ -105,7 +173,8 @@ def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None
         print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
         sys.exit(2)
     finally:
-        stop_world()
+        if distributed := sys.modules.get("seerkit.devices.distributed"):
+            distributed.stop_world()
     sys.exit(0)
 
 

@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cache_dic import UserError
+from seerkit.data.names import CLASS_NAMES
 
-CLASS_NAMES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
 DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")  # inside the package
 IMAGE_SIZE = 32  # 28 pixels and a border of 2
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -27,3 +27,10 @@ def staged_on(device: str | torch.device, module: nn.Module, offload: bool) -> I
                 parameter.data = value
         if offload and torch.device(device).type == "cuda":
             torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def decode_singly(autoencoder: nn.Module, latents: Tensor, device: torch.device, *, offload: bool) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] on the CPU; with `offload` the autoencoder comes to the device for that alone."""
+    with staged_on(device, autoencoder, offload):
+        return torch.cat([autoencoder.decode(latent.to(device)).float().cpu() for latent in latents.split(1)])

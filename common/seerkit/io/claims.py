@@ -29,13 +29,12 @@ def state_folder(out: Path, label: str) -> Path:
 
 
 def claim_samples(
-    out: Path, claims: Mapping[str, Claim], *, has_samples: Callable[[str], bool], flag: str, alone: bool = False
+    out: Path, claims: Mapping[str, Claim], *, has_samples: Callable[[str], bool], alone: bool = False
 ) -> None:
     """Claim the folders of some caches in `out`, by label; UserError, with nothing changed, where samples are of other claims.
 
     All samples in `out` share everything but their caches, unless each folder stands `alone`. has_samples(label): whether a
-    folder holds any; a claim without samples, as a failed run leaves it, binds nobody. flag: the option that names another
-    folder, for the message.
+    folder holds any; a claim without samples, as a failed run leaves it, binds nobody.
     """
     ours = {label: json.loads(json.dumps(claim)) for label, claim in claims.items()}
     shared = {} if alone else {key: value for key, value in next(iter(ours.values())).items() if key != CACHE}
@@ -45,14 +44,17 @@ def claim_samples(
         if not has_samples(label):
             continue
         if label not in known:
-            raise UserError(f"{out / label} holds samples, and nothing says how they were made; choose another {flag}")
+            raise UserError(
+                f"{out / label} holds samples, and nothing says how they were made; choose another --output-dir"
+            )
         theirs, wanted = read_json(known[label], "claim"), ours.get(label, shared)
         if not isinstance(theirs, dict):
-            raise UserError(f"{known[label]} is no claim; choose another {flag}")
+            raise UserError(f"{known[label]} is no claim; choose another --output-dir")
         if differ := differences({key: theirs.get(key) for key in wanted}, wanted):
             more = f" and {len(differ) - MOST_SHOWN} more" if len(differ) > MOST_SHOWN else ""
             raise UserError(
-                f"{out / label} holds samples of other settings: {', '.join(differ[:MOST_SHOWN])}{more}; choose another {flag}"
+                f"{out / label} holds samples of other settings: {', '.join(differ[:MOST_SHOWN])}{more}; choose another "
+                "--output-dir"
             )
         longest[label] = max(theirs.get(PROMPTS, []), wanted.get(PROMPTS, []), key=len)
     for label, claim in ours.items():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cache_dic import UserError
+from seerkit.layers.names import ATTENTION_BACKENDS
 
 AttentionFn = Callable[..., Tensor]
 """`attend(q, k, v, keys=None)`: q, k, v (B, H, L, d) -> (B, H, L, d); keys (B, L) tells which keys count, None for all."""
@@ -39,15 +40,14 @@ def flash(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor
     return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
-_BACKENDS: dict[str, AttentionFn] = {"sdpa": sdpa, "flash": flash, "flash4": sdpa, "reference": reference}
+_BACKENDS: dict[str, AttentionFn] = dict(zip(ATTENTION_BACKENDS, (sdpa, flash, sdpa, reference), strict=True))
 _PACKAGES = {"flash": "flash_attn", "flash4": "flash_attn"}
-BACKENDS = tuple(_BACKENDS)
 
 
 def attention_backend(name: str) -> AttentionFn:
     """The attention function called `name`; UserError if it is unknown or its package is not installed."""
     if name not in _BACKENDS:
-        raise UserError(f"attention backend {name!r} is unknown; choose from {', '.join(BACKENDS)}")
+        raise UserError(f"attention backend {name!r} is unknown; choose from {', '.join(ATTENTION_BACKENDS)}")
     package = _PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
         raise UserError(f"attention backend {name!r} needs the package {package}; install it or choose 'sdpa'")

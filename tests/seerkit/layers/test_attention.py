@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 import torch
 
-from seerkit.layers.attention import BACKENDS, attention_backend
+from seerkit.layers.attention import attention_backend
+from seerkit.layers.names import ATTENTION_BACKENDS
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -27,7 +28,7 @@ def test_unknown_and_missing_backends_are_named():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ATTENTION_BACKENDS)
 def test_backends_agree_on_a_gpu(name, need):
     if name.startswith("flash"):
         need("flash_attn")

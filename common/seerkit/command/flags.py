@@ -1,0 +1,148 @@
+"""Flags that sampling commands share: one name for each thing, its unit and its default; what they need loads no torch.
+
+also: by flag, how a reference command spells it officially, hyphenated; the parser takes underscores everywhere.
+"""
+
+import argparse
+from argparse import BooleanOptionalAction
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from seerkit.command.cli import Parser, device_name, guidance_weight, non_negative_int, positive_int
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.layers.names import ATTENTION_BACKENDS
+
+Also = Mapping[str, str]
+
+
+def spellings(flag: str, also: Also) -> tuple[str, ...]:
+    """A flag with its official spellings."""
+    return flag, *also.get(flag, "").split()
+
+
+def model_name(names: Sequence[str], prefix: str) -> Callable[[str], str]:
+    """An argparse type: a name, or what follows its prefix in official commands: `full` for `hidream-full`."""
+
+    def convert(text: str) -> str:
+        return next((name for name in (text, prefix + text) if name in names), text)
+
+    return convert
+
+
+def add_model_flag(parser: Parser, names: Sequence[str], embedded: str, also: Also, *, prefix: str = "") -> None:
+    """--model; prefix: what official commands leave out of the names."""
+    parser.section("model").add_argument(
+        *spellings("--model", also),
+        type=model_name(names, prefix),
+        choices=tuple(names),
+        default=embedded,
+        help=f"{embedded} is the embedded model",
+    )
+
+
+def add_prompt_flags(parser: Parser, *, embedded: str) -> None:
+    """--prompt and --prompt-file."""
+    section = parser.section("prompts")
+    section.add_argument("--prompt", nargs="+", metavar="TEXT", help="one or more prompts, each in quotes")
+    section.add_argument(
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help=f"prompts, one per line, or VBench_full_info.json (default: of {embedded} those shipped with it)",
+    )
+
+
+def add_sampling_flags(
+    parser: Parser,
+    also: Also,
+    *,
+    sample: str,
+    num_steps: str,
+    guidance: str,
+    batch_size: str | None = None,
+    guidance_type: Callable[[str], float] = guidance_weight,
+) -> None:
+    """--num-steps, --guidance-scale, --seed, --batch-size.
+
+    sample: what is made. The others: help with the defaults; without that of batch_size the command has no such flag.
+    """
+    section = parser.section("sampling")
+    section.add_argument(
+        *spellings("--num-steps", also), type=positive_int, metavar="N", help=f"sampling steps (default: {num_steps})"
+    )
+    section.add_argument(
+        *spellings("--guidance-scale", also), type=guidance_type, metavar="WEIGHT", help=f"guidance weight, {guidance}"
+    )
+    add_seed_flag(parser, also, sample=sample)
+    if batch_size is not None:
+        section.add_argument(
+            "--batch-size", type=positive_int, metavar="N", help=f"{sample}s per model call (default: {batch_size})"
+        )
+
+
+def add_seed_flag(parser: Parser, also: Also, *, sample: str) -> None:
+    """--seed."""
+    parser.section("sampling").add_argument(
+        *spellings("--seed", also),
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help=f"{sample} i depends on its prompt, the seed and i alone",
+    )
+
+
+def add_device_flags(parser: Parser, *, precision: str) -> None:
+    """--device, --precision, --attention, --compile. precision: help with the defaults."""
+    add_device_flag(parser)
+    section = parser.section("device")
+    section.add_argument(
+        "--precision", choices=tuple(PRECISIONS), help=f"of weights and features (default: {precision})"
+    )
+    section.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="kernels")
+    section.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, one graph each")
+
+
+def add_device_flag(parser: Parser) -> None:
+    """--device."""
+    parser.section("device").add_argument(
+        "--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N"
+    )
+
+
+def add_output_flags(parser: Parser, also: Also, *, family: str, sample: str) -> None:
+    """--output-dir, --resume, --dry-run, --json. family: folder in outputs/."""
+    section = parser.section("output")
+    section.add_argument(
+        *spellings("--output-dir", also),
+        type=Path,
+        metavar="DIR",
+        help=f"gets a folder of {sample}s for every cache (default: outputs/{family}/MODEL-DIGEST)",
+    )
+    section.add_argument("--resume", action="store_true", help=f"keep the {sample}s that are there, make those missing")
+    add_dry_run_flag(parser)
+    section.add_argument("--json", action="store_true", help="print the record instead of the table")
+
+
+def add_dry_run_flag(parser: Parser, shown: str = "configuration, full steps, FLOPs and kept bytes") -> None:
+    """--dry-run. shown: what it prints."""
+    parser.section("output").add_argument("--dry-run", action="store_true", help=f"print {shown}, and stop")
+
+
+def add_image_flags(parser: Parser, also: Also, *, family: str) -> None:
+    """Flags of a command that makes images."""
+    add_output_flags(parser, also, family=family, sample="image")
+    section = parser.section("output")
+    section.add_argument(
+        "--add-sampling-metadata", action=BooleanOptionalAction, default=True, help="put the settings into the PNGs"
+    )
+    section.add_argument(
+        "--test-FLOPs", action="store_true", dest="test_flops", help="print the FLOPs of every cache and stop"
+    )
+
+
+def refuse_two_sizes(args: argparse.Namespace, flag: str) -> None:
+    """UserError where a size is given by an official flag and by --height and --width too."""
+    from cache_dic import UserError
+
+    if args.height is not None or args.width is not None:
+        raise UserError(f"{flag} is height and width; leave out --height and --width, or it")
