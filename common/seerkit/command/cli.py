@@ -50,8 +50,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        nothing = action.default in (None, [], argparse.SUPPRESS) or action.default is False
-        if not nothing and "%(default)" not in text:
+        says_something = action.default is not False and action.default not in (None, [], argparse.SUPPRESS)
+        if says_something and "%(default)" not in text:
             text += " (default: %(default)s)"
         others = [name for name in action.option_strings[1:] if not name.startswith("--no-")]
         return f"{text} [also {', '.join(others)}]" if others and action.option_strings[0] != "-h" else text
