@@ -189,7 +189,7 @@ class TestErrors:
 
 @pytest.mark.slow
 def test_weights_may_be_shared_by_processes(repository, run_script):
-    """--t5_fsdp: every process holds a part of the encoder, and its contexts are those of one process."""
+    """--t5-fsdp: every process holds a part of the encoder, and its contexts are those of one process."""
     done = run_script(__file__, repository, processes=2)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"equal": True, "share": 0.5}
