@@ -8,7 +8,7 @@ torchrun the processes share the prompts.
 from seerkit.command.cli import Parser, run_command  # isort: skip
 
 from evaluation.images import ImageJob, add_image_flags, emoji_judge, run
-from evaluation.jobs import output_folder
+from evaluation.jobs import output_folder, repeated
 from hidream.command import (
     EMBEDDED,
     Pipeline,
@@ -21,7 +21,6 @@ from hidream.command import (
     settings_of,
     sizes_of,
 )
-from seerkit.text.prompts import repeated
 
 EXAMPLES = """
 python TaylorSeer-HiDream/sampling.py --compare

@@ -138,7 +138,7 @@ script, *sys.argv[1:] = sys.argv[1:]
 try:
     runpy.run_path(script, run_name="__main__")
 except SystemExit as stop:
-    print(json.dumps([stop.code, sorted({"torch", "numpy", "PIL", "safetensors"} & {*sys.modules})]))
+    print(json.dumps([stop.code, sorted({"torch", "PIL", "safetensors"} & {*sys.modules})]))
 """
 
 
