@@ -1,43 +1,35 @@
-"""Images from prompts with a caching method, or with several beside the uncached run: PNGs, a grid, a table, a record.
+"""Images from prompts with a caching method, or with several beside the uncached run: PNGs, a page, a table, a record.
 
 Takes the command line of the authors' sampling.py and the flags of the caches. Image i is that of prompt i, each standing
-there --num_images_per_prompt times, and depends on its prompt, --seed and i alone. A killed run goes on with --resume; under
+there --samples-per-prompt times, and depends on its prompt, --seed and i alone. A killed run goes on with --resume; under
 torchrun the processes share the prompts.
 """
 
-from seerkit.command.cli import Parser, run_command  # isort: skip
-
-from evaluation.images import ImageJob, add_image_flags, emoji_judge, run
-from evaluation.jobs import output_folder, repeated
-from hidream.command import (
-    EMBEDDED,
-    Pipeline,
-    add_flags,
-    add_prompt_flags,
-    caches,
-    fill_defaults,
-    find_everything,
-    prompts_of,
-    settings_of,
-    sizes_of,
-)
+from hidream.flags import EMBEDDED, add_flags, caches, fill_defaults, prompts_of, sizes_of
+from seerkit.command.cli import Parser, run_command
+from seerkit.text.prompts import repeated
 
 EXAMPLES = """
 python TaylorSeer-HiDream/sampling.py --compare
 python TaylorSeer-HiDream/sampling.py --prompt "red apple, noto" "rocket, 3d render" --interval 4 --max-order 2
-python TaylorSeer-HiDream/sampling.py --model_type full --prompt "a photo of a fox in the snow" --nf4 --offload
-torchrun --nproc_per_node=8 TaylorSeer-HiDream/sampling.py --model_type full --prompt_file DrawBench.txt --compare --resume
+python TaylorSeer-HiDream/sampling.py --model hidream-full --prompt "a photo of a fox in the snow" --nf4 --offload
+torchrun --nproc_per_node=8 TaylorSeer-HiDream/sampling.py --model hidream-full --prompt-file DrawBench.txt --compare --resume
 """
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, EXAMPLES)
-    add_prompt_flags(parser)
     add_flags(parser)
-    add_image_flags(parser, folder="hidream")
     args = parser.parse_args(argv)
     fill_defaults(args)
-    prompts, chosen = repeated(prompts_of(args), args.num_images_per_prompt), caches(args)
+    prompts, chosen = prompts_of(args), caches(args)
+
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    from evaluation.images import ImageJob, emoji_judge, run
+    from evaluation.jobs import output_folder
+    from hidream.pipeline import Pipeline, find_everything, settings_of
+
+    prompts = repeated(prompts, args.samples_per_prompt)
     settings = settings_of(args, prompts)
     run(
         ImageJob(
@@ -48,9 +40,8 @@ def main(argv: list[str] | None = None) -> None:
             settings=settings,
             sizes=sizes_of(args),
             out=output_folder(args.output_dir, "hidream", settings),
-            flag="--output_dir",
             find=lambda _: find_everything(args),
-            make_judge=emoji_judge if args.model_name == EMBEDDED else None,
+            make_judge=emoji_judge if args.model == EMBEDDED else None,
             make_pipeline=lambda batches, device: Pipeline(args, batches, device),
         )
     )

@@ -6,90 +6,33 @@ score (Switch Transformers, arXiv 2101.03961, Eq. 4), 1 where all are used alike
 and the step, so a resumed run sees the batches of an uninterrupted one.
 """
 
-from seerkit.command.cli import run_command  # isort: skip
-
 from argparse import Namespace
-from typing import Any
 
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from hidream import CONFIGS, HiDream, hidream_config, sample
-from hidream.config import USAGE
-from hidream.model import Gate
-from seerkit.training.emoji import EmojiLoss, Texts, train
-from seerkit.training.emoji import parse_args as parse_training_args
+from hidream.config import CONFIGS, USAGE
+from seerkit.command.cli import run_command
+from seerkit.training.flags import ON_EMOJI, parse_training_args
 
 EXAMPLES = """
-python TaylorSeer-HiDream/train.py --out outputs/hidream-emoji
-python TaylorSeer-HiDream/train.py --out outputs/hidream-emoji --resume
-torchrun --nproc_per_node=8 TaylorSeer-HiDream/train.py --out outputs/hidream-emoji --batch-size 512
+python TaylorSeer-HiDream/train.py --output-dir outputs/hidream-emoji
+python TaylorSeer-HiDream/train.py --output-dir outputs/hidream-emoji --resume
+torchrun --nproc_per_node=8 TaylorSeer-HiDream/train.py --output-dir outputs/hidream-emoji --batch-size 512
 """
-BALANCE = 0.01  # weight of the experts' loss (HiDream-I1 moe.py, aux_loss_alpha)
 
 
 def parse_args(argv: list[str] | None) -> Namespace:
     names = [name for name in CONFIGS if USAGE[name].factor == 1]
-    return parse_training_args(argv, description=__doc__, examples=EXAMPLES, models=names, default="hidream-tiny")
-
-
-class Balance:
-    """What the gates of a model answered since the last call."""
-
-    def __init__(self, model: HiDream) -> None:
-        self.answers: list[tuple[Tensor, Tensor]] = []
-        for gate in model.modules():
-            if isinstance(gate, Gate):
-                gate.register_forward_hook(lambda gate, inputs, answer: self.answers.append(answer))
-
-    def shares(self) -> Tensor:
-        """Of the choices of all processes, by gate and expert (gates, E)."""
-        chosen = (F.one_hot(chosen, scores.shape[1]) for scores, chosen in self.answers)  # (T, k, E) each
-        shares = torch.stack([choices.float().mean((0, 1)) for choices in chosen])
-        if dist.is_initialized():
-            dist.all_reduce(shares)
-            shares /= dist.get_world_size()
-        return shares
-
-    def __call__(self) -> dict[str, Tensor]:
-        """The loss, a mean over gates; its mean over processes is that of the whole batch."""
-        shares, scores = self.shares(), torch.stack([scores.float().mean(0) for scores, _ in self.answers])
-        self.answers.clear()
-        return {"balance": BALANCE * (scores.shape[1] * scores * shares).sum(1).mean()}
-
-
-def velocity(forward: nn.Module, x: Tensor, t: Tensor, texts: Texts, weight: Tensor) -> Tensor:
-    txt, y = texts
-    return -forward(x, 1000 * t, txt, txt.unsqueeze(0), y)
-
-
-@torch.no_grad()
-def expert_shares(ema: nn.Module, losses: EmojiLoss) -> dict[str, Any]:
-    """Each expert's share of a training batch's choices, by gate: what shows that all are in use."""
-    watched = Balance(ema)
-    losses(ema, 0)
-    return {"expert_shares": [[round(share, 4) for share in row] for row in watched.shares().tolist()]}
+    return parse_training_args(
+        argv, description=__doc__, examples=EXAMPLES, models=names, default="hidream-tiny", **ON_EMOJI
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    config, usage = hidream_config(args.model), USAGE[args.model]
 
-    def make() -> HiDream:
-        return HiDream(config, attention=args.attention).initialize(args.seed)
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    from hidream.training import train
 
-    def draw(ema: nn.Module, noise: Tensor, texts: Texts, none: Texts) -> Tensor:
-        (txt, y), (no_txt, no_y) = texts, none
-        negative = no_txt, no_txt.unsqueeze(0), no_y
-        settings = {"solver": usage.solver, "shift": usage.shift, "guidance": usage.guidance}
-        return sample(ema, noise, txt, txt.unsqueeze(0), y, usage.num_steps, negative=negative, **settings)
-
-    train(
-        args, config, make, velocity, draw,
-        patch=config.patch_size, distilled=False, watch=Balance, facts=expert_shares,
-    )  # fmt: skip
+    train(args)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def step_ms(spins: int, repeats: int) -> dict[str, float]:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, ROOT / "TaylorSeer-FLUX" / "sample.py", "--method", "uncached", "--device", "cpu"]
-        command += ["--num_steps", STEPS, "--batch-size", BATCH, "--json", "--output_dir", folder]
+        command += ["--num-steps", STEPS, "--batch-size", BATCH, "--json", "--output-dir", folder]
         command += ["--prompt", *["red apple, noto"] * (BATCH * (repeats + 1))]
         done = subprocess.run(
             list(map(str, command)),

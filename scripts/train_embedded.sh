@@ -23,4 +23,4 @@ if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; the
     fi
   fi
 fi
-exec "${launch[@]}" "$folder/train.py" --out "$out" ${settings[@]+"${settings[@]}"} "$@"
+exec "${launch[@]}" "$folder/train.py" --output-dir "$out" ${settings[@]+"${settings[@]}"} "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train the HunyuanVideo whose weights come with the repository, from scratch, on clips of moving Fashion-MNIST objects.
-# Options are passed on to TaylorSeer-HunyuanVideo/train.py and override what stands here, e.g. --steps 200 --out outputs/short
+# Options are passed on to TaylorSeer-HunyuanVideo/train.py and override what stands here, e.g. --steps 200 --output-dir outputs/short
 # PROCESSES=2 shares every batch between two processes of one thread each, on a CPU (1 as it stands).
 # On a core with bf16 matrix units it takes about 80 minutes, much longer without.
 cd "$(dirname "$0")/.." && SETTINGS="--steps 3200 --batch-size 32 --lr-warmup-steps 200" PROCESSES="${PROCESSES:-1}" \

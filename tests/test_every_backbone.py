@@ -38,8 +38,8 @@ def of_samples(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(NUM_SAMPLES, *shape, generator=draw) for shape in shapes]
 
 
-def of_dit() -> tuple[nn.Module, Sample]:
-    model = random(dit.DiT(dit.dit_config("debug")))
+def of_dit(**depth: object) -> tuple[nn.Module, Sample]:
+    model = random(dit.DiT(replace(dit.dit_config("debug"), **depth)))
     (noise,), y = of_samples((1, 8, 8)), torch.arange(NUM_SAMPLES) % 3
     return model, lambda rows, **settings: dit.sample(model, noise[rows], y[rows], NUM_STEPS, **settings)
 
@@ -173,14 +173,15 @@ TEXTS = {  # of nine lengths, for so many samples; those of FLUX and HiDream are
     "wan": lambda size: [{"lengths": n} for n in range(1, 10)],
 }
 SHALLOW = {  # one block of each kind: a graph takes about a second a block
-    "flux": {"depth_single_blocks": 1}, "hidream": {"num_single_layers": 1, "llama_layers": (0, 0)},
+    "dit": {"depth": 1}, "flux": {"depth_single_blocks": 1}, "hidream": {"num_single_layers": 1, "llama_layers": (0, 0)},
     "hunyuan": {"mm_single_blocks_depth": 1, "refiner_depth": 1}, "wan": {"num_layers": 1},
 }  # fmt: skip
-GUIDED_ROWS = {"hidream": 2}  # of the model's batch, of each sample
+GUIDED_ROWS = {"dit": 2, "hidream": 2}  # of the model's batch, of each sample
+UNGUIDED = {"dit": {"guidance_scale": 1.0}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["flux", "hidream", "hunyuan", "wan"])
+@pytest.mark.parametrize("backbone", list(BACKBONES))
 @torch.inference_mode()  # a compiler tells tensors made in it from others, and guidance joins texts there
 def test_graphs_are_one_of_each_kind_for_each_batch_and_cache(backbone, num_graphs):
     """Nine texts of nine lengths, three caches, guidance on and off, and a last, smaller batch.
@@ -190,7 +191,7 @@ def test_graphs_are_one_of_each_kind_for_each_batch_and_cache(backbone, num_grap
     (_, plain), (model, sample) = (BACKBONES[backbone](**SHALLOW[backbone]) for _ in range(2))
     compile_steps(model, backend="eager")
     full, forecast = set(), set()
-    for size, settings in itertools.product((2, 1), ({}, {"guidance": 1.0})):
+    for size, settings in itertools.product((2, 1), ({}, UNGUIDED.get(backbone, {"guidance": 1.0}))):
         rows = size if settings else size * GUIDED_ROWS.get(backbone, 1)
         texts = [{}] if settings or backbone not in TEXTS else TEXTS[backbone](size)
         for cache, text in [*((SLOW, text) for text in texts), (FAST, {}), (WITHOUT, {})]:

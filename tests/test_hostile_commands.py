@@ -45,7 +45,8 @@ CHUNKS = 4  # that workers share
 IMAGES = "--interval 2 --prompt fox"
 VIDEOS = "--interval 2 --prompt 'red sneaker moving left on black'"
 TRAINING = (
-    "--steps 2 --batch-size 4 --lr-warmup-steps 1 --log-every 1 --save-every 1 --grid-every 100 --device cpu --out out"
+    "--steps 2 --batch-size 4 --lr-warmup-steps 1 --log-every 1 --save-every 1 --grid-every 100 --device cpu"
+    " --output-dir out"
 )
 BASES = {
     "TaylorSeer-DiT/sample.py": "--model debug --ckpt {dit} --num-sampling-steps 3 --classes 0 --per-class 1 --out out",

@@ -202,21 +202,21 @@ def test_run_scripts_compare_unless_told_otherwise(checkout, script, command):
 
 CLOTHES, EMOJI = ("fashion_mnist", "FASHION_MNIST"), ("emoji", "EMOJI_DATA")
 TRAININGS = {  # command; on a CPU, settings and processes of one thread; data and the variable that says where they are
-    "train_dit.sh": ("TaylorSeer-DiT/train.py|--out|outputs/dit-fashion", "--steps 5600", None, *CLOTHES),
+    "train_dit.sh": ("TaylorSeer-DiT/train.py|--output-dir|outputs/dit-fashion", "--steps 5600", None, *CLOTHES),
     "train_flux.sh": (
-        "TaylorSeer-FLUX/train.py|--out|outputs/flux-emoji",
+        "TaylorSeer-FLUX/train.py|--output-dir|outputs/flux-emoji",
         "--steps 3600 --batch-size 128 --lr-warmup-steps 200", 2, *EMOJI,
     ),
     "train_hidream.sh": (
-        "TaylorSeer-HiDream/train.py|--out|outputs/hidream-emoji",
+        "TaylorSeer-HiDream/train.py|--output-dir|outputs/hidream-emoji",
         "--steps 4200 --batch-size 64 --lr-warmup-steps 200", 1, *EMOJI,
     ),
     "train_hunyuan.sh": (
-        "TaylorSeer-HunyuanVideo/train.py|--out|outputs/hunyuan-clips",
+        "TaylorSeer-HunyuanVideo/train.py|--output-dir|outputs/hunyuan-clips",
         "--steps 3200 --batch-size 32 --lr-warmup-steps 200", 1, *CLOTHES,
     ),
     "train_wan.sh": (
-        "TaylorSeer-Wan2.1/train.py|--out|outputs/wan-clips",
+        "TaylorSeer-Wan2.1/train.py|--output-dir|outputs/wan-clips",
         "--steps 3600 --batch-size 32 --lr-warmup-steps 200", 1, *CLOTHES,
     ),
 }  # fmt: skip

@@ -72,7 +72,7 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel: one product a patch."""
+    """A convolution whose stride is its kernel: one product per patch."""
 
     def __init__(self, config: HunyuanVideoConfig) -> None:
         super().__init__()

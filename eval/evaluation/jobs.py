@@ -6,6 +6,7 @@ records of its folder.
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,16 @@ class Job:
     @property
     def record_path(self) -> Path:
         return self.out / f"{self.record_name}.json"
+
+    @property
+    def page_path(self) -> Path:
+        """index.html, which is what opens a folder, or named as the record is where that has a name of its own."""
+        return self.record_path.with_name("index.html" if self.record_name == "record" else f"{self.record_name}.html")
+
+    def command_line(self, num_processes: int) -> str:
+        """What repeats this run from the root of the repository."""
+        launcher = ["python"] if num_processes == 1 else ["torchrun", f"--nproc_per_node={num_processes}"]
+        return shlex.join([*launcher, self.command, *self.args.command_line])
 
     @property
     def num_steps(self) -> int:
@@ -114,6 +125,7 @@ class Job:
         try:
             record = read_json(self.record_path, "record")
             shared = {name: record[name] for name in ("conditions", "num_samples")}
+            shared["command_line"] = record.get("command_line")
             return {row["label"]: {**shared, **row} for row in record["rows"]}
         except (UserError, KeyError, TypeError):  # none, or one that nothing can be taken from
             return {}
@@ -127,6 +139,10 @@ class Job:
         record["rows"] += others
         write_json(self.record_path, record)
         return record
+
+    def own_rows(self, record: Mapping[str, Any]) -> list[Row]:
+        """Those of a record that this run has made."""
+        return [row for row in record["rows"] if row["label"] in self.caches]
 
     def check_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
         """UserError naming the samples that did not come out finite, with what can be done."""

@@ -18,7 +18,7 @@ def test_a_job_counts_its_first_batch_and_names_what_samples_depend_on():
     settings = {"model": "flux-debug", "num_steps": 4}
     job = Job(
         command="fake.py", args=args, prompts=["a", "b", "c"], caches=caches,
-        settings=settings, sizes={"height": 16, "width": 32}, out=Path("out"), flag="--out", find=lambda _: {},
+        settings=settings, sizes={"height": 16, "width": 32}, out=Path("out"), find=lambda _: {},
     )  # fmt: skip
     assert [batch.prompts for batch in job.batches()] == [["a", "b"], ["c"]]
     assert job.dtype == torch.bfloat16

@@ -84,7 +84,7 @@ class FakePipeline:
 
 @pytest.fixture
 def carry_out(tmp_path, monkeypatch):
-    """`carry_out(*flags, labels=, pipeline=)`: the pipeline after a job on `PROMPTS`, one video a batch, and its record."""
+    """`carry_out(*flags, labels=, pipeline=)`: the pipeline after a job on `PROMPTS`, one video per batch, and its record."""
     counts = {"flops_T": 1.0, "flops_T_uncached": 2.0, "flops_ratio": 2.0, "full_steps": [0, 2]}
     kept = {"folded": 1024, "layerwise": 0}
     monkeypatch.setattr(
@@ -125,6 +125,7 @@ def test_a_job_leaves_videos_latents_figures_strips_and_a_record(carry_out, out,
     numbers = [f"{index:06d}" for index in range(len(PROMPTS))]
     assert made == {
         "record.json",
+        "index.html",
         *(f"strips/{number}.png" for number in numbers),
         *(f"state/{label}/claim.json" for label in CACHES),
         *(
@@ -265,7 +266,7 @@ def test_videos_of_two_frames_have_no_flicker(carry_out, capsys):
     row = rows(carry_out(labels=["uncached", FORA], pipeline=pipeline)[1])[FORA]
     assert row["flicker"] == {"mean": None, "error": None}
     assert row["psnr"]["mean_db"] > 0
-    assert capsys.readouterr().out.splitlines()[-5].split()[-2:] == ["–", "–"]
+    assert capsys.readouterr().out.splitlines()[-6].split()[-2:] == ["–", "–"]
 
 
 def test_gifs_are_for_small_videos_and_can_be_left_out(carry_out, out):

@@ -7,6 +7,7 @@ import torch
 
 from flux import Flux, flux_config
 from flux.latents import image_ids, pack, text_ids
+from seerkit.training import emoji
 
 PATCH = 4
 
@@ -14,13 +15,16 @@ PATCH = 4
 @pytest.fixture(scope="module")
 def given(load_command) -> dict[str, Any]:
     """What the command trains with."""
-    command, found = load_command("TaylorSeer-FLUX/train.py"), {}
+    found = {}
 
     def train(args, config, make_model, velocity, sample, **settings) -> None:
         found.update(make_model=make_model, velocity=velocity, sample=sample, **settings)
 
-    command.train = train
-    command.main(["--model", "flux-debug", "--out", "outputs", "--seed", "3"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emoji, "train", train)
+        load_command("TaylorSeer-FLUX/train.py").main(
+            ["--model", "flux-debug", "--output-dir", "outputs", "--seed", "3"]
+        )
     return found
 
 
@@ -61,7 +65,7 @@ def test_weights_are_drawn_from_the_seed(given):
 
 
 def test_samples_are_of_the_texts_and_of_noise(given, batch):
-    """By the distilled model's one call a step, so what is drawn without text plays no part."""
+    """By the distilled model's one call per step, so what is drawn without text plays no part."""
     model, none = given["make_model"](), (torch.full((2, 16, 384), torch.nan), torch.full((2, 768), torch.nan))
     images = given["sample"](model, batch["noise"], (batch["txt"], batch["y"]), none)
     assert images.shape == batch["noise"].shape

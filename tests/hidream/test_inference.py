@@ -23,7 +23,7 @@ def model(tmp_path_factory, random_model) -> list[str]:
     """Flags that name the debug model with its weights."""
     path = tmp_path_factory.mktemp("weights") / "debug.safetensors"
     export_safetensors(path, random_model(torch.float32, hidream_config("hidream-debug")).state_dict())
-    return ["--model_type", "debug", "--ckpt", str(path), "--num_steps", "9"]
+    return ["--model", "hidream-debug", "--ckpt", str(path), "--num-steps", "9"]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_it_is_the_first_image_of_sampling(run, load_command, model, tmp_path, f
     code, out, err = run("--prompt", HOUSE, "--output", "new/house.png", *flags)
     assert code == 0, err
     sampling = load_command("TaylorSeer-HiDream/sampling.py")
-    sampling.main([*model, "--prompt", HOUSE, "--batch_size", "1", "--output_dir", str(tmp_path / "out"), *flags])
+    sampling.main([*model, "--prompt", HOUSE, "--batch-size", "1", "--output-dir", str(tmp_path / "out"), *flags])
     one, first = tmp_path / "new" / "house.png", tmp_path / "out" / label / "000000.png"
     assert np.array_equal(pixels(one), pixels(first))
     assert read_png_settings(one) == read_png_settings(first)
@@ -91,10 +91,10 @@ def test_dry_run_tells_the_plan_and_writes_nothing(run, tmp_path):
         (["--interval", "3", "4"], "taylorseer-N3-W1-O2, taylorseer-N4-W1-O2 would make 2 images; ask for one, or use"),
         (["--compare"], "would make 5 images"),
         (["--output", "house.jpg"], "--output house.jpg cannot be written; name a file that ends in .png"),
-        (["--model_type", "large"], "argument --model_type: invalid choice: 'large'"),
+        (["--model", "large"], "argument --model/--model-type: invalid choice: 'large'"),
         (["--height", "33"], "height 33 must be a positive multiple of 4 for hidream-debug; 32 is near"),
         (["--ckpt", "/nowhere/x.safetensors"], "/nowhere/x.safetensors (does not exist)"),
-        (["--prompt_file", "prompts.txt"], "unrecognized arguments: --prompt_file"),
+        (["--prompt-file", "prompts.txt"], "unrecognized arguments: --prompt-file"),
     ],
 )
 def test_bad_input_is_named_in_one_line(run, tmp_path, flags, message):

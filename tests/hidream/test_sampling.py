@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import hidream.command
+import hidream.pipeline
 from cache_dic import UserError
 from evaluation import jobs
 from hidream import hidream_config
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory, random_model) -> Path:
 def run(load_command, capsys, checkpoint, tmp_path):
     """`run(*flags)` -> exit code, stdout and stderr of the command; later flags overrule those given here."""
     command = load_command(SCRIPT)
-    given = ["--model_type", "debug", "--ckpt", checkpoint, "--num_steps", 9, "--output_dir", tmp_path / "out"]
+    given = ["--model", "hidream-debug", "--ckpt", checkpoint, "--num-steps", 9, "--output-dir", tmp_path / "out"]
 
     def call(*flags: object, alone: bool = False) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
@@ -64,7 +64,7 @@ def sampled(run, tmp_path):
 
     def images(folder: str, *flags: object) -> dict[str, bytes]:
         out = tmp_path / folder
-        code, _, err = run("--output_dir", out, "--no-add_sampling_metadata", "--prompt", *THREE, *flags)
+        code, _, err = run("--output-dir", out, "--no-add-sampling-metadata", "--prompt", *THREE, *flags)
         assert code == 0, err
         return {f"{path.parent.name}/{path.stem}": path.read_bytes() for path in sorted(out.rglob("0*.png"))}
 
@@ -107,24 +107,24 @@ def test_an_image_depends_on_prompt_seed_and_number_alone(sampled, solver):
     """Also of the noise that the flash solver adds at every step, the same for every cache; whatever ran before."""
     torch.randn(300, 64) @ torch.randn(64, 96)  # MKL reads how to sum no later than here
     caches = ["--method", "uncached", "taylorseer", "--interval", 1, 3]
-    whole = sampled("whole", *caches, "--batch_size", 3)
+    whole = sampled("whole", *caches, "--batch-size", 3)
     numbers = [f"{index:06d}" for index in range(3)]
     assert len({whole[f"uncached/{n}"] for n in numbers}) == 3
     for number in numbers:
         assert whole[f"taylorseer-N1-W1-O2/{number}"] == whole[f"uncached/{number}"]
         assert whole[f"taylorseer-N3-W1-O2/{number}"] != whole[f"uncached/{number}"]
-    assert sampled("single", *caches, "--batch_size", 1) == whole
-    other = sampled("seed", *caches, "--batch_size", 3, "--seed", 1)
+    assert sampled("single", *caches, "--batch-size", 1) == whole
+    other = sampled("seed", *caches, "--batch-size", 3, "--seed", 1)
     assert all(other[name] != whole[name] for name in whole)
 
 
 def test_guidance_up_to_one_runs_no_second_branch(sampled, settings_of):
-    two, one, none = (sampled(f"guidance {weight}", "--guidance", weight) for weight in (3, 1, 0))
+    two, one, none = (sampled(f"guidance {weight}", "--guidance-scale", weight) for weight in (3, 1, 0))
     assert one == none
     assert all(two[name] != one[name] for name in one)
-    assert sampled("told", "--negative_prompt", "house") != two
+    assert sampled("told", "--negative-prompt", "house") != two
     (guided,), (unguided,) = (
-        settings_of("--model_type", "debug", "--guidance", weight)[1].values() for weight in (3, 1)
+        settings_of("--model", "hidream-debug", "--guidance-scale", weight)[1].values() for weight in (3, 1)
     )
     assert guided["flops_T_full_step"] == pytest.approx(2 * unguided["flops_T_full_step"], rel=1e-3), (
         "but the modulation"
@@ -132,7 +132,7 @@ def test_guidance_up_to_one_runs_no_second_branch(sampled, settings_of):
 
 
 def test_prompts_can_have_several_images(run, tmp_path):
-    code, _, err = run("--prompt", *THREE[:2], "--num_images_per_prompt", 2, "--batch_size", 3)
+    code, _, err = run("--prompt", *THREE[:2], "--samples-per-prompt", 2, "--batch-size", 3)
     assert code == 0, err
     paths = sorted((tmp_path / "out" / LABELS[1]).glob("0*.png"))
     assert [read_png_settings(path)["prompt"] for path in paths] == [THREE[0], THREE[0], THREE[1], THREE[1]]
@@ -140,7 +140,7 @@ def test_prompts_can_have_several_images(run, tmp_path):
 
 
 def test_a_killed_run_goes_on(run, tmp_path):
-    flags = ["--prompt", *THREE, "--batch_size", 1, "--json"]
+    flags = ["--prompt", *THREE, "--batch-size", 1, "--json"]
     folder = tmp_path / "out" / LABELS[1]
     assert run(*flags)[0] == 0
     whole = {path: path.read_bytes() for path in sorted(folder.glob("0*.png"))}
@@ -151,9 +151,9 @@ def test_a_killed_run_goes_on(run, tmp_path):
     assert json.loads(out)["rows"][0]["latency"]["repeats"] == 1
     assert {path: path.read_bytes() for path in sorted(folder.glob("0*.png"))} == whole
     assert [path.stem for path in whole if path.stat().st_mtime_ns != times[path]] == ["000001"]
-    code, _, err = run(*flags, "--resume", "--guidance", 2)
+    code, _, err = run(*flags, "--resume", "--guidance-scale", 2)
     assert code == 2
-    assert "guidance is 3.0 there and 2.0 here; choose another --output_dir" in err
+    assert "guidance is 3.0 there and 2.0 here; choose another --output-dir" in err
 
 
 def test_options_that_change_where_weights_are_change_no_pixel(sampled):
@@ -175,7 +175,7 @@ def test_weights_in_fewer_bits(sampled, need, form):
 
 
 def test_dry_run_shows_steps_flops_and_bytes_at_full_size(settings_of):
-    settings, batch = settings_of("--model_type", "full", "--prompt", "a fox")
+    settings, batch = settings_of("--model", "hidream-full", "--prompt", "a fox")
     (cost,) = batch.values()
     assert cost["full_steps"] == list(range(0, 50, 4))
     assert (settings["num_steps"], settings["guidance"], settings["solver"], settings["shift"]) == (
@@ -197,7 +197,7 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(settings_of):
 @pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(("kind", "steps", "shift"), [("dev", 28, 6.0), ("fast", 16, 3.0)])
 def test_distilled_models_have_their_own_settings(settings_of, kind, steps, shift):
-    settings, _ = settings_of("--model_type", kind, "--prompt", "a fox")
+    settings, _ = settings_of("--model", f"hidream-{kind}", "--prompt", "a fox")
     assert (settings["num_steps"], settings["shift"], settings["solver"]) == (steps, shift, "flash")
     assert (settings["guidance"], settings["negative_prompt"]) == (1.0, None)
 
@@ -256,8 +256,8 @@ def test_a_published_model_from_prompt_to_image(run, random_model, monkeypatch, 
         "find_autoencoder": lambda *given: searched.append(given), "load_autoencoder": lambda *_: FakeAutoencoder(),
         "encoder_files": lambda _: [], "autoencoder_files": lambda _: [],
     }.items():  # fmt: skip
-        monkeypatch.setattr(hidream.command, name, fake)
-    flags = ["--model_type", "dev", "--ckpt", tmp_path / "dev.safetensors", "--prompt", "a fox", "a cat", "a fox"]
+        monkeypatch.setattr(hidream.pipeline, name, fake)
+    flags = ["--model", "hidream-dev", "--ckpt", tmp_path / "dev.safetensors", "--prompt", "a fox", "a cat", "a fox"]
     code, out, err = run(*flags, "--width", 64, "--height", 48, "--llama", "somewhere", "--offload", "--json")
     assert code == 0, err
     (row,) = json.loads(out)["rows"]
@@ -280,7 +280,7 @@ def test_missing_weights_are_all_named_at_once(run, monkeypatch, tmp_path):
     folders = [(flag, tmp_path / flag) for flag in ("--t5", "--clip-l", "--clip-g", "--llama")]
     nowhere = [part for pair in folders for part in pair]
     code, _, err = run(
-        *nowhere, "--model_type", "full", "--prompt", "a fox", "--output_dir", tmp_path / "x", alone=True
+        *nowhere, "--model", "hidream-full", "--prompt", "a fox", "--output-dir", tmp_path / "x", alone=True
     )
     assert code == 2
     assert err.strip().count("\n") == 0, "one message"
@@ -298,12 +298,12 @@ def test_missing_weights_are_all_named_at_once(run, monkeypatch, tmp_path):
 def test_a_missing_llama_is_all_that_is_asked_for(run, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("find_hidream", "find_autoencoder", "checkpoint_files", "autoencoder_files", "encoder_files"):
-        monkeypatch.setattr(hidream.command, name, lambda *_: [])
-    found = hidream.command.find_encoder
+        monkeypatch.setattr(hidream.pipeline, name, lambda *_: [])
+    found = hidream.pipeline.find_encoder
     monkeypatch.setattr(
-        hidream.command, "find_encoder", lambda encoder, given: "Llama" not in encoder.name or found(encoder, given)
+        hidream.pipeline, "find_encoder", lambda encoder, given: "Llama" not in encoder.name or found(encoder, given)
     )
-    code, _, err = run("--model_type", "fast", "--prompt", "a fox", "--llama", tmp_path / "llama")
+    code, _, err = run("--model", "hidream-fast", "--prompt", "a fox", "--llama", tmp_path / "llama")
     assert code == 2
     assert (
         f"hidream-fast cannot run without the text encoder Llama-3.1-8B-Instruct (looked at {tmp_path / 'llama'}" in err
@@ -315,17 +315,23 @@ def test_a_missing_llama_is_all_that_is_asked_for(run, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--model_type", "large"], "argument --model_type: invalid choice: 'large' (choose from"),
+        (["--model", "large"], "argument --model/--model-type: invalid choice: 'large' (choose from"),
         (["--width", 30], "width 30 must be a positive multiple of 4 for hidream-debug; 32 is near"),
-        (["--model_type", "full", "--height", 1000, "--prompt", "a"], "height 1000 must be a positive multiple of 16"),
-        (["--model_type", "full", "--height", 1040, "--prompt", "a"], "positions for 4096; 1024 x 1008 fits"),
-        (["--model_type", "dev"], 'hidream-dev needs --prompt "…" or --prompt_file FILE'),
-        (["--prompt", "a", "--prompt_file", "b"], "--prompt and --prompt_file exclude each other"),
-        (["--prompt_file", "/nowhere/prompts.txt"], "prompt file /nowhere/prompts.txt cannot be read"),
-        (["--num_images_per_prompt", 0], "argument --num_images_per_prompt: 0 must be at least 1"),
-        (["--guidance", -1], "argument --guidance: -1 must be at least 0 and finite"),
-        (["--guidance", "nan"], "argument --guidance: nan must be at least 0 and finite"),
-        (["--guidance", 1, "--negative_prompt", "blur"], "--negative_prompt 'blur' has no effect with guidance 1"),
+        (
+            ["--model", "hidream-full", "--height", 1000, "--prompt", "a"],
+            "height 1000 must be a positive multiple of 16",
+        ),
+        (["--model", "hidream-full", "--height", 1040, "--prompt", "a"], "positions for 4096; 1024 x 1008 fits"),
+        (["--model", "hidream-dev"], 'hidream-dev needs --prompt "…" or --prompt-file FILE'),
+        (["--prompt", "a", "--prompt-file", "b"], "--prompt and --prompt-file exclude each other"),
+        (["--prompt-file", "/nowhere/prompts.txt"], "prompt file /nowhere/prompts.txt cannot be read"),
+        (["--samples-per-prompt", 0], "argument --samples-per-prompt/--num-images-per-prompt: 0 must be at least 1"),
+        (["--guidance-scale", -1], "argument --guidance-scale/--guidance: -1 must be at least 0 and finite"),
+        (["--guidance-scale", "nan"], "argument --guidance-scale/--guidance: nan must be at least 0 and finite"),
+        (
+            ["--guidance-scale", 1, "--negative-prompt", "blur"],
+            "--negative-prompt 'blur' has no effect with guidance 1",
+        ),
         (["--warmup-steps", 10], "warmup_steps = 10"),
         (["--fp8", "--nf4"], "argument --nf4: not allowed with argument --fp8"),
         (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
@@ -344,8 +350,8 @@ def test_nf4_without_its_kernels_is_refused_before_anything_is_fetched(run, monk
     def missing(device):
         raise UserError("weights in 4 bits need bitsandbytes")
 
-    monkeypatch.setattr(hidream.command, "nf4_kernels", missing)
-    monkeypatch.setattr(hidream.command, "find_hidream", lambda *_: pytest.fail("looked for weights"))
+    monkeypatch.setattr(hidream.pipeline, "nf4_kernels", missing)
+    monkeypatch.setattr(hidream.pipeline, "find_hidream", lambda *_: pytest.fail("looked for weights"))
     code, _, err = run("--nf4", "--prompt", "house")
     assert code == 2
     assert "weights in 4 bits need bitsandbytes" in err

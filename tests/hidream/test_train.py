@@ -1,7 +1,5 @@
 """What HiDream brings to training on emoji: the loss that keeps all experts in use, and its velocity."""
 
-from types import ModuleType
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,14 +7,11 @@ from torch import Tensor, nn
 from hidream import HiDream, hidream_config
 from hidream.config import USAGE
 from hidream.model import Gate
+from hidream.training import BALANCE, Balance, expert_shares, velocity
+from seerkit.training import emoji
 
 CONFIG = hidream_config("hidream-debug")
 EXPERTS, CHOSEN = CONFIG.num_routed_experts, CONFIG.num_activated_experts
-
-
-@pytest.fixture(scope="module")
-def command(load_command) -> ModuleType:
-    return load_command("TaylorSeer-HiDream/train.py")
 
 
 @pytest.fixture
@@ -36,37 +31,37 @@ def inputs() -> dict[str, Tensor]:
     return {name: torch.rand(shape, generator=g) for name, shape in shapes.items()}
 
 
-def call(command: ModuleType, model: nn.Module) -> Tensor:
+def call(model: nn.Module) -> Tensor:
     given = inputs()
-    return command.velocity(model, given["x"], given["t"], (given["txt"], given["y"]), torch.ones(3))
+    return velocity(model, given["x"], given["t"], (given["txt"], given["y"]), torch.ones(3))
 
 
 # ------------------------------------------------------------------------------------------------------------- balance
 
 
-def loss_of(command: ModuleType, *answers: tuple[Tensor, Tensor]) -> float:
+def loss_of(*answers: tuple[Tensor, Tensor]) -> float:
     """Over its weight, for gates that answer so."""
-    balance = command.Balance(nn.Identity())
+    balance = Balance(nn.Identity())
     balance.answers.extend(answers)
-    return (balance()["balance"] / command.BALANCE).item()
+    return (balance()["balance"] / BALANCE).item()
 
 
-def test_balance_is_one_where_all_experts_are_used_alike_and_grows_to_their_number_over_those_used(command):
+def test_balance_is_one_where_all_experts_are_used_alike_and_grows_to_their_number_over_those_used():
     rows = torch.arange(2 * EXPERTS)
     uniform = torch.full((len(rows), EXPERTS), 1 / EXPERTS), torch.stack([rows, rows + 1], 1) % EXPERTS
     one_hot = torch.eye(EXPERTS)
     two = 0.5 * (one_hot[0] + one_hot[1]).expand(6, -1), torch.tensor([[0, 1]]).expand(6, -1)
     leaning = 0.7 * one_hot[0] + 0.3 * one_hot[1:].mean(0)
     half = leaning.expand(6, -1), torch.tensor([[0, 1], [0, 2], [0, 3]] * 2)
-    assert loss_of(command, uniform) == pytest.approx(1)
-    assert loss_of(command, two) == pytest.approx(EXPERTS / 2)
-    assert loss_of(command, half) == pytest.approx(EXPERTS * (0.5 * 0.7 + 3 * 0.1 / 6))
-    assert loss_of(command, uniform, two) == pytest.approx((1 + EXPERTS / 2) / 2), "a mean over gates"
+    assert loss_of(uniform) == pytest.approx(1)
+    assert loss_of(two) == pytest.approx(EXPERTS / 2)
+    assert loss_of(half) == pytest.approx(EXPERTS * (0.5 * 0.7 + 3 * 0.1 / 6))
+    assert loss_of(uniform, two) == pytest.approx((1 + EXPERTS / 2) / 2), "a mean over gates"
 
 
-def test_balance_moves_every_gate_and_nothing_behind_the_last(command, model):
-    balance = command.Balance(model)
-    call(command, model)
+def test_balance_moves_every_gate_and_nothing_behind_the_last(model):
+    balance = Balance(model)
+    call(model)
     assert len(balance.answers) == CONFIG.num_blocks
     balance()["balance"].backward()
     gates = [module for module in model.modules() if isinstance(module, Gate)]
@@ -75,12 +70,12 @@ def test_balance_moves_every_gate_and_nothing_behind_the_last(command, model):
     assert model.final_layer.linear.weight.grad is None
 
 
-def test_balance_raises_the_score_of_an_expert_that_is_not_used(command):
+def test_balance_raises_the_score_of_an_expert_that_is_not_used():
     gate, rows = Gate(CONFIG), torch.rand(50, CONFIG.hidden_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         gate.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(1))
         gate.weight[-1] = -0.1
-    balance, optimizer = command.Balance(gate), torch.optim.SGD(gate.parameters(), lr=1.0)
+    balance, optimizer = Balance(gate), torch.optim.SGD(gate.parameters(), lr=1.0)
     before, chosen = gate(rows)
     assert not (chosen == EXPERTS - 1).any()
     balance()["balance"].backward()
@@ -89,25 +84,25 @@ def test_balance_raises_the_score_of_an_expert_that_is_not_used(command):
     assert (after[:, -1] > before[:, -1]).all()
 
 
-def test_balance_is_of_the_calls_since_the_last(command, model):
-    balance = command.Balance(model)
+def test_balance_is_of_the_calls_since_the_last(model):
+    balance = Balance(model)
     found = []
     for _ in range(2):
-        call(command, model)
+        call(model)
         found.append(balance()["balance"])
     assert torch.equal(*found)
     assert balance.answers == []
 
 
-def test_expert_shares_are_of_the_choices_of_a_batch(command, model):
+def test_expert_shares_are_of_the_choices_of_a_batch(model):
     """An expert is chosen at most once for a token."""
     asked = []
 
     def losses(ema: nn.Module, step: int) -> None:
         asked.append((step, torch.is_grad_enabled()))
-        call(command, ema)
+        call(ema)
 
-    shares = torch.tensor(command.expert_shares(model, losses)["expert_shares"])
+    shares = torch.tensor(expert_shares(model, losses)["expert_shares"])
     assert asked == [(0, False)]
     assert shares.shape == (CONFIG.num_blocks, EXPERTS)
     torch.testing.assert_close(shares.sum(1), torch.ones(CONFIG.num_blocks), rtol=0, atol=5e-5 * EXPERTS)  # rounding
@@ -118,20 +113,20 @@ def test_expert_shares_are_of_the_choices_of_a_batch(command, model):
 # ------------------------------------------------------------------------------------------------------------ velocity
 
 
-def test_velocity_is_the_models_answer_negated_at_timesteps_of_a_thousand(command, model):
+def test_velocity_is_the_models_answer_negated_at_timesteps_of_a_thousand(model):
     """The tokens stand for T5's and for Llama's one hidden state."""
     given = inputs()
     data_minus_noise = model(given["x"], 1000 * given["t"], given["txt"], given["txt"][None], given["y"])
-    assert torch.equal(call(command, model), -data_minus_noise)
+    assert torch.equal(call(model), -data_minus_noise)
 
 
-def test_samples_are_guided_and_go_from_noise_to_the_image(command, monkeypatch):
+def test_samples_are_guided_and_go_from_noise_to_the_image(load_command, monkeypatch):
     """The model's answer, constant and so exact in any number of steps, leads there at the published weight of guidance."""
     found = {}
     monkeypatch.setattr(
-        command, "train", lambda args, config, make, velocity, sample, **more: found.update(sample=sample, **more)
+        emoji, "train", lambda args, config, make, velocity, sample, **more: found.update(sample=sample, **more)
     )
-    command.main(["--model", "hidream-debug", "--out", "outputs"])
+    load_command("TaylorSeer-HiDream/train.py").main(["--model", "hidream-debug", "--output-dir", "outputs"])
     assert (found["patch"], found["distilled"]) == (CONFIG.patch_size, False)
     given = inputs()
     image, by_text = given["x"], given["x"].flip(0)

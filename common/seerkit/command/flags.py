@@ -59,10 +59,13 @@ def add_sampling_flags(
     sample: str,
     num_steps: str,
     guidance: str,
-    batch_size: str,
+    batch_size: str | None = None,
     guidance_type: Callable[[str], float] = guidance_weight,
 ) -> None:
-    """--num-steps, --guidance-scale, --seed, --batch-size. sample: what is made. The others: help with the defaults."""
+    """--num-steps, --guidance-scale, --seed, --batch-size.
+
+    sample: what is made. The others: help with the defaults; without that of batch_size the command has no such flag.
+    """
     section = parser.section("sampling")
     section.add_argument(
         *spellings("--num-steps", also), type=positive_int, metavar="N", help=f"sampling steps (default: {num_steps})"
@@ -71,9 +74,10 @@ def add_sampling_flags(
         *spellings("--guidance-scale", also), type=guidance_type, metavar="WEIGHT", help=f"guidance weight, {guidance}"
     )
     add_seed_flag(parser, also, sample=sample)
-    section.add_argument(
-        "--batch-size", type=positive_int, metavar="N", help=f"{sample}s per model call (default: {batch_size})"
-    )
+    if batch_size is not None:
+        section.add_argument(
+            "--batch-size", type=positive_int, metavar="N", help=f"{sample}s per model call (default: {batch_size})"
+        )
 
 
 def add_seed_flag(parser: Parser, also: Also, *, sample: str) -> None:
@@ -89,13 +93,20 @@ def add_seed_flag(parser: Parser, also: Also, *, sample: str) -> None:
 
 def add_device_flags(parser: Parser, *, precision: str) -> None:
     """--device, --precision, --attention, --compile. precision: help with the defaults."""
+    add_device_flag(parser)
     section = parser.section("device")
-    section.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     section.add_argument(
         "--precision", choices=tuple(PRECISIONS), help=f"of weights and features (default: {precision})"
     )
     section.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="kernels")
     section.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, one graph each")
+
+
+def add_device_flag(parser: Parser) -> None:
+    """--device."""
+    parser.section("device").add_argument(
+        "--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N"
+    )
 
 
 def add_output_flags(parser: Parser, also: Also, *, family: str, sample: str) -> None:
@@ -112,11 +123,9 @@ def add_output_flags(parser: Parser, also: Also, *, family: str, sample: str) ->
     section.add_argument("--json", action="store_true", help="print the record instead of the table")
 
 
-def add_dry_run_flag(parser: Parser) -> None:
-    """--dry-run."""
-    parser.section("output").add_argument(
-        "--dry-run", action="store_true", help="print configuration, full steps, FLOPs and kept bytes, and stop"
-    )
+def add_dry_run_flag(parser: Parser, shown: str = "configuration, full steps, FLOPs and kept bytes") -> None:
+    """--dry-run. shown: what it prints."""
+    parser.section("output").add_argument("--dry-run", action="store_true", help=f"print {shown}, and stop")
 
 
 def add_image_flags(parser: Parser, also: Also, *, family: str) -> None:

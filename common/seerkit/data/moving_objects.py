@@ -52,7 +52,7 @@ def encode(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def pooled(tokens: Tensor) -> Tensor:
-    """One vector a caption: the sum of its one-hot words, (B, MAX_WORDS, TEXT_DIM) -> (B, TEXT_DIM)."""
+    """One vector per caption: the sum of its one-hot words, (B, MAX_WORDS, TEXT_DIM) -> (B, TEXT_DIM)."""
     return tokens.sum(dim=1)
 
 
@@ -90,7 +90,7 @@ class MovingObjects:
         captions: what to show, of CAPTIONS, held-out ones too; None draws them uniformly from the training ones.
         """
         if captions is not None and len(captions) != len(indices):
-            raise UserError(f"{len(captions)} captions for {len(indices)} clips; give one a clip")
+            raise UserError(f"{len(captions)} captions for {len(indices)} clips; give one per clip")
         draws = torch.stack([torch.rand(8, generator=generator(self.seed, i), dtype=torch.float64) for i in indices])
         if captions is None:
             chosen = self.training[(draws[:, 0] * len(self.training)).long()]

@@ -127,7 +127,7 @@ class SequenceAttention:
             if self.attend is not sdpa:
                 raise UserError(f"ring attention cannot use attention backend {attention!r}; choose 'sdpa' or ring 1")
             _set_ring_options()
-        # Lengths are told between hosts, so that no device waits for them.
+        # Lengths are exchanged between hosts, so that no device waits for them.
         self.hosts = dist.new_group(backend="gloo")
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:

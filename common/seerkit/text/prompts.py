@@ -44,7 +44,8 @@ def chosen_list(
         return [Listed(_typed(prompt)) for prompt in given]
     if file is not None:
         return read_list(file)
-    require(default, f'{model} needs --prompt "…" or --prompt-file FILE with one prompt per line')
+    if default is None:
+        raise UserError(f'{model} needs --prompt "…" or --prompt-file FILE with one prompt per line')
     return [Listed(prompt) for prompt in default()]
 
 
@@ -74,7 +75,7 @@ def read_list(path: Path) -> list[Listed]:
         lines = enumerate(map(str.strip, text.split("\n")), start=1)
         listed = [Listed(_checked(line, f"prompt file {path}", f"in line {n}")) for n, line in lines if line]
     if not listed:
-        raise UserError(f"prompt file {path} holds no prompt; write one a line")
+        raise UserError(f"prompt file {path} holds no prompt; write one per line")
     return listed
 
 

@@ -25,7 +25,6 @@ from seerkit.training.loop import (
     fit,
     flow_loss,
     num_guided,
-    parse_training_args,
     resolved,
     start_training,
 )
@@ -130,13 +129,6 @@ class SampleGrid:
         images = to_uint8(check_samples(self.sample(ema, self.noise, self.texts, none)))
         rows = [images[i : i + len(SHOWN)] for i in range(0, len(images), len(SHOWN))]
         save_png(path, labelled_grid(rows, self.styles, SHOWN, min_cell=96))
-
-
-parse_args = functools.partial(
-    parse_training_args,
-    data="folder that scripts/get_emoji.sh has made (default: data/emoji)",
-    steps=40000,
-)
 
 
 def train(

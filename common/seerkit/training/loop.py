@@ -1,4 +1,4 @@
-"""What the training commands share: flags, learning rate, batches, averaged weights, loss log, resumable loop.
+"""What the training commands share: learning rate, batches, averaged weights, loss log, resumable loop.
 
 Everything random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.
 """
@@ -22,11 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cache_dic import UserError
-from seerkit.command.cli import Parser, device_name, non_negative_int, positive_float, positive_int, share
 from seerkit.devices.distributed import World, start_world
 from seerkit.io.files import read_text, writable_directory, write_json, write_text, written_whole
 from seerkit.io.records import conditions
-from seerkit.layers.names import ATTENTION_BACKENDS
 from seerkit.weights.checkpoints import check_state, export_safetensors, read_pickle
 
 log = logging.getLogger("seerkit.training")
@@ -40,49 +38,8 @@ FIXED = ("model", "batch_size", "seed", "lr_schedule", "lr_warmup_steps", "ema_d
 STATE = {"step": int, "model": dict, "ema": dict, "optimizer": dict, "settings": dict}  # what `Training.save` writes
 
 
-def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr: float = 1e-3) -> None:
-    """Flags of a training command; the arguments are defaults."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, grids and the loss curve")
-    parser.add_argument("--steps", type=positive_int, default=steps, help="optimiser steps")
-    parser.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step, over all processes")
-    parser.add_argument("--lr", type=positive_float, default=lr, help="peak learning rate of AdamW")
-    parser.add_argument("--lr-schedule", choices=("cosine", "constant"), default="cosine")
-    parser.add_argument("--lr-warmup-steps", type=non_negative_int, default=500, help="linear warm-up, in steps")
-    parser.add_argument("--ema-decay", type=share, default=0.999, help="of the averaged weights that are sampled from")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of matrix products (autocast)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
-    parser.add_argument(
-        "--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="`reference` is faster on CPUs in bf16"
-    )
-    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=non_negative_int, default=0)
-    parser.add_argument("--log-every", type=positive_int, default=50, help="steps between rows of loss.csv")
-    parser.add_argument("--save-every", type=positive_int, default=1000, help="steps between checkpoints")
-    parser.add_argument("--grid-every", type=positive_int, default=2000, help="steps between sample grids")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-
-
-def parse_training_args(
-    argv: Sequence[str] | None,
-    *,
-    description: str,
-    examples: str,
-    models: Sequence[str],
-    default: str,
-    data: str,
-    **defaults: Any,
-) -> argparse.Namespace:
-    """The command line of a training command for one of `models`. data: what --data is. defaults: as `add_training_flags`."""
-    parser = Parser(description, examples)
-    parser.add_argument("--model", choices=models, default=default, help="shape of the model to train")
-    parser.add_argument("--data", type=Path, help=data)
-    add_training_flags(parser, **defaults)
-    return parser.parse_args(argv)
-
-
 def start_training(config: Any, args: argparse.Namespace) -> World | None:
-    """This process among those that train, with --out made; or, with --dry-run, show what would be done and return None."""
+    """This process among those that train, with --output-dir made; or, with --dry-run, None, what would be done being shown."""
     if args.dry_run:
         print(json.dumps(resolved(config, args), indent=2))
         return None
@@ -101,7 +58,7 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 
 def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
-    """Indices of a batch: consecutive parts of one permutation an epoch, a pure function of (step, seed)."""
+    """Indices of a batch: consecutive parts of one permutation per epoch, a pure function of (step, seed)."""
     position = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = position // count
     permutations = {e: np.random.default_rng((seed, int(e))).permutation(count) for e in np.unique(epochs)}
@@ -213,7 +170,7 @@ class Training:
                 flag = "--" + key.replace("_", "-")
                 raise UserError(
                     f"{flag} {getattr(args, key)} differs from {settings[key]} of the run in {out}; give it the same, or "
-                    "choose another --out"
+                    "choose another --output-dir"
                 )
         if not 0 <= state["step"] <= args.steps:
             raise UserError(
@@ -242,7 +199,7 @@ class Training:
             float(moments["step"])
 
 
-_START_ANEW = "start anew in another --out"
+_START_ANEW = "start anew in another --output-dir"
 
 
 def _save_pickle(value: Any, path: Path) -> None:
@@ -356,7 +313,7 @@ def fit(
     settings: Mapping[str, Any],
     save_grid: Callable[[Path, nn.Module], None],
 ) -> None:
-    """Train up to --steps, from the beginning or from the checkpoint in --out, which gets everything that is made.
+    """Train up to --steps, from the beginning or from the checkpoint in --output-dir, which gets everything that is made.
 
     labels: what to call each loss in the plot. settings: written to settings.json. save_grid(path, ema) draws samples.
     """
@@ -365,7 +322,7 @@ def fit(
         raise UserError(f"--batch-size {args.batch_size} cannot be shared by {world.size} processes")
     first = training.load(out / "state.pt", args) if args.resume else 0
     if not args.resume and (out / "state.pt").exists():
-        raise UserError(f"{out} already holds a run; continue it with --resume or choose another --out")
+        raise UserError(f"{out} already holds a run; continue it with --resume or choose another --output-dir")
     world.barrier()
     forward = torch.compile(model, dynamic=False) if args.compile else model
     if world.size > 1:

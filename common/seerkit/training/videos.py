@@ -25,7 +25,6 @@ from seerkit.training.loop import (
     fit,
     flow_loss,
     num_guided,
-    parse_training_args,
     resolved,
     start_training,
 )
@@ -109,15 +108,7 @@ class SampleStrips:
     def __call__(self, path: Path, ema: nn.Module) -> None:
         noise = SampleGenerators(derive_seed(self.seed, 2), range(len(PROMPTS))).randn(*CLIP_SHAPE, device=self.device)
         clips = video_to_uint8(check_samples(self.sample(ema, noise, encode_texts(PROMPTS).to(self.device))))
-        save_png(path, frame_strip(clips, PROMPTS))
-
-
-parse_args = functools.partial(
-    parse_training_args,
-    data="folder of the Fashion-MNIST files (default: where they are found)",
-    steps=40000,
-    batch_size=64,
-)
+        save_png(path, frame_strip([*clips], PROMPTS))
 
 
 def train(

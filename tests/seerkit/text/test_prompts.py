@@ -31,7 +31,7 @@ def test_a_json_file_is_vbenchs_list(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.txt", b" \n\n", "holds no prompt; write one a line"),
+        ("p.txt", b" \n\n", "holds no prompt; write one per line"),
         ("p.json", b"[]", "holds no prompt"),
         ("p.txt", b"caf\xe9\n", "is not UTF-8 text"),
         ("p.txt", b"\xff\xfea", "is not UTF-8 text"),
@@ -105,7 +105,7 @@ def test_an_entry_may_have_a_name_and_dimensions(tmp_path):
 
 def test_prompts_of_the_command_line_are_utf8_whatever_the_locale():
     def chosen(prompt: str) -> list[str]:
-        return chosen_prompts([prompt], None, flag="--prompt-file", model="a model", default=None)
+        return chosen_prompts([prompt], None, model="a model", default=None)
 
     typed = "café".encode().decode("ascii", "surrogateescape")  # what argv holds in the C locale
     assert chosen(typed) == ["café"]

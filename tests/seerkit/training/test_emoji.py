@@ -175,7 +175,7 @@ class TestLoss:
 
 
 def flags(model: str, data: Path, out: Path) -> list[str]:
-    given = {"--model": model, "--data": data, "--out": out, "--batch-size": 8, "--device": "cpu"}
+    given = {"--model": model, "--data": data, "--output-dir": out, "--batch-size": 8, "--device": "cpu"}
     return [str(part) for pair in given.items() for part in pair]
 
 

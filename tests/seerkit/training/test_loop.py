@@ -14,9 +14,9 @@ from cache_dic import UserError
 from seerkit.command.cli import Parser
 from seerkit.devices.distributed import World
 from seerkit.sampling.seeds import generator
+from seerkit.training.flags import add_training_flags
 from seerkit.training.loop import (
     Training,
-    add_training_flags,
     batch_indices,
     card,
     check_samples,
@@ -37,7 +37,7 @@ def flags(out: Path, *more: object) -> argparse.Namespace:
     parser.add_argument("--model", default="toy")
     add_training_flags(parser, steps=NUM_STEPS, batch_size=8, lr=0.05)
     every = ["--log-every", 2, "--save-every", 5, "--grid-every", 6, "--lr-warmup-steps", 3]
-    return parser.parse_args([str(part) for part in ("--out", out, *every, "--precision", "fp32", *more)])
+    return parser.parse_args([str(part) for part in ("--output-dir", out, *every, "--precision", "fp32", *more)])
 
 
 def toy_losses(forward: nn.Module, step: int) -> dict[str, torch.Tensor]:
@@ -219,7 +219,7 @@ def test_remedies_of_refusals_work(whole, tmp_path):
     with pytest.raises(FileNotFoundError, match="start without --resume"):
         train(tmp_path / "new", "--resume")
     train(tmp_path / "new", "--steps", 2)
-    with pytest.raises(ValueError, match="continue it with --resume or choose another --out"):
+    with pytest.raises(ValueError, match="continue it with --resume or choose another --output-dir"):
         train(tmp_path / "new")
     train(tmp_path / "new", "--resume")
     assert rows(tmp_path / "new")[-1]["step"] == str(NUM_STEPS)

@@ -160,7 +160,7 @@ def data(family, request) -> Path:
 def flags_of(family: Family, data: Path, out: Path, *more: object) -> list[str]:
     fixed = "--batch-size 8 --lr 0.01 --lr-schedule constant --grid-every 1000 --precision fp32 --device cpu"
     given = ["--model", family.debug, *family.setup.flags.split(), *fixed.split()]
-    return [str(part) for part in (*given, "--data", data, "--out", out, *more)]
+    return [str(part) for part in (*given, "--data", data, "--output-dir", out, *more)]
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +348,7 @@ def test_refusals_name_the_remedy(family, arguments, refusal, tmp_path):
 
 
 def test_dry_run_writes_nothing(family, command, tmp_path, capsys):
-    command.main(["--out", str(tmp_path / "out"), "--dry-run"])
+    command.main(["--output-dir", str(tmp_path / "out"), "--dry-run"])
     shown = json.loads(capsys.readouterr().out)
     assert shown["config"] == as_read(family.default)
     assert shown["training"]["steps"] == "40000"
