@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from cache_dic import Cache, UserError, make_cache
 from evaluation import jobs, videos
+from evaluation.video_flags import add_video_flags
 from evaluation.video_metrics import flicker, video_psnr
-from evaluation.videos import VideoFolder, VideoJob, add_video_flags, figures
+from evaluation.videos import VideoFolder, VideoJob, figures
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from seerkit.command.cli import Parser
 from seerkit.data.captions import PROMPTS as CLIPS
@@ -92,13 +93,13 @@ def carry_out(tmp_path, monkeypatch):
 
     def run(*flags: str, labels=tuple(CACHES), pipeline=None, **settings: Any) -> tuple[FakePipeline, dict[str, Any]]:
         parser, pipeline = Parser("Make videos.", ""), pipeline or FakePipeline()
-        add_video_flags(parser)
+        add_video_flags(parser, {}, family="fake", quality=5)
         args = parser.parse_args(flags)
         vars(args).update(device="cpu", precision="fp32", batch_size=1, accumulator_dtype=None)
         shown = {"model": "fake", "width": 8, "height": 8, "frames": 4, "num_steps": 4, "batch_size": 1, **settings}
         job = VideoJob(
             command="fake.py", args=args, prompts=PROMPTS, settings=shown, sizes={},
-            caches={label: CACHES[label] for label in labels}, out=tmp_path / "out", flag="--output-dir",
+            caches={label: CACHES[label] for label in labels}, out=tmp_path / "out",
             names=[f"{i:06d}" for i in range(3)], latent_shape=pipeline.size, sequence_parallel=False,
             find=lambda world: {}, make_pipeline=lambda world: pipeline,
         )  # fmt: skip
@@ -330,26 +331,22 @@ class TestFigures:
 
 @dataclass(frozen=True)
 class VideoCommand:
-    """A command with its debug model: flags of it with a checkpoint, of the folder, and of two ways to share a video."""
+    """A command with its debug model: flags of it with a checkpoint, and of sharing a video by heads."""
 
     script: str
     model: nn.Module
     flags: tuple[str, ...]
-    folder: str
     ulysses: tuple[str, ...]
-    ring: tuple[str, ...]
 
 
 COMMANDS = {
     "wan": lambda: VideoCommand(
         "TaylorSeer-Wan2.1/generate.py", Wan(wan_config("wan-debug")),
-        ("--task", "debug", "--sample_steps", "6", "--ckpt_dir"), "--output-dir",
-        ("--ulysses_size", "2"), ("--ring_size", "2", "--dit_fsdp"),
+        ("--model", "wan-debug", "--num-steps", "6", "--ckpt"), ("--ulysses-degree", "2"),
     ),
     "hunyuan": lambda: VideoCommand(
         "TaylorSeer-HunyuanVideo/sample_video.py", HunyuanVideo(hunyuan_video_config("hunyuan-debug")),
-        ("--model", "hunyuan-debug", "--infer-steps", "6", "--dit-weight"), "--save-path",
-        ("--ulysses-degree", "2", "--ring-degree", "1"), ("--ring-degree", "2", "--dit-fsdp"),
+        ("--model", "hunyuan-debug", "--num-steps", "6", "--ckpt"), ("--ulysses-degree", "2", "--ring-degree", "1"),
     ),
 }  # fmt: skip
 
@@ -364,7 +361,7 @@ def test_a_killed_run_and_several_processes_end_with_the_same_latents(name, tmp_
     (tmp_path / "prompts.txt").write_text("\n".join(CLIPS[:5]))
     prompts = ["--prompt-file", str(tmp_path / "prompts.txt")]
     cache = ["--interval", "3", "--device", "cpu", "--batch-size", "1", "--no-gif", "--keep-latents"]
-    common = [*command.flags, str(tmp_path / "debug.safetensors"), *cache, command.folder]
+    common = [*command.flags, str(tmp_path / "debug.safetensors"), *cache, "--output-dir"]
 
     def made(folder: str) -> dict[int, Path]:
         return {int(path.stem): path for path in sorted((tmp_path / folder).glob("state/*/latents/[0-9]*"))}
@@ -393,7 +390,7 @@ def test_a_killed_run_and_several_processes_end_with_the_same_latents(name, tmp_
     lines = {
         "killed": [*prompts, "--resume"],
         "ulysses": ["--prompt", *CLIPS[:2], *command.ulysses],
-        "ring": ["--prompt", *CLIPS[:2], *command.ring],
+        "ring": ["--prompt", *CLIPS[:2], "--ring-degree", "2", "--dit-fsdp"],
     }
     command_lines = json.dumps([[*common, str(tmp_path / folder), *more] for folder, more in lines.items()])
     done = run_script(__file__, ROOT / command.script, command_lines, processes=2)

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 
 from cache_dic import UserError
-from seerkit.data.names import CLASS_NAMES
+from seerkit.data.fashion_mnist import CLASS_NAMES
 
 OBJECTS = tuple(name.split()[-1] for name in CLASS_NAMES)  # one word each: "ankle boot" is "boot"
 COLOURS = {

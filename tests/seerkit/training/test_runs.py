@@ -36,7 +36,7 @@ from hunyuan_video.weights import load_hunyuan_video
 from seerkit.command.cli import run_command
 from seerkit.data.captions import PROMPTS
 from seerkit.data.emoji import load_emoji
-from seerkit.data.names import CLASS_NAMES
+from seerkit.data.fashion_mnist import CLASS_NAMES
 from seerkit.devices.distributed import stop_world
 from seerkit.training.emoji import SHOWN
 from seerkit.training.loop import read_losses
