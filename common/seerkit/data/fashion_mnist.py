@@ -5,13 +5,14 @@ import math
 import os
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from cache_dic import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CLASS_NAMES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -34,8 +35,10 @@ def find_fashion_mnist(folder: str | Path | None = None) -> Path:
     )
 
 
-def load_fashion_mnist(split: str, folder: str | Path | None = None) -> tuple[Tensor, Tensor]:
+def load_fashion_mnist(split: str, folder: str | Path | None = None) -> "tuple[Tensor, Tensor]":
     """Images (N, 1, 32, 32) uint8, zero border of 2 around 28 pixels, and labels (N,) int64 of `train` or `test`."""
+    import torch
+
     prefix = {"train": "train", "test": "t10k"}[split]
     place = find_fashion_mnist(folder)
     images = _read_idx(place / f"{prefix}-images-idx3-ubyte.gz")
@@ -45,10 +48,11 @@ def load_fashion_mnist(split: str, folder: str | Path | None = None) -> tuple[Te
             f"{place}: images {images.shape} and labels {labels.shape} are not those of Fashion-MNIST; fetch the files again"
         )
     padding = (IMAGE_SIZE - 28) // 2
-    return F.pad(torch.from_numpy(images).unsqueeze(1), [padding] * 4), torch.from_numpy(labels).long()
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding)))
+    return torch.from_numpy(padded).unsqueeze(1), torch.from_numpy(labels).long()
 
 
-def to_unit_range(images: Tensor) -> Tensor:
+def to_unit_range(images: "Tensor") -> "Tensor":
     """uint8 -> float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
