@@ -18,16 +18,8 @@ from tqdm import tqdm
 
 from cache_dic import ENGINES, Cache, Run, UserError, make_cache
 from cache_dic.cache import free_bytes
-from evaluation.backbones import (
-    BACKBONES,
-    Backbone,
-    Case,
-    Workload,
-    add_workload_flags,
-    cache_of,
-    describe,
-    workload_of,
-)  # fmt: skip
+from evaluation.backbones import BACKBONES
+from evaluation.flags import add_workload_flags, cache_of, describe, parse_workload, workload_of
 from evaluation.operations import count_forecast, count_kernels
 from evaluation.steps import most_sources, take_step, touch_table
 from seerkit.devices.compile import compile_steps
@@ -39,6 +31,7 @@ from seerkit.io.records import conditions
 from seerkit.io.tables import number, text_table
 from seerkit.sampling.compare import UNCACHED, latency, run_caches
 from seerkit.sampling.flops import sampling_flops
+from seerkit.sampling.workload import Backbone, Case, Workload
 
 EXAMPLES = """
 python eval/benchmark.py --model debug --device cpu
@@ -95,7 +88,7 @@ def parse_args(argv: list[str] | None):
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of weights and inputs")
     parser.add_argument("--json", action="store_true", help="print the record instead of the table")
     parser.add_argument("--out", type=json_file, help="JSON file for the record")
-    args = parser.parse_args(argv)
+    args = parse_workload(parser, argv)
     if args.engine != "folded":
         parser.error(f"--engine {args.engine} has no effect here: all engines are timed, and whole runs are folded")
     if args.telemetry:

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
-from evaluation.backbones import BACKBONES, Backbone, Case, add_workload_flags, cache_of, describe, workload_of
+from evaluation.backbones import BACKBONES
+from evaluation.flags import add_workload_flags, cache_of, describe, parse_workload, workload_of
 from evaluation.operations import attention_flops
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.files import writable_file, write_json
 from seerkit.io.records import conditions, read_record
 from seerkit.io.tables import number, text_table
 from seerkit.sampling.flops import sampling_flops
+from seerkit.sampling.published import Counter
+from seerkit.sampling.workload import Case
 
 EXAMPLES = """
 python eval/flops.py --model DiT-XL/2 --interval 4 --max-order 4 --warmup-steps 2
@@ -49,7 +52,7 @@ def parse_args(argv: list[str] | None):
     parser.add_argument(
         "--out", type=json_file, help="a JSON file of rows to add this one to, in place of the same run's"
     )
-    args = parser.parse_args(argv)
+    args = parse_workload(parser, argv)
     if args.memory_limit_gib:
         parser.error("--memory-limit-gib has no effect here: nothing is kept, and what would be is told")
     if args.telemetry:
@@ -81,24 +84,21 @@ def count(args) -> dict[str, Any]:
     if args.kept_goal_gib:
         kept = counts["kept_bytes"]["folded"] / GIB
         record["kept_goal"] = {"bound_gib": args.kept_goal_gib, "value_gib": kept, "met": kept < args.kept_goal_gib}
-    record["published_convention"] = published_convention(backbone, case, counts, args.num_steps)
+    record["published_convention"] = published_convention(backbone.counter(case), counts, args.num_steps)
     return record
 
 
-def published_convention(
-    backbone: Backbone, case: Case, counts: Mapping[str, Any], num_steps: int
-) -> dict[str, Any] | None:
+def published_convention(counter: Counter | None, counts: Mapping[str, Any], num_steps: int) -> dict[str, Any] | None:
     """The run by the paper's own counter, and what leads from there to `counts`; None where no count is published."""
-    steps = backbone.published_step_flops(case)
-    if steps is None:
+    if counter is None:
         return None
-    (full, forecast), full_steps = steps, len(counts["full_steps"])
+    (full, forecast), full_steps = counter.steps, len(counts["full_steps"])
     return {
         "flops_T": (full_steps * full + (num_steps - full_steps) * forecast) / 1e12,
         "flops_T_uncached": num_steps * full / 1e12,
         "flops_T_full_step": full / 1e12,
         "flops_T_forecast_step": forecast / 1e12,
-        "difference": backbone.difference(case, counts, num_steps),
+        "difference": counter.difference(counts, num_steps),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cache_dic import ENGINES, PRESETS, make_cache
-from evaluation.backbones import BACKBONES, workload
+from evaluation.backbones import BACKBONES, PACKAGES, workload
 from evaluation.operations import count_forecast
 from evaluation.rivals import RIVALS, count_rival
 from seerkit.devices.dtypes import PRECISIONS, torch_dtype
@@ -31,7 +31,7 @@ OURS = "this repository, {} engine"
 
 def parse_args(argv: list[str] | None):
     backbone, parser = BACKBONES[MODEL], Parser(__doc__, EXAMPLES)
-    parser.add_argument("--max-order", type=non_negative_int, default=PRESETS[backbone.preset].max_order)
+    parser.add_argument("--max-order", type=non_negative_int, default=PRESETS[PACKAGES[MODEL]].max_order)
     parser.add_argument(
         "--depth", type=positive_int, default=backbone.deepest, help="double blocks; single blocks are twice as many"
     )
@@ -50,7 +50,7 @@ def count_all(args) -> dict[str, Any]:
     """The record: operations by implementation, None where its package is not installed."""
     backbone, dtype = BACKBONES[MODEL], torch_dtype(args.precision)
     case = backbone.build(workload(MODEL, depth=args.depth), dtype)
-    settings = {"preset": backbone.preset, "max_order": args.max_order}
+    settings = {"preset": PACKAGES[MODEL], "max_order": args.max_order}
     cache = make_cache("taylorseer", **settings)
     timesteps = backbone.timesteps(case, backbone.num_steps)
     rows = [
@@ -68,7 +68,7 @@ def count_all(args) -> dict[str, Any]:
             {
                 "label": label,
                 "package": f"{package} {version or '(not installed)'}" if package else None,
-                "operations": None if missing else count_rival(make, case, args.max_order),
+                "operations": None if missing else count_rival(make, backbone, case, args.max_order),
             }
         )
     config = case.model.config

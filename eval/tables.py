@@ -24,9 +24,9 @@ from evaluation.forms import (
     TRAINING,
     VIDEO_COUNTS,
 )  # fmt: skip
-from evaluation.formula import hidream_operations
 from evaluation.paper import published, published_flops, published_latency
 from hidream import HiDreamConfig
+from hidream.counts import hidream_operations
 from seerkit.environment import OPENMPS_OWN_SPINS, SPINS
 from seerkit.io.files import read_text, write_text
 from seerkit.io.records import Form, read_record

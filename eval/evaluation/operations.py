@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cache_dic import Cache
 from evaluation.steps import most_sources, take_step, touch_table
+from seerkit.sampling.workload import Case
 
 # Besides views, which their schema tells: memory that is taken and not written, and views that are not marked as such.
 _MOVES_NOTHING = {
@@ -83,11 +84,11 @@ def count_kernels(function: Callable[[], Any]) -> int:
 
 
 def count_forecast(
-    case: Any, cache: Cache, timesteps: Tensor, count: Callable[[Callable[[], Any]], int] = count_operations
+    case: Case, cache: Cache, timesteps: Tensor, count: Callable[[Callable[[], Any]], int] = count_operations
 ) -> int:
     """The count of a forecast step in its steady state, its rows of the modulation table being there already.
 
-    case: as of `evaluation.backbones`. timesteps (S,), in sampling order.
+    timesteps (S,), in sampling order.
     """
     plan = cache.plan(len(timesteps))
     most = most_sources(plan)

@@ -1,13 +1,12 @@
-"""Single steps of a cached run on a case of `evaluation.backbones`, to be timed or to have their operations counted."""
-
-from typing import Any
+"""Single steps of a cached run on a case, to be timed or to have their operations counted."""
 
 from torch import Tensor
 
 from cache_dic import Plan, Run
+from seerkit.sampling.workload import Case
 
 
-def take_step(case: Any, run: Run, timesteps: Tensor) -> Tensor:
+def take_step(case: Case, run: Run, timesteps: Tensor) -> Tensor:
     """The model's output at the next step of a run over `timesteps` (S,)."""
     step = len(run.steps)
     time = {case.model.TIME: timesteps[step].expand(case.rows)}

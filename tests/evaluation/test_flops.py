@@ -10,27 +10,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cache_dic import METHODS, make_cache
 from dit import DiT, dit_config
-from evaluation.backbones import BACKBONES, Case, add_workload_flags, cache_of, workload
-from evaluation.formula import HiDreamOperations, hidream_operations
+from dit.counts import published_counter as dit_counter
+from evaluation.backbones import BACKBONES, workload
+from evaluation.flags import add_workload_flags, cache_of, parse_workload
 from evaluation.operations import attention_flops
-from evaluation.paper import (
-    dit_counter,
-    dit_difference,
-    flux_counter,
-    hunyuan_counter,
-    printed,
-    published,
-    published_flops,
-    published_latency,
-    wan_counter,
-)
+from evaluation.paper import published, published_flops, published_latency
 from flux import CONFIGS, flux_config
+from flux.counts import published_counter as flux_counter
 from hidream import HiDream, hidream_config
+from hidream.counts import HiDreamOperations, hidream_operations
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
+from hunyuan_video.counts import published_counter as hunyuan_counter
 from seerkit.command.cli import Parser
 from seerkit.layers.attention import attention_backend
 from seerkit.sampling.flops import count_flops, sampling_flops, step_flops
+from seerkit.sampling.published import printed
+from seerkit.sampling.workload import Case
 from wan import Wan, wan_config
+from wan.counts import published_counter as wan_counter
 
 ROOT = Path(__file__).parents[2]
 COMMAND = runpy.run_path(str(ROOT / "eval" / "flops.py"))
@@ -123,7 +120,7 @@ def test_the_published_counter_and_the_way_from_it_to_ours():
     assert 1 - ours / full == pytest.approx(0.0005, abs=1e-4)
     assert 1 - counts["flops_T_uncached"] / 23.74 == pytest.approx(0.0007, abs=1e-4)
 
-    terms = dit_difference(config, 2, counts, 50)
+    terms = counter.difference(counts, 50)
     theirs = (14 * full + 36 * forecast) / 1e12
     assert theirs + sum(term["flops_T"] for term in terms) == pytest.approx(counts["flops_T"], rel=1e-12)
     named = {term["term"]: term["flops_T"] for term in terms}
@@ -198,7 +195,7 @@ def test_one_cache_at_a_time(flags):
     parser = Parser("", "x")
     add_workload_flags(parser, flags)
     with pytest.raises(ValueError, match="one --method"):
-        cache_of(parser.parse_args(flags))
+        cache_of(parse_workload(parser, flags))
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

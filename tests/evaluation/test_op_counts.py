@@ -74,7 +74,7 @@ def test_a_forecaster_for_every_module_by_hand():
     """A double block: 2 modulations and 4 modules, each an operation for order 1, order 2 and gate; a single block: 1 and 1."""
 
     def cost(depth: int) -> int:
-        return count_rival(RIVALS["a forecast for every module"][1], debug_case(depth), 2)
+        return count_rival(RIVALS["a forecast for every module"][1], BACKBONES["flux-debug"], debug_case(depth), 2)
 
     double, single = 2 + 4 * 3, 1 + 3
     assert cost(2) - cost(1) == double + 2 * single

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hidream import HiDreamConfig
+from hidream.config import HiDreamConfig
 from hidream.model import FREQUENCY_DIM
 
 

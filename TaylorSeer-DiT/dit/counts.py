@@ -1,0 +1,59 @@
+"""Operations of DiT by the counter that the published figures were made with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dit.config import DiTConfig
+from seerkit.sampling.published import Term, terms
+
+
+@dataclass(frozen=True)
+class DiTCounter:
+    """Operations of a step by the counter in the DiT code of Shenyi-Z/TaylorSeer (288776d, models.py and attention.py).
+
+    It sees the blocks alone: products at 2 per multiply-add, but adaLN's linear layer at 1, and element-wise work at 1 for
+    LayerNorm, SiLU and the scaling of q, 5 a softmax score, 6 a GELU. A forecast step is adaLN alone: the Taylor sums are not
+    counted. The values are sums over all blocks for a batch.
+    """
+
+    projections: int  # q, k, v, output, and the two layers of the MLP
+    attention: int  # QKᵀ and the weighted sum of v
+    adaln: int
+    elements: int  # LayerNorm, q scaling, softmax, GELU
+    silu: int
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Operations of a full and of a forecast step."""
+        return sum(vars(self).values()), self.adaln + self.silu
+
+    def difference(self, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
+        full_steps = len(counts["full_steps"])
+        forecasts = num_steps - full_steps
+        seen = self.projections + self.attention + 2 * self.adaln
+        values = {
+            "adaLN at 2 per multiply-add instead of 1": full_steps * self.adaln / 1e12,
+            "patch and timestep embedding, output layer": full_steps * (counts["flops_T_full_step"] - seen / 1e12),
+            "softmax, GELU, LayerNorm and other element-wise work left out": -full_steps
+            * (self.elements + self.silu)
+            / 1e12,
+            "forecast steps: embedding, output layer and gates at 2 per multiply-add instead of all of adaLN at 1": forecasts
+            * (counts["flops_T_forecast_step"] - self.steps[1] / 1e12),
+            "the forecaster's own sums": counts["flops_T_engine"],
+        }
+        return terms(values)
+
+
+def published_counter(config: DiTConfig, rows: int) -> DiTCounter:
+    """The published counter for a batch of `rows`, both guidance branches together."""
+    dim, length, depth = config.hidden_size, config.num_tokens, config.depth
+    tokens, scores = rows * length, rows * config.num_heads * length**2
+    width = int(dim * config.mlp_ratio)
+    return DiTCounter(
+        projections=depth * 2 * tokens * (4 * dim**2 + 2 * dim * width),
+        attention=depth * 4 * rows * length**2 * dim,
+        adaln=depth * rows * 6 * dim**2,
+        elements=depth * (tokens * (2 * dim + dim + 6 * width) + 5 * scores),
+        silu=depth * rows * dim,
+    )

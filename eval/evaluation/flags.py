@@ -1,0 +1,105 @@
+"""The flags of commands that work on one model and one cache, and what they ask for."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cache_dic import UserError
+from evaluation.backbones import BACKBONES, PACKAGES, workload
+from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
+from seerkit.command.cli import Parser, positive_float, positive_int
+from seerkit.devices.dtypes import PRECISIONS
+from seerkit.layers.names import ATTENTION_BACKENDS
+
+if TYPE_CHECKING:
+    from cache_dic import Cache
+    from seerkit.sampling.workload import Case, Workload
+
+DEFAULT_MODEL = "DiT-XL/2"
+
+
+def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
+    """Flags of a command that works on one model and one cache; --model in `argv` decides the defaults of the cache."""
+    parser.add_argument("--model", choices=tuple(PACKAGES), default=DEFAULT_MODEL)
+    parser.add_argument("--image-size", type=positive_int, help="side of a square in pixels (default: the model's own)")
+    parser.add_argument("--height", type=positive_int, help="pixels, with --width instead of --image-size")
+    parser.add_argument("--width", type=positive_int, help="pixels")
+    parser.add_argument("--frames", type=positive_int, help="of a video (default: the model's own)")
+    parser.add_argument("--num-steps", type=positive_int, help="sampling steps (default: the model's own)")
+    parser.add_argument("--num-samples", type=positive_int, default=1, help="samples per model call")
+    parser.add_argument(
+        "--cfg-scale",
+        type=positive_float,
+        help="guidance weight of DiT, Wan2.1 and HiDream; 1 runs no second branch (default: the model's own)",
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=positive_int,
+        help="of a FLUX, HunyuanVideo or HiDream prompt, for trials (default: the model's own)",
+    )
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
+    parser.add_argument(
+        "--depth",
+        type=positive_int,
+        help="number of blocks, of FLUX, HunyuanVideo and HiDream double blocks, for trials (default: the model's own)",
+    )
+    parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa")
+    add_cache_flags(parser, PACKAGES[_asked_model(argv)])
+
+
+def parse_workload(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The values of a parser's flags, those of `add_workload_flags` among them: num_steps is the model's own by default."""
+    args = parser.parse_args(argv)
+    args.num_steps = args.num_steps or BACKBONES[args.model].num_steps
+    return args
+
+
+def workload_of(args: argparse.Namespace) -> "Workload":
+    """The workload that the flags ask for; UserError for flags that exclude each other or do not suit the model."""
+    sides = {"height": args.height, "width": args.width}
+    if args.image_size is not None:
+        if any(sides.values()):
+            raise UserError("--image-size is a square; give either that or --height and --width")
+        sides = dict.fromkeys(sides, args.image_size)
+    names = ("frames", "num_samples", "depth", "attention", "cfg_scale", "text_tokens")
+    return workload(args.model, **sides, **{name: getattr(args, name) for name in names})
+
+
+def cache_of(args: argparse.Namespace) -> "Cache":
+    """The one cache that the flags ask for; UserError if they ask for several or for none that fits the steps."""
+    if len(args.method or ()) > 1 or len(args.interval or ()) > 1 or args.compare:
+        raise UserError("this command takes one --method and one --interval at a time, without --compare")
+    made = caches_from_flags(args, PACKAGES[args.model], num_steps=args.num_steps)
+    (cache,) = made.values()
+    return cache
+
+
+def describe(args: argparse.Namespace, case: "Case") -> dict[str, Any]:
+    """Model, sizes and steps for a record."""
+    tokens, asked = case.model.tokens(case.latents), workload_of(args)
+    own = {name: getattr(asked, name) for name in BACKBONES[args.model].own}
+    return {
+        "model": args.model,
+        "config": asdict(case.model.config),
+        "reduced_depth": args.depth is not None,
+        "num_steps": args.num_steps,
+        "num_samples": args.num_samples,
+        **{name: value for name, value in own.items() if value is not None},
+        "rows": tokens.batch,
+        "tokens": tokens.length,
+        "sites": tokens.num_sites,
+        "precision": args.precision,
+        "attention": args.attention,
+    }
+
+
+def _asked_model(argv: Sequence[str] | None) -> str:
+    """--model of a command line, before its other flags can be understood; the full parser complains of unknown ones."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--model", default=DEFAULT_MODEL)
+    try:
+        asked = first.parse_known_args(argv)[0].model
+    except argparse.ArgumentError:
+        return DEFAULT_MODEL
+    return asked if asked in PACKAGES else DEFAULT_MODEL
