@@ -1,17 +1,10 @@
 """Time a step of the embedded FLUX alone and beside busy processes, by how long threads of OpenMP look for work.
 
 Threads that wait by looking take a core from whoever has work. The commands let them look less often than GNU OpenMP would,
-where the user has set nothing (GOMP_SPINCOUNT, in `seerkit.command.cli`).
+where the user has set nothing (GOMP_SPINCOUNT, in `seerkit.environment`).
 """
 
-from seerkit.command.cli import (  # isort: skip
-    Parser,
-    integer,
-    json_file,
-    positive_int,
-    run_command,
-)
-
+import argparse
 import contextlib
 import json
 import os
@@ -22,12 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cache_dic import UserError
+from seerkit.command.cli import Parser, integer, positive_int, run_command
+from seerkit.command.flags import add_record_flags
 from seerkit.environment import OPENMPS_OWN_SPINS, SPINS
 from seerkit.io.files import writable_file, write_json
-from seerkit.io.records import conditions
 from seerkit.io.tables import number, text_table
 
 EXAMPLES = """
@@ -70,17 +62,32 @@ def step_ms(spins: int, repeats: int) -> dict[str, float]:
     return {name: 1000 * row["latency"][name] / STEPS for name in ("median_s", "min_s", "max_s")}
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument(
-        "--spins", type=positive_int, nargs="+", default=[OPENMPS_OWN_SPINS, SPINS], help="of GOMP_SPINCOUNT"
+    measuring = parser.section("measuring")
+    measuring.add_argument(
+        "--spins",
+        type=positive_int,
+        nargs="+",
+        metavar="N",
+        default=[OPENMPS_OWN_SPINS, SPINS],
+        help="of GOMP_SPINCOUNT: looks for work before a thread sleeps",
     )
-    parser.add_argument(
-        "--neighbours", type=integer(0, 256), nargs="+", default=[0, 1], help="busy processes beside it"
+    measuring.add_argument(
+        "--neighbours",
+        type=integer(0, 256),
+        nargs="+",
+        metavar="N",
+        default=[0, 1],
+        help="busy processes of one thread beside it",
     )
-    parser.add_argument("--repeats", type=integer(1, 1000), default=3, help="timings of each")
-    parser.add_argument("--out", type=json_file, help="JSON file for the record")
-    args = parser.parse_args(argv)
+    measuring.add_argument("--repeats", type=integer(1, 1000), metavar="N", default=3, help="timings of each")
+    add_record_flags(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     if args.out:
         writable_file(args.out)
     rows: list[dict[str, Any]] = []
@@ -91,6 +98,12 @@ def main(argv: list[str] | None = None) -> None:
             rows.append(
                 {"spins": spins, "neighbours": neighbours, **{k.replace("_s", "_ms"): v for k, v in timing.items()}}
             )
+
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    import torch
+
+    from seerkit.io.records import conditions
+
     record = {
         "command": "eval/busy_machine.py",
         "settings": {"model": "flux-tiny", "batch_size": BATCH, "num_steps": STEPS, "repeats": args.repeats},
@@ -105,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         [str(row["spins"]), str(row["neighbours"]), *(number(row[k], 1) for k in ("median_ms", "min_ms", "max_ms"))]
         for row in rows
     ]
-    print(text_table(["GOMP_SPINCOUNT", "busy processes beside", "step ms", "least", "most"], cells))
+    table = text_table(["GOMP_SPINCOUNT", "busy processes beside", "step ms", "least", "most"], cells)
+    print(json.dumps(record) if args.json else table)
 
 
 if __name__ == "__main__":

@@ -4,115 +4,42 @@ Distance is the root mean square difference of pixels in [0, 1]. Real images tha
 split, have distances of their own, which are the measure: samples much nearer than those are copies.
 """
 
-from seerkit.command.cli import Parser, positive_int, run_command  # isort: skip
-
+import argparse
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from cache_dic import UserError
-from seerkit.data.emoji import load_emoji
-from seerkit.io.files import writable_file, write_json
-from seerkit.io.images import image_path, read_image
-from seerkit.io.media import labelled_grid, save_png
-from seerkit.io.records import read_record
+from seerkit.command.cli import Parser, positive_int, run_command
+from seerkit.training.flags import ON_EMOJI
 
 EXAMPLES = """
 python eval/nearest.py outputs/flux/flux-tiny-1a2b3c4d --out outputs/nearest
 python eval/nearest.py outputs/flux/flux-tiny-1a2b3c4d --label taylorseer-N6-W3-O2 --out outputs/nearest
 """
-COMMAND = "TaylorSeer-FLUX/sample.py or TaylorSeer-HiDream/sampling.py"
-RECORD = {"settings": {"prompts": [str], "height": int, "width": int}, "rows": [{"label": str}]}
-CHUNK = 64  # images compared with all others at once
 
 
-def parse_args(argv: list[str] | None):
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument("samples", type=Path, help=f"output folder of {COMMAND}")
-    parser.add_argument("--label", default="uncached", help="the cache whose images are looked at")
-    parser.add_argument("--data", type=Path, help="folder that scripts/get_emoji.sh has made (default: data/emoji)")
-    parser.add_argument("--shown", type=positive_int, default=16, help="samples in the picture")
-    parser.add_argument("--out", type=Path, required=True, help="name of the picture (.png) and the record (.json)")
+    data, output = parser.section("data"), parser.section("output")
+    data.add_argument(
+        "samples",
+        type=Path,
+        help="output folder of TaylorSeer-FLUX/sample.py or TaylorSeer-HiDream/sampling.py",
+    )
+    data.add_argument("--label", default="uncached", help="the cache whose images are looked at")
+    data.add_argument("--data", type=Path, metavar="DIR", help=ON_EMOJI["data"])
+    output.add_argument("--shown", type=positive_int, metavar="N", default=16, help="samples in the picture")
+    output.add_argument(
+        "--out", type=Path, metavar="NAME", required=True, help="name of the picture (.png) and the record (.json)"
+    )
     return parser.parse_args(argv)
-
-
-def nearest(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance to, and index of, the nearest of `others` (M, C, H, W) for each of images (N, C, H, W), both uint8."""
-    distances, indices = [], []
-    table = others.flatten(1).float() / 255  # (M, P)
-    for part in images.split(CHUNK):
-        squared = torch.cdist(part.flatten(1).float() / 255, table).square() / table.shape[1]  # (n, M)
-        value, index = squared.min(dim=1)
-        distances.append(value.sqrt())
-        indices.append(index)
-    return torch.cat(distances), torch.cat(indices)
-
-
-def read_samples(folder: Path, label: str) -> tuple[Tensor, list[str]]:
-    """Images (N, 3, H, W) uint8 of a cache and their prompts, by the folder's record; UserError if they are not there."""
-    record = read_record(folder / "record.json", RECORD, COMMAND)
-    settings, labels = record["settings"], [row["label"] for row in record["rows"]]
-    if label not in labels:
-        raise UserError(f"{folder} holds no samples of {label!r}; take one of {', '.join(labels)} as --label")
-    shape = settings["height"], settings["width"], 3
-    images = []
-    for index in range(len(settings["prompts"])):
-        path = image_path(folder / label, index)
-        if (pixels := read_image(path, shape)) is None:
-            raise UserError(f"{path} is no image of {shape[1]} x {shape[0]} pixels; make it anew with --resume")
-        images.append(pixels)
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), settings["prompts"]
-
-
-def outputs(out: Path) -> tuple[Path, Path]:
-    """The files of picture and record, of which --out is the name with either suffix or without; UserError without one."""
-    name = out.name.removesuffix(".png").removesuffix(".json")
-    if name in ("", ".."):
-        raise UserError(f"--out {out} is no name of a file; give one, as outputs/nearest")
-    return out.with_name(f"{name}.png"), out.with_name(f"{name}.json")
-
-
-def quantiles(distances: Tensor) -> dict[str, float]:
-    """The spread of a set of distances."""
-    return {f"p{round(100 * q)}": torch.quantile(distances, q).item() for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    images, prompts = read_samples(args.samples, args.label)
-    picture, written = (writable_file(path) for path in outputs(args.out))
-    data = load_emoji(args.data)
-    train = data.images[data.train]
-    if images.shape[1:] != train.shape[1:]:
-        raise UserError(
-            f"samples of {tuple(images.shape[1:])} cannot be compared with images of {tuple(train.shape[1:])}"
-        )
-    distances, indices = nearest(images, train)
-    real, _ = nearest(data.images[data.test], train)
-    names = [data.prompt(i) for i in data.train.nonzero().flatten().tolist()]
-    record = {
-        "command": "eval/nearest.py",
-        "label": args.label,
-        "units": "root mean square difference of pixels in [0, 1] to the nearest training image",
-        "training_images": len(train),
-        "num_real_test_images": len(real),
-        "samples": quantiles(distances),
-        "real_test_images": quantiles(real),
-        "nearest": [
-            {"prompt": prompt, "nearest": names[i], "distance": d}
-            for prompt, i, d in zip(prompts, indices.tolist(), distances.tolist(), strict=True)
-        ],
-    }
-    shown = slice(args.shown)
-    rows = [pixels.permute(0, 2, 3, 1).numpy() for pixels in (images[shown], train[indices[shown]])]
-    below = [f"{d:.3f}" for d in distances[shown].tolist()]
-    save_png(picture, labelled_grid(rows, ["sample", "nearest in\ntraining"], below))
-    write_json(written, record)
-    for name in ("samples", "real_test_images"):
-        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in record[name].items()))
-    print(f"picture: {picture}\nrecord: {written}")
+
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    from evaluation.nearest import compare
+
+    compare(args)
 
 
 if __name__ == "__main__":

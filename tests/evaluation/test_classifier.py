@@ -26,6 +26,7 @@ from evaluation.classifier import (
     read_card,
     save_classifier,
 )
+from evaluation.classifier_training import augment
 from seerkit.data.fashion_mnist import load_fashion_mnist, to_unit_range
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -315,14 +316,14 @@ class TestCommand:
         assert f"argument {flag}: " in capsys.readouterr().err
 
 
-def test_augmentation_moves_and_mirrors_whole_images(command):
+def test_augmentation_moves_and_mirrors_whole_images():
     """Every result is the image shifted by at most two pixels, mirrored or not, and both kinds occur."""
     image = torch.zeros(1, 1, 12, 12, dtype=torch.uint8)
     image[..., 2:10, 2:10] = torch.randint(1, 256, (8, 8), generator=torch.Generator().manual_seed(0))
     shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
     allowed = [source.roll(shift, (2, 3)) for source in (image, image.flip(3)) for shift in shifts]
-    results = command.augment(image.expand(200, 1, 12, 12), 2, True, torch.Generator().manual_seed(0))
+    results = augment(image.expand(200, 1, 12, 12), 2, True, torch.Generator().manual_seed(0))
     found = [next(i for i, choice in enumerate(allowed) if torch.equal(choice[0], one)) for one in results]
     assert len(set(found)) > 40  # of 50
-    plain = command.augment(image.expand(200, 1, 12, 12), 0, False, torch.Generator().manual_seed(0))
+    plain = augment(image.expand(200, 1, 12, 12), 0, False, torch.Generator().manual_seed(0))
     assert torch.equal(plain, image.expand(200, 1, 12, 12))

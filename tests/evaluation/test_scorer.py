@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from evaluation.scorer import FEATURES, WEIGHTS, Lite0, Scorer, fold_lite0, load_scorer, save_scorer
+from evaluation.scorer_training import Captions, contrast, measure, train
 from seerkit.data.emoji import HELD_OUT_STYLE, STYLES, find_emoji, load_emoji
 from seerkit.text.minilm import WIDTH as TEXT_WIDTH
 from seerkit.text.minilm import TextTable
@@ -324,12 +325,12 @@ class TestTraining:
         features = torch.randn(10, FEATURES, generator=draw(1))[self.label]
         features = features + 0.3 * torch.randn(40, FEATURES, generator=draw(2))
         torch.manual_seed(0)
-        return command.train(
+        return train(
             Scorer(args.image_dropout, args.text_dropout),
             features,
             self.label,
             self.style,
-            command.Captions(table, Data),
+            Captions(table, Data),
             args,
         )
 
@@ -345,21 +346,21 @@ class TestTraining:
 
 
 class TestContrast:
-    def test_by_hand(self, command):
+    def test_by_hand(self):
         """Two orthogonal pairs at temperature 1: each row's cross-entropy is log(e + 1) - 1."""
         vectors = torch.eye(2)
-        loss = command.contrast(vectors, vectors, torch.tensor([0, 1]), 1.0)
+        loss = contrast(vectors, vectors, torch.tensor([0, 1]), 1.0)
         assert loss.item() == pytest.approx(np.log(np.e + 1) - 1, abs=1e-6)
 
-    def test_equal_captions_are_no_contrast(self, command):
+    def test_equal_captions_are_no_contrast(self):
         vectors = torch.eye(3)[[0, 0, 1]]
         captions = torch.tensor([4, 4, 7])
-        loss = command.contrast(vectors, vectors, captions, 1.0)
+        loss = contrast(vectors, vectors, captions, 1.0)
         one, last = np.log(np.e + 1) - 1, np.log(np.e + 2) - 1
         assert loss.item() == pytest.approx((2 * one + last) / 3, abs=1e-6)
 
 
-def test_measures_by_hand(command):
+def test_measures_by_hand():
     """Unit vectors are stubbed: three images at 0, 90 and 180 degrees, captions of three labels at 0, 90 and 90."""
     image = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])
     text = torch.tensor([[1.0, 0], [0, 1], [0, 1]])
@@ -373,14 +374,14 @@ def test_measures_by_hand(command):
         def embed_text(self, y):
             return text[y]
 
-    class Captions:
+    class ByLabel:
         labels = ("a", "b", "c")
 
         def __call__(self, label, style):
             return label
 
     label, style = torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.int64)
-    found = command.measure(Stub(), image, label, style, Captions())
+    found = measure(Stub(), image, label, style, ByLabel())
     assert found["ceiling"] == pytest.approx(200 / 3, abs=1e-4)  # 100, 100, 0
     assert found["floor"] == found["floor_same_style"] == pytest.approx(0)  # 0, 0; 0, 100; -100, 0
     assert found["auc"] == pytest.approx(

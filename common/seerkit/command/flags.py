@@ -8,7 +8,7 @@ from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from seerkit.command.cli import Parser, device_name, guidance_weight, non_negative_int, positive_int
+from seerkit.command.cli import Parser, device_name, guidance_weight, json_file, non_negative_int, positive_int
 from seerkit.devices.dtypes import PRECISIONS
 from seerkit.layers.names import ATTENTION_BACKENDS
 
@@ -126,6 +126,13 @@ def add_output_flags(parser: Parser, also: Also, *, family: str, sample: str) ->
 def add_dry_run_flag(parser: Parser, shown: str = "configuration, full steps, FLOPs and kept bytes") -> None:
     """--dry-run. shown: what it prints."""
     parser.section("output").add_argument("--dry-run", action="store_true", help=f"print {shown}, and stop")
+
+
+def add_record_flags(parser: Parser, *, out: str = "JSON file for the record") -> None:
+    """--out, --json. out: what the file is."""
+    section = parser.section("output")
+    section.add_argument("--out", type=json_file, metavar="FILE", help=out)
+    section.add_argument("--json", action="store_true", help="print the record instead of the table")
 
 
 def add_image_flags(parser: Parser, also: Also, *, family: str) -> None:

@@ -7,12 +7,13 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cache_dic import UserError
 from seerkit.io.files import read_json
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "numpy", "diffusers", "transformers", "triton")
 
@@ -20,8 +21,10 @@ PACKAGES = ("torch", "numpy", "diffusers", "transformers", "triton")
 # ---------------------------------------------------------------------------------------------------------- conditions
 
 
-def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def conditions(device: "torch.device", dtype: "torch.dtype") -> dict[str, Any]:
     """Device, precision, versions, commit and date of a run."""
+    import torch
+
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
@@ -33,9 +36,11 @@ def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """The processor's name, as its maker writes it."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -36,7 +36,17 @@ def parse_training_args(
 
 def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr: float = 1e-3) -> None:
     """Flags of a training command; the arguments are defaults."""
-    training = parser.section("training")
+    training, output, device = (parser.section(title) for title in ("training", "output", "device"))
+    # In the order of settings.json and of the models' cards.
+    output.add_argument(
+        "--output-dir",
+        "--out",
+        dest="out",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="gets checkpoints, grids of samples and the loss curve",
+    )
     training.add_argument("--steps", type=positive_int, metavar="N", default=steps, help="optimiser steps")
     training.add_argument(
         "--batch-size", type=positive_int, metavar="N", default=batch_size, help="samples per step, over all processes"
@@ -55,18 +65,14 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr:
         default=0.999,
         help="of the averaged weights that are sampled from, per step",
     )
+    device.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of matrix products (autocast)")
+    device.add_argument("--compile", action="store_true", help="torch.compile the model")
+    device.add_argument(
+        "--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="kernels; reference is faster on CPUs in bf16"
+    )
+    add_device_flag(parser)
     training.add_argument(
         "--seed", type=non_negative_int, metavar="N", default=0, help="of first weights, batches and samples"
-    )
-    output = parser.section("output")
-    output.add_argument(
-        "--output-dir",
-        "--out",
-        dest="out",
-        type=Path,
-        metavar="DIR",
-        required=True,
-        help="gets checkpoints, grids of samples and the loss curve",
     )
     for flag, every, what in (
         ("--log-every", 50, "rows of loss.csv"),
@@ -76,10 +82,3 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr:
         output.add_argument(flag, type=positive_int, metavar="N", default=every, help=f"steps between {what}")
     output.add_argument("--resume", action="store_true", help="continue from the checkpoint in --output-dir")
     add_dry_run_flag(parser, "the resolved configuration")
-    add_device_flag(parser)
-    device = parser.section("device")
-    device.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of matrix products (autocast)")
-    device.add_argument(
-        "--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="kernels; reference is faster on CPUs in bf16"
-    )
-    device.add_argument("--compile", action="store_true", help="torch.compile the model")

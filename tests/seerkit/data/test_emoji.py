@@ -253,7 +253,7 @@ def test_names_that_differ_in_punctuation_are_one(ours, theirs):
 
 def test_the_command_builds_and_counts(need, packages, tmp_path, run_script):
     need("resvg_py")
-    command = ["common/emoji/prepare_data.py", "--packages", packages, "--out", tmp_path / "out", "--size", 8]
+    command = ["common/emoji/prepare_data.py", "--packages", packages, "--output-dir", tmp_path / "out", "--size", 8]
     done = run_script(*command, "--no-text")
     assert done.returncode == 0, done.stderr
     assert "emoji-8.npz: 12 images of 4 labels in 9 styles" in done.stdout
