@@ -358,3 +358,12 @@ def test_commands_settle_it_first_of_all(command):
     """The order of summation is read once, when torch loads MKL."""
     first = next(line for line in command.read_text().splitlines() if line.startswith(("import ", "from ")))
     assert first.startswith("from seerkit.command.cli import ")
+
+
+def test_what_was_parsed_knows_its_command_line_and_does_not_count_it(monkeypatch):
+    parser = Parser("Do it.", "do")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(["--seed=3"])
+    assert (given.command_line, vars(given)) == (["--seed=3"], {"seed": 3})
+    monkeypatch.setattr("sys.argv", ["/a/place/do.py", "--seed", "4"])
+    assert parser.parse_args().command_line == ["--seed", "4"]
