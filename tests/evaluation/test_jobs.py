@@ -1,6 +1,7 @@
 """The jobs of commands that sample for prompts: what is counted, what samples depend on, where they go."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def test_a_job_counts_its_first_batch_and_names_what_samples_depend_on():
         count_caches("flux-debug", caches, 4, torch.bfloat16, height=16, width=32, num_samples=n) for n in (2, 1)
     )
     assert job.counts() == two != one
+    assert job.page_path == Path("out/index.html")
+    assert replace(job, record_name="a").page_path == Path("out/a.html"), "of several records, each has its own"
     claim = job.claims({"transformer": "abc"}, torch.device("cpu"))["fora-N2-W1"]
     assert claim == {
         **settings,

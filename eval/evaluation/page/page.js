@@ -104,6 +104,7 @@ function keepSize(from, to) {
 
 /** What stands for a video that this browser cannot decode. */
 function replace(video) {
+  if (!video.isConnected) return; // no longer compared
   const { still, stillIs } = video.closest("figure")?.dataset ?? {};
   const article = video.closest("article");
   const note = document.createElement("p");
@@ -156,16 +157,18 @@ function openComparison(details, playback) {
     const [left, right] = [figures[choice.left], figures[choice.right]];
     layers.replaceChildren(layer(right), layer(left)); // the left one lies above and is cut at the line
     for (const video of layers.querySelectorAll("video")) playback.open(video);
-    for (const [side, figure] of Object.entries({ left, right })) {
-      selects[side].value = choice[side];
-      panel.querySelector(`.tag.${side}`).textContent = figure.dataset.label;
-    }
-    wipe.setAttribute("aria-label", `Line between ${left.dataset.label} and ${right.dataset.label}`);
     adjust();
   }
 
   function adjust() {
-    stage.classList.toggle("difference", choice.mode === "difference");
+    const [left, right] = [figures[choice.left].dataset.label, figures[choice.right].dataset.label];
+    selects.left.value = choice.left;
+    selects.right.value = choice.right;
+    const difference = choice.mode === "difference";
+    stage.classList.toggle("difference", difference);
+    panel.querySelector(".tag.left").textContent = difference ? `|${left} − ${right}| × ${2 ** choice.gain}` : left;
+    panel.querySelector(".tag.right").textContent = right;
+    wipe.setAttribute("aria-label", `Line between ${left} and ${right}`);
     stage.style.setProperty("--at", `${choice.at}%`);
     stage.style.setProperty("--gain", 2 ** choice.gain);
     wipe.value = choice.at;
@@ -226,11 +229,13 @@ for (const article of playbacks.keys()) watcher.observe(article);
 
 for (const details of document.querySelectorAll(".compare")) {
   const toggle = () => {
-    details.querySelector(".panel")?.remove();
-    if (details.open) openComparison(details, playbacks.get(details.closest("article")));
+    const panel = details.querySelector(".panel");
+    if (!details.open) panel?.remove();
+    else if (!panel) openComparison(details, playbacks.get(details.closest("article")));
   };
   details.hidden = false;
   details.addEventListener("toggle", toggle);
+  toggle(); // of one that is open from the start, the event may be over
 }
 
 const copy = document.querySelector(".copy");

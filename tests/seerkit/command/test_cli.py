@@ -376,3 +376,12 @@ def test_commands_settle_it_before_torch(command):
         [sys.executable, "-c", UP_TO_TORCH, command], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "AUTO,STRICT"
+
+
+def test_what_was_parsed_knows_its_command_line_and_does_not_count_it(monkeypatch):
+    parser = Parser("Do it.", "do")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(["--seed=3"])
+    assert (given.command_line, vars(given)) == (["--seed=3"], {"seed": 3})
+    monkeypatch.setattr("sys.argv", ["/a/place/do.py", "--seed", "4"])
+    assert parser.parse_args().command_line == ["--seed", "4"]
