@@ -32,7 +32,7 @@ def read_rows(path: Path, plot: str) -> list[dict[str, Any]]:
 
 
 def plot_pareto(axis, rows: list[dict[str, Any]]) -> None:
-    """PSNR to the uncached samples over the FLOPs ratio, one line per method."""
+    """PSNR to the uncached samples over the FLOPs ratio, a line a method."""
     compared = [row for row in rows if row.get("psnr")]
     if not compared:
         raise UserError("the record has no PSNR: sample with --compare")
@@ -50,7 +50,7 @@ def plot_pareto(axis, rows: list[dict[str, Any]]) -> None:
 
 
 def plot_telemetry(axis, rows: list[dict[str, Any]]) -> None:
-    """Relative error of the forecast that would have been used at each full step, one line per cache."""
+    """Relative error of the forecast that would have been used at each full step, a line a cache."""
     errors = {
         row["label"]: [
             (step["step"], step["forecast_error"])

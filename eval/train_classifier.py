@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None):
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     parser.add_argument("--data", type=Path, help="folder with the four IDX files of Fashion-MNIST")
     parser.add_argument("--epochs", type=positive_int, default=12, help="passes over the training images")
-    parser.add_argument("--batch-size", type=positive_int, default=128, help="images per step")
+    parser.add_argument("--batch-size", type=positive_int, default=128, help="images a step")
     parser.add_argument("--lr", type=positive_float, default=0.1, help="peak learning rate, after one epoch of warm-up")
     parser.add_argument("--momentum", type=share, default=0.9, help="of SGD, in Nesterov's form")
     parser.add_argument(

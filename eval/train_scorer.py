@@ -63,9 +63,7 @@ def parse_args(argv: list[str] | None):
     )
     parser.add_argument("--features", type=Path, help="file that keeps the backbone's features, which take minutes")
     parser.add_argument("--steps", type=positive_int, default=800, help="optimiser steps")
-    parser.add_argument(
-        "--batch-size", type=positive_int, default=512, help="pairs per step, each the others' contrast"
-    )
+    parser.add_argument("--batch-size", type=positive_int, default=512, help="pairs a step, each the others' contrast")
     parser.add_argument("--lr", type=positive_float, default=2e-3, help="peak learning rate of AdamW, after a tenth")
     parser.add_argument("--weight-decay", type=non_negative_float, default=0.01)
     parser.add_argument("--temperature", type=positive_float, default=0.07, help="that cosines are divided by")
