@@ -67,7 +67,7 @@ class Published:
 
     @property
     def place(self) -> Path:
-        """Where the file belongs under `CHECKPOINTS`; hub files get a folder per repository, since their names recur."""
+        """Where the file belongs under `CHECKPOINTS`; hub files get a folder a repository, since their names recur."""
         return CHECKPOINTS / self.repo.split("/")[-1] / self.name if self.repo else CHECKPOINTS / self.name
 
     @property
