@@ -165,7 +165,7 @@ class Pipeline:
         self.model = model.to(device)
         if args.compile:
             compile_steps(self.model)
-        self.sampler = Sampler(self.model, args.num_steps, guidance=args.guidance)
+        self.sampler = Sampler(self.model, args.num_steps, guidance_scale=args.guidance)
         self.autoencoder = load_autoencoder(args.model_name, args.ae, "cpu" if args.offload else device, dtype)
 
     def sample(

@@ -215,7 +215,7 @@ class Pipeline:
             compile_steps(self.model)
         usage = USAGE[args.model_name]
         self.sampler = Sampler(
-            self.model, args.num_steps, solver=usage.solver, shift=usage.shift, guidance=args.guidance
+            self.model, args.num_steps, solver=usage.solver, shift=usage.shift, guidance_scale=args.guidance
         )
         self.autoencoder = load_autoencoder(args.model_name, args.ae, "cpu" if args.offload else device, dtype)
 

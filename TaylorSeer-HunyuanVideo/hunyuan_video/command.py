@@ -225,7 +225,7 @@ class Pipeline:
             self.model,
             args.infer_steps,
             shift=args.flow_shift,
-            guidance=args.embedded_cfg_scale,
+            guidance_scale=args.embedded_cfg_scale,
             reverse=args.flow_reverse,
         )
 

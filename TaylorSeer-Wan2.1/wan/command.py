@@ -282,7 +282,7 @@ class Pipeline:
             args.sample_steps,
             solver=args.sample_solver,
             shift=args.sample_shift,
-            guidance=args.sample_guide_scale,
+            guidance_scale=args.sample_guide_scale,
             batched=args.batched_guidance,
         )
 

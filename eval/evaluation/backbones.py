@@ -254,7 +254,7 @@ class FluxBackbone:
     ) -> tuple[Tensor, Run]:
         channels, height, width = flux.config.latent_shape(self.name, workload.height, workload.width)
         noise = unpack(case.latents.float(), height, width, patch_side(case.model.config.in_channels, channels))
-        sampler = FluxSampler(case.model, num_steps, guidance=flux.config.USAGE[self.name].guidance)
+        sampler = FluxSampler(case.model, num_steps, guidance_scale=flux.config.USAGE[self.name].guidance)
         return sampler.run(noise, case.conditions["txt"], case.conditions["y"], cache=cache, callback=callback)
 
     def published_step_flops(self, case: Case) -> tuple[int, int]:
@@ -306,7 +306,7 @@ class HunyuanVideoBackbone:
 
     def _sampler(self, case: Case, num_steps: int) -> HunyuanSampler:
         usage = hunyuan_video.config.USAGE[self.name]
-        return HunyuanSampler(case.model, num_steps, shift=usage.flow_shift, guidance=usage.guidance)
+        return HunyuanSampler(case.model, num_steps, shift=usage.flow_shift, guidance_scale=usage.guidance)
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:
         return hunyuan_timesteps(self._sampler(case, num_steps).sigmas)
@@ -369,7 +369,7 @@ class WanBackbone:
 
     def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> WanSampler:
         shift = wan.config.USAGE[self.name].shift
-        return WanSampler(case.model, num_steps, shift=shift, guidance=guidance, batched=True)
+        return WanSampler(case.model, num_steps, shift=shift, guidance_scale=guidance, batched=True)
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:
         return wan_timesteps(self._sampler(case, num_steps).sigmas)
@@ -440,7 +440,7 @@ class HiDreamBackbone:
 
     def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> HiDreamSampler:
         usage = hidream.config.USAGE[self.name]
-        return HiDreamSampler(case.model, num_steps, solver=usage.solver, shift=usage.shift, guidance=guidance)
+        return HiDreamSampler(case.model, num_steps, solver=usage.solver, shift=usage.shift, guidance_scale=guidance)
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:
         return self._sampler(case, num_steps).timesteps
