@@ -108,7 +108,7 @@ class Pipeline:
             self.model,
             args.num_steps,
             shift=args.shift,
-            guidance=args.guidance_scale,
+            guidance_scale=args.guidance_scale,
             reverse=args.flow_reverse,
         )
 

@@ -120,7 +120,7 @@ class Pipeline:
             args.num_steps,
             solver=args.solver,
             shift=args.shift,
-            guidance=args.guidance_scale,
+            guidance_scale=args.guidance_scale,
             batched=args.batched_guidance,
         )
 

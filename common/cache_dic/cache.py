@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -64,8 +64,22 @@ class Backbone(Protocol):
         """Operations of the model in a full and in a forecast step."""
 
 
+class NoStep:
+    """Not what a model takes as `cache=`: whatever it would ask of a step is refused with the right use."""
+
+    def refuse(self, *_: Any, **__: Any) -> NoReturn:
+        kind = type(self).__name__
+        raise UserError(
+            f"a model call takes a step, and this is a {kind}: run = cache.start(model, latents, timesteps, ...); "
+            "model(..., cache=run.at(step)), with a run for each sampling run; samplers do it for you, sample(..., cache=cache)"
+        )
+
+    __call__ = refuse
+    modulation = static_shapes = property(refuse)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Cache:
+class Cache(NoStep):
     """Schedule, forecaster and engine: everything about caching that is known before a model is.
 
     schedule: a name in SCHEDULES; schedule_settings its arguments. engine: a name in ENGINES. telemetry: compare a forecast
@@ -212,7 +226,7 @@ class Cache:
         raise UserError(f"{demand}; what would fit: {', '.join(fitting) or 'nothing: a smaller resolution is needed'}")
 
 
-class Run:
+class Run(NoStep):
     """State of one sampling run of one guidance branch; made by `Cache.start`."""
 
     def __init__(self, cache: Cache, plan: Plan, tokens: Tokens, table: Table) -> None:
@@ -283,6 +297,11 @@ class Step:
     def modulation(self) -> Any:
         """The backbone's modulation for this step, from the run's table."""
         return self.run.table.at(self.step)
+
+    @property
+    def static_shapes(self) -> bool:
+        """Whether every full step is to do the same operations on the same shapes."""
+        return self.run.cache.engine_settings.static_shapes
 
     def __call__(
         self, tokens: Tokens, full: Callable[[Site], Tensor], forecast: Callable[[Forecast], Tensor]

@@ -231,8 +231,7 @@ def shard_weights(model: nn.Module, world: World) -> None:
             register_fsdp_forward_method(layer, "gates")
         fully_shard(block, mesh=mesh, ignored_params=tables)
     fully_shard(model, mesh=mesh, ignored_params=tables)
-    for name in ("velocity", "modulation_table"):
-        register_fsdp_forward_method(model, name)
+    register_fsdp_forward_method(model, "modulation_table")
 
 
 def shard_blocks(model: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
