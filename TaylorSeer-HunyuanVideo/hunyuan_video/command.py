@@ -13,10 +13,12 @@ from torch import Tensor
 
 from cache_dic import Cache, Run, UserError
 from hunyuan_video.config import CONFIGS, USAGE, hunyuan_video_config, latent_shape
+from hunyuan_video.decode import ENV as VAE
+from hunyuan_video.decode import PUBLISHED as PUBLISHED_VAE
 from hunyuan_video.decode import find_autoencoder, load_autoencoder
 from hunyuan_video.sampler import Sampler
 from hunyuan_video.text import CLIP, LLM, TextEncoders
-from hunyuan_video.weights import REPOS, find_hunyuan_video, load_hunyuan_video
+from hunyuan_video.weights import DIFFUSERS_REPOS, ENV, PUBLISHED, REPOS, find_hunyuan_video, load_hunyuan_video
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import (
     Parser,
@@ -38,7 +40,8 @@ from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.encoders import encoder_files, find_encoder
 from seerkit.text.prompts import Batch, Listed, chosen_list
 from seerkit.weights.autoencoders import Pixels, autoencoder_files
-from seerkit.weights.checkpoints import checkpoint_files, find_all
+from seerkit.weights.checkpoints import checkpoint_files
+from seerkit.weights.missing import Part, find_parts
 
 EMBEDDED = "hunyuan-tiny"
 
@@ -150,7 +153,7 @@ def caches(args: argparse.Namespace) -> dict[str, Cache]:
 def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Path]]:
     """Check the division into processes, and find, or download, every file, by the part that it is of.
 
-    FileNotFoundError with all that is missing.
+    MissingError with all that is missing.
     """
     config = hunyuan_video_config(args.model)
     if sequence_parallel(args):
@@ -159,16 +162,34 @@ def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Pa
             raise UserError("--compile works in one process a video; leave out --ulysses-degree and --ring-degree")
     if args.dit_fsdp and world.size == 1:
         raise UserError("--dit-fsdp shares weights among processes, and this is one; use torchrun or leave it out")
-    searches: dict[str, Callable[[], list[Path]]] = {
-        "transformer": lambda: checkpoint_files(find_hunyuan_video(config, args.dit_weight))
-    }
-    if args.model in REPOS:
-        searches |= {
-            "autoencoder": lambda: autoencoder_files(find_autoencoder(args.vae)),
-            LLM.name: lambda: encoder_files(find_encoder(LLM, args.llm)),
-            CLIP.name: lambda: encoder_files(find_encoder(CLIP, args.clip)),
-        }
-    return find_all(args.model, searches)
+
+    def transformer() -> list[Path]:
+        return checkpoint_files(find_hunyuan_video(config, args.dit_weight))
+
+    if args.model not in REPOS:
+        return {"transformer": transformer()}
+    diffusers = DIFFUSERS_REPOS[args.model]
+    return find_parts(
+        args.model,
+        {
+            "transformer": Part(
+                name="transformer", origin=PUBLISHED[config][0], flag="--dit-weight", given=args.dit_weight,
+                env=ENV[config], search=transformer,
+            ),
+            "autoencoder": Part(
+                name="autoencoder", origin=PUBLISHED_VAE[0], flag="--vae", given=args.vae, env=VAE,
+                search=lambda: autoencoder_files(find_autoencoder(args.vae)),
+            ),
+            LLM.name: Part(
+                name=LLM.name, origin=LLM.source(diffusers), flag=LLM.flag, given=args.llm,
+                search=lambda: encoder_files(find_encoder(LLM, args.llm)),
+            ),
+            CLIP.name: Part(
+                name=CLIP.name, origin=CLIP.source(diffusers), flag=CLIP.flag, given=args.clip,
+                search=lambda: encoder_files(find_encoder(CLIP, args.clip)),
+            ),
+        },
+    )  # fmt: skip
 
 
 def _word_texts(prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
