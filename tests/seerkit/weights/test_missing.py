@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import dit.command
-import flux.command
-import hidream.command
-import hunyuan_video.command
-import wan.command
+import flux.pipeline
+import hidream.pipeline
+import hunyuan_video.pipeline
+import wan.pipeline
 from seerkit.command.cli import run_command
 from seerkit.devices.distributed import World
 from seerkit.weights.checkpoints import NotFoundError, Published
@@ -151,8 +151,8 @@ ONE = World(0, 1, torch.device("cpu"))
 
 def args(**given: object) -> Namespace:
     names = (
-        *("ckpt", "ae", "vae", "t5", "clip", "clip_l", "clip_g", "llama", "llm", "nf4", "dit_weight", "dit_fsdp"),
-        *("ckpt_dir", "t5_fsdp", "image", "ulysses_size", "ring_size", "ulysses_degree", "ring_degree", "compile"),
+        *("ckpt", "ae", "vae", "t5", "clip", "clip_l", "clip_g", "llama", "llm", "nf4", "dit_fsdp", "t5_fsdp"),
+        *("image", "ulysses_degree", "ring_degree", "compile"),
     )
     return Namespace(**{**dict.fromkeys(names), **given})
 
@@ -166,32 +166,32 @@ MODELS: dict[str, tuple[Callable[[], dict[str, list[Path]]], int, list[str]]] = 
     # what finds the parts, their number, and the beginnings of the commands that fetch them
     "dit": (find_dit, 2, ["curl -L", "hf download stabilityai/sd-vae-ft-ema"]),
     "flux-dev": (
-        lambda: flux.command.find_everything(args(model_name="flux-dev")),
+        lambda: flux.pipeline.find_everything(args(model="flux-dev")),
         4,
         ["hf download black-forest-labs/FLUX.1-dev"],
     ),
     "flux-schnell": (
-        lambda: flux.command.find_everything(args(model_name="flux-schnell")),
+        lambda: flux.pipeline.find_everything(args(model="flux-schnell")),
         4,
         ["hf download black-forest-labs/FLUX.1-schnell"],
     ),
     "hidream": (
-        lambda: hidream.command.find_everything(args(model_name="hidream-dev")),
+        lambda: hidream.pipeline.find_everything(args(model="hidream-dev")),
         6,
         ["hf download HiDream-ai/HiDream-I1-Dev", "hf download meta-llama/Llama-3.1-8B-Instruct"],
     ),
     "hunyuan": (
-        lambda: hunyuan_video.command.find_everything(args(model="hunyuan-video"), ONE),
+        lambda: hunyuan_video.pipeline.find_everything(args(model="hunyuan-video"), ONE),
         4,
         ["hf download tencent/HunyuanVideo", "hf download hunyuanvideo-community/HunyuanVideo"],
     ),
     "wan-t2v": (
-        lambda: wan.command.find_everything(args(model_name="wan-t2v-1.3B"), ONE),
+        lambda: wan.pipeline.find_everything(args(model="wan-t2v-1.3B"), ONE),
         3,
         ["hf download Wan-AI/Wan2.1-T2V-1.3B", "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers"],
     ),
     "wan-i2v": (
-        lambda: wan.command.find_everything(args(model_name="wan-i2v-14B-480P", image=Path(__file__)), ONE),
+        lambda: wan.pipeline.find_everything(args(model="wan-i2v-14B-480P", image=Path(__file__)), ONE),
         4,
         ["hf download Wan-AI/Wan2.1-I2V-14B-480P", "hf download Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"],
     ),
