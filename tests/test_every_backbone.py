@@ -336,7 +336,7 @@ def test_a_sampler_calls_the_compiled_model():
 
 @pytest.mark.parametrize(("backbone", "solver"), [("dit", "ddpm"), ("hidream", "flash")])
 def test_a_solver_that_draws_noise_needs_a_seed_alone(backbone, solver):
-    """Which gives what the commands make of the same seed and indices, with generators that drew the starting noise."""
+    """It gives what the commands make of the same seed and indices, whose generators draw the starting noise first."""
     _model, sample = BACKBONES[backbone]()
     shape = {"dit": (1, 8, 8), "hidream": (3, 20, 28)}[backbone]
     rows, settings = torch.arange(3), {"solver": solver}

@@ -4,14 +4,14 @@ from dataclasses import InitVar, dataclass, replace
 
 from cache_dic import UserError
 
-_FIXED = ("mlp_act_type", "qk_norm", "qk_norm_type", "text_projection", "use_attention_mask")  # one in all models
+_FIXED = ("mlp_act_type", "qk_norm", "qk_norm_type", "text_projection", "use_attention_mask")  # the same in every model
 
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanVideoConfig:
     """Shape of a HunyuanVideo transformer (Tencent/HunyuanVideo modules/models.py); field names are the official parameters'.
 
-    An official configuration is taken whole: what is one in all models has to be that, and is not kept.
+    Takes an official configuration whole: settings that are the same in every model are checked and not kept.
     Raises UserError naming the field when a value cannot make a model.
     """
 

@@ -5,14 +5,14 @@ from dataclasses import InitVar, dataclass, replace
 
 from cache_dic import UserError
 
-_FIXED = ("window_size", "qk_norm", "cross_attn_norm")  # one in all models
+_FIXED = ("window_size", "qk_norm", "cross_attn_norm")  # the same in every model
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanConfig:
     """Shape of a Wan2.1 transformer (Wan-Video/Wan2.1 model.py); field names are the official parameters'.
 
-    An official configuration is taken whole: what is one in all models has to be that, and is not kept.
+    Takes an official configuration whole: settings that are the same in every model are checked and not kept.
     Raises UserError naming the field when a value cannot make a model.
     """
 
