@@ -25,9 +25,10 @@ from dit.command import (
 )
 from evaluation.classifier import classify, load_classifier
 from evaluation.images import ImageJob, Judge, add_image_flags, run
-from evaluation.jobs import cycled, output_folder
+from evaluation.jobs import output_folder
 from seerkit.io.images import file_stem
 from seerkit.io.tables import number
+from seerkit.text.prompts import cycled
 
 EXAMPLES = """
 python TaylorSeer-DiT/sample.py --compare

@@ -35,7 +35,7 @@ from dit.command import (
     resolved,
 )  # fmt: skip
 from evaluation.images import decode_finite, save_finite
-from evaluation.jobs import check_number, digests, failure_message, make_claim
+from evaluation.jobs import digests, failure_message, make_claim
 from seerkit.devices.distributed import World, gather, on_main, start_world
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.claims import claim_samples
@@ -43,7 +43,7 @@ from seerkit.io.files import check_space, clear_partial, read_json, writable_dir
 from seerkit.io.images import image_path, read_image
 from seerkit.io.records import conditions
 from seerkit.sampling.seeds import derive_seed
-from seerkit.text.prompts import Batch
+from seerkit.text.prompts import Batch, check_number
 
 EXAMPLES = """
 python TaylorSeer-DiT/sample_ddp.py --num-fid-samples 1000 --method taylorseer --interval 4

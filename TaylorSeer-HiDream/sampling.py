@@ -7,6 +7,7 @@ torchrun the processes share the prompts.
 
 from hidream.flags import EMBEDDED, add_flags, caches, fill_defaults, prompts_of, sizes_of
 from seerkit.command.cli import Parser, run_command
+from seerkit.text.prompts import repeated
 
 EXAMPLES = """
 python TaylorSeer-HiDream/sampling.py --compare
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
     from evaluation.images import ImageJob, emoji_judge, run
-    from evaluation.jobs import output_folder, repeated
+    from evaluation.jobs import output_folder
     from hidream.pipeline import Pipeline, find_everything, settings_of
 
     prompts = repeated(prompts, args.samples_per_prompt)

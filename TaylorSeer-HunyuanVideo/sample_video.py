@@ -5,57 +5,51 @@ prompt, --seed and i alone. A killed run goes on with --resume; under torchrun t
 --ulysses-degree and --ring-degree every video.
 """
 
-from seerkit.command.cli import Parser, run_command  # isort: skip
-
-from evaluation.jobs import output_folder
-from evaluation.videos import VideoJob, add_video_flags, list_samples, run
-from hunyuan_video.command import (
-    Pipeline,
-    add_flags,
-    caches,
-    fill_defaults,
-    find_everything,
-    prompts_of,
-    sequence_parallel,
-    settings_of,
-)
+from evaluation.video_flags import add_video_flags, list_samples
 from hunyuan_video.config import USAGE, latent_shape
-from seerkit.io.media import video_facts
+from hunyuan_video.flags import ALSO, add_flags, caches, fill_defaults, prompts_of
+from seerkit.command.cli import Parser, run_command
+from seerkit.command.videos import sequence_parallel
 
 EXAMPLES = """
 python TaylorSeer-HunyuanVideo/sample_video.py --compare
-python TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --video-size 480 640 --video-length 65 --infer-steps 50 --flow-reverse --prompt "a cat walks on the grass" --use-cpu-offload
+python TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --height 480 --width 640 --num-frames 65 --prompt "a cat walks on the grass" --offload
 python TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --prompt-file VBench_full_info.json --samples-per-prompt 5 --seed 42 --vbench --resume
-torchrun --nproc_per_node=8 TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --video-size 720 1280 --video-length 129 --ulysses-degree 8 --ring-degree 1 --prompt "a cat walks on the grass"
+torchrun --nproc_per_node=8 TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video --height 720 --width 1280 --num-frames 129 --ulysses-degree 8 --prompt "a cat walks on the grass"
 """  # noqa: E501
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, EXAMPLES)
     add_flags(parser)
-    add_video_flags(parser)
+    add_video_flags(parser, ALSO, family="hunyuan", quality=5)
     args = parser.parse_args(argv)
     fill_defaults(args)
-    prompts, names = list_samples(args, prompts_of(args))
+    (prompts, names), chosen = list_samples(args, prompts_of(args)), caches(args)
+
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    from evaluation.jobs import output_folder
+    from evaluation.videos import VideoJob, run
+    from hunyuan_video.pipeline import Pipeline, find_everything, settings_of
+    from seerkit.io.media import video_facts
+
     settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
-    height, width = args.video_size
     run(
         VideoJob(
             command="TaylorSeer-HunyuanVideo/sample_video.py",
             args=args,
             prompts=prompts,
-            caches=caches(args),
+            caches=chosen,
             settings=settings,
             sizes={
-                "height": height,
-                "width": width,
-                "frames": args.video_length,
+                "height": args.height,
+                "width": args.width,
+                "frames": args.num_frames,
                 "text_tokens": USAGE[args.model].text_tokens,
             },
-            out=output_folder(args.save_path, "hunyuan", settings),
-            flag="--save-path",
+            out=output_folder(args.output_dir, "hunyuan", settings),
             names=names,
-            latent_shape=latent_shape(args.model, height, width, args.video_length),
+            latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
             sequence_parallel=sequence_parallel(args),
             find=lambda world: find_everything(args, world),
             make_pipeline=lambda world: Pipeline(args, world),

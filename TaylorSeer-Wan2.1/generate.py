@@ -1,53 +1,49 @@
 """Videos from prompts with a caching method, or with several beside the uncached run: MP4s, frame strips, a table, a record.
 
 Takes the official command line of Wan2.1 and the flags of the caches. Video i is that of prompt i and depends on its prompt,
---base_seed and i alone. A killed run goes on with --resume; under torchrun the processes share the prompts, or with
---ulysses_size and --ring_size every video.
+--seed and i alone. A killed run goes on with --resume; under torchrun the processes share the prompts, or with
+--ulysses-degree and --ring-degree every video.
 """
-
-from seerkit.command.cli import Parser, run_command  # isort: skip
 
 import shutil
 from pathlib import Path
 
 from cache_dic import UserError
-from evaluation.jobs import output_folder
-from evaluation.videos import VideoFolder, VideoJob, add_video_flags, list_samples, run
+from evaluation.video_flags import add_video_flags, list_samples
+from seerkit.command.cli import Parser, run_command
+from seerkit.command.videos import sequence_parallel
 from seerkit.io.files import writable_directory, written_whole
-from seerkit.io.media import video_facts
-from wan.command import (
-    Pipeline,
-    add_flags,
-    caches,
-    fill_defaults,
-    find_everything,
-    prompts_of,
-    sequence_parallel,
-    settings_of,
-)
 from wan.config import latent_shape
+from wan.flags import ALSO, add_flags, caches, fill_defaults, prompts_of
 
 EXAMPLES = """
 python TaylorSeer-Wan2.1/generate.py --compare
 python TaylorSeer-Wan2.1/generate.py --prompt "red sneaker moving left on black" --interval 5 --max-order 1
-python TaylorSeer-Wan2.1/generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "two cats boxing"
-torchrun --nproc_per_node=8 TaylorSeer-Wan2.1/generate.py --task t2v-14B --size 1280*720 --ckpt_dir ./Wan2.1-T2V-14B --dit_fsdp --ulysses_size 8 --prompt "two cats boxing"
+python TaylorSeer-Wan2.1/generate.py --model wan-t2v-1.3B --ckpt ./Wan2.1-T2V-1.3B --prompt "two cats boxing"
+torchrun --nproc_per_node=8 TaylorSeer-Wan2.1/generate.py --model wan-t2v-14B --ckpt ./Wan2.1-T2V-14B --dit-fsdp --ulysses-degree 8 --prompt "two cats boxing"
 """  # noqa: E501
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, EXAMPLES)
     add_flags(parser)
-    add_video_flags(parser, quality=8)
+    add_video_flags(parser, ALSO, family="wan", quality=8)
     args = parser.parse_args(argv)
     fill_defaults(args)
     (prompts, names), chosen = list_samples(args, prompts_of(args)), caches(args)
     if args.save_file and len(prompts) * len(chosen) > 1:
         raise UserError(
-            f"--save_file {args.save_file} is one video, and {len(prompts) * len(chosen)} are made; use --output-dir"
+            f"--save-file {args.save_file} is one video, and {len(prompts) * len(chosen)} are made; use --output-dir"
         )
     if args.save_file and not args.dry_run:
         check_save_file(args.save_file)
+
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    from evaluation.jobs import output_folder
+    from evaluation.videos import VideoFolder, VideoJob, run
+    from seerkit.io.media import video_facts
+    from wan.pipeline import Pipeline, find_everything, settings_of
+
     settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
     job = VideoJob(
         command="TaylorSeer-Wan2.1/generate.py",
@@ -58,13 +54,12 @@ def main(argv: list[str] | None = None) -> None:
         sizes={
             "height": args.height,
             "width": args.width,
-            "frames": args.frame_num,
-            "cfg_scale": args.sample_guide_scale,
+            "frames": args.num_frames,
+            "cfg_scale": args.guidance_scale,
         },
         out=output_folder(args.output_dir, "wan", settings),
-        flag="--output-dir",
         names=names,
-        latent_shape=latent_shape(args.model_name, args.height, args.width, args.frame_num),
+        latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
         sequence_parallel=sequence_parallel(args),
         find=lambda world: find_everything(args, world),
         make_pipeline=lambda world: Pipeline(args, world),
@@ -79,9 +74,9 @@ def main(argv: list[str] | None = None) -> None:
 def check_save_file(path: Path) -> None:
     """UserError, before anything is made, for a file that could not be written."""
     if path.is_dir():
-        raise UserError(f"--save_file {path} is a folder; name a file in it, such as {path / 'video.mp4'}")
+        raise UserError(f"--save-file {path} is a folder; name a file in it, such as {path / 'video.mp4'}")
     if path.suffix.lower() != ".mp4":
-        raise UserError(f"--save_file {path} is an MP4; name a file that ends in .mp4")
+        raise UserError(f"--save-file {path} is an MP4; name a file that ends in .mp4")
     writable_directory(path.parent)
 
 

@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_record_flags(parser, out="JSON file of rows to add this one to, in place of the same run's")
     args = parse_workload(parser, argv)
     if args.memory_limit_gib:
-        parser.error("--memory-limit-gib has no effect here: nothing is kept, and what would be is told")
+        parser.error("--memory-limit-gib has no effect here: nothing is kept, and what would be kept is printed")
     if args.telemetry:
         parser.error("--telemetry has no effect here: nothing is sampled, and its work is not counted")
     return args
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.flops import add_row, count, rows_of, text
 
     if args.out:
-        rows_of(writable_file(args.out))  # what cannot be added to is told before the count
+        rows_of(writable_file(args.out))  # what cannot be added to is reported before the count
     record = count(args)
     if args.out:
         add_row(args.out, record)

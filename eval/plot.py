@@ -31,7 +31,7 @@ def read_rows(path: Path, plot: str) -> list[dict[str, Any]]:
 
 
 def plot_pareto(axis, rows: list[dict[str, Any]]) -> None:
-    """PSNR to the uncached samples over the FLOPs ratio, a line per method."""
+    """PSNR to the uncached samples over the FLOPs ratio, one line per method."""
     compared = [row for row in rows if row.get("psnr")]
     if not compared:
         raise UserError("the record has no PSNR: sample with --compare")
@@ -49,7 +49,7 @@ def plot_pareto(axis, rows: list[dict[str, Any]]) -> None:
 
 
 def plot_telemetry(axis, rows: list[dict[str, Any]]) -> None:
-    """Relative error of the forecast that would have been used at each full step, a line per cache."""
+    """Relative error of the forecast that would have been used at each full step, one line per cache."""
     errors = {
         row["label"]: [
             (step["step"], step["forecast_error"])

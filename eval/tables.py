@@ -1,6 +1,6 @@
-"""Write the tables of the README and the model card from the records under results/, between their markers.
+"""Write the tables of the documents from the records under results/, between their markers.
 
-No figure is typed by hand.
+Without --readme: into every document of the repository that has a marker. No figure is typed by hand.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,11 @@ from seerkit.io.records import Form, read_record
 from seerkit.io.tables import markdown_table, number, psnr_cell
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKED = [ROOT / "README.md", *sorted(ROOT.glob("TaylorSeer-*/weights/README.md"))]
+DOCUMENTS = [
+    path
+    for pattern in ("*.md", "docs/*.md", "[!.]*/README.md", "[!.]*/weights/README.md")
+    for path in sorted(ROOT.glob(pattern))
+]
 EXAMPLES = """
 python eval/tables.py
 python eval/tables.py --check
@@ -43,6 +48,31 @@ BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTA
 BEGINS, ENDS = re.compile(r"<!-- table:[^>]*-->"), re.compile(r"<!-- /table -->")
 MARKERS = "a table begins with <!-- table:NAME --> on a line of its own and ends with <!-- /table -->"
 MIB, GIB = 2**20, 2**30
+LEAST_PSNR_DB = 30  # of a run that the overview shows
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What the overview says about a backbone, besides its figures.
+
+    embedded: the model whose samples are recorded in results/NAME/EMBEDDED.json. published: one whose counts are in
+    results/NAME/flops.json.
+    """
+
+    title: str
+    folder: str
+    embedded: str
+    published: str
+
+
+BACKBONES = {
+    "flux": Backbone("FLUX.1", "TaylorSeer-FLUX", "flux-tiny", "flux-dev"),
+    "hidream": Backbone("HiDream-I1", "TaylorSeer-HiDream", "hidream-tiny", "hidream-full"),
+    "hunyuan": Backbone("HunyuanVideo", "TaylorSeer-HunyuanVideo", "hunyuan-tiny", "hunyuan-video"),
+    "wan": Backbone("Wan2.1", "TaylorSeer-Wan2.1", "wan-tiny", "wan-t2v-1.3B"),
+    "dit": Backbone("DiT", "TaylorSeer-DiT", "fashion-mnist", "DiT-XL/2"),
+}
+"""By the folder of their records."""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -56,7 +86,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="Markdown files with markers (default: the repository's)",
+        help="Markdown files with markers (default: all of the repository's)",
     )
     action = output.add_mutually_exclusive_group()
     action.add_argument(
@@ -72,7 +102,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.shown and args.readme:
         parser.error("--readme has no effect with --print")
-    args.readme = args.readme or MARKED
+    args.readme = args.readme or marked_documents()
     args.results = args.results or ROOT / "results"
     return args
 
@@ -82,6 +112,20 @@ def read(path: Path, form: Form, command: str) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"the record {path} is not there; make it with `{command}`")
     return read_record(path, form, command)
+
+
+def samples_record(results: Path, name: str) -> dict[str, Any]:
+    """Samples of the embedded model of a backbone, as its main job makes them."""
+    embedded = BACKBONES[name].embedded
+    command = f"bash scripts/run_{name}.sh, then copy record.json"
+    if name == "dit":
+        command = f"bash scripts/run_dit.sh --compare --output-dir results/dit --name {embedded}"
+    return read(results / name / f"{embedded}.json", SAMPLES, command)
+
+
+def counts_record(results: Path, name: str, record: str = "flops") -> dict[str, Any]:
+    """Operations of a backbone's published models."""
+    return read(results / name / f"{record}.json", COUNTS[name], f"bash scripts/reproduce_{name}_flops.sh")
 
 
 def hidream_config(path: Path, config: dict[str, Any]) -> HiDreamConfig:
@@ -106,6 +150,69 @@ def run_conditions(conditions: dict[str, Any]) -> str:
 
 def percent(ours: float, theirs: float, digits: int = 2) -> str:
     return f"{100 * (ours / theirs - 1):+.{digits}f} %"
+
+
+def overview(results: Path) -> str:
+    """A row per backbone: the fastest TaylorSeer run of its embedded model that keeps LEAST_PSNR_DB."""
+    samples = {name: samples_record(results, name) for name in BACKBONES}
+    counts = {name: counts_record(results, name) for name in BACKBONES}
+    header = [
+        "backbone", "embedded model", "run", "full steps", "FLOPs ratio", "latency ratio", "PSNR dB", "PSNR dB of FORA",
+        "FLOPs ratio at published size",
+    ]  # fmt: skip
+    rows = [overview_row(BACKBONES[name], samples[name], counts[name]) for name in BACKBONES]
+    measured = dict.fromkeys(run_conditions(record["conditions"]) for record in samples.values())
+    conditions = [record["rows"][0]["conditions"] for record in counts.values()]
+    counted = dict.fromkeys(f"torch {c['versions']['torch']}, {c['date'][:10]}" for c in conditions)
+    return "\n\n".join(
+        [
+            markdown_table(header, rows),
+            made_with(
+                "trained weights; the fastest of an embedded model's TaylorSeer runs whose PSNR to the uncached samples of the "
+                f"same noise is at least {LEAST_PSNR_DB} dB, and FORA with the same full steps",
+                "N: interval, W: warm-up steps, O: order",
+                *measured,
+                f"published sizes counted on the meta device, {' and '.join(counted)}",
+            ),
+        ]
+    )
+
+
+def overview_row(backbone: Backbone, samples: dict[str, Any], counts: dict[str, Any]) -> list[str]:
+    """Cells of a backbone; dashes where no run is good enough, and where nothing was measured or counted."""
+
+    def psnr(row: dict[str, Any]) -> float:
+        return (row.get("psnr") or {}).get("mean_db") or 0.0
+
+    def latency(row: dict[str, Any]) -> float | None:
+        return (row.get("latency") or {}).get("ratio")
+
+    rows = samples["rows"]
+    good = [
+        row
+        for row in rows
+        if row["label"].startswith("taylorseer-") and psnr(row) >= LEAST_PSNR_DB and latency(row) is not None
+    ]
+    cells = [
+        f"[{backbone.title}]({backbone.folder}/README.md)",
+        f"{samples['settings']['model']}, {samples['num_samples']} samples",
+    ]
+    if not good:
+        return [*cells, *["–"] * 7]
+    best = max(good, key=latency)
+    rivals = (row for row in rows if row["label"].startswith("fora-") and row["full_steps"] == best["full_steps"])
+    wanted = best["label"], backbone.published
+    counted = next((row for row in counts["rows"] if (row["label"], row["settings"]["model"]) == wanted), None)
+    return [
+        *cells,
+        best["label"],
+        f"{len(best['full_steps'])}/{best['num_steps']}",
+        number(best["flops_ratio"], 2, "x"),
+        number(latency(best), 2, "x"),
+        psnr_cell(best["psnr"]),
+        psnr_cell(next(rivals, {}).get("psnr")),
+        "–" if counted is None else f"{number(counted['flops_ratio'], 2, 'x')} ({backbone.published})",
+    ]
 
 
 def dit_flops(results: Path) -> str:
@@ -146,7 +253,7 @@ def wan_flops(results: Path) -> str:
 def hidream_flops(results: Path) -> str:
     """Counts of HiDream-I1, for which no counts are published, and what the engines keep."""
     path = results / "hidream" / "flops.json"
-    rows = read(path, COUNTS["hidream"], "bash scripts/reproduce_hidream_flops.sh")["rows"]
+    rows = counts_record(results, "hidream")["rows"]
 
     def line(row: dict[str, Any]) -> list[str]:
         folded, layerwise = (row["kept_bytes"][engine] for engine in KEPT)
@@ -220,7 +327,7 @@ def flops_table(
     our count without them is what compares. record: results/NAME/RECORD.json.
     """
     path = results / name / f"{record}.json"
-    rows = read(path, COUNTS[name], f"bash scripts/reproduce_{name}_flops.sh")["rows"]
+    rows = counts_record(results, name, record)["rows"]
     facts = published(name) if provenance else {"flops": []}
     base = published_flops(facts, "uncached")
 
@@ -473,58 +580,51 @@ def benchmark_conditions(record: dict[str, Any]) -> str:
 
 def dit_samples(results: Path) -> str:
     """Samples of the embedded model as the main job makes them: what each method computes, takes, keeps, how good it is."""
-    return samples_table(
-        read(
-            results / "dit" / "fashion-mnist.json",
-            SAMPLES,
-            "bash scripts/run_dit.sh --compare --out results/dit --name fashion-mnist",
-        )
-    )
+    return samples_table(samples_record(results, "dit"))
 
 
 def dit_quality(results: Path) -> str:
     """The same on more samples, for the model card."""
-    command = "bash scripts/run_dit.sh --compare --per-class 20 --batch-size 20 --out results/dit --name fashion-mnist-quality"
-    return samples_table(read(results / "dit" / "fashion-mnist-quality.json", SAMPLES, command))
+    command = "bash scripts/run_dit.sh --compare --per-class 20 --batch-size 20"
+    out = "--output-dir results/dit --name fashion-mnist-quality"
+    return samples_table(read(results / "dit" / "fashion-mnist-quality.json", SAMPLES, f"{command} {out}"))
 
 
 def flux_samples(results: Path) -> str:
     """Samples of the embedded FLUX as the main job makes them."""
-    return emoji_samples(results, "flux")
+    return samples_table(samples_record(results, "flux"))
 
 
 def flux_quality(results: Path) -> str:
     """The same on prompts with labels that were held out of training, for the model card."""
-    return emoji_samples(results, "flux", held_out=True)
+    return held_out_samples(results, "flux")
 
 
 def hidream_samples(results: Path) -> str:
     """Samples of the embedded HiDream as its main job makes them."""
-    return emoji_samples(results, "hidream")
+    return samples_table(samples_record(results, "hidream"))
 
 
 def hidream_quality(results: Path) -> str:
     """The same on prompts with labels that were held out of training, for the model card."""
-    return emoji_samples(results, "hidream", held_out=True)
+    return held_out_samples(results, "hidream")
 
 
-def emoji_samples(results: Path, family: str, *, held_out: bool = False) -> str:
-    """Samples of an embedded text-to-image model, on its own prompts or on those of labels that it never saw."""
-    prompts = " --compare --prompt_file common/emoji/prompts-held-out.txt" if held_out else ""
-    record = results / family / f"{family}-tiny{'-held-out' if held_out else ''}.json"
-    return samples_table(read(record, SAMPLES, f"bash scripts/run_{family}.sh{prompts}, then copy record.json"))
+def held_out_samples(results: Path, name: str) -> str:
+    """Samples of an embedded text-to-image model for labels that it never saw."""
+    prompts = "--compare --prompt-file common/emoji/prompts-held-out.txt"
+    command = f"bash scripts/run_{name}.sh {prompts}, then copy record.json"
+    return samples_table(read(results / name / f"{name}-tiny-held-out.json", SAMPLES, command))
 
 
 def hunyuan_samples(results: Path) -> str:
     """Videos of the embedded HunyuanVideo as its main job makes them."""
-    command = "bash scripts/run_hunyuan.sh, then copy record.json"
-    return samples_table(read(results / "hunyuan" / "hunyuan-tiny.json", SAMPLES, command))
+    return samples_table(samples_record(results, "hunyuan"))
 
 
 def wan_samples(results: Path) -> str:
     """Videos of the embedded Wan2.1 as its main job makes them."""
-    command = "bash scripts/run_wan.sh, then copy record.json"
-    return samples_table(read(results / "wan" / "wan-tiny.json", SAMPLES, command))
+    return samples_table(samples_record(results, "wan"))
 
 
 def flux_nearest(results: Path) -> str:
@@ -776,6 +876,7 @@ def flux_busy_machine(results: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "overview": overview,
     "dit-flops": dit_flops,
     "dit-benchmark": dit_benchmark,
     "dit-samples": dit_samples,
@@ -805,6 +906,11 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "hidream-nearest": hidream_nearest,
     "hidream-training": hidream_training,
 }
+
+
+def marked_documents() -> list[Path]:
+    """Documents of the repository with a marker of a table."""
+    return [path for path in DOCUMENTS if BEGINS.search(text := read_text(path)) or ENDS.search(text)]
 
 
 def filled(path: Path, text: str, results: Path) -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sample FLUX. Without arguments: the embedded text-to-image model on its prompts, uncached, TaylorSeer and FORA side by side.
-# With arguments they go to TaylorSeer-FLUX/sample.py, e.g. --model_name flux-dev --prompt "a photo of a fox in the snow"
+# With arguments they go to TaylorSeer-FLUX/sample.py, e.g. --model flux-dev --prompt "a photo of a fox in the snow"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh

@@ -1,4 +1,4 @@
-"""Print, one a line, what pyproject.toml asks for with the given extras and this environment does not have.
+"""Print, one per line, what pyproject.toml asks for with the given extras and this environment does not have.
 
 usage: unmet_requirements.py EXTRA,EXTRA. It prints nothing where all is met. setup.sh asks it about environments that
 it did not make, and about every one that it has installed into. Direct requirements are compared by their versions.

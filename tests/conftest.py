@@ -5,7 +5,7 @@ And what tests of several backbones set up or check alike: places without checkp
 
 import os
 
-# Before torch is loaded. Workers and the processes they start would wait for each other's threads if each had one a core.
+# Before torch is loaded. Workers and the processes they start would wait for each other's threads if each had one per core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import seerkit.environment  # noqa: F401, settles the rest of the environment  # isort: skip
 
@@ -127,7 +127,7 @@ def load_command() -> Callable[[str], ModuleType]:
 
 @pytest.fixture(scope="session")
 def run_script() -> Callable[..., subprocess.CompletedProcess]:
-    """`run_script("eval/plot.py", *argv, processes=1)` runs a script on one thread a process, several by torchrun."""
+    """`run_script("eval/plot.py", *argv, processes=1)` runs a script on one thread per process, several by torchrun."""
 
     def run(script: str, *argv: object, processes: int = 1) -> subprocess.CompletedProcess:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -275,7 +275,7 @@ def check_initial_weights() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def emoji_folder(tmp_path_factory) -> Path:
-    """Images of one colour a label under the file names of the real set; the number of an image is its first pixel.
+    """Images of one colour per label under the file names of the real set; the number of an image is its first pixel.
 
     20 labels in two styles to train on and in the held-out one; two labels that are held out, being in five styles.
     """

@@ -1,6 +1,6 @@
 """A process that has imported the commands and runs each command line in a forked child: milliseconds instead of seconds.
 
-Reads a JSON object a line ({"script", "argv", "cwd", "limit_s"}) and answers with one ({"code", "out", "err", "seconds"});
+Reads one JSON object per line ({"script", "argv", "cwd", "limit_s"}) and answers with one ({"code", "out", "err", "seconds"});
 code is None where the child had to be killed. Forked from a process that has used no threads, so that children may.
 """
 

@@ -1,5 +1,6 @@
 """What holds for every backbone, on its debug model: samples depend on neither batch nor threads, and steps are few graphs."""
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import wan
 from cache_dic import UserError, make_cache
 from seerkit.devices import compile as compiling
 from seerkit.devices.compile import compile_steps
+from seerkit.sampling.seeds import SampleGenerators
 
 NUM_SAMPLES, NUM_STEPS = 8, 4
 
@@ -38,16 +40,16 @@ def of_samples(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(NUM_SAMPLES, *shape, generator=draw) for shape in shapes]
 
 
-def of_dit() -> tuple[nn.Module, Sample]:
-    model = random(dit.DiT(dit.dit_config("debug")))
+def of_dit(**depth: object) -> tuple[nn.Module, Sample]:
+    model = random(dit.DiT(replace(dit.dit_config("debug"), **depth)))
     (noise,), y = of_samples((1, 8, 8)), torch.arange(NUM_SAMPLES) % 3
-    return model, lambda rows, **settings: dit.sample(model, noise[rows], y[rows], NUM_STEPS, **settings)
+    return model, lambda rows, model=model, **settings: dit.sample(model, noise[rows], y[rows], NUM_STEPS, **settings)
 
 
 def of_flux(**depth: object) -> tuple[nn.Module, Sample]:
     model = random(flux.Flux(replace(flux.flux_config("flux-debug"), **depth)))
     noise, *texts = of_samples((3, 20, 36), (16, 384), (768,))
-    return model, lambda rows, **settings: flux.sample(
+    return model, lambda rows, model=model, **settings: flux.sample(
         model, noise[rows], *(text[rows] for text in texts), NUM_STEPS, **settings
     )
 
@@ -56,7 +58,7 @@ def of_hidream(**depth: object) -> tuple[nn.Module, Sample]:
     model = random(hidream.HiDream(replace(hidream.hidream_config("hidream-debug"), **depth)))
     noise, t5, llama, pooled = of_samples((3, 20, 28), (16, 384), (16, 384), (768,))
 
-    def sample(rows: Tensor, **settings) -> Tensor:
+    def sample(rows: Tensor, *, model: nn.Module = model, **settings) -> Tensor:
         texts = t5[rows], llama[rows][None], pooled[rows]
         negative = tuple(-text for text in texts)
         return hidream.sample(model, noise[rows], *texts, NUM_STEPS, negative=negative, **settings)
@@ -69,7 +71,7 @@ def of_hunyuan(**depth: object) -> tuple[nn.Module, Sample]:
     model = random(hunyuan_video.HunyuanVideo(config))
     noise, states, pooled = of_samples((3, 16, 32, 32), (12, config.text_states_dim), (config.text_states_dim_2,))
 
-    def sample(rows: Tensor, *, lengths: Tensor | int = 6, **settings) -> Tensor:
+    def sample(rows: Tensor, *, model: nn.Module = model, lengths: Tensor | int = 6, **settings) -> Tensor:
         mask = torch.arange(12) < torch.as_tensor(lengths).expand(len(rows)).unsqueeze(1)
         return hunyuan_video.sample(model, noise[rows], states[rows], mask, pooled[rows], NUM_STEPS, **settings)
 
@@ -81,7 +83,7 @@ def of_wan(**depth: object) -> tuple[nn.Module, Sample]:
     model = random(wan.Wan(config))
     noise, context = of_samples((3, 16, 32, 32), (config.text_len, config.text_dim))
 
-    def sample(rows: Tensor, *, lengths: int = config.text_len, **settings) -> Tensor:
+    def sample(rows: Tensor, *, model: nn.Module = model, lengths: int = config.text_len, **settings) -> Tensor:
         text = context[rows, :lengths]
         return wan.sample(model, noise[rows], text, -text, NUM_STEPS, **settings)
 
@@ -132,10 +134,10 @@ NOT_STEPS = (0, -1, 1.5, 10**9, math.nan, "8", None, True)
     ("sampler", "make", "numbers"),
     [
         (dit.Sampler, of_dit, ("guidance_scale",)),
-        (flux.Sampler, of_flux, ("guidance",)),
-        (hidream.Sampler, of_hidream, ("guidance", "shift")),
-        (hunyuan_video.Sampler, of_hunyuan, ("guidance", "shift")),
-        (wan.Sampler, of_wan, ("guidance", "shift")),
+        (flux.Sampler, of_flux, ("guidance_scale",)),
+        (hidream.Sampler, of_hidream, ("guidance_scale", "shift")),
+        (hunyuan_video.Sampler, of_hunyuan, ("guidance_scale", "shift")),
+        (wan.Sampler, of_wan, ("guidance_scale", "shift")),
     ],
 )
 def test_settings_that_are_no_numbers_are_named(sampler, make, numbers):
@@ -163,6 +165,184 @@ def test_a_batch_of_no_sample_is_refused(backbone):
         sample(torch.arange(0))
 
 
+# ----------------------------------------------------------------------------------------------------------- signatures
+
+PACKAGES = {"dit": dit, "flux": flux, "hidream": hidream, "hunyuan": hunyuan_video, "wan": wan}
+KEYWORDS = (  # of `sample`, in this order, where a backbone has them
+    "num_steps", "guidance_scale", "shift", "solver", "seed", "generators", "cache", "callback", "return_run",
+)  # fmt: skip
+LACKING = {  # what means nothing to a backbone: dit knows no shift; flux, hunyuan have one solver, and wan's draw no noise
+    "dit": {"shift"}, "flux": {"solver", "seed", "generators"}, "hidream": set(),
+    "hunyuan": {"solver", "seed", "generators"}, "wan": {"seed", "generators"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", list(BACKBONES))
+def test_samplers_share_the_names_of_their_arguments(backbone):
+    package = PACKAGES[backbone]
+    parameters = inspect.signature(package.sample).parameters
+    names = list(parameters)
+    assert names[:2] == ["model", "noise"]
+    assert [name for name in names if name in KEYWORDS] == [k for k in KEYWORDS if k not in LACKING[backbone]]
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds.values()
+    after = names[names.index("num_steps") + 1 :]
+    assert {kinds[name] for name in after} == {inspect.Parameter.KEYWORD_ONLY}
+    of_sampler = inspect.signature(package.Sampler).parameters
+    for name in ("num_steps", "guidance_scale", "shift", "solver"):
+        if name in parameters:
+            assert parameters[name].default == of_sampler[name].default, name
+
+
+@pytest.mark.parametrize(
+    ("package", "published"), [(flux, "flux-dev"), (hidream, "hidream-full"), (hunyuan_video, "hunyuan-video")]
+)
+def test_defaults_are_those_of_the_published_model(package, published):
+    usage = package.config.USAGE[published]
+    parameters = inspect.signature(package.sample).parameters
+    assert parameters["num_steps"].default == usage.num_steps
+    assert parameters["guidance_scale"].default == usage.guidance
+
+
+@pytest.mark.parametrize("backbone", list(BACKBONES))
+def test_sample_gives_the_run_where_it_is_asked_to(backbone):
+    _, sample = BACKBONES[backbone]()
+    alone = sample(torch.arange(2), cache=FAST)
+    latents, run = sample(torch.arange(2), cache=FAST, return_run=True)
+    assert torch.equal(latents, alone)
+    assert run.record()["full_steps"] == [0]
+    assert run.record()["num_steps"] == NUM_STEPS
+
+
+# ------------------------------------------------------------------------------------------------ caches, runs and steps
+
+
+@pytest.mark.parametrize("backbone", list(BACKBONES))
+def test_caches_and_runs_in_the_place_of_others_are_refused(backbone):
+    """A model takes a step, a sampler a cache: each error shows the right use."""
+    model, sample = BACKBONES[backbone]()
+    calls = []
+    handle = model.register_forward_pre_hook(lambda _, args, given: calls.append((args, given)), with_kwargs=True)
+    sample(torch.arange(2))
+    handle.remove()
+    args, given = calls[0]
+    step = given["cache"]
+    right = r"run = cache\.start\(model, latents, timesteps, \.\.\.\); model\(\.\.\., cache=run\.at\(step\)\)"
+    for kind, wrong in (("Cache", make_cache("taylorseer")), ("Run", step.run)):
+        with pytest.raises(UserError, match=f"takes a step, and this is a {kind}: {right}"):
+            model(*args, **given | {"cache": wrong})
+    for kind, wrong in (("Run", step.run), ("Step", step)):
+        with pytest.raises(
+            UserError, match=rf"cache is a {kind}; hand it what make_cache gave, sample\(\.\.\., cache=cache\)"
+        ):
+            sample(torch.arange(2), cache=wrong)
+    for wrong, meant in (
+        ("taylorseer", "taylorseer"),
+        ("tailorseer", "taylorseer"),
+        ("forra", "fora"),
+        (7, "taylorseer"),
+        ({}, "taylorseer"),
+    ):
+        with pytest.raises(UserError, match=rf"cache = .* is no cache; make one, .*make_cache\('{meant}'\)"):
+            sample(torch.arange(2), cache=wrong)
+
+
+# -------------------------------------------------------------------------------------------------- what wraps a `forward`
+
+
+class Wrapper(nn.Module):
+    """Passes calls and attributes on to a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, *args, **given) -> Tensor:
+        self.calls += 1
+        return self.model(*args, **given)
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+class Opaque(nn.Module):
+    """Passes calls on, and no attributes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model
+
+    def forward(self, *args, **given) -> Tensor:
+        return self.module(*args, **given)
+
+
+def doubled(model: nn.Module) -> nn.Module:
+    """A model of a class that overrides `forward`, with the arguments of the documented call, to give twice the answer."""
+
+    class Double(type(model)):
+        def forward(self, *args, cache=None, **given) -> Tensor:
+            return 2 * super().forward(*args, cache=cache, **given)
+
+    twin = Double(model.config).eval().requires_grad_(False)
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+@pytest.mark.parametrize("cache", [None, "taylorseer"])
+@pytest.mark.parametrize("backbone", list(BACKBONES))
+def test_a_sampler_calls_what_wraps_the_model_in_every_step(backbone, cache):
+    model, sample = BACKBONES[backbone]()
+    cache = cache and make_cache(cache, interval=2, max_order=1, warmup_steps=1)
+    rows, counted = torch.arange(2), []
+    plain = sample(rows, cache=cache)
+    handle = model.register_forward_hook(lambda *_: counted.append(1))
+    assert torch.equal(sample(rows, cache=cache), plain)
+    handle.remove()
+    calls = NUM_STEPS * (2 if backbone == "wan" else 1)  # a call for each branch
+    assert len(counted) == calls
+    wrapper = Wrapper(model)
+    assert torch.equal(sample(rows, model=wrapper, cache=cache), plain)
+    assert wrapper.calls == calls
+    handle = model.register_forward_hook(lambda _, __, answer: 2 * answer)
+    by_hook = sample(rows, cache=cache)
+    handle.remove()
+    assert not torch.equal(by_hook, plain)
+    assert torch.equal(sample(rows, model=doubled(model), cache=cache), by_hook)
+    with pytest.raises(
+        UserError, match=r"cannot use Opaque, which has no config and no tokens and no modulation_table"
+    ):
+        sample(rows, model=Opaque(model), cache=cache)
+
+
+# ---------------------------------------------------------------------------------------------- noise drawn between steps
+
+
+@pytest.mark.parametrize(("backbone", "solver"), [("dit", "ddpm"), ("hidream", "flash")])
+def test_a_solver_that_draws_noise_needs_a_seed_alone(backbone, solver):
+    """Which gives what the commands make of the same seed and indices, with generators that drew the starting noise."""
+    _model, sample = BACKBONES[backbone]()
+    shape = {"dit": (1, 8, 8), "hidream": (3, 20, 28)}[backbone]
+    rows, settings = torch.arange(3), {"solver": solver}
+    default, again, other = (sample(rows, **settings, **given) for given in ({}, {"seed": 0}, {"seed": 4}))
+    assert torch.equal(default, again)
+    assert not torch.equal(default, other)
+    for seed, expected in ((0, default), (4, other)):
+        generators = SampleGenerators(seed, range(3))
+        generators.randn(*shape)
+        assert torch.equal(sample(rows, **settings, generators=generators), expected)
+    alone = sample(rows[:1], **settings, seed=4)
+    torch.testing.assert_close(alone, other[:1])
+    for wrong in (SampleGenerators(0, range(2)), torch.Generator()):
+        with pytest.raises(UserError, match=r"generators = .* must be SampleGenerators of 3 samples"):
+            sample(rows, **settings, generators=wrong)
+    for wrong in (-1, 1.5, "3"):
+        with pytest.raises(UserError, match=r"seed = .* must be an integer of at least 0"):
+            sample(rows, **settings, seed=wrong)
+
+
 # --------------------------------------------------------------------------------------------------------------- graphs
 
 
@@ -173,14 +353,14 @@ TEXTS = {  # of nine lengths, for so many samples; those of FLUX and HiDream are
     "wan": lambda size: [{"lengths": n} for n in range(1, 10)],
 }
 SHALLOW = {  # one block of each kind: a graph takes about a second a block
-    "flux": {"depth_single_blocks": 1}, "hidream": {"num_single_layers": 1, "llama_layers": (0, 0)},
+    "dit": {"depth": 1}, "flux": {"depth_single_blocks": 1}, "hidream": {"num_single_layers": 1, "llama_layers": (0, 0)},
     "hunyuan": {"mm_single_blocks_depth": 1, "refiner_depth": 1}, "wan": {"num_layers": 1},
 }  # fmt: skip
-GUIDED_ROWS = {"hidream": 2}  # of the model's batch, of each sample
+GUIDED_ROWS = {"dit": 2, "hidream": 2}  # of the model's batch, of each sample
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["flux", "hidream", "hunyuan", "wan"])
+@pytest.mark.parametrize("backbone", list(BACKBONES))
 @torch.inference_mode()  # a compiler tells tensors made in it from others, and guidance joins texts there
 def test_graphs_are_one_of_each_kind_for_each_batch_and_cache(backbone, num_graphs):
     """Nine texts of nine lengths, three caches, guidance on and off, and a last, smaller batch.
@@ -190,7 +370,7 @@ def test_graphs_are_one_of_each_kind_for_each_batch_and_cache(backbone, num_grap
     (_, plain), (model, sample) = (BACKBONES[backbone](**SHALLOW[backbone]) for _ in range(2))
     compile_steps(model, backend="eager")
     full, forecast = set(), set()
-    for size, settings in itertools.product((2, 1), ({}, {"guidance": 1.0})):
+    for size, settings in itertools.product((2, 1), ({}, {"guidance_scale": 1.0})):
         rows = size if settings else size * GUIDED_ROWS.get(backbone, 1)
         texts = [{}] if settings or backbone not in TEXTS else TEXTS[backbone](size)
         for cache, text in [*((SLOW, text) for text in texts), (FAST, {}), (WITHOUT, {})]:

@@ -58,10 +58,10 @@ BASES = {
     "TaylorSeer-HiDream/inference.py": "--model_type debug --ckpt {hidream} --num_steps 3 --output out/fox.png --prompt fox",
     "TaylorSeer-HiDream/sampling.py": f"--model_type debug --ckpt {{hidream}} --num_steps 3 --output_dir out {IMAGES}",
     "TaylorSeer-HiDream/train.py": f"--model hidream-debug --data {{emoji}} {TRAINING}",
-    "TaylorSeer-HunyuanVideo/sample_video.py": "--model hunyuan-debug --dit-weight {hunyuan} --infer-steps 3"
-    f" --video-length 4 --save-path out {VIDEOS}",
+    "TaylorSeer-HunyuanVideo/sample_video.py": "--model hunyuan-debug --ckpt {hunyuan} --num-steps 3"
+    f" --num-frames 4 --output-dir out {VIDEOS}",
     "TaylorSeer-HunyuanVideo/train.py": f"--model hunyuan-debug --data {{clothes}} {TRAINING}",
-    "TaylorSeer-Wan2.1/generate.py": "--task debug --ckpt_dir {wan} --sample_steps 3 --frame_num 4"
+    "TaylorSeer-Wan2.1/generate.py": "--model wan-debug --ckpt {wan} --num-steps 3 --num-frames 4"
     f" --output-dir out {VIDEOS}",
     "TaylorSeer-Wan2.1/train.py": f"--model wan-debug --data {{clothes}} {TRAINING}",
     "common/emoji/prepare_data.py": "--packages in/folder --output-dir out --size 16 --no-text",
@@ -547,18 +547,18 @@ FOUND = [
     ("eval/train_classifier.py", ["--out", "\udcff/c.safetensors"], "is not UTF-8"),
     ("TaylorSeer-HiDream/inference.py", ["--telemetry"], "--telemetry has no effect on a single image"),
     ("TaylorSeer-HiDream/sampling.py", ["--guidance", "1_0"], "argument --guidance: '1_0' is not a number"),
-    ("TaylorSeer-Wan2.1/generate.py", ["--size", "²*32"], "--size ²*32 is not WIDTH*HEIGHT"),
+    ("TaylorSeer-Wan2.1/generate.py", ["--size", "²*32"], "argument --size: ²*32 is not WIDTH*HEIGHT"),
     ("TaylorSeer-Wan2.1/generate.py", ["--size", "32*" + "9" * 5000], "is not WIDTH*HEIGHT"),
-    ("TaylorSeer-Wan2.1/generate.py", ["--save_file", "in/good.png"], "name a file that ends in .mp4"),
+    ("TaylorSeer-Wan2.1/generate.py", ["--save-file", "in/good.png"], "name a file that ends in .mp4"),
     (
         "TaylorSeer-Wan2.1/generate.py",
-        ["--sample_guide_scale", "1", "--negative-prompt", "red bag still on navy"],
-        "--negative-prompt has no effect with --sample_guide_scale 1",
+        ["--guidance-scale", "1", "--negative-prompt", "red bag still on navy"],
+        "--negative-prompt has no effect with --guidance-scale 1",
     ),
     (
         "TaylorSeer-Wan2.1/generate.py",
-        ["--sample_guide_scale", "1", "--batched-guidance"],
-        "--batched-guidance has no effect with --sample_guide_scale 1",
+        ["--guidance-scale", "1", "--batched-guidance"],
+        "--batched-guidance has no effect with --guidance-scale 1",
     ),
     ("eval/benchmark.py", ["--out", "in/good.png"], "argument --out: 'in/good.png' must end in .json"),
     ("eval/busy_machine.py", ["--neighbours", "9" * 9], "must be at most 256"),

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -13,21 +12,11 @@ from dit.config import DiTConfig
 from seerkit.layers.activations import SiLU, gelu, silu
 from seerkit.layers.attention import attention_backend
 from seerkit.layers.embeddings import sincos_position_2d, timestep_embedding
-from seerkit.layers.modulation import SLICE_BYTES, ModulationTable, Rows
+from seerkit.layers.modulation import FinalLayer, ModulationLayer, ModulationTable, condition_table, modulate
 from seerkit.sampling.flops import step_flops
 
 EPS = 1e-6  # of every LayerNorm
 FREQUENCY_DIM = 256  # channels of the sinusoidal timestep embedding
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, L, D) scaled and shifted by (B, 1, D) each."""
-    return x * (1 + scale) + shift
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    """LayerNorm without affine parameters: the modulation takes their place."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 class PatchEmbed(nn.Module):
@@ -86,46 +75,27 @@ class Mlp(nn.Module):
 
 class DiTBlock(nn.Module):
     SITES = ("attn", "mlp")
-    GATES = (2, 5)  # rows of the modulation that gate the two sites
 
     def __init__(self, config: DiTConfig, backend: str) -> None:
         super().__init__()
         self.attn = Attention(config, backend)
         self.mlp = Mlp(config)
-        self.adaLN_modulation = nn.Sequential(SiLU(), nn.Linear(config.hidden_size, 6 * config.hidden_size))
+        self.adaLN_modulation = ModulationLayer(config.hidden_size, 6, "1")
 
     def modulation(self, c: Tensor) -> Tensor:
         """Conditions (..., B, D) -> (..., B, 6, D)."""
-        return self.adaLN_modulation[1](c).unflatten(-1, (6, -1))
+        return self.adaLN_modulation(c)
 
     def gates(self, c: Tensor) -> Tensor:
-        """The gates alone: conditions (S, B, D) -> (S, 2, B, D)."""
-        linear = self.adaLN_modulation[1]
-        rows = [part.unflatten(0, (6, -1))[list(self.GATES)].flatten(0, 1) for part in (linear.weight, linear.bias)]
-        return F.linear(c, *rows).unflatten(-1, (len(self.GATES), -1)).transpose(1, 2)
+        """Gates of the sites: conditions (S, B, D) -> (S, 2, B, D)."""
+        return self.adaLN_modulation.gates(c)
 
     def forward(self, x: Tensor, modulation: Tensor, site: Site = residual) -> Tensor:
         """x (B, L, D), modulation (B, 6, D) -> (B, L, D)."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
-        x = site(x, gate_msa, self.attn(modulate(layer_norm(x), shift_msa, scale_msa)))
-        x = site(x, gate_mlp, self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp)))
+        x = site(x, gate_msa, self.attn(modulate(x, shift_msa, scale_msa, EPS)))
+        x = site(x, gate_mlp, self.mlp(modulate(x, shift_mlp, scale_mlp, EPS)))
         return x
-
-
-class FinalLayer(nn.Module):
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.linear = nn.Linear(config.hidden_size, config.patch_size**2 * config.out_channels)
-        self.adaLN_modulation = nn.Sequential(SiLU(), nn.Linear(config.hidden_size, 2 * config.hidden_size))
-
-    def modulation(self, c: Tensor) -> Tensor:
-        """Conditions (..., B, D) -> (..., B, 2, D)."""
-        return self.adaLN_modulation[1](c).unflatten(-1, (2, -1))
-
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """x (B, L, D), modulation (B, 2, D) -> (B, L, patch² · out_channels)."""
-        shift, scale = modulation.unsqueeze(2).unbind(1)
-        return self.linear(modulate(layer_norm(x), shift, scale))
 
 
 @dataclass(frozen=True)
@@ -162,15 +132,19 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config)
         self.blocks = Blocks([DiTBlock(config, attention) for _ in range(config.depth)])
-        self.final_layer = FinalLayer(config)
+        self.final_layer = FinalLayer(config.hidden_size, config.patch_size**2 * config.out_channels, EPS)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream."""
+        return self.x_embedder.proj.weight.dtype
+
+    def modulation_layers(self) -> list[nn.Linear]:
+        """The layers whose products the modulation table replaces."""
+        return [*(block.adaLN_modulation.product for block in self.blocks), self.final_layer.adaLN_modulation[1]]
 
     def embed(self, x: Tensor) -> Tensor:
         """Latents (B, C, H, W) -> tokens (B, L, D)."""
-        size = self.config.input_size
-        if x.shape[1:] != (self.config.in_channels, size, size):
-            raise UserError(
-                f"latents of shape {tuple(x.shape)} do not fit a model for (B, {self.config.in_channels}, {size}, {size})"
-            )
         return self.x_embedder(x) + self.pos_embed
 
     def condition(self, t: Tensor, y: Tensor) -> Tensor:
@@ -195,6 +169,7 @@ class DiT(nn.Module):
 
         cache: a step of a run that was started for these timesteps and classes; its table then stands for t and y.
         """
+        self._check(x)
         if cache is None:
             return self.full_step(x, self.modulation(self.condition(t, y)))
         modulation = cache.modulation
@@ -212,6 +187,11 @@ class DiT(nn.Module):
         """Latents (B, C, H, W) -> prediction, the blocks replaced by `advance`."""
         return self.head(advance(self.embed(x)), modulation)
 
+    def _check(self, x: Tensor) -> None:
+        channels, size = self.config.in_channels, self.config.input_size
+        if x.shape[1:] != (channels, size, size):
+            raise UserError(f"latents of shape {tuple(x.shape)} do not fit a model for (B, {channels}, {size}, {size})")
+
     def tokens(self, latents: Tensor) -> Tokens:
         """The token stream for latents (B, C, H, W)."""
         return Tokens(
@@ -219,7 +199,7 @@ class DiT(nn.Module):
             length=self.config.num_tokens,
             dim=self.config.hidden_size,
             num_sites=sum(len(block.SITES) for block in self.blocks),
-            dtype=self.pos_embed.dtype,
+            dtype=self.dtype,
         )
 
     def modulation_table(
@@ -228,22 +208,13 @@ class DiT(nn.Module):
         """Modulation of a run over timesteps (S,) for classes y (B,): full rows, gates alone, head rows."""
         c = self.condition(timesteps.unsqueeze(1), y)  # (S, B, D)
 
-        def block_rows(steps: list[int]) -> Sequence[tuple[Tensor, ...]]:
-            return list(zip(*(block.modulation(c[steps]) for block in self.blocks), strict=True))
+        def block_rows(c: Tensor) -> list[tuple[Tensor, ...]]:
+            return list(zip(*(block.modulation(c) for block in self.blocks), strict=True))
 
-        def gate_rows(steps: list[int]) -> Tensor:
-            return torch.cat([block.gates(c[steps]) for block in self.blocks], dim=1)  # (steps, sites, B, D)
-
-        def rows_in_a_slice(vectors: int) -> int:
-            return SLICE_BYTES // (vectors * c[0].numel() * c.element_size())
-
-        per_block, sites = 6 * self.config.depth, self.config.depth * len(DiTBlock.SITES)
-        return ModulationTable(
-            blocks=Rows(block_rows, full_steps, rows_in_a_slice(per_block)),
-            gates=Rows(gate_rows, gated_steps, rows_in_a_slice(sites)),
-            head=Rows(lambda steps: self.final_layer.modulation(c[steps]), range(len(c)), rows_in_a_slice(2)),
-            assemble=Modulation,
-        )
+        return condition_table(
+            c, full_steps, gated_steps, blocks=self.blocks, block_rows=block_rows, vectors=6 * len(self.blocks),
+            final_layer=self.final_layer, assemble=Modulation,
+        )  # fmt: skip
 
     def step_flops(self, latents: Tensor, *, y: Tensor) -> tuple[int, int]:
         """Operations of a full and of a forecast step."""
@@ -261,7 +232,6 @@ class DiT(nn.Module):
             nn.init.zeros_(self.x_embedder.proj.bias)
             for weight in (self.y_embedder.embedding_table.weight, *(self.t_embedder.mlp[i].weight for i in (0, 2))):
                 nn.init.normal_(weight, std=0.02)
-            for module in (*(block.adaLN_modulation[1] for block in self.blocks), self.final_layer.adaLN_modulation[1]):
-                nn.init.zeros_(module.weight)
-            nn.init.zeros_(self.final_layer.linear.weight)
+            for linear in (*self.modulation_layers(), self.final_layer.linear):
+                nn.init.zeros_(linear.weight)
         return self

@@ -5,39 +5,58 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic import Cache, Run, UserError
 from cache_dic.settings import integer
 from dit.diffusion import Diffusion
 from dit.model import DiT
-from seerkit.sampling.checks import check_noise, checked_number, checked_steps
+from seerkit.sampling.checks import (
+    check_noise,
+    checked_cache,
+    checked_generators,
+    checked_model,
+    checked_number,
+    checked_steps,
+)
 from seerkit.sampling.seeds import SampleGenerators
 
 Callback = Callable[[int, Tensor], None]
+NUM_STEPS = 50  # as in TaylorSeer's tables
+GUIDANCE_SCALE = 1.5  # at which the official model is measured
 
 
 def sample(
     model: DiT,
     noise: Tensor,
     y: Tensor,
-    num_steps: int = 50,
+    num_steps: int = NUM_STEPS,
     *,
+    guidance_scale: float = GUIDANCE_SCALE,
+    solver: str = "ddim",
+    guidance_channels: int | None = 3,
+    seed: int = 0,
+    generators: SampleGenerators | None = None,
     cache: Cache | None = None,
     callback: Callback | None = None,
-    **settings,
-) -> Tensor:
+    return_run: bool = False,
+) -> Tensor | tuple[Tensor, Run]:
     """Latents (B, C, H, W) sampled from standard normal noise of that shape for classes y (B,).
 
-    cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
-    `Sampler`. Raises UserError for classes, shapes or settings out of range.
+    guidance_scale, solver, guidance_channels: as in `Sampler`; seed, generators: as in `Sampler.run`.
+    cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. return_run: give
+    the run, too, whose `record()` tells what was computed. Raises UserError for classes, shapes or settings out of range.
     """
-    return Sampler(model, num_steps, **settings).run(noise, y, cache=cache, callback=callback)[0]
+    sampler = Sampler(
+        model, num_steps, guidance_scale=guidance_scale, solver=solver, guidance_channels=guidance_channels
+    )
+    latents, run = sampler.run(noise, y, seed=seed, generators=generators, cache=cache, callback=callback)
+    return (latents, run) if return_run else latents
 
 
 class Sampler:
-    """A sampling procedure: solver, number of steps and guidance.
+    """A sampling procedure: number of steps, guidance and solver.
 
-    solver: "ddim" (eta 0) or "ddpm" (needs `generators`, one a sample, for its noise). guidance_scale 1 runs no unconditional
-    branch. guidance_channels: the official code guides the first three latent channels only; None guides all.
+    guidance_scale 1 runs no unconditional branch. solver: "ddim" (eta 0) or "ddpm", which draws noise at every step.
+    guidance_channels: the official code guides the first three latent channels only; None guides all.
     """
 
     SOLVERS = ("ddim", "ddpm")
@@ -45,13 +64,13 @@ class Sampler:
     def __init__(
         self,
         model: DiT,
-        num_steps: int = 50,
+        num_steps: int = NUM_STEPS,
         *,
+        guidance_scale: float = GUIDANCE_SCALE,
         solver: str = "ddim",
-        guidance_scale: float = 1.5,
         guidance_channels: int | None = 3,
     ) -> None:
-        config = model.config
+        config = checked_model(model).config
         if solver not in self.SOLVERS:
             raise UserError(f"solver {solver!r} is unknown; choose from {', '.join(self.SOLVERS)}")
         num_steps, guidance_scale = checked_steps(num_steps), checked_number("guidance_scale", guidance_scale)
@@ -71,18 +90,25 @@ class Sampler:
         noise: Tensor,
         y: Tensor,
         *,
-        cache: Cache | None = None,
+        seed: int = 0,
         generators: SampleGenerators | None = None,
+        cache: Cache | None = None,
         callback: Callback | None = None,
     ) -> tuple[Tensor, Run]:
-        """Final latents, in the dtype of `noise`, and the run with its record of what was computed."""
+        """Final latents, in the dtype of `noise`, and the run with its record of what was computed.
+
+        seed: of the noise that ddpm draws, for samples 0 … B - 1; generators: of other samples, having drawn `noise`.
+        """
         check_noise(noise)
-        self._check(noise, y, generators)
+        self._check(noise, y)
+        cache = checked_cache(cache)
+        if self.solver == "ddpm":
+            generators = checked_generators(generators, seed, noise)
         indices = range(self.num_steps - 1, -1, -1)  # the process runs from most to least noise
         timesteps = self.diffusion.timesteps.flip(0).to(noise.device)
         batch, labels = self._branches(noise), self._labels(y)
         # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
-        run = (cache or make_cache("uncached")).start(self.model, batch, timesteps, y=labels)
+        run = cache.start(self.model, batch, timesteps, y=labels)
         x = noise
         for step, index in enumerate(indices):
             batch = self._branches(x)
@@ -113,15 +139,13 @@ class Sampler:
         noise = generators.randn(*x.shape[1:], device=x.device, dtype=x.dtype)
         return ddpm_step(self.diffusion, x, index, eps, log_variance, noise)
 
-    def _check(self, noise: Tensor, y: Tensor, generators: SampleGenerators | None) -> None:
+    def _check(self, noise: Tensor, y: Tensor) -> None:
         classes = self.model.config.num_classes
         if y.ndim != 1 or len(y) != len(noise) or y.dtype != torch.int64:
             raise UserError(f"{len(noise)} samples need as many int64 classes, got {tuple(y.shape)} of {y.dtype}")
         if len(y) and not 0 <= y.min() <= y.max() < classes:
             wrong = [c for c in y.tolist() if not 0 <= c < classes]
             raise UserError(f"class {wrong[0]} is out of range; the model knows 0 … {classes - 1}")
-        if self.solver == "ddpm" and generators is None:
-            raise UserError("the ddpm solver draws noise at every step: pass generators")
 
 
 def guide(output: Tensor, guidance_scale: float, channels: int) -> Tensor:

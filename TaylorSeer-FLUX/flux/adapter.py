@@ -69,7 +69,7 @@ class Adapter:
     ) -> tuple[Tensor, Run]:
         channels, height, width = latent_shape(self.name, workload.height, workload.width)
         noise = unpack(case.latents.float(), height, width, patch_side(case.model.config.in_channels, channels))
-        sampler = Sampler(case.model, num_steps, guidance=USAGE[self.name].guidance)
+        sampler = Sampler(case.model, num_steps, guidance_scale=USAGE[self.name].guidance)
         return sampler.run(noise, case.conditions["txt"], case.conditions["y"], cache=cache, callback=callback)
 
     def counter(self, case: Case) -> CalflopsCounter:

@@ -93,7 +93,7 @@ class Pipeline:
         self.model = model.to(device)
         if args.compile:
             compile_steps(self.model)
-        self.sampler = Sampler(self.model, args.num_steps, guidance=args.guidance_scale)
+        self.sampler = Sampler(self.model, args.num_steps, guidance_scale=args.guidance_scale)
         self.autoencoder = load_autoencoder(args.model, args.ae, "cpu" if args.offload else device, dtype)
 
     def sample(

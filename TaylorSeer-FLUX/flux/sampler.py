@@ -5,13 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic import Cache, Run, UserError
 from cache_dic.errors import shown
-from flux.config import patch_side
+from flux.config import Usage, patch_side
 from flux.latents import image_ids, pack, text_ids, unpack
 from flux.model import Flux
 from flux.schedule import sampling_times
-from seerkit.sampling.checks import check_noise, checked_number, checked_steps
+from seerkit.sampling.checks import check_noise, checked_cache, checked_model, checked_number, checked_steps
 
 Callback = Callable[[int, Tensor], None]
 
@@ -21,35 +21,45 @@ def sample(
     noise: Tensor,
     txt: Tensor,
     y: Tensor,
-    num_steps: int = 50,
+    num_steps: int = Usage.num_steps,
     *,
+    guidance_scale: float = Usage.guidance,
+    shift: bool | None = None,
     cache: Cache | None = None,
     callback: Callback | None = None,
-    **settings,
-) -> Tensor:
+    return_run: bool = False,
+) -> Tensor | tuple[Tensor, Run]:
     """Latents (B, C, H, W) sampled from standard normal noise of that shape for text tokens txt (B, L, D) and pooled y (B, V).
 
-    cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
-    `Sampler`. Raises UserError for shapes or settings out of range.
+    guidance_scale, shift: as in `Sampler`. cache: from `make_cache`; None computes every step. callback(step, latents) is
+    called after each step. return_run: give the run, too, whose `record()` tells what was computed. Raises UserError for
+    shapes or settings out of range.
     """
-    return Sampler(model, num_steps, **settings).run(noise, txt, y, cache=cache, callback=callback)[0]
+    sampler = Sampler(model, num_steps, guidance_scale=guidance_scale, shift=shift)
+    latents, run = sampler.run(noise, txt, y, cache=cache, callback=callback)
+    return (latents, run) if return_run else latents
 
 
 class Sampler:
     """A sampling procedure: number of steps, guidance, shift.
 
-    guidance: weight that the model takes as an input, ignored by models without (schnell). shift: move the times towards
-    the noise with the number of tokens; None does so for models that embed guidance, as published (dev does, schnell not).
+    guidance_scale: weight that the model takes as an input, ignored by models without (schnell). shift: move the times
+    towards the noise with the number of tokens; None does so for models that embed guidance, as published (dev does, schnell
+    not).
     """
 
-    def __init__(self, model: Flux, num_steps: int = 50, *, guidance: float = 3.5, shift: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: Flux,
+        num_steps: int = Usage.num_steps,
+        *,
+        guidance_scale: float = Usage.guidance,
+        shift: bool | None = None,
+    ) -> None:
         if not isinstance(shift, bool | None):
             raise UserError(f"shift = {shown(shift)} must be True, False or None")
-        self.model, self.num_steps, self.guidance = (
-            model,
-            checked_steps(num_steps),
-            checked_number("guidance", guidance),
-        )
+        self.model, self.num_steps = checked_model(model), checked_steps(num_steps)
+        self.guidance_scale = checked_number("guidance_scale", guidance_scale)
         self.shift = model.config.guidance_embed if shift is None else shift
 
     @torch.inference_mode()
@@ -64,6 +74,7 @@ class Sampler:
     ) -> tuple[Tensor, Run]:
         """Final latents, in the dtype of `noise`, and the run with its record of what was computed."""
         check_noise(noise)
+        cache = checked_cache(cache)
         if not len(noise) == len(txt) == len(y):
             raise UserError(f"{len(noise)} samples need as many texts, got {len(txt)} token and {len(y)} pooled rows")
         dtype = self.model.dtype
@@ -78,10 +89,10 @@ class Sampler:
             "y": y.to(x.device, dtype),
         }
         if self.model.config.guidance_embed:
-            conditions["guidance"] = torch.full((len(x),), self.guidance, device=x.device)
+            conditions["guidance"] = torch.full((len(x),), self.guidance_scale, device=x.device)
         # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
         timesteps = times[:-1].to(x.device, torch.float32)
-        run = (cache or make_cache("uncached")).start(self.model, x.to(dtype), timesteps, **conditions)
+        run = cache.start(self.model, x.to(dtype), timesteps, **conditions)
         for step, (t, t_next) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
             velocity = self.model(
                 x.to(dtype), timesteps=timesteps[step].expand(len(x)), **conditions, cache=run.at(step)

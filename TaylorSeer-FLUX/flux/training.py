@@ -25,6 +25,6 @@ def train(args: Namespace) -> None:
         return unpack(forward(pack(x, patch), ids[0], txt, ids[1], t, y, weight), height, width, patch)
 
     def draw(ema: nn.Module, noise: Tensor, texts: Texts, none: Texts) -> Tensor:
-        return sample(ema, noise, *texts, usage.num_steps, guidance=usage.guidance)
+        return sample(ema, noise, *texts, usage.num_steps, guidance_scale=usage.guidance)
 
     emoji.train(args, config, make, velocity, draw, patch=patch, distilled=True)

@@ -56,7 +56,7 @@ class Adapter:
 
     def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> Sampler:
         usage = USAGE[self.name]
-        return Sampler(case.model, num_steps, solver=usage.solver, shift=usage.shift, guidance=guidance)
+        return Sampler(case.model, num_steps, solver=usage.solver, shift=usage.shift, guidance_scale=guidance)
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:
         return self._sampler(case, num_steps).timesteps

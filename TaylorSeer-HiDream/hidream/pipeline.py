@@ -121,7 +121,7 @@ class Pipeline:
             compile_steps(self.model)
         usage = USAGE[args.model]
         self.sampler = Sampler(
-            self.model, args.num_steps, solver=usage.solver, shift=usage.shift, guidance=args.guidance_scale
+            self.model, args.num_steps, solver=usage.solver, shift=usage.shift, guidance_scale=args.guidance_scale
         )
         self.autoencoder = load_autoencoder(args.model, args.ae, "cpu" if args.offload else device, dtype)
 

@@ -5,10 +5,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic import Cache, Run, UserError
+from hidream.config import Usage
 from hidream.model import HiDream
 from hidream.schedule import flash_sigmas, flash_timesteps, unipc_sigmas, unipc_timesteps
-from seerkit.sampling.checks import check_noise, checked_number, checked_steps
+from seerkit.sampling.checks import (
+    check_noise,
+    checked_cache,
+    checked_generators,
+    checked_model,
+    checked_number,
+    checked_steps,
+)
 from seerkit.sampling.flow_solvers import Euler, UniPC
 from seerkit.sampling.seeds import SampleGenerators
 
@@ -45,45 +53,54 @@ def sample(
     t5: Tensor,
     llama: Tensor,
     pooled: Tensor,
-    num_steps: int = 50,
+    num_steps: int = Usage.num_steps,
     *,
     negative: Texts | None = None,
+    guidance_scale: float = Usage.guidance,
+    shift: float = Usage.shift,
+    solver: str = Usage.solver,
+    seed: int = 0,
     generators: SampleGenerators | None = None,
     cache: Cache | None = None,
     callback: Callback | None = None,
-    **settings,
-) -> Tensor:
-    """Latents (B, C, H, W) sampled from standard normal noise of that shape; texts and generators as `Sampler.run`.
+    return_run: bool = False,
+) -> Tensor | tuple[Tensor, Run]:
+    """Latents (B, C, H, W) sampled from standard normal noise of that shape; texts, seed and generators as `Sampler.run`.
 
-    cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
-    `Sampler`. Raises UserError for shapes or settings out of range.
+    guidance_scale, shift, solver: as in `Sampler`. cache: from `make_cache`; None computes every step.
+    callback(step, latents) is called after each step. return_run: give the run, too, whose `record()` tells what was
+    computed. Raises UserError for shapes or settings out of range.
     """
-    sampler = Sampler(model, num_steps, **settings)
-    texts = t5, llama, pooled
-    return sampler.run(noise, *texts, negative=negative, generators=generators, cache=cache, callback=callback)[0]
+    sampler = Sampler(model, num_steps, guidance_scale=guidance_scale, shift=shift, solver=solver)
+    latents, run = sampler.run(
+        noise, t5, llama, pooled,
+        negative=negative, seed=seed, generators=generators, cache=cache, callback=callback,
+    )  # fmt: skip
+    return (latents, run) if return_run else latents
 
 
 class Sampler:
-    """A sampling procedure: number of steps, solver, shift, guidance.
+    """A sampling procedure: number of steps, guidance, shift, solver.
 
-    solver: unipc (Full) or flash (Dev and Fast). shift: nominal, 3, or 6 for Dev; what it does is in `hidream.schedule`.
-    guidance: weight of the answer with the text over that without; up to 1 there is no second branch.
+    guidance_scale: weight of the answer with the text over that without; up to 1 there is no second branch. shift: nominal, 3,
+    or 6 for Dev; what it does is in `hidream.schedule`. solver: unipc (Full), or flash (Dev and Fast), which draws noise at
+    every step.
     """
 
     def __init__(
         self,
         model: HiDream,
-        num_steps: int = 50,
+        num_steps: int = Usage.num_steps,
         *,
-        solver: str = "unipc",
-        shift: float = 3.0,
-        guidance: float = 5.0,
+        guidance_scale: float = Usage.guidance,
+        shift: float = Usage.shift,
+        solver: str = Usage.solver,
     ) -> None:
         num_steps, shift = checked_steps(num_steps), checked_number("shift", shift)
         if solver not in SOLVERS:
             raise UserError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
-        self.model, self.num_steps, self.solver = model, num_steps, solver
-        self.guidance = checked_number("guidance", guidance)
+        self.model, self.num_steps, self.solver = checked_model(model), num_steps, solver
+        self.guidance_scale = checked_number("guidance_scale", guidance_scale)
         if solver == "unipc":
             self.sigmas = unipc_sigmas(num_steps, shift, model.config.max_tokens)
             self.timesteps = unipc_timesteps(self.sigmas)
@@ -100,6 +117,7 @@ class Sampler:
         pooled: Tensor,
         *,
         negative: Texts | None = None,
+        seed: int = 0,
         generators: SampleGenerators | None = None,
         cache: Cache | None = None,
         callback: Callback | None = None,
@@ -108,13 +126,16 @@ class Sampler:
 
         t5, llama, pooled: as the model takes them. negative: the same of what the second branch sees, an empty text in the
         official pipeline; both branches go through the model as one batch, the second one first, and share a cache.
-        generators: of the samples, for the noise of the flash solver's steps.
+        seed: of the noise that flash draws, for samples 0 … B - 1; generators: of other samples, having drawn `noise`.
         """
         check_noise(noise)
-        model, guided = self.model, self.guidance > 1
+        cache = checked_cache(cache)
+        model, guided = self.model, self.guidance_scale > 1
         texts: Texts = (t5, llama, pooled)
         if guided and negative is None:
-            raise UserError(f"guidance {self.guidance} needs a negative text; an empty one will do, or use guidance 1")
+            raise UserError(
+                f"guidance_scale = {self.guidance_scale} needs a negative text; an empty one will do, or use 1 for no guidance"
+            )
         model.check(noise, *texts)
         names = ("t5", "llama", "pooled")
         if guided:
@@ -130,13 +151,13 @@ class Sampler:
         conditions = {name: text.to(noise.device, model.dtype) for name, text in zip(names, texts, strict=True)}
         x = noise.to(torch.promote_types(noise.dtype, torch.float32))
         timesteps = self.timesteps.to(x.device)
-        solver = self._solver(generators)
+        solver = self._solver(seed, generators, noise)
 
         def rows() -> Tensor:
             return x.to(model.dtype).repeat(2 if guided else 1, 1, 1, 1)
 
         # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
-        run = (cache or make_cache("uncached")).start(model, rows(), timesteps, **conditions)
+        run = cache.start(model, rows(), timesteps, **conditions)
         for step in range(self.num_steps):
             latents = rows()
             t = timesteps[step].expand(len(latents))
@@ -146,16 +167,15 @@ class Sampler:
                 callback(step, x)
         return x.to(noise.dtype), run
 
-    def _solver(self, generators: SampleGenerators | None) -> Euler:
+    def _solver(self, seed: int, generators: SampleGenerators | None, noise: Tensor) -> Euler:
         if self.solver == "unipc":
             return UniPC(self.sigmas)
-        if generators is None:
-            raise UserError("the flash solver draws noise at every step; give it the samples' generators")
-        return Flash(self.sigmas, lambda x: generators.randn(*x.shape[1:], device=x.device, dtype=x.dtype))
+        source = checked_generators(generators, seed, noise)
+        return Flash(self.sigmas, lambda x: source.randn(*x.shape[1:], device=x.device, dtype=x.dtype))
 
     def _velocity(self, answers: Tensor, guided: bool) -> Tensor:
         """The model predicts data minus noise, the velocity's negative; guidance of (2 B, …), without text first."""
         if not guided:
             return -answers
         unconditional, conditional = (-answers).chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
+        return unconditional + self.guidance_scale * (conditional - unconditional)

@@ -65,7 +65,7 @@ def train(args: Namespace) -> None:
     def draw(ema: nn.Module, noise: Tensor, texts: Texts, none: Texts) -> Tensor:
         (txt, y), (no_txt, no_y) = texts, none
         negative = no_txt, no_txt.unsqueeze(0), no_y
-        settings = {"solver": usage.solver, "shift": usage.shift, "guidance": usage.guidance}
+        settings = {"solver": usage.solver, "shift": usage.shift, "guidance_scale": usage.guidance}
         return sample(ema, noise, txt, txt.unsqueeze(0), y, usage.num_steps, negative=negative, **settings)
 
     emoji.train(

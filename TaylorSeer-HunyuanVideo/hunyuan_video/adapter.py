@@ -53,7 +53,7 @@ class Adapter:
 
     def _sampler(self, case: Case, num_steps: int) -> Sampler:
         usage = USAGE[self.name]
-        return Sampler(case.model, num_steps, shift=usage.flow_shift, guidance=usage.guidance)
+        return Sampler(case.model, num_steps, shift=usage.flow_shift, guidance_scale=usage.guidance)
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:
         return sampling_timesteps(self._sampler(case, num_steps).sigmas)

@@ -68,7 +68,7 @@ class HunyuanVideoConfig:
         return int(self.hidden_size * self.mlp_width_ratio)
 
 
-# Pixels of three channels in patches of 4 frames, rows and columns; captions of seerkit.data.moving_objects as one-hot words
+# Pixels of three channels in patches of 4 frames, rows and columns; captions of seerkit.data.captions as one-hot words
 # and their sum.
 _TINY = HunyuanVideoConfig(
     in_channels=3, out_channels=3, patch_size=(4, 4, 4), text_states_dim=48, text_states_dim_2=48, hidden_size=256,

@@ -1,4 +1,4 @@
-"""HunyuanVideo's autoencoder: 16 channels, 8 x 8 pixels and 4 frames a latent (hyvideo vae/)."""
+"""HunyuanVideo's autoencoder: 16 channels, 8 x 8 pixels and 4 frames per latent (hyvideo vae/)."""
 
 from pathlib import Path
 from typing import Any

@@ -72,7 +72,7 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel: one product a patch."""
+    """A convolution whose stride is its kernel: one product per patch."""
 
     def __init__(self, config: HunyuanVideoConfig) -> None:
         super().__init__()
@@ -380,6 +380,7 @@ class HunyuanVideo(nn.Module):
         text_states_2: Tensor | None = None,
         guidance: Tensor | None = None,
         *,
+        grid: Grid | None = None,
         cache: Step | None = None,
     ) -> Tensor:
         """Velocity (B, out_channels, T, H, W) of latents x (B, in_channels, T, H, W).
@@ -387,15 +388,18 @@ class HunyuanVideo(nn.Module):
         t (B,) from 1000, noise, to 0; text_states (B, Lt, text_states_dim) with text_mask (B, Lt), true where a token counts,
         None for all; text_states_2: pooled text (B, text_states_dim_2); guidance (B,), for models that embed it: 1000 times
         the weight, as in Tencent/HunyuanVideo pipeline_hunyuan_video.py.
+        grid: given where processes share the tokens, x and the velocity are this process's patches, as in `velocity`.
         cache: a step of a run that was started for these conditions; its table stands for the conditions of the modulation.
         """
+        if grid is not None:
+            return self.velocity(x, grid, t, text_states, text_mask, text_states_2, guidance, cache=cache)
         patch, channels = self.config.patch_size, self.config.in_channels
         if x.ndim != 5 or x.shape[1] != channels:
             raise UserError(f"x of shape {tuple(x.shape)} does not fit a model for (B, {channels}, T, H, W)")
         self.check_text(text_states, text_mask, text_states_2)
         grid = token_grid(x.shape, patch)
         patches = self.shard.split(patchify(x, patch))
-        static = cache is not None and cache.run.cache.engine_settings.static_shapes
+        static = cache is not None and cache.static_shapes
         text_states, text_mask = trim_text(text_states, text_mask, static_shapes=static)
         velocity = self.velocity(patches, grid, t, text_states, text_mask, text_states_2, guidance, cache=cache)
         return unpatchify(self.shard.gather(velocity, math.prod(grid)), grid, patch)

@@ -25,7 +25,7 @@ def train(args: Namespace) -> None:
         return HunyuanVideo(config, attention=args.attention).initialize(args.seed)
 
     def draw(ema: nn.Module, noise: Tensor, texts: Texts) -> Tensor:
-        settings = {"shift": usage.flow_shift, "guidance": usage.guidance}
+        settings = {"shift": usage.flow_shift, "guidance_scale": usage.guidance}
         return sample(ema, noise, texts.words, None, pooled(texts.words), usage.num_steps, **settings)
 
     videos.train(args, config, make, velocity, draw, shift=usage.flow_shift, distilled=True)

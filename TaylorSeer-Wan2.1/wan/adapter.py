@@ -56,7 +56,7 @@ class Adapter:
 
     def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> Sampler:
         shift = USAGE[self.name].shift
-        return Sampler(case.model, num_steps, shift=shift, guidance=guidance, batched=True)
+        return Sampler(case.model, num_steps, shift=shift, guidance_scale=guidance, batched=True)
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:
         return sampling_timesteps(self._sampler(case, num_steps).sigmas)

@@ -56,7 +56,7 @@ class WanConfig:
         return self.head_dim - 2 * third, third, third
 
 
-# Pixels of three channels; captions of seerkit.data.moving_objects as one-hot words.
+# Pixels of three channels; captions of seerkit.data.captions as one-hot words.
 _TINY = WanConfig(
     patch_size=(4, 4, 4), text_len=8, text_dim=48, in_dim=3, out_dim=3, dim=256, ffn_dim=1024, num_heads=4, num_layers=6
 )  # fmt: skip
@@ -79,6 +79,15 @@ def wan_config(name: str, *, depth: int | None = None) -> WanConfig:
     return config if depth is None else replace(config, num_layers=depth)
 
 
+# The official negative prompt (wan configs/shared_config.py); for image to video it has two words more in front.
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
+    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
+    "倒着走"
+)
+NEGATIVE_PROMPT_I2V = "镜头晃动，" + NEGATIVE_PROMPT
+
+
 @dataclass(frozen=True, kw_only=True)
 class Usage:
     """What a model samples, and the settings that it was published with."""
@@ -95,18 +104,19 @@ class Usage:
     shift: float = 5.0
     batch_size: int = 1
     precision: str = "bf16"
+    negative_prompt: str = NEGATIVE_PROMPT
 
 
 _480P, _720P = ((832, 480), (480, 832)), ((1280, 720), (720, 1280))
 _PIXELS = Usage(
     latent_channels=3, factor=1, frame_factor=1, text_tokens=_TINY.text_len, sizes=((32, 32),), frames=16, fps=8,
-    guidance=2.0, shift=3.0, batch_size=4, precision="fp32",
+    guidance=2.0, shift=3.0, batch_size=4, precision="fp32", negative_prompt="",
 )  # fmt: skip
 USAGE: dict[str, Usage] = {
     "wan-t2v-1.3B": Usage(sizes=_480P),
     "wan-t2v-14B": Usage(sizes=_720P + _480P),
-    "wan-i2v-14B-480P": Usage(sizes=_480P, num_steps=40, shift=3.0),
-    "wan-i2v-14B-720P": Usage(sizes=_720P, num_steps=40),
+    "wan-i2v-14B-480P": Usage(sizes=_480P, num_steps=40, shift=3.0, negative_prompt=NEGATIVE_PROMPT_I2V),
+    "wan-i2v-14B-720P": Usage(sizes=_720P, num_steps=40, negative_prompt=NEGATIVE_PROMPT_I2V),
     "wan-tiny": _PIXELS,
     "wan-debug": _PIXELS,
 }

@@ -1,4 +1,4 @@
-"""Wan2.1's autoencoder: 16 channels, 8 x 8 pixels and 4 frames a latent (wan modules/vae.py)."""
+"""Wan2.1's autoencoder: 16 channels, 8 x 8 pixels and 4 frames per latent (wan modules/vae.py)."""
 
 from pathlib import Path
 from typing import Any

@@ -230,15 +230,19 @@ class Wan(nn.Module):
         clip_fea: Tensor | None = None,
         y: Tensor | None = None,
         *,
+        grid: Grid | None = None,
         cache: Step | None = None,
     ) -> Tensor:
         """Velocity (B, out_dim, T, H, W) of latents x (B, C, T, H, W).
 
         t (B,): times in [0, 1000]; context: texts (B, L, text_dim) or a list of (L, text_dim). Of i2v models alone: clip_fea
         (B, L', image_dim), CLIP tokens of the first frame; y (B, in_dim - C, T, H, W), mask and latents of it.
+        grid: given where processes share the tokens, x, y and the velocity are this process's patches, as in `velocity`.
         cache: a step of a run that was started for these times; its table then stands for t.
         """
         context, patch = self.pad_context(context), self.config.patch_size
+        if grid is not None:
+            return self.velocity(x, grid, t, context, clip_fea, y, cache=cache)
         self.check(x, context, clip_fea, y)
         grid = token_grid(x.shape, patch)
         patches, given = (None if v is None else self.shard.split(patchify(v, patch)) for v in (x, y))

@@ -1,5 +1,6 @@
 """Sampling Wan2.1: multistep flow solvers and classifier-free guidance, each branch with a cache of its own."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic import Cache, Run, UserError
 from seerkit.layers.patches import patchify, token_grid, unpatchify
-from seerkit.sampling.checks import check_noise, checked_number, checked_steps
+from seerkit.sampling.checks import check_noise, checked_cache, checked_model, checked_number, checked_steps
 from seerkit.sampling.flow_solvers import SOLVERS
+from wan.config import Usage
 from wan.model import Wan
 from wan.schedule import sampling_sigmas, sampling_timesteps
 
@@ -23,21 +25,27 @@ def sample(
     noise: Tensor,
     context: Texts,
     negative: Texts | None = None,
-    num_steps: int = 50,
+    num_steps: int = Usage.num_steps,
     *,
     clip_fea: Tensor | None = None,
     y: Tensor | None = None,
+    guidance_scale: float = Usage.guidance,
+    shift: float = Usage.shift,
+    solver: str = "unipc",
+    batched: bool = False,
     cache: Cache | None = None,
     callback: Callback | None = None,
-    **settings,
-) -> Tensor:
-    """Latents (B, C, T, H, W) sampled from standard normal noise of that shape; texts as `Sampler.run`.
+    return_run: bool = False,
+) -> "Tensor | tuple[Tensor, Branches]":
+    """Latents (B, C, T, H, W) sampled from standard normal noise of that shape; conditions as `Sampler.run`.
 
-    cache: from `make_cache`; None computes every step. callback(step, latents) is called after each step. settings as in
-    `Sampler`. Raises UserError for shapes or settings out of range.
+    guidance_scale, shift, solver, batched: as in `Sampler`. cache: from `make_cache`; None computes every step.
+    callback(step, latents) is called after each step. return_run: give the runs, too, whose `record()` tells what was
+    computed. Raises UserError for shapes or settings out of range.
     """
-    sampler = Sampler(model, num_steps, **settings)
-    return sampler.run(noise, context, negative, clip_fea=clip_fea, y=y, cache=cache, callback=callback)[0]
+    sampler = Sampler(model, num_steps, guidance_scale=guidance_scale, shift=shift, solver=solver, batched=batched)
+    latents, runs = sampler.run(noise, context, negative, clip_fea=clip_fea, y=y, cache=cache, callback=callback)
+    return (latents, runs) if return_run else latents
 
 
 @dataclass(frozen=True)
@@ -53,24 +61,25 @@ class Branches:
 
 
 class Sampler:
-    """A sampling procedure: number of steps, solver, shift, guidance.
+    """A sampling procedure: number of steps, guidance, shift, solver.
 
-    solver: unipc or dpm++. shift: of the noise levels towards noise, 5, or 3 for image-to-video at 480p. guidance: weight of
-    the answer with the text over that without; 1 makes no second branch. batched: both branches in one call and one cache.
+    guidance_scale: weight of the answer with the text over that without; 1 makes no second branch. shift: of the noise levels
+    towards noise, 5, or 3 for image-to-video at 480p. solver: a name in `SOLVERS`; the official ones are unipc and dpm++.
+    batched: both branches in one call and one cache.
     """
 
     def __init__(
         self,
         model: Wan,
-        num_steps: int = 50,
+        num_steps: int = Usage.num_steps,
         *,
+        guidance_scale: float = Usage.guidance,
+        shift: float = Usage.shift,
         solver: str = "unipc",
-        shift: float = 5.0,
-        guidance: float = 5.0,
         batched: bool = False,
     ) -> None:
-        self.model, self.num_steps, self.solver = model, checked_steps(num_steps), solver
-        self.guidance, self.batched = checked_number("guidance", guidance), batched
+        self.model, self.num_steps, self.solver = checked_model(model), checked_steps(num_steps), solver
+        self.guidance_scale, self.batched = checked_number("guidance_scale", guidance_scale), batched
         self.sigmas = sampling_sigmas(solver, self.num_steps, checked_number("shift", shift))
 
     @torch.inference_mode()
@@ -88,46 +97,53 @@ class Sampler:
         """Final latents, in the dtype of `noise`, and the runs with their record of what was computed.
 
         context, negative: what is asked for and what the second branch sees, (B, L, text_dim) or a list of (L, text_dim).
-        clip_fea, y: of image-to-video models, as the model takes them. callback(step, latents) is called after every step;
-        where the tokens are shared by processes it gets this process's patches.
+        clip_fea, y: of image-to-video models, as the model takes them.
+        Where the tokens are shared by processes, each steps its own patches, which is what callback gets.
         """
         check_noise(noise)
-        model, shard, patch = self.model, self.model.shard, self.model.config.patch_size
-        guided = self.guidance != 1
+        model, shard, guided = self.model, self.model.shard, self.guidance_scale != 1
         if guided and negative is None:
-            raise UserError(f"guidance {self.guidance} needs a negative text; an empty one will do, or use guidance 1")
+            raise UserError(
+                f"guidance_scale = {self.guidance_scale} needs a negative text; an empty one will do, or use 1 for no guidance"
+            )
         texts = [model.pad_context(text).to(noise.device) for text in ([context, negative] if guided else [context])]
         for text in texts:
             model.check(noise, text, clip_fea, y)
-        grid = token_grid(noise.shape, patch)
-        x = patchify(noise.to(torch.promote_types(noise.dtype, torch.float32)), patch)
-        length, x = x.shape[1], shard.split(x)
-        shared = {"clip_fea": clip_fea, "y": None if y is None else shard.split(patchify(y, patch))}
-        shared = {name: value.to(x.device) for name, value in shared.items() if value is not None}
+        x, images = noise.to(torch.promote_types(noise.dtype, torch.float32)), {"clip_fea": clip_fea, "y": y}
+        shared = {name: value.to(x.device) for name, value in images.items() if value is not None}
+        if shard.size > 1:
+            patch = model.config.patch_size
+            grid = token_grid(x.shape, patch)
+            x = shard.split(patchify(x, patch))
+            if y is not None:
+                shared["y"] = shard.split(patchify(shared["y"], patch))
         if guided and self.batched:
             texts, shared = [torch.cat(texts)], {name: torch.cat([v, v]) for name, v in shared.items()}
 
         solver = SOLVERS[self.solver](self.sigmas)
         timesteps = sampling_timesteps(self.sigmas).to(x.device)
-        cache = replace(cache or make_cache("uncached"), branches=len(texts))
-        rows = x.repeat(2, 1, 1) if guided and self.batched else x
+        cache = replace(checked_cache(cache), branches=len(texts))
+        rows = torch.cat([x, x]) if guided and self.batched else x
         runs = [cache.start(model, rows, timesteps, context=text, **shared) for text in texts]
+        tokens = {"grid": grid} if shard.size > 1 else {}
         for step in range(self.num_steps):
-            rows = x.repeat(2, 1, 1) if guided and self.batched else x
+            rows = torch.cat([x, x]) if guided and self.batched else x
             t = timesteps[step].expand(len(rows))
             answers = [
-                model.velocity(rows, grid, t, text, **shared, cache=run.at(step))
+                model(rows, t=t, context=text, **shared, **tokens, cache=run.at(step))
                 for text, run in zip(texts, runs, strict=True)
             ]
             velocity = self.combine(torch.cat(answers).to(x.dtype))
             x = solver.step(step, velocity, x)
             if callback is not None:
-                callback(step, unpatchify(x, grid, patch) if shard.size == 1 else x)
-        return unpatchify(shard.gather(x, length), grid, patch).to(noise.dtype), Branches(runs)
+                callback(step, x)
+        if shard.size > 1:
+            x = unpatchify(shard.gather(x, math.prod(grid)), grid, patch)
+        return x.to(noise.dtype), Branches(runs)
 
     def combine(self, answers: Tensor) -> Tensor:
         """Guidance of answers with the text, then without, (2 B, …) -> (B, …)."""
-        if self.guidance == 1:
+        if self.guidance_scale == 1:
             return answers
         conditional, unconditional = answers.chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
+        return unconditional + self.guidance_scale * (conditional - unconditional)

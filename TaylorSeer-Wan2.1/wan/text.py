@@ -22,14 +22,6 @@ from seerkit.text.encoders import (
 from wan.weights import DIFFUSERS_REPOS
 
 MAX_LENGTH = 512  # tokens, beyond which a prompt is cut
-# The official negative prompt (wan configs/shared_config.py); for image to video it has two words more in front.
-NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
-    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
-    "倒着走"
-)
-NEGATIVE_PROMPT_I2V = "镜头晃动，" + NEGATIVE_PROMPT
-
 # The same encoder in each.
 T5 = Encoder(
     "text encoder UMT5",

@@ -23,7 +23,7 @@ def train(args: Namespace) -> None:
 
     def draw(ema: nn.Module, noise: Tensor, texts: Texts) -> Tensor:
         negative = encode_texts([""] * len(noise)).to(noise.device)
-        settings = {"shift": usage.shift, "guidance": usage.guidance}
+        settings = {"shift": usage.shift, "guidance_scale": usage.guidance}
         return sample(ema, noise, texts.words, negative.words, usage.num_steps, **settings)
 
     videos.train(args, config, make, velocity, draw, shift=usage.shift, distilled=False)

@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -64,8 +64,22 @@ class Backbone(Protocol):
         """Operations of the model in a full and in a forecast step."""
 
 
+class NoStep:
+    """Not what a model takes as `cache=`: whatever it would ask of a step is refused with the right use."""
+
+    def refuse(self, *_: Any, **__: Any) -> NoReturn:
+        kind = type(self).__name__
+        raise UserError(
+            f"a model call takes a step, and this is a {kind}: run = cache.start(model, latents, timesteps, ...); "
+            "model(..., cache=run.at(step)), with a run for each sampling run; samplers do it for you, sample(..., cache=cache)"
+        )
+
+    __call__ = refuse
+    modulation = static_shapes = property(refuse)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Cache:
+class Cache(NoStep):
     """Schedule, forecaster and engine: everything about caching that is known before a model is.
 
     schedule: a name in SCHEDULES; schedule_settings its arguments. engine: a name in ENGINES. telemetry: compare a forecast
@@ -175,7 +189,7 @@ class Cache:
     def _needed(self, plan: Plan, tokens: Tokens) -> dict[str, int]:
         """Bytes that each engine needs of what the limit is for.
 
-        Every branch keeps its features. Where the limit is all that is free, it takes in what one of them holds in a step.
+        Every branch keeps its features. Where the limit is all that is free, it also covers what one of them holds in a step.
         """
         needed = {name: self.branches * size for name, size in self._kept(plan, tokens).items()}
         if self.memory_limit is None:
@@ -194,7 +208,7 @@ class Cache:
             return
         fitting = [f"engine={name} ({size / GIB:.2f} GiB)" for name, size in needed.items() if size <= limit]
         for order in range(getattr(self.forecaster, "max_order", 0) - 1, -1, -1):
-            lower = replace(self, forecaster=replace(self.forecaster, max_order=order))
+            lower = replace(self, forecaster=replace(cast(Any, self.forecaster), max_order=order))
             size = lower._needed(lower.plan(plan.num_steps), tokens)[self.engine]
             if size <= limit:
                 fitting.append(f"max_order={order} ({size / GIB:.2f} GiB)")
@@ -212,14 +226,14 @@ class Cache:
         raise UserError(f"{demand}; what would fit: {', '.join(fitting) or 'nothing: a smaller resolution is needed'}")
 
 
-class Run:
+class Run(NoStep):
     """State of one sampling run of one guidance branch; made by `Cache.start`."""
 
     def __init__(self, cache: Cache, plan: Plan, tokens: Tokens, table: Table) -> None:
         self.cache, self.plan, self.tokens, self.table = cache, plan, tokens, table
         engine = ENGINES[cache.engine]
         self.engine: Engine = engine.start(plan, tokens, table.gates, table.factors, cache.engine_settings)
-        self.steps: list[dict[str, Any]] = []  # what was computed, a dictionary a step
+        self.steps: list[dict[str, Any]] = []  # what was computed, one dictionary per step
         self.broken = False
 
     def at(self, step: int) -> "Step":
@@ -284,6 +298,11 @@ class Step:
         """The backbone's modulation for this step, from the run's table."""
         return self.run.table.at(self.step)
 
+    @property
+    def static_shapes(self) -> bool:
+        """Whether every full step is to do the same operations on the same shapes."""
+        return self.run.cache.engine_settings.static_shapes
+
     def __call__(
         self, tokens: Tokens, full: Callable[[Site], Tensor], forecast: Callable[[Forecast], Tensor]
     ) -> Tensor:
@@ -318,8 +337,9 @@ class Step:
             raise RuntimeError(f"the blocks called {site.calls} sites, the model declares {run.tokens.num_sites}")
         entry: dict[str, Any] = {"kind": "full", "sites": site.calls}
         if run.plan.observed and self.step in run.plan.weights:
-            difference = (run.engine.forecast(self.step)(site.x0) - site.x_final).float()
-            error = (difference.norm() / site.x_final.float().norm()).item()
+            x0, x_final = site.both_ends()
+            difference = (run.engine.forecast(self.step)(x0) - x_final).float()
+            error = (difference.norm() / x_final.float().norm()).item()
             entry["forecast_error"] = error if math.isfinite(error) else None
             if not math.isfinite(error):
                 entry["note"] = f"the forecast error is {error}"

@@ -9,6 +9,7 @@ Tokens are (B, L, D). At a forecast step no site reads x, so a walk through the 
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,12 @@ class Recorder:
     def keep(self, feature: Tensor) -> None:
         """A feature (B, L, D) has been computed; nothing is done with it here."""
 
+    def both_ends(self) -> tuple[Tensor, Tensor]:
+        """x0 and x_final of a step that has ended."""
+        assert self.x0 is not None, "recorded with ends=True, at the first site"
+        assert self.x_final is not None, "and at the last"
+        return self.x0, self.x_final
+
 
 def _cut(x: Tensor, part: slice | None) -> Tensor:
     """The tokens that are kept, out of the graph of gradients."""
@@ -156,13 +163,13 @@ class Snapshots:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.by_step: dict[int, object] = {}
+        self.by_step: dict[int, Any] = {}
 
-    def push(self, step: int, value: object) -> None:
+    def push(self, step: int, value: Any) -> None:
         self.by_step[step] = value
         self.drop_before(step + 1)
 
-    def drop_before(self, step: int) -> list[object]:
+    def drop_before(self, step: int) -> list[Any]:
         """Drop what no forecast from `step` on reads, and return it."""
         return [self.by_step.pop(m) for m in list(self.by_step) if next(reversed(self.plan.targets[m]), -1) < step]
 
@@ -301,13 +308,16 @@ class FoldedEngine(Engine):
 
     def forecast(self, step: int) -> Forecast:
         slot = self.plan.slots.get(step)
-        return Increment(None if slot is None else self.accumulators[slot])
+        if slot is None:
+            return Increment(None)
+        assert self.accumulators is not None, "a step with a slot comes after one that filled it"
+        return Increment(self.accumulators[slot])
 
     def finish(self, step: int, site: Recorder | None) -> None:
         slot = self.plan.slots.get(step)
         if slot is not None:
             self.filled.discard(slot)
-            if self.settings.static_shapes:
+            if self.settings.static_shapes and self.accumulators is not None:
                 self.accumulators[slot].zero_()
 
     @staticmethod
@@ -447,7 +457,8 @@ class StackEngine(Engine):
 
     def finish(self, step: int, site: Recorder | None) -> None:
         if site is not None:
-            self.snapshots.push(step, site.x_final - site.x0)
+            x0, x_final = site.both_ends()
+            self.snapshots.push(step, x_final - x0)
 
     @staticmethod
     def kept_bytes(plan: Plan, tokens: Tokens, settings: EngineSettings) -> int:

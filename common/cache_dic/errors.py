@@ -51,7 +51,7 @@ def run_of_user_code(what: str, file: str | None, line: int | None = None) -> It
         if file is not None and is_ours(file):
             raise
         lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
-        if isinstance(error, SyntaxError) and error.filename == file:
+        if isinstance(error, SyntaxError) and error.filename == file and error.lineno is not None:
             lines.append(error.lineno)
         place = ":".join(str(part) for part in (file, lines[-1] if lines else line) if part is not None)
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 FEATURES_PER_LAUNCH = 16
-"""A program keeps its tile of all features in registers: 16 features x 4 elements a thread leave room for the rest."""
+"""A program keeps its tile of all features in registers: 16 features x 4 elements per thread leave room for the rest."""
 
 _BLOCK_TOKENS = 16
 _BLOCK_CHANNELS = 64
@@ -40,7 +40,7 @@ def _fold_kernel(
     in_channels = channels < num_channels
     inside = (tokens < num_tokens) & in_channels[None, :]
 
-    tiles = ()
+    tiles: tuple = ()
     for g in tl.static_range(len(features)):
         offsets = b * batch_strides[g] + tokens * token_strides[g] + channels[None, :]
         tiles = tiles + (tl.load(features[g] + offsets, mask=inside, other=0.0).to(tl.float32),)  # noqa: RUF005

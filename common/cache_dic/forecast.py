@@ -34,7 +34,7 @@ class Taylor:
     """TaylorSeer (arXiv 2503.06923): backward differences for derivatives in a Taylor sum over step indices.
 
     Differences are divided by the latest gap only, as in the released code, so order 2 and up is not polynomial
-    interpolation; `Newton` is. With `warmup_steps` w they are formed from step w - 1 on, one order more a full step.
+    interpolation; `Newton` is. With `warmup_steps` w they are formed from step w - 1 on, one more order at each full step.
     """
 
     max_order: int = 1

@@ -15,7 +15,7 @@ Its fields become settings of `make_cache("damped", damping=…)` and of every c
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class Method:
     """A forecaster class, its usual schedule, and defaults of the schedule's settings."""
 
-    forecaster: Callable[..., Forecaster]
+    forecaster: type
     schedule: str
     defaults: dict[str, Any]
 
@@ -69,7 +69,7 @@ def register(name: str, *, schedule: str = "taylorseer", **defaults: Any):
     if unknown:
         raise UserError(f"schedule {schedule!r} of method {name!r} has no setting {', '.join(sorted(unknown))}")
 
-    def add(forecaster: Callable[..., Forecaster]):
+    def add(forecaster: type):
         if not isinstance(forecaster, type) or not is_dataclass(forecaster):
             raise UserError(f"method {name!r} is no dataclass; write @dataclass(…) between @register(…) and the class")
         if not callable(getattr(forecaster, "weights", None)):

@@ -37,7 +37,8 @@ class Plan:
     weights: dict[int, dict[int, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        table, so_far = {}, ()
+        table: dict[int, dict[int, float]] = {}
+        so_far: tuple[int, ...] = ()
         for step in self.predicted_steps:
             count = bisect_left(self.full_steps, step)
             if count != len(so_far):
@@ -65,7 +66,7 @@ class Plan:
                 f"between 1 and {len(so_far)} are possible"
             )
         for m, weight in zip(so_far[-len(row) :], row, strict=True):
-            if not isinstance(weight, Real) or isinstance(weight, bool) or not abs(weight) <= MAX_WEIGHT:
+            if not isinstance(weight, Real) or isinstance(weight, bool) or not abs(weight) <= MAX_WEIGHT:  # type: ignore[operator]
                 raise self._refusal(
                     f"{who} gave {shown(weight)} as the weight of full step {m} for step {step}, where a number within "
                     f"±{MAX_WEIGHT:.0f} is wanted; a smaller order or interval gives smaller weights"

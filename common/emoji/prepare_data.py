@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.no_text:
         from seerkit.text.minilm import TextTable, encoder_folder
 
-        encoder_folder()  # a missing package is told before the minutes of drawing
+        encoder_folder()  # a missing package is reported before the minutes of drawing
     with tqdm(desc=f"{args.size} px", unit="icon", mininterval=1) as bar:
 
         def report(done: int, total: int) -> None:

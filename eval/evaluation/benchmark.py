@@ -53,7 +53,7 @@ class Bench:
     device: torch.device
     repeats: int
     dropped: int
-    tick: Callable[[], object]  # called once a timing
+    tick: Callable[[], object]  # called once per timing
 
     @property
     def num_timings(self) -> int:

@@ -120,7 +120,7 @@ def text(record: dict[str, Any]) -> str:
         f"{s['model']}, {s['rows']} rows of {s['tokens']} tokens, {s['sites']} sites, {s['precision']}: {record['label']}",
         f"full steps ({full_steps} of {s['num_steps']}): {' '.join(map(str, record['full_steps']))}",
         "",
-        text_table(["", "TFLOPs a step", "steps", "TFLOPs"], lines),
+        text_table(["", "TFLOPs per step", "steps", "TFLOPs"], lines),
         f"{record['flops_ratio']:.2f}x fewer than uncached; without attention's products "
         f"{record['flops_T_without_attention']:.4f}, uncached {record['flops_T_uncached_without_attention']:.4f}",
         "",

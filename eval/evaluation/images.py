@@ -6,6 +6,7 @@ Image i is that of prompt i. A run leaves whole files, so that a killed one goes
     OUT/state/LABEL/claim.json       what they were made with
     OUT/grid.png                     the first images, a row for every cache
     OUT/record.json                  everything measured, of all runs into this folder
+    OUT/index.html                   all of it to look at, with OUT/page/ where images are large (see `evaluation.page`)
 """
 
 import json
@@ -21,13 +22,14 @@ from torch import Tensor
 from cache_dic import Cache, UserError
 from evaluation.jobs import Job
 from evaluation.metrics import psnr, summarize_psnr
+from evaluation.page import Shown, readable, write_page
 from evaluation.scorer import load_scorer
 from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, on_main, start_world
 from seerkit.io.images import image_path, read_image
 from seerkit.io.media import finite_rows, save_png, to_uint8
 from seerkit.io.records import conditions
-from seerkit.io.report import comparison_table, draw_grid, make_rows
+from seerkit.io.report import Comparison, Row, draw_grid, make_rows
 from seerkit.io.tables import number
 from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
 from seerkit.text.minilm import TEXT_TABLE, TextTable
@@ -232,13 +234,14 @@ def report(
     counts: dict[str, Any],
     outcomes: dict[str, Outcome],
     folders: dict[str, Folder],
-    device: torch.device,
+    world: World,
     judge: Judge | None,
 ) -> dict[str, Any]:
-    """Write grid and record of the caches whose images are all there, and return the record."""
+    """Write grid, record and page of the caches whose images are all there, and return the record."""
     earlier = job.earlier_rows()
     record = {
         "command": job.command,
+        "command_line": job.command_line(world.size),
         "settings": job.settings,
         "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached images",
         "num_samples": len(job.prompts),
@@ -247,22 +250,47 @@ def report(
             {label: job.caches[label] for label in folders},
             job.num_steps, outcomes, counts, judge_images(folders, job.prompts, judge), earlier,
         ),
-        "conditions": conditions(device, job.dtype),
+        "conditions": conditions(world.device, job.dtype),
     }  # fmt: skip
     columns = (job.prompts if job.columns is None else job.columns)[:SHOWN]
     shown = {label: folder.load(range(len(columns))) for label, folder in folders.items()}
     save_png(job.grid_path, draw_grid(shown, columns), job.settings)
-    return job.write_record(record, earlier)
+    record = job.write_record(record, earlier)
+    write_image_page(job, record, judge)
+    return record
 
 
-def show(job: ImageJob, record: dict[str, Any], judge: Judge | None) -> None:
-    """The rows of this run as a table, with what its figures mean."""
-    s, rows = record["settings"], [row for row in record["rows"] if row["label"] in job.caches]
+def compared(record: dict[str, Any], judge: Judge | None, rows: Sequence[Row]) -> Comparison:
+    """Some rows of a record as a table, with what its figures mean."""
+    s = record["settings"]
     size = f"{s['width']}x{s['height']}, {s['num_steps']} steps, batches of {s['batch_size']}"
-    print(f"\n{s['model']}, number of images: {record['num_samples']}, {size}")
-    print(comparison_table(rows, {judge.heading: [judge.cell(row[judge.key]) for row in rows]} if judge else {}))
-    if judge:
-        print(judge.explanation)
+    cells = [judge.cell(row[judge.key]) if judge.key in row else "–" for row in rows] if judge else []
+    return Comparison(
+        title=s["model"],
+        facts=f"number of images: {record['num_samples']}, {size}",
+        rows=rows,
+        extra={judge.heading: cells} if judge else {},
+        explanations=[judge.explanation] if judge else [],
+    )
+
+
+def write_image_page(job: ImageJob, record: dict[str, Any], judge: Judge | None) -> None:
+    """The page of a record, with all its caches that have images of this run's prompts."""
+    height, width, _ = job.shape
+    rows = readable(record["rows"])
+    samples = [
+        (
+            prompt,
+            [
+                Shown(label=row["label"], file=path, width=width, height=height)
+                for row in rows
+                if (path := image_path(job.out / row["label"], index)).is_file()
+            ],
+        )
+        for index, prompt in enumerate(job.prompts)
+    ]
+    there = {shown.label for _, made in samples for shown in made}
+    write_page(job.page_path, record, compared(record, judge, [row for row in rows if row["label"] in there]), samples)
 
 
 def run(job: ImageJob) -> dict[str, Any] | None:
@@ -299,11 +327,11 @@ def run(job: ImageJob) -> dict[str, Any] | None:
     record = None
     if whole:
         judge = job.make_judge() if job.make_judge else None
-        record = report(job, counts, outcomes, whole, world.device, judge)
+        record = report(job, counts, outcomes, whole, world, judge)
         if args.json:
             print(json.dumps(record))
         else:
-            show(job, record, judge)
-            print(f"images: {job.out}\ngrid: {job.grid_path}\nrecord: {job.record_path}")
+            print("", compared(record, judge, job.own_rows(record)).text(), sep="\n")
+            print(f"images: {job.out}\ngrid: {job.grid_path}\nrecord: {job.record_path}\npage: {job.page_path}")
     job.check_outcomes(outcomes)
     return record

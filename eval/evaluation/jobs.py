@@ -6,6 +6,7 @@ records of its folder.
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from seerkit.io.report import Row
 from seerkit.sampling.compare import UNCACHED, Outcome
 from seerkit.text.prompts import Batch, make_batches
 
-MAX_SAMPLES = 1_000_000  # their numbers have six digits in the names of files
 PATHS = ("ckpt", "vae", "image")  # settings that name files, whose contents are claimed instead
 LEAST_STREAMS = 4  # of the model's token stream at once in a full step: its tokens, queries, keys and values
 
@@ -55,6 +55,16 @@ class Job:
     @property
     def record_path(self) -> Path:
         return self.out / f"{self.record_name}.json"
+
+    @property
+    def page_path(self) -> Path:
+        """index.html, which is what opens a folder, or named as the record is where that has a name of its own."""
+        return self.record_path.with_name("index.html" if self.record_name == "record" else f"{self.record_name}.html")
+
+    def command_line(self, num_processes: int) -> str:
+        """What repeats this run from the root of the repository."""
+        launcher = ["python"] if num_processes == 1 else ["torchrun", f"--nproc_per_node={num_processes}"]
+        return shlex.join([*launcher, self.command, *self.args.command_line])
 
     @property
     def num_steps(self) -> int:
@@ -115,6 +125,7 @@ class Job:
         try:
             record = read_json(self.record_path, "record")
             shared = {name: record[name] for name in ("conditions", "num_samples")}
+            shared["command_line"] = record.get("command_line")
             return {row["label"]: {**shared, **row} for row in record["rows"]}
         except (UserError, KeyError, TypeError):  # none, or one that nothing can be taken from
             return {}
@@ -128,6 +139,10 @@ class Job:
         record["rows"] += others
         write_json(self.record_path, record)
         return record
+
+    def own_rows(self, record: Mapping[str, Any]) -> list[Row]:
+        """Those of a record that this run has made."""
+        return [row for row in record["rows"] if row["label"] in self.caches]
 
     def check_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
         """UserError naming the samples that did not come out finite, with what can be done."""
@@ -193,24 +208,6 @@ def check_memory(counts: Mapping[str, Mapping[str, Any]], device: torch.device) 
             f"a step of this size holds at least {needed / 2**30:.1f} GiB at once, and {free / 2**30:.1f} GiB are free on "
             f"{device}; ask for fewer pixels or frames, or a smaller batch"
         )
-
-
-def repeated(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
-    """Each prompt as many times as it has samples, which follow each other; UserError for more than can be numbered."""
-    check_number(len(prompts) * samples_per_prompt)
-    return [prompt for prompt in prompts for _ in range(samples_per_prompt)]
-
-
-def cycled(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
-    """All prompts, again and again, each as many times as it has samples; UserError for more than can be numbered."""
-    check_number(len(prompts) * samples_per_prompt)
-    return list(prompts) * samples_per_prompt
-
-
-def check_number(num_samples: int) -> None:
-    """UserError for more samples than the names of files can number."""
-    if num_samples > MAX_SAMPLES:
-        raise UserError(f"{num_samples} samples are too many for one run; at most {MAX_SAMPLES} are numbered")
 
 
 def output_folder(given: Path | None, family: str, settings: dict[str, Any]) -> Path:

@@ -2,7 +2,7 @@
 
 VBench finds the videos of a prompt by their names, PROMPT-0.mp4, PROMPT-1.mp4 and on, PROMPT being "prompt_en" in its
 VBench_full_info.json. That list has 946 entries of 944 prompts, two of which differ in case alone, and each prompt is sampled
-once for all its dimensions. Its lists of lengthened prompts (prompts/augmented_prompts there) have one a line in the same
+once for all its dimensions. Its lists of lengthened prompts (prompts/augmented_prompts there) have one per line in the same
 order; their videos are called after the short ones.
 """
 

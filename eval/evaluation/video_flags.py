@@ -1,13 +1,15 @@
-"""Flags of the commands that make videos; needs no torch."""
+"""Flags of the commands that make videos, and what they ask for; needs no torch."""
 
 import argparse
 import math
 from argparse import BooleanOptionalAction
+from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.vbench import FLICKERING_SAMPLES
-from seerkit.command.cli import Parser, positive_int
+from evaluation.vbench import FLICKERING_SAMPLES, expand, make_entries
+from seerkit.command.cli import Parser, positive_int, refuse_without_effect
 from seerkit.command.flags import Also, add_output_flags
+from seerkit.text.prompts import Listed, check_number, read_list, repeated
 
 
 def add_video_flags(parser: Parser, also: Also, *, family: str, quality: float) -> None:
@@ -56,3 +58,23 @@ def video_quality(text: str) -> float | str:
     if not 1 <= value <= 10:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 to 10 nor lossless")
     return value
+
+
+def list_samples(args: argparse.Namespace, listed: Sequence[Listed]) -> tuple[list[str], list[str]]:
+    """Prompt, and name of the file without suffix, of every sample: by numbers, or as VBench expects them.
+
+    Raises UserError for names that no file can have, and for flags without effect.
+    """
+    if not args.vbench:
+        refuse_without_effect(args, "videos that are numbered, without --vbench", "--name-file", "--flickering-samples")
+        prompts = repeated([one.prompt for one in listed], args.samples_per_prompt)
+        return prompts, [f"{index:06d}" for index in range(len(prompts))]
+    entries = make_entries(
+        listed,
+        num_samples=args.samples_per_prompt,
+        flickering_samples=args.flickering_samples,
+        names=read_list(args.name_file) if args.name_file else None,
+    )
+    check_number(sum(entry.num_samples for entry in entries))
+    prompts, names = zip(*expand(entries), strict=True)
+    return list(prompts), list(names)

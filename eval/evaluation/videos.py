@@ -8,9 +8,9 @@ stage leaves files, whole ones, so that a killed run goes on with --resume where
     OUT/strips/000000.png            frames of one prompt, a row for every cache
     OUT/state/LABEL/                 claim.json, and by number figures/, rows/ of strips, and latents/ until they are decoded
     OUT/record.json                  everything measured, of all runs into this folder
+    OUT/index.html                   all of it to look at (see `evaluation.page`)
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import Cache, UserError
-from evaluation.jobs import Job, check_number, repeated
+from evaluation.jobs import Job
 from evaluation.metrics import finite_or_none, summarize_psnr
-from evaluation.vbench import check_folder, expand, make_entries
+from evaluation.page import Shown, readable, write_page
+from evaluation.vbench import check_folder
 from evaluation.video_metrics import flicker, flicker_error, video_psnr
-from seerkit.command.cli import refuse_without_effect, show_log
+from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main, start_world
 from seerkit.io.claims import state_folder
 from seerkit.io.files import check_space, read_json, write_json
@@ -47,10 +48,10 @@ from seerkit.io.media import (
     video_to_uint8,
 )
 from seerkit.io.records import conditions
-from seerkit.io.report import comparison_table, make_rows
+from seerkit.io.report import Comparison, Row, make_rows
 from seerkit.io.tables import number
 from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
-from seerkit.text.prompts import Batch, Listed, read_list
+from seerkit.text.prompts import Batch
 from seerkit.weights.checkpoints import save_tensors
 
 FLICKER_FRAMES = 3  # the fewest that can flicker
@@ -96,26 +97,6 @@ class VideoJob(Job):
     def latent_bytes(self) -> int:
         """Of one sample."""
         return 4 * math.prod(self.latent_shape)
-
-
-def list_samples(args: argparse.Namespace, listed: Sequence[Listed]) -> tuple[list[str], list[str]]:
-    """Prompt, and name of the file without suffix, of every sample: by numbers, or as VBench expects them.
-
-    Raises UserError for names that no file can have, and for flags without effect.
-    """
-    if not args.vbench:
-        refuse_without_effect(args, "videos that are numbered, without --vbench", "--name-file", "--flickering-samples")
-        prompts = repeated([one.prompt for one in listed], args.samples_per_prompt)
-        return prompts, [f"{index:06d}" for index in range(len(prompts))]
-    entries = make_entries(
-        listed,
-        num_samples=args.samples_per_prompt,
-        flickering_samples=args.flickering_samples,
-        names=read_list(args.name_file) if args.name_file else None,
-    )
-    check_number(sum(entry.num_samples for entry in entries))
-    prompts, names = zip(*expand(entries), strict=True)
-    return list(prompts), list(names)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -194,6 +175,14 @@ class VideoFolder:
             and (not gif or is_whole_gif(self.gif(index), frames))
             and self.read_row(index) is not None
         )
+
+    def shown(self, index: int) -> Shown | None:
+        """What the page shows of a sample, None if there is no video of it."""
+        measured = self.read_figures(index, compared=False)
+        if measured is None or measured.get("prompt") != self.job.prompts[index] or not self.video(index).is_file():
+            return None
+        size = {name: measured[name] for name in ("frames", "height", "width")}
+        return Shown(label=self.label, file=self.video(index), gif=self.gif(index), strip=self.row(index), **size)
 
     def read_row(self, index: int) -> np.ndarray | None:
         """The frames of a video that a strip shows, (n, H, W, 3); None if they are missing or damaged."""
@@ -393,16 +382,44 @@ def judge(folders: Mapping[str, VideoFolder], num_samples: int) -> dict[str, dic
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def show(job: VideoJob, record: dict[str, Any]) -> None:
-    """The rows of this run as a table, with what its figures mean."""
-    s, rows = record["settings"], [row for row in record["rows"] if row["label"] in job.caches]
+def compared(record: dict[str, Any], rows: Sequence[Row]) -> Comparison:
+    """Some rows of a record as a table, with what its figures mean."""
+    s = record["settings"]
     size = f"{s['width']}x{s['height']}, {s['frames']} frames, {s['num_steps']} steps, batches of {s['batch_size']}"
-    print(f"\n{s['model']}, number of videos: {record['num_samples']}, {size}")
-    flickers = [number(row["flicker"]["mean"], 2) for row in rows]
-    errors = [row["flicker"]["error"] for row in rows]
-    extra = {"flicker": flickers, "flicker change": ["–" if e is None else f"{100 * e:+.1f} %" for e in errors]}
-    print(comparison_table(rows, extra))
-    print("flicker: mean second difference in time, of 255 grey levels; its change is against the uncached video")
+    flickers = [row.get("flicker") or {} for row in rows]
+    errors = [flicker.get("error") for flicker in flickers]
+    return Comparison(
+        title=s["model"],
+        facts=f"number of videos: {record['num_samples']}, {size}",
+        rows=rows,
+        extra={
+            "flicker": [number(flicker.get("mean"), 2) for flicker in flickers],
+            "flicker change": ["–" if e is None else f"{100 * e:+.1f} %" for e in errors],
+        },
+        explanations=[
+            "flicker: mean second difference in time, of 255 grey levels; its change is against the uncached video"
+        ],
+    )
+
+
+ENCODED = (
+    "The videos shown are compressed, and so are their differences here; PSNR and flicker were measured on the frames before "
+    "that, PSNR as the mean over frames."
+)
+LOSSLESS = "The videos keep their frames as they are, which not every browser plays; PSNR is the mean over frames."
+
+
+def write_video_page(job: VideoJob, record: dict[str, Any]) -> None:
+    """The page of a record, with all its caches that have videos of this run's prompts."""
+    rows = readable(record["rows"])
+    samples = []
+    for index, prompt in enumerate(job.prompts):
+        made = (VideoFolder(job, row["label"]).shown(index) for row in rows)
+        samples.append((prompt, [shown for shown in made if shown is not None]))
+    there = {shown.label for _, made in samples for shown in made}
+    note = LOSSLESS if job.args.quality == "lossless" else ENCODED
+    comparison = compared(record, [row for row in rows if row["label"] in there])
+    write_page(job.page_path, record, comparison, samples, notes=[note])
 
 
 def run(job: VideoJob) -> dict[str, Any] | None:
@@ -445,6 +462,7 @@ def run(job: VideoJob) -> dict[str, Any] | None:
         scores = judge(whole, len(job.prompts))
         record = {
             "command": job.command,
+            "command_line": job.command_line(world.size),
             "settings": job.settings,
             "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached videos, "
             "mean over frames; flicker: grey levels of 255, error relative to the uncached videos",
@@ -456,10 +474,12 @@ def run(job: VideoJob) -> dict[str, Any] | None:
             "conditions": conditions(world.device, job.dtype),
         }
         record = job.write_record(record, earlier)
+        write_video_page(job, record)
         if args.json:
             print(json.dumps(record))
         else:
-            show(job, record)
+            print("", compared(record, job.own_rows(record)).text(), sep="\n")
             print(f"videos: {job.out}\nstrips of frames: {job.out / 'strips'}\nrecord: {job.record_path}")
+            print(f"page: {job.page_path}")
     job.check_outcomes(outcomes)
     return record

@@ -62,7 +62,7 @@ def test_taylor_weights_are_the_recursion(full_steps, max_order, warmup):
 
 
 def test_order_grows_from_the_last_warmup_step():
-    """Warm-up 3: step 1 still has order 0, step 2 order 1, then one more a full step up to the highest."""
+    """Warm-up 3: step 1 still has order 0, step 2 order 1, then one more at each full step up to the highest."""
     taylor = Taylor(max_order=3, warmup_steps=3)
     orders = [
         len([w for w in taylor.weights(full, full[-1] + 1) if w]) - 1

@@ -145,14 +145,6 @@ def test_sampler_is_the_official_loop(solver):
     torch.testing.assert_close(result, x, rtol=1e-9, atol=1e-9)
 
 
-def test_ddpm_needs_generators():
-    model = DiT(
-        DiTConfig(input_size=4, patch_size=2, in_channels=1, hidden_size=16, depth=1, num_heads=2, num_classes=3)
-    )
-    with pytest.raises(ValueError, match="pass generators"):
-        Sampler(model, 5, solver="ddpm").run(torch.randn(1, 1, 4, 4), torch.tensor([0]))
-
-
 def test_loss_terms():
     """KL of Gaussians by its formula, bins that sum to one, and a perfect prediction that costs nothing but the variance."""
     mean, log_variance = torch.tensor(0.3, dtype=torch.float64), torch.tensor(-0.4, dtype=torch.float64)

@@ -27,13 +27,15 @@ NUM_STEPS = 30
 
 def draw_flux(model: flux.Flux, noise: Tensor, txt: Tensor, y: Tensor) -> Tensor:
     cache = make_cache("taylorseer", interval=4, max_order=2, warmup_steps=3)
-    return flux.sample(model, noise, txt, y, NUM_STEPS, guidance=3.0, cache=cache)
+    return flux.sample(model, noise, txt, y, NUM_STEPS, guidance_scale=3.0, cache=cache)
 
 
 def draw_hidream(model: hidream.HiDream, noise: Tensor, txt: Tensor, y: Tensor) -> Tensor:
     cache = make_cache("taylorseer", interval=4, max_order=2, warmup_steps=1)
     negative = torch.zeros_like(txt), torch.zeros_like(txt[None]), torch.zeros_like(y)
-    return hidream.sample(model, noise, txt, txt[None], y, NUM_STEPS, negative=negative, guidance=3.0, cache=cache)
+    return hidream.sample(
+        model, noise, txt, txt[None], y, NUM_STEPS, negative=negative, guidance_scale=3.0, cache=cache
+    )
 
 
 FAMILIES = {"flux": (load_flux, draw_flux), "hidream": (load_hidream, draw_hidream)}

@@ -12,7 +12,8 @@ from cache_dic import make_cache
 from evaluation.video_metrics import video_psnr
 from hunyuan_video import CONFIGS as HUNYUAN_CONFIGS
 from hunyuan_video import Sampler as HunyuanSampler
-from seerkit.data.moving_objects import BACKGROUNDS, COLOURS, encode, pooled
+from seerkit.data.captions import BACKGROUNDS, COLOURS
+from seerkit.data.moving_objects import encode, pooled
 from seerkit.io.media import video_to_uint8
 from seerkit.sampling.seeds import SampleGenerators
 from wan import Sampler as WanSampler
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 def wan_sampler() -> tuple[WanSampler, tuple[Tensor, ...]]:
     """As the model was made for, and what its run takes after the noise."""
     usage = wan.config.USAGE["wan-tiny"]
-    sampler = WanSampler(wan.weights.load_wan("wan-tiny"), 50, shift=usage.shift, guidance=usage.guidance)
+    sampler = WanSampler(wan.weights.load_wan("wan-tiny"), 50, shift=usage.shift, guidance_scale=usage.guidance)
     return sampler, (encode(PROMPTS)[0], encode(["", ""])[0])
 
 
@@ -37,7 +38,7 @@ def hunyuan_sampler() -> tuple[HunyuanSampler, tuple[Tensor, ...]]:
     """The same of HunyuanVideo."""
     usage, words = hunyuan_video.config.USAGE["hunyuan-tiny"], encode(PROMPTS)[0]
     model = hunyuan_video.weights.load_hunyuan_video("hunyuan-tiny")
-    sampler = HunyuanSampler(model, 50, shift=usage.flow_shift, guidance=usage.guidance)
+    sampler = HunyuanSampler(model, 50, shift=usage.flow_shift, guidance_scale=usage.guidance)
     return sampler, (words, torch.ones(words.shape[:2], dtype=torch.bool), pooled(words))
 
 

@@ -101,7 +101,7 @@ def test_a_block_by_hand():
 
 
 def test_the_published_counter_and_the_way_from_it_to_ours():
-    """0.47471 T a step, 0.06 % to 0.07 % above ours on an uncached run: softmax and GELU against adaLN and the embedders."""
+    """0.47471 T per step, 0.06 % to 0.07 % above ours on an uncached run: softmax and GELU against adaLN and the embedders."""
     config = dit_config("DiT-XL/2", image_size=256)
     counter = dit_counter(config, 2)
     full, forecast = counter.steps

@@ -16,7 +16,6 @@ from evaluation.images import (
     SHOWN,
     Folder,
     ImageJob,
-    add_image_flags,
     emoji_judge,
     judge_images,
     png_settings,
@@ -25,6 +24,7 @@ from evaluation.images import (
 from evaluation.metrics import psnr
 from evaluation.scorer import load_scorer
 from seerkit.command.cli import Parser
+from seerkit.command.flags import add_image_flags
 from seerkit.io.images import image_path
 from seerkit.io.media import read_png_settings, save_png, to_uint8
 from seerkit.sampling.seeds import SampleGenerators
@@ -70,7 +70,7 @@ class FakePipeline:
 
 @pytest.fixture
 def carry_out(tmp_path, monkeypatch):
-    """`carry_out(*flags, prompts=)`: the record of a job with every cache, two images a batch, and its pipeline or None."""
+    """`carry_out(*flags, prompts=)`: the record of a job with every cache, two images per batch, and its pipeline or None."""
     counts = {"flops_T": 1.0, "flops_T_uncached": 2.0, "flops_ratio": 2.0, "full_steps": [0, 2]}
     counts["kept_bytes"] = {"folded": 1024, "layerwise": 0}
     monkeypatch.setattr(jobs, "count_caches", lambda _, caches, *__, **___: dict.fromkeys(caches, counts))
@@ -79,15 +79,15 @@ def carry_out(tmp_path, monkeypatch):
         *flags: str, prompts=FOUR, scored=False, caches=CACHES, read=None, **settings: Any
     ) -> tuple[Any, FakePipeline | None]:
         parser, pipelines = Parser("Make images.", ""), []
-        add_image_flags(parser, folder="fake")
-        args = parser.parse_args(["--output_dir", str(tmp_path / "out"), *flags])
+        add_image_flags(parser, {}, family="fake")
+        args = parser.parse_args(["--output-dir", str(tmp_path / "out"), *flags])
         vars(args).update(device="cpu", precision="fp32", batch_size=2, accumulator_dtype=None)
         shown = {"model": "fake", "width": SIDE, "height": SIDE, "num_steps": 4, "batch_size": 2, "prompts": prompts}
         record = run(
             ImageJob(
                 command="fake.py", args=args, prompts=list(prompts), caches=caches,
                 settings=shown | settings, sizes={"height": SIDE, "width": SIDE}, out=args.output_dir,
-                flag="--output_dir", find=lambda _: {"transformer": [read] if read else []},
+                find=lambda _: {"transformer": [read] if read else []},
                 make_judge=emoji_judge if scored else None,
                 make_pipeline=lambda *given: pipelines.append(FakePipeline(*given)) or pipelines[-1],
             )
@@ -124,7 +124,8 @@ def test_a_job_leaves_images_grid_and_record(carry_out, out, capsys):
     printed = capsys.readouterr().out
     first_words = [line.partition(" ")[0] for line in printed.splitlines()]
     assert [word for word in first_words if word in CACHES] == list(CACHES)
-    assert f"record: {out / 'record.json'}" in printed
+    assert printed.splitlines()[-2:] == [f"record: {out / 'record.json'}", f"page: {out / 'index.html'}"]
+    assert record["command_line"] == f"python fake.py --output_dir {out}"
     assert "score" not in printed
 
 
@@ -140,7 +141,7 @@ def test_batches_with_a_missing_image_are_made_again_and_no_others(carry_out, ou
     assert record["rows"][0]["latency"]["repeats"] == 2, "nothing of it was sampled; what was measured before stands"
     assert carry_out("--resume")[1] is None, "there is all"
     assert carry_out()[1].prompts == FOUR, "without --resume all is made again"
-    with pytest.raises(UserError, match="seed is not set there and 1 here; choose another --output_dir"):
+    with pytest.raises(UserError, match="seed is not set there and 1 here; choose another --output-dir"):
         carry_out("--resume", seed=1)
     assert pngs(out) == before
 
@@ -154,7 +155,7 @@ def test_the_grid_shows_the_first_images(carry_out, out):
     sizes = []
     for number in (SHOWN - 1, SHOWN, SHOWN + 1):
         folder = out / str(number)
-        carry_out("--output_dir", str(folder), prompts=["house"] * number)
+        carry_out("--output-dir", str(folder), prompts=["house"] * number)
         sizes.append(Image.open(folder / "grid.png").size)
     assert sizes[0][0] < sizes[1][0]
     assert sizes[1] == sizes[2]
@@ -218,7 +219,7 @@ def test_another_rule_of_the_schedule_is_refused_by_name(carry_out, out):
     before = pngs(out)
     for flags in ([], ["--resume"]):
         with pytest.raises(
-            UserError, match=r"cache\.plan\.full_steps is .* there and .* here; choose another --output_dir"
+            UserError, match=r"cache\.plan\.full_steps is .* there and .* here; choose another --output-dir"
         ):
             carry_out(
                 *flags,
@@ -280,8 +281,9 @@ def test_another_method_in_the_same_folder_adds_to_the_record(carry_out, out):
     first, _ = carry_out(caches={"fora": CACHES["fora"]})
     record, _ = carry_out(caches={"uncached": CACHES["uncached"]})
     assert [row["label"] for row in record["rows"]] == ["uncached", "fora"]
-    kept = {key: value for key, value in record["rows"][1].items() if key not in ("conditions", "num_samples")}
+    kept = {key: value for key, value in record["rows"][1].items() if key in first["rows"][0]}
     assert kept == first["rows"][0]
+    assert record["rows"][1]["command_line"] == first["command_line"]
     assert record["rows"][1]["num_samples"] == 4
 
 

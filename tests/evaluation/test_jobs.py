@@ -1,6 +1,7 @@
 """The jobs of commands that sample for prompts: what is counted, what samples depend on, where they go."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from cache_dic import UserError, make_cache
 from evaluation.backbones import count_caches
-from evaluation.jobs import Job, check_memory, cycled, make_claim, output_folder, repeated
+from evaluation.jobs import Job, check_memory, make_claim, output_folder
 from seerkit.io.images import digest
 
 
@@ -18,7 +19,7 @@ def test_a_job_counts_its_first_batch_and_names_what_samples_depend_on():
     settings = {"model": "flux-debug", "num_steps": 4}
     job = Job(
         command="fake.py", args=args, prompts=["a", "b", "c"], caches=caches,
-        settings=settings, sizes={"height": 16, "width": 32}, out=Path("out"), flag="--out", find=lambda _: {},
+        settings=settings, sizes={"height": 16, "width": 32}, out=Path("out"), find=lambda _: {},
     )  # fmt: skip
     assert [batch.prompts for batch in job.batches()] == [["a", "b"], ["c"]]
     assert job.dtype == torch.bfloat16
@@ -26,6 +27,8 @@ def test_a_job_counts_its_first_batch_and_names_what_samples_depend_on():
         count_caches("flux-debug", caches, 4, torch.bfloat16, height=16, width=32, num_samples=n) for n in (2, 1)
     )
     assert job.counts() == two != one
+    assert job.page_path == Path("out/index.html")
+    assert replace(job, record_name="a").page_path == Path("out/a.html"), "of several records, each has its own"
     claim = job.claims({"transformer": "abc"}, torch.device("cpu"))["fora-N2-W1"]
     assert claim == {
         **settings,
@@ -57,22 +60,11 @@ def test_the_size_of_a_batch_is_claimed_where_it_may_move_a_pixel(dtype, device,
     assert "ckpt" not in claim, "the contents are claimed, not the place"
 
 
-def test_absurd_numbers_of_samples_are_refused_before_they_are_listed():
-    for make in (repeated, cycled):
-        with pytest.raises(UserError, match="2000000000 samples are too many for one run; at most 1000000"):
-            make(["a", "b"], 10**9)
-
-
 def test_a_step_that_cannot_fit_is_refused():
     counts = {"fora": {"stream_bytes": 2**60}}
     with pytest.raises(UserError, match=r"a step of this size holds at least \d+\.\d GiB at once, and"):
         check_memory(counts, torch.device("cpu"))
     check_memory({"fora": {"stream_bytes": 2**10}}, torch.device("cpu"))
-
-
-def test_prompts_are_repeated_in_place_or_all_again_and_again():
-    assert repeated(["a", "b"], 3) == ["a", "a", "a", "b", "b", "b"]
-    assert cycled(["a", "b"], 3) == ["a", "b", "a", "b", "a", "b"]
 
 
 def test_the_output_folder_tells_settings_apart():

@@ -211,7 +211,7 @@ class TestShipped:
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
-    """A folder as scripts/get_emoji.sh makes it: a colour a label; labels of six styles are the held-out ones."""
+    """A folder as scripts/get_emoji.sh makes it: one colour per label; labels of six styles are the held-out ones."""
     folder = tmp_path_factory.mktemp("emoji")
     labels, styles = [f"thing {number}" for number in range(24)], list(STYLES.values())
     held_out = styles.index(HELD_OUT_STYLE)

@@ -184,6 +184,47 @@ def test_flops_beside_the_published_row(results):
     assert "- the forecaster's own sums: +" in table
 
 
+@pytest.fixture
+def every_backbone(results, tmp_path) -> Path:
+    """The small records, with samples for every backbone; latencies of the later ones are those of DiT's."""
+    root = tmp_path / "every"
+    shutil.copytree(results, root)
+    record = json.loads((root / "dit" / "fashion-mnist.json").read_text())
+    rows = record["rows"]
+    rows.append({**rows[1], "label": "taylorseer-N5-W2-O3", "latency": {"ratio": 9.9}, "psnr": {"mean_db": 29.99}})
+    rows.append({**rows[1], "label": "fora-N3-W2", "psnr": {"mean_db": 25.5}})
+    rows.append({**rows[1], "label": "fora-N5-W2", "full_steps": [0, 1, 6], "psnr": {"mean_db": 40.0}})
+    (root / "dit" / "fashion-mnist.json").write_text(json.dumps(record))
+    record["settings"]["model"] = "hidream-tiny"
+    record["conditions"] = {**CONDITIONS, "device": "Another"}
+    (root / "hidream" / "hidream-tiny.json").write_text(json.dumps(record))
+    return root
+
+
+def test_the_overview_shows_the_fastest_run_that_is_good_enough(every_backbone):
+    table = TABLES["overview"](every_backbone)
+    lines = {line.split("](")[0].removeprefix("| ["): line for line in table.splitlines() if line.startswith("| [")}
+    assert list(lines) == ["FLUX.1", "HiDream-I1", "HunyuanVideo", "Wan2.1", "DiT"]
+    assert lines["DiT"] == (
+        "| [DiT](TaylorSeer-DiT/README.md) | fashion-mnist, 50 samples | taylorseer-N3-W2-O3 | 4/10 | 2.50x | 2.22x | 31.26 "
+        "| 25.50 | 2.77x (DiT-XL/2) |"
+    )
+    assert lines["HiDream-I1"].endswith("| taylorseer-N3-W2-O3 | 4/10 | 2.50x | 2.22x | 31.26 | 25.50 | – |"), (
+        "not counted"
+    )
+    assert lines["FLUX.1"].endswith("| flux-tiny, 16 samples | – | – | – | – | – | – | – |"), "no latency"
+    assert "at least 30 dB" in table
+    assert "A Processor, 2 threads, float32, torch 2.13.0, 2026-01-02; Another, 2 threads," in table
+
+
+def test_no_run_is_good_enough(every_backbone):
+    path = every_backbone / "dit" / "fashion-mnist.json"
+    record = json.loads(path.read_text())
+    record["rows"] = [row for row in record["rows"] if not row["label"].startswith("taylorseer-N3")]
+    path.write_text(json.dumps(record))
+    assert "| fashion-mnist, 50 samples | – |" in TABLES["overview"](every_backbone)
+
+
 def test_samples_name_their_conditions(results):
     table = TABLES["dit_samples"](results)
     assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 91.2 % |" in table
@@ -375,6 +416,7 @@ def test_benchmarks_at_reduced_depth(tmp_path, name, published):
 @pytest.mark.parametrize(
     "name",
     [
+        "overview",
         "hunyuan-flops",
         "hunyuan-benchmark",
         "hunyuan-samples",
@@ -492,7 +534,7 @@ REPLACEMENTS = ((), (None,), ("",), ("text",), ([],), ({},), (-1,), (0,), (True,
 def test_a_spoilt_record_makes_a_table_or_one_message(tmp_path, monkeypatch, name):
     """The records of the repository with something in them missing or of another kind: never another error."""
     rng, family = random.Random(name), name.split("-")[0]
-    families = ("hunyuan", "wan") if family == "video" else (family,)
+    families = {"video": ("hunyuan", "wan"), "overview": tuple(TABLES["BACKBONES"])}.get(family, (family,))
     for one in families:
         shutil.copytree(ROOT / "results" / one, tmp_path / one)
     make, read, refusals = TABLES["TABLES"][name], {}, {}
@@ -513,6 +555,13 @@ def test_a_spoilt_record_makes_a_table_or_one_message(tmp_path, monkeypatch, nam
     assert all(str(path) in message for message, path in refusals.items())
 
 
-@pytest.mark.parametrize("path", TABLES["MARKED"], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", TABLES["marked_documents"](), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_tables_of_the_repository_are_those_of_the_records(path):
     assert TABLES["stale_tables"](path, ROOT / "results") == []
+
+
+def test_every_table_stands_in_one_document():
+    shown = [
+        name for path in TABLES["marked_documents"]() for _, name, _, _ in TABLES["BLOCK"].findall(path.read_text())
+    ]
+    assert sorted(shown) == sorted(TABLES["TABLES"])

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from cache_dic import Cache, UserError, make_cache
 from evaluation import jobs, videos
+from evaluation.video_flags import add_video_flags
 from evaluation.video_metrics import flicker, video_psnr
-from evaluation.videos import VideoFolder, VideoJob, add_video_flags, figures
+from evaluation.videos import VideoFolder, VideoJob, figures
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from seerkit.command.cli import Parser
-from seerkit.data.moving_objects import PROMPTS as CLIPS
+from seerkit.data.captions import PROMPTS as CLIPS
 from seerkit.devices.distributed import stop_world
 from seerkit.io.media import video_to_uint8
 from seerkit.sampling.seeds import SampleGenerators
@@ -83,7 +84,7 @@ class FakePipeline:
 
 @pytest.fixture
 def carry_out(tmp_path, monkeypatch):
-    """`carry_out(*flags, labels=, pipeline=)`: the pipeline after a job on `PROMPTS`, one video a batch, and its record."""
+    """`carry_out(*flags, labels=, pipeline=)`: the pipeline after a job on `PROMPTS`, one video per batch, and its record."""
     counts = {"flops_T": 1.0, "flops_T_uncached": 2.0, "flops_ratio": 2.0, "full_steps": [0, 2]}
     kept = {"folded": 1024, "layerwise": 0}
     monkeypatch.setattr(
@@ -92,13 +93,13 @@ def carry_out(tmp_path, monkeypatch):
 
     def run(*flags: str, labels=tuple(CACHES), pipeline=None, **settings: Any) -> tuple[FakePipeline, dict[str, Any]]:
         parser, pipeline = Parser("Make videos.", ""), pipeline or FakePipeline()
-        add_video_flags(parser)
+        add_video_flags(parser, {}, family="fake", quality=5)
         args = parser.parse_args(flags)
         vars(args).update(device="cpu", precision="fp32", batch_size=1, accumulator_dtype=None)
         shown = {"model": "fake", "width": 8, "height": 8, "frames": 4, "num_steps": 4, "batch_size": 1, **settings}
         job = VideoJob(
             command="fake.py", args=args, prompts=PROMPTS, settings=shown, sizes={},
-            caches={label: CACHES[label] for label in labels}, out=tmp_path / "out", flag="--output-dir",
+            caches={label: CACHES[label] for label in labels}, out=tmp_path / "out",
             names=[f"{i:06d}" for i in range(3)], latent_shape=pipeline.size, sequence_parallel=False,
             find=lambda world: {}, make_pipeline=lambda world: pipeline,
         )  # fmt: skip
@@ -124,6 +125,7 @@ def test_a_job_leaves_videos_latents_figures_strips_and_a_record(carry_out, out,
     numbers = [f"{index:06d}" for index in range(len(PROMPTS))]
     assert made == {
         "record.json",
+        "index.html",
         *(f"strips/{number}.png" for number in numbers),
         *(f"state/{label}/claim.json" for label in CACHES),
         *(
@@ -264,7 +266,7 @@ def test_videos_of_two_frames_have_no_flicker(carry_out, capsys):
     row = rows(carry_out(labels=["uncached", FORA], pipeline=pipeline)[1])[FORA]
     assert row["flicker"] == {"mean": None, "error": None}
     assert row["psnr"]["mean_db"] > 0
-    assert capsys.readouterr().out.splitlines()[-5].split()[-2:] == ["–", "–"]
+    assert capsys.readouterr().out.splitlines()[-6].split()[-2:] == ["–", "–"]
 
 
 def test_gifs_are_for_small_videos_and_can_be_left_out(carry_out, out):
@@ -329,26 +331,22 @@ class TestFigures:
 
 @dataclass(frozen=True)
 class VideoCommand:
-    """A command with its debug model: flags of it with a checkpoint, of the folder, and of two ways to share a video."""
+    """A command with its debug model: flags of it with a checkpoint, and of sharing a video by heads."""
 
     script: str
     model: nn.Module
     flags: tuple[str, ...]
-    folder: str
     ulysses: tuple[str, ...]
-    ring: tuple[str, ...]
 
 
 COMMANDS = {
     "wan": lambda: VideoCommand(
         "TaylorSeer-Wan2.1/generate.py", Wan(wan_config("wan-debug")),
-        ("--task", "debug", "--sample_steps", "6", "--ckpt_dir"), "--output-dir",
-        ("--ulysses_size", "2"), ("--ring_size", "2", "--dit_fsdp"),
+        ("--model", "wan-debug", "--num-steps", "6", "--ckpt"), ("--ulysses-degree", "2"),
     ),
     "hunyuan": lambda: VideoCommand(
         "TaylorSeer-HunyuanVideo/sample_video.py", HunyuanVideo(hunyuan_video_config("hunyuan-debug")),
-        ("--model", "hunyuan-debug", "--infer-steps", "6", "--dit-weight"), "--save-path",
-        ("--ulysses-degree", "2", "--ring-degree", "1"), ("--ring-degree", "2", "--dit-fsdp"),
+        ("--model", "hunyuan-debug", "--num-steps", "6", "--ckpt"), ("--ulysses-degree", "2", "--ring-degree", "1"),
     ),
 }  # fmt: skip
 
@@ -363,7 +361,7 @@ def test_a_killed_run_and_several_processes_end_with_the_same_latents(name, tmp_
     (tmp_path / "prompts.txt").write_text("\n".join(CLIPS[:5]))
     prompts = ["--prompt-file", str(tmp_path / "prompts.txt")]
     cache = ["--interval", "3", "--device", "cpu", "--batch-size", "1", "--no-gif", "--keep-latents"]
-    common = [*command.flags, str(tmp_path / "debug.safetensors"), *cache, command.folder]
+    common = [*command.flags, str(tmp_path / "debug.safetensors"), *cache, "--output-dir"]
 
     def made(folder: str) -> dict[int, Path]:
         return {int(path.stem): path for path in sorted((tmp_path / folder).glob("state/*/latents/[0-9]*"))}
@@ -392,7 +390,7 @@ def test_a_killed_run_and_several_processes_end_with_the_same_latents(name, tmp_
     lines = {
         "killed": [*prompts, "--resume"],
         "ulysses": ["--prompt", *CLIPS[:2], *command.ulysses],
-        "ring": ["--prompt", *CLIPS[:2], *command.ring],
+        "ring": ["--prompt", *CLIPS[:2], "--ring-degree", "2", "--dit-fsdp"],
     }
     command_lines = json.dumps([[*common, str(tmp_path / folder), *more] for folder, more in lines.items()])
     done = run_script(__file__, ROOT / command.script, command_lines, processes=2)

@@ -203,7 +203,7 @@ class TestCached:
         x, times = pack(noise, 2), sampling_times(9, 12, shift=guided)
         for t, t_next in itertools.pairwise(times):
             x = x + (t_next - t) * model(**call | {"img": x, "timesteps": t.float().expand(2)})
-        with_table = sample(model, noise, txt, y, 9, guidance=2.5)
+        with_table = sample(model, noise, txt, y, 9, guidance_scale=2.5)
         torch.testing.assert_close(with_table, unpack(x, 6, 8, 2), rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("engine", ENGINES)

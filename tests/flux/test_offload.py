@@ -34,7 +34,7 @@ def sampling_bytes(model: Flux, cache: Cache | None, num_steps: int, *, tokens: 
 
 
 def test_bytes_halve():
-    """A byte a weight and four a row for FLUX.1's blocks; all else stays."""
+    """A byte per weight and four per row for FLUX.1's blocks; all else stays."""
     config = replace(flux_config("flux-dev"), depth=1, depth_single_blocks=1)
     model = meta_flux(config)
     before = resident_bytes(model)

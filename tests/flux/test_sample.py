@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from flux import Flux, flux_config
-from seerkit.command.cli import run_command
+from flux.flags import add_flags
+from seerkit.command.cli import Parser, run_command
 from seerkit.data.emoji import PROMPTS
 from seerkit.io.images import digest
 from seerkit.io.media import read_png_settings
@@ -37,7 +38,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def flags(checkpoint, tmp_path) -> list[object]:
-    return ["--model_name", "flux-debug", "--ckpt", checkpoint, "--num_steps", 12, "--output_dir", tmp_path / "out"]
+    return ["--model", "flux-debug", "--ckpt", checkpoint, "--num-steps", 12, "--output-dir", tmp_path / "out"]
 
 
 def run(command, capsys, *flags: object) -> tuple[int, str, str]:
@@ -114,7 +115,7 @@ def test_a_killed_run_goes_on(command, capsys, flags, checkpoint, tmp_path):
 
     code, _, err = run(command, capsys, *flags, "--resume", "--seed", 7)
     assert code == 2
-    assert "seed is 0 there and 7 here; choose another --output_dir" in err
+    assert "seed is 0 there and 7 here; choose another --output-dir" in err
     other = tmp_path / "other.safetensors"
     other.write_bytes(checkpoint.read_bytes())
     assert run(command, capsys, *flags, "--resume", "--ckpt", other)[0] == 0, "the same weights in another place"
@@ -152,7 +153,7 @@ def test_options_that_change_where_weights_are_change_no_pixel(command, capsys, 
 
 
 def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys, monkeypatch):
-    flags = ["--model_name", "flux-dev", "--prompt", "a fox", "--interval", 6]
+    flags = ["--model", "flux-dev", "--prompt", "a fox", "--interval", 6]
     code, out, _ = run(command, capsys, *flags, "--dry-run")
     assert code == 0
     shown = json.loads(out)
@@ -198,10 +199,10 @@ def test_missing_weights_are_all_named_at_once(command, capsys, monkeypatch, tmp
     ("more", "message"),
     [
         (["--width", 30], "width 30 must be a positive multiple of 4 for flux-debug; 32 is near"),
-        (["--prompt", "a", "--prompt_file", "b"], "--prompt and --prompt_file exclude each other"),
+        (["--prompt", "a", "--prompt_file", "b"], "--prompt and --prompt-file exclude each other"),
         (["--prompt_file", "/nowhere/prompts.txt"], "prompt file /nowhere/prompts.txt cannot be read"),
         (["--warmup-steps", 13], "warmup_steps = 13"),
-        (["--guidance", 0], "argument --guidance: 0 must be above 0"),
+        (["--guidance-scale", 0], "argument --guidance-scale/--guidance: 0 must be above 0"),
         (["--device", "tpu"], "device 'tpu' is"),
         (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
         (["--ckpt", "/nowhere/x.safetensors"], "/nowhere/x.safetensors (does not exist)"),
@@ -219,7 +220,7 @@ def test_prompts(tmp_path, command, capsys):
     assert len(shipped) == len(set(shipped)) >= 16
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    with pytest.raises(ValueError, match="holds no prompt; write one a line"):
+    with pytest.raises(ValueError, match="holds no prompt; write one per line"):
         read_prompts(empty)
     empty.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match="is not UTF-8 text"):
@@ -230,3 +231,22 @@ def test_prompts(tmp_path, command, capsys):
     batches = make_batches(shipped[:5], 2)
     assert [batch.indices for batch in batches] == [[0, 1], [2, 3], [4]]
     assert [prompt for batch in batches for prompt in batch.prompts] == shipped[:5]
+
+
+@pytest.mark.parametrize(
+    ("official", "canonical"),
+    [
+        (["--model_name", "flux-dev"], ["--model", "flux-dev"]),
+        (["--num_steps", "7"], ["--num-steps", "7"]),
+        (["--guidance", "2.5"], ["--guidance-scale", "2.5"]),
+        (["--output_dir=x"], ["--output-dir", "x"]),
+        (["--prompt_file", "p.txt"], ["--prompt-file", "p.txt"]),
+        (["--no-add_sampling_metadata"], ["--no-add-sampling-metadata"]),
+        (["--test_FLOPs"], ["--test-FLOPs"]),
+        (["--offload_modulation"], ["--offload-modulation"]),
+    ],
+)
+def test_official_spellings_and_underscores_mean_the_same(official, canonical):
+    parser = Parser("Sample.", "sample.py")
+    add_flags(parser)
+    assert parser.parse_args(official) == parser.parse_args(canonical) != parser.parse_args([])

@@ -139,7 +139,15 @@ class TestSampler:
         noise, txt, y = given()
         guided, num_steps = model == "dev", 20
         states = []
-        sample(field(guided), noise, txt, y, num_steps, guidance=2.0, callback=lambda step, x: states.append((step, x)))
+        sample(
+            field(guided),
+            noise,
+            txt,
+            y,
+            num_steps,
+            guidance_scale=2.0,
+            callback=lambda step, x: states.append((step, x)),
+        )
         assert [step for step, _ in states] == list(range(num_steps))
         theirs, x = scheduler(need, model, num_steps, 15), pack(noise, 2)
         guidance = torch.full((2,), 2.0) if guided else None

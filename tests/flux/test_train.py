@@ -65,7 +65,7 @@ def test_weights_are_drawn_from_the_seed(given):
 
 
 def test_samples_are_of_the_texts_and_of_noise(given, batch):
-    """By the distilled model's one call a step, so what is drawn without text plays no part."""
+    """By the distilled model's one call per step, so what is drawn without text plays no part."""
     model, none = given["make_model"](), (torch.full((2, 16, 384), torch.nan), torch.full((2, 768), torch.nan))
     images = given["sample"](model, batch["noise"], (batch["txt"], batch["y"]), none)
     assert images.shape == batch["noise"].shape

@@ -285,7 +285,7 @@ class TestFlops:
         assert expected[0] > 20 * expected[1]
 
     def test_official_model_at_480_by_640(self):
-        """TaylorSeer's setting, 65 frames: 595.4 · 10^12 operations a step, and 29.77 · 10^15 of 50, as its table has."""
+        """TaylorSeer's setting, 65 frames: 595.4 · 10^12 operations per step, and 29.77 · 10^15 of 50, as its table has."""
         with torch.device("meta"):
             model = HunyuanVideo(CONFIGS["hunyuan-video"])
             x = torch.empty(1, *latent_shape("hunyuan-video", 480, 640, 65))

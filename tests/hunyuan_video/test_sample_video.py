@@ -12,9 +12,9 @@ from torch import Tensor
 from evaluation import jobs
 from evaluation.video_metrics import flicker, video_psnr
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
-from hunyuan_video.command import find_everything
+from hunyuan_video.pipeline import find_everything
 from seerkit.command.cli import run_command
-from seerkit.data.moving_objects import PROMPTS
+from seerkit.data.captions import PROMPTS
 from seerkit.devices.distributed import World
 from seerkit.io.media import video_to_uint8
 from seerkit.weights.checkpoints import export_safetensors
@@ -52,16 +52,16 @@ def flags(checkpoint, tmp_path) -> list[object]:
         "--keep-latents",
         "--model",
         "hunyuan-debug",
-        "--dit-weight",
+        "--ckpt",
         checkpoint,
-        "--infer-steps",
+        "--num-steps",
         6,
         "--interval",
         3,
         "--device",
         "cpu",
     ]
-    return [*model, "--save-path", tmp_path / "out"]
+    return [*model, "--output-dir", tmp_path / "out"]
 
 
 @pytest.fixture
@@ -191,13 +191,13 @@ def test_names_for_vbench(command, capsys, flags, tmp_path):
     assert (first - second).abs().max() > 0.1
 
     different = refusal(command, capsys, *flags, "--seed", 7, "--resume")
-    assert "seed is 0 there and 7 here; choose another --save-path" in different
+    assert "seed is 0 there and 7 here; choose another --output-dir" in different
 
 
 def test_options_of_the_weights(command, capsys, flags, tmp_path):
     """Modulation weights on the host change nothing, weights in 8 bits a little."""
     made = {}
-    for name, more in {"plain": [], "offload": ["--use-cpu-offload"], "fp8": ["--use-fp8"]}.items():
+    for name, more in {"plain": [], "offload": ["--offload"], "fp8": ["--fp8"]}.items():
         code, _, err = run(command, capsys, *flags[:-1], tmp_path / name, "--prompt", PROMPTS[0], "--no-gif", *more)
         assert code == 0, err
         (made[name],) = latents_in(tmp_path / name).values()
@@ -252,11 +252,12 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys, monke
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([*PUBLISHED, "--video-length", 64], "number of frames 64 must be 1, 5, 9, … for hunyuan-video; 65 is near"),
-        (["--video-length", 17], "number of frames 17 must be 4, 8, 12, … for hunyuan-debug; 16 is near"),
-        (["--video-size", 32, 30], "width 30 must be a positive multiple of 4 for hunyuan-debug; 32 is near"),
+        ([*PUBLISHED, "--num-frames", 64], "number of frames 64 must be 1, 5, 9, … for hunyuan-video; 65 is near"),
+        (["--num-frames", 17], "number of frames 17 must be 4, 8, 12, … for hunyuan-debug; 16 is near"),
+        (["--width", 30], "width 30 must be a positive multiple of 4 for hunyuan-debug; 32 is near"),
         ([*PUBLISHED, "--video-size", 500, 640], "height 500 must be a positive multiple of 16 for hunyuan-video; 496 is near"),
         (["--video-size", 32], "argument --video-size: expected 2 arguments"),
+        (["--video-size", 32, 32, "--width", 32], "--video-size is height and width; leave out --height and --width, or it"),
         (["--model", "hunyuan-large"], "argument --model: invalid choice: 'hunyuan-large'"),
         (["--model", "hunyuan-video"], 'hunyuan-video needs --prompt "…" or --prompt-file FILE'),
         (["--prompt", "red unicorn"], "'unicorn' in 'red unicorn' is not a known word; write"),
@@ -269,11 +270,11 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys, monke
         (["--ulysses-degree", 2], "ulysses degree 2 does not divide the number of processes, 1"),
         (["--dit-fsdp"], "--dit-fsdp shares weights among processes that share videos; give --ulysses-degree or"),
         (["--dit-fsdp", "--ulysses-degree", 1], "--dit-fsdp shares weights among processes, and this is one; use torchrun"),
-        (["--dit-fsdp", "--ring-degree", 1, "--use-fp8"], "--dit-fsdp excludes --use-fp8 and --use-cpu-offload"),
+        (["--dit-fsdp", "--ring-degree", 1, "--fp8"], "--dit-fsdp excludes --fp8 and --offload"),
         (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
         (["--warmup-steps", 7], "warmup_steps = 7"),
         (["--device", "tpu"], "device 'tpu' is"),
-        (["--dit-weight", "/nowhere/x.safetensors"], "/nowhere/x.safetensors (does not exist)"),
+        (["--ckpt", "/nowhere/x.safetensors"], "/nowhere/x.safetensors (does not exist)"),
         (["--seed", -1], "argument --seed: -1 must be at least 0"),
     ],
 )  # fmt: skip
@@ -285,7 +286,7 @@ def test_processes_that_cannot_share_a_video(command, capsys, flags):
     """What torchrun would start; the degrees are looked at before anything is loaded."""
     parser = command.Parser("Make videos.", "")
     command.add_flags(parser)
-    command.add_video_flags(parser)
+    command.add_video_flags(parser, {}, family="hunyuan", quality=5)
     four = World(0, 4, torch.device("cpu"))
 
     def find(*more: str) -> None:
@@ -315,7 +316,7 @@ def test_a_damaged_checkpoint_is_refused(command, capsys, flags, checkpoint, tmp
     state = load_file(checkpoint)
     state["final_layer.linear.bias"][0] = torch.nan
     torch.save(state, tmp_path / "nan.pt")
-    line = refusal(command, capsys, *flags, "--dit-weight", tmp_path / "nan.pt", "--prompt", PROMPTS[0])
+    line = refusal(command, capsys, *flags, "--ckpt", tmp_path / "nan.pt", "--prompt", PROMPTS[0])
     assert "NaN or infinity in 1 tensors (final_layer.linear.bias)" in line
 
 
@@ -324,7 +325,7 @@ def test_missing_weights_are_all_named_at_once(command, capsys, monkeypatch, tmp
     for name in ("HUNYUAN_VIDEO", "HUNYUAN_VAE"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    nowhere = ["--llm", tmp_path / "llm", "--clip", tmp_path / "clip", "--save-path", tmp_path / "out"]
+    nowhere = ["--llm", tmp_path / "llm", "--clip", tmp_path / "clip", "--output-dir", tmp_path / "out"]
     line = refusal(command, capsys, *PUBLISHED, *nowhere)
     for part in (
         "hunyuan-video cannot run: ", "mp_rank_00_model_states.pt", "named by HUNYUAN_VIDEO", "named by HUNYUAN_VAE",

@@ -56,7 +56,7 @@ class TestTrajectory:
         scheduler = need("diffusers").FlowMatchEulerDiscreteScheduler(shift=shift)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1])
         call, states = given(torch.float32), []
-        settings = {"shift": shift, "guidance": 4.0}
+        settings = {"shift": shift, "guidance_scale": 4.0}
         latents = sample(field, **call, num_steps=num_steps, **settings, callback=lambda *at: states.append(at))
         assert [step for step, _ in states] == list(range(num_steps))
         assert torch.equal(states[-1][1], latents)
@@ -75,10 +75,10 @@ class TestTrajectory:
 
     def test_models_without_guidance_get_none(self, random_model, given, square):
         model, call = random_model(config=replace(square, guidance_embed=False)), given()
-        results = [sample(model, **call, num_steps=2, guidance=guidance) for guidance in (1.0, 6.0)]
+        results = [sample(model, **call, num_steps=2, guidance_scale=guidance) for guidance in (1.0, 6.0)]
         assert torch.equal(*results)
         model = random_model(config=square)
-        results = [sample(model, **call, num_steps=2, guidance=guidance) for guidance in (1.0, 6.0)]
+        results = [sample(model, **call, num_steps=2, guidance_scale=guidance) for guidance in (1.0, 6.0)]
         assert not torch.equal(*results)
 
 
@@ -112,7 +112,7 @@ class TestCached:
     def test_table_and_trimming_change_nothing(self, random_model, given, square):
         """The sampler equals Euler steps with calls of the model without a cache."""
         model, call = random_model(config=square), given()
-        sampler = Sampler(model, 5, guidance=2.5)
+        sampler = Sampler(model, 5, guidance_scale=2.5)
         x, sigmas = call["noise"], sampler.sigmas.tolist()
         texts = {name: call[name] for name in ("text_states", "text_mask", "text_states_2")}
         for sigma, following in itertools.pairwise(sigmas):
@@ -201,7 +201,7 @@ class TestErrors:
     def test_noise_and_masks_of_another_shape_are_named(self, random_model, given, square):
         model, call = random_model(torch.float32, square), given(torch.float32)
         for name, value, message in (
-            ("noise", call["noise"][:, :3], r"of shape \(2, 30, 54\) must be \(2, 30, 72\)"),
+            ("noise", call["noise"][:, :3], r"x of shape \(2, 3, .*\) does not fit a model for \(B, 4, T, H, W\)"),
             ("text_mask", call["text_mask"][:, :6], r"text_mask of shape \(2, 6\) must be \(2, 7\)"),
             ("text_states", call["text_states"][..., :19], r"text_states of shape \(2, 7, 19\) does not fit"),
             ("text_states_2", call["text_states_2"][..., :9], r"pooled text, of shape \(2, 9\) must be \(2, 10\)"),

@@ -12,13 +12,13 @@ from torch import Tensor
 from evaluation import jobs
 from evaluation.video_metrics import flicker, video_psnr
 from seerkit.command.cli import run_command
-from seerkit.data.moving_objects import PROMPTS
+from seerkit.data.captions import PROMPTS
 from seerkit.devices.distributed import World
 from seerkit.io.media import video_to_uint8
 from seerkit.weights.checkpoints import export_safetensors
 from wan import Wan, wan_config
-from wan.command import find_everything
-from wan.text import NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V
+from wan.config import NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V
+from wan.pipeline import find_everything
 
 SCRIPT = "TaylorSeer-Wan2.1/generate.py"
 TAYLORSEER = "taylorseer-N3-W1-O1"
@@ -47,7 +47,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def flags(checkpoint, tmp_path) -> list[object]:
-    model = ["--task", "debug", "--ckpt_dir", checkpoint, "--sample_steps", 6, "--interval", 3, "--device", "cpu"]
+    model = ["--model", "wan-debug", "--ckpt", checkpoint, "--num-steps", 6, "--interval", 3, "--device", "cpu"]
     model.append("--keep-latents")
     return [*model, "--output-dir", tmp_path / "out"]
 
@@ -102,7 +102,7 @@ def test_help_shows_examples(command, capsys):
     code, out, _ = run(command, capsys, "--help")
     assert code == 0
     assert "python TaylorSeer-Wan2.1/generate.py --compare" in out
-    assert "torchrun --nproc_per_node=8 TaylorSeer-Wan2.1/generate.py --task t2v-14B --size 1280*720" in out
+    assert "torchrun --nproc_per_node=8 TaylorSeer-Wan2.1/generate.py --model wan-t2v-14B --ckpt" in out
 
 
 def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, capsys, flags, tmp_path, need):
@@ -175,25 +175,25 @@ def test_a_video_depends_on_prompt_seed_and_number_alone(command, capsys, flags,
     }.items():
         for key, latents in whole.items():
             torch.testing.assert_close(other[key], latents, rtol=0, atol=1e-5 if name == "together" else 2e-6)
-    seeded = sampled("seed", "--batch-size", 3, "--base_seed", 1)
+    seeded = sampled("seed", "--batch-size", 3, "--seed", 1)
     assert all((seeded[key] - latents).abs().max() > 0.1 for key, latents in whole.items())
 
 
 def test_names_for_vbench_and_one_file_by_name(command, capsys, flags, tmp_path):
     folder, save_file = tmp_path / "out" / TAYLORSEER, tmp_path / "new" / "one.mp4"
-    code, _, err = run(command, capsys, *flags, "--prompt", PROMPTS[0], "--vbench", "--save_file", save_file)
+    code, _, err = run(command, capsys, *flags, "--prompt", PROMPTS[0], "--vbench", "--save-file", save_file)
     assert code == 0, err
     assert save_file.read_bytes() == (folder / f"{PROMPTS[0]}-0.mp4").read_bytes()
     assert (tmp_path / "out" / "gif" / TAYLORSEER / f"{PROMPTS[0]}-0.gif").is_file()
     assert [path.suffix for path in folder.iterdir()] == [".mp4"], "VBench looks at the first file of a folder"
 
-    different = refusal(command, capsys, *flags, "--prompt", PROMPTS[0], "--base_seed", 7, "--resume")
+    different = refusal(command, capsys, *flags, "--prompt", PROMPTS[0], "--seed", 7, "--resume")
     assert "seed is 0 there and 7 here; choose another --output-dir" in different
     several = [*flags, "--prompt", PROMPTS[0], "--samples-per-prompt", 2]
     assert "one.mp4 is one video, and 2 are made; use --output-dir" in refusal(
-        command, capsys, *several, "--save_file", "one.mp4"
+        command, capsys, *several, "--save-file", "one.mp4"
     )
-    in_folder = refusal(command, capsys, *flags, "--prompt", PROMPTS[0], "--save_file", tmp_path / "new")
+    in_folder = refusal(command, capsys, *flags, "--prompt", PROMPTS[0], "--save-file", tmp_path / "new")
     assert f"{tmp_path / 'new'} is a folder; name a file in it" in in_folder
 
     code, _, err = run(command, capsys, *several[:-5], tmp_path / "two", *several[-4:], "--vbench", "--no-gif")
@@ -258,15 +258,15 @@ def test_official_command_lines_are_accepted(command, capsys, monkeypatch, tmp_p
 @pytest.mark.usefixtures("uncounted")
 def test_defaults_are_the_official_ones(command, capsys, picture):
     asked = ["--prompt", "a cat"]
-    t2v = settings_shown(command, capsys, "--task", "t2v-1.3B", *asked)
+    t2v = settings_shown(command, capsys, "--model", "wan-t2v-1.3B", *asked)
     assert (t2v["width"], t2v["height"], t2v["frames"], t2v["num_steps"], t2v["shift"]) == (832, 480, 81, 50, 5.0)
-    small = settings_shown(command, capsys, "--task", "i2v-14B", "--size", "832*480", "--image", picture, *asked)
+    small = settings_shown(command, capsys, "--model", "wan-i2v-14B-480P", "--image", picture, *asked)
     assert (small["num_steps"], small["shift"]) == (40, 3.0)
-    assert settings_shown(command, capsys, "--task", "t2v-14B", "--frame_num", 1, *asked)["frames"] == 1
+    assert settings_shown(command, capsys, "--model", "wan-t2v-14B", "--num-frames", 1, *asked)["frames"] == 1
 
 
 def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys):
-    flags = ["--task", "t2v-1.3B", "--size", "832*480", "--prompt", "two cats boxing", "--interval", 5]
+    flags = ["--model", "wan-t2v-1.3B", "--prompt", "two cats boxing", "--interval", 5]
     code, out, err = run(command, capsys, *flags, "--dry-run")
     assert code == 0, err
     shown = json.loads(out)
@@ -282,40 +282,45 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--task", "t2v-1.3B", "--frame_num", 80, "--prompt", "a"], "number of frames 80 must be 4k + 1 for wan-t2v-1.3B"),
-        (["--frame_num", 18], "number of frames 18 must be a multiple of 4 for wan-debug; 16 is near"),
+        (["--model", "wan-t2v-1.3B", "--num-frames", 80, "--prompt", "a"], "number of frames 80 must be 4k + 1 for wan-t2v"),
+        (["--num-frames", 18], "number of frames 18 must be a multiple of 4 for wan-debug; 16 is near"),
         (["--size", "30*32"], "width 30 must be a positive multiple of 4 for wan-debug; 32 is near"),
-        (["--size", "32"], "--size 32 is not WIDTH*HEIGHT, such as 832*480"),
-        (["--task", "t2v-1.3B", "--size", "1280*720", "--prompt", "a"], "not one of t2v-1.3B; choose from 832*480, 480*832"),
-        (["--task", "t2v-15B"], "argument --task: invalid choice: 't2v-15B'"),
-        (["--task", "i2v-14B", "--prompt", "a"], "--task i2v-14B needs --image, the first frame"),
-        (["--image", "photo.png"], "--image photo.png has no effect on debug"),
-        (["--task", "i2v-14B", "--prompt", "a", "--image", "/nowhere/p.png"], "image /nowhere/p.png cannot be read"),
-        (["--task", "t2v-14B"], '--task t2v-14B needs --prompt "…" or --prompt-file FILE'),
+        (["--size", "32"], "argument --size: 32 is not WIDTH*HEIGHT, such as 832*480"),
+        (["--size", "32*32", "--height", 32], "--size is height and width; leave out --height and --width, or it"),
+        (["--model", "wan-t2v-1.3B", "--width", 1280], "1280*480 is not one of wan-t2v-1.3B; choose from 832*480, 480*832"),
+        (
+            ["--model", "wan-i2v-14B-480P", "--height", 720, "--width", 1280, "--prompt", "a", "--image", "photo.png"],
+            "size 1280*720 is not one of wan-i2v-14B-480P; choose from 832*480, 480*832 (width*height)",
+        ),
+        (["--model", "wan-t2v-15B"], "argument --model/--task: invalid choice: 'wan-t2v-15B'"),
+        (["--model", "wan-i2v-14B", "--prompt", "a"], "wan-i2v-14B needs --image, the first frame"),
+        (["--image", "photo.png"], "--image photo.png has no effect on wan-debug"),
+        (["--model", "wan-i2v-14B", "--prompt", "a", "--image", "/nowhere/p.png"], "image /nowhere/p.png cannot be read"),
+        (["--model", "wan-t2v-14B"], 'wan-t2v-14B needs --prompt "…" or --prompt-file FILE'),
         (["--prompt", "red unicorn"], "'unicorn' in 'red unicorn' is not a known word; write"),
         (["--prompt", "a", "--prompt-file", "b"], "--prompt and --prompt-file exclude each other"),
         (["--prompt-file", "/nowhere/p.txt"], "prompt file /nowhere/p.txt cannot be read"),
         (
-            ["--task", "t2v-1.3B", "--prompt", "a/b", "--vbench"],
+            ["--model", "wan-t2v-1.3B", "--prompt", "a/b", "--vbench"],
             "cannot be called after the prompt 'a/b': it holds a slash; give its name apart",
         ),
-        (["--ulysses_size", 2], "ulysses degree 2 does not divide the number of processes, 1"),
-        (["--dit_fsdp"], "--dit_fsdp shares weights among processes that share videos; give --ulysses_size or"),
-        (["--dit_fsdp", "--ulysses_size", 1], "--dit_fsdp shares weights among processes, and this is one; use torchrun"),
-        (["--t5_cpu"], "--t5_cpu has no effect on --task debug; leave it out"),
-        (["--vae", "x.pth"], "--vae has no effect on --task debug"),
+        (["--ulysses-degree", 2], "ulysses degree 2 does not divide the number of processes, 1"),
+        (["--dit-fsdp"], "--dit-fsdp shares weights among processes that share videos; give --ulysses-degree or"),
+        (["--dit-fsdp", "--ulysses-degree", 1], "--dit-fsdp shares weights among processes, and this is one; use torchrun"),
+        (["--t5-cpu"], "--t5-cpu has no effect on wan-debug; leave it out"),
+        (["--vae", "x.pth"], "--vae has no effect on wan-debug"),
         (
-            ["--task", "t2v-1.3B", "--prompt", "a", "--t5_fsdp", "--t5_cpu", "--ring_size", 1],
-            "--t5_fsdp and --t5_cpu exclude each other",
+            ["--model", "wan-t2v-1.3B", "--prompt", "a", "--t5-fsdp", "--t5-cpu", "--ring-degree", 1],
+            "--t5-fsdp and --t5-cpu exclude each other",
         ),
         (["--flickering-samples", "--prompt", PROMPTS[0]], "--flickering-samples has no effect on videos that are numbered"),
         (["--quality", "11"], "'11' is neither a number from"),
         (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
-        (["--offload_model", "maybe"], "argument --offload_model: 'maybe' is neither True nor False"),
+        (["--offload-model", "maybe"], "argument --offload-model: 'maybe' is neither True nor False"),
         (["--warmup-steps", 7], "warmup_steps = 7"),
         (["--device", "tpu"], "device 'tpu' is"),
-        (["--ckpt_dir", "/nowhere/x.safetensors"], "/nowhere/x.safetensors (does not exist)"),
-        (["--base_seed", -1], "argument --base_seed: -1 must be at least 0"),
+        (["--ckpt", "/nowhere/x.safetensors"], "/nowhere/x.safetensors (does not exist)"),
+        (["--seed", -1], "argument --seed/--base-seed: -1 must be at least 0"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_in_one_line(command, capsys, flags, more, message):
@@ -326,7 +331,7 @@ def test_processes_that_cannot_share_a_video(command, capsys, flags):
     """What torchrun would start; the degrees are looked at before anything is loaded."""
     parser = command.Parser("Make videos.", "")
     command.add_flags(parser)
-    command.add_video_flags(parser)
+    command.add_video_flags(parser, {}, family="wan", quality=8)
     four = World(0, 4, torch.device("cpu"))
 
     def find(*more: str) -> None:
@@ -334,20 +339,20 @@ def test_processes_that_cannot_share_a_video(command, capsys, flags):
         command.fill_defaults(args)
         find_everything(args, four)
 
-    find("--ulysses_size", "2", "--ring_size", "2", "--dit_fsdp")
+    find("--ulysses-degree", "2", "--ring-degree", "2", "--dit-fsdp")
     with pytest.raises(
         ValueError, match="ulysses degree 4 does not divide 2 attention heads; give ulysses 2 and ring 2"
     ):
-        find("--ulysses_size", "4")
+        find("--ulysses-degree", "4")
     with pytest.raises(ValueError, match="ulysses 2 x ring 1 must make up the number of processes, 4"):
-        find("--ulysses_size", "2", "--ring_size", "1")
+        find("--ulysses-degree", "2", "--ring-degree", "1")
     with pytest.raises(ValueError, match="--compile works in one process a video"):
-        find("--ring_size", "4", "--compile")
+        find("--ring-degree", "4", "--compile")
 
 
 def test_output_that_cannot_be_written(command, capsys, flags, tmp_path):
     (tmp_path / "file").touch()
-    for option in (["--output-dir", tmp_path / "file"], ["--save_file", tmp_path / "file" / "x.mp4"]):
+    for option in (["--output-dir", tmp_path / "file"], ["--save-file", tmp_path / "file" / "x.mp4"]):
         line = refusal(command, capsys, *flags, "--prompt", PROMPTS[0], *option)
         assert f"output directory {tmp_path / 'file'} cannot be written" in line
         assert "choose another one" in line
@@ -357,7 +362,7 @@ def test_a_damaged_checkpoint_is_refused(command, capsys, flags, checkpoint, tmp
     state = load_file(checkpoint)
     state["head.head.bias"][0] = torch.nan
     torch.save(state, tmp_path / "nan.pt")
-    line = refusal(command, capsys, *flags, "--ckpt_dir", tmp_path / "nan.pt", "--prompt", PROMPTS[0])
+    line = refusal(command, capsys, *flags, "--ckpt", tmp_path / "nan.pt", "--prompt", PROMPTS[0])
     assert "NaN or infinity in 1 tensors (head.head.bias)" in line
 
 
@@ -367,7 +372,7 @@ def test_missing_weights_are_all_named_at_once(command, capsys, monkeypatch, tmp
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     nowhere = ["--t5", tmp_path / "t5", "--clip", tmp_path / "clip", "--output-dir", tmp_path / "out"]
-    asked = ["--task", "i2v-14B", "--size", "832*480", "--image", picture, "--prompt", "a cat"]
+    asked = ["--model", "wan-i2v-14B-480P", "--image", picture, "--prompt", "a cat"]
     line = refusal(command, capsys, *asked, *nowhere)
     for part in (
         "wan-i2v-14B-480P cannot run: ", "diffusion_pytorch_model.safetensors.index.json", "named by WAN_I2V_14B_480P",

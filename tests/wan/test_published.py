@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-import wan.command
+import wan.pipeline
 from seerkit.weights.checkpoints import export_safetensors
 from wan import CONFIGS, Wan, WanConfig
-from wan.text import NEGATIVE_PROMPT_I2V
+from wan.config import NEGATIVE_PROMPT_I2V
 
 NAME = "wan-i2v-14B-480P"
 CONFIG = WanConfig(
@@ -63,10 +63,10 @@ class Autoencoder:
 def places(tmp_path, monkeypatch) -> dict[str, Path]:
     monkeypatch.setitem(CONFIGS, NAME, CONFIG)
     for name, value in (("TextEncoder", Encoder), ("ImageEncoder", Clip)):
-        monkeypatch.setattr(wan.command, name, value)
-    monkeypatch.setattr(wan.command, "load_autoencoder", lambda vae, device: Autoencoder())
+        monkeypatch.setattr(wan.pipeline, name, value)
+    monkeypatch.setattr(wan.pipeline, "load_autoencoder", lambda vae, device: Autoencoder())
     for name in ("find_autoencoder", "find_encoder", "autoencoder_files", "encoder_files"):
-        monkeypatch.setattr(wan.command, name, lambda *given: [])
+        monkeypatch.setattr(wan.pipeline, name, lambda *given: [])
     checkpoint, image = tmp_path / "model.safetensors", tmp_path / "fox.png"
     torch.manual_seed(0)
     export_safetensors(checkpoint, Wan(CONFIG).state_dict())

@@ -69,7 +69,7 @@ class TestTrajectories:
         """Every step of both loops on the official levels, which are not those of diffusers, within 1e-5 of the largest."""
         scheduler.sigmas = Sampler(field, num_steps, solver=solver, shift=shift).sigmas.float()
         call, states = given(torch.float32), []
-        settings = {"solver": solver, "shift": shift, "guidance": 3.0}
+        settings = {"solver": solver, "shift": shift, "guidance_scale": 3.0}
         latents = sample(field, **call, num_steps=num_steps, **settings, callback=lambda *at: states.append(at))
         assert [step for step, _ in states] == list(range(num_steps))
         assert torch.equal(states[-1][1], latents)
@@ -96,19 +96,19 @@ class TestTrajectories:
 class TestGuidance:
     def test_formula_by_hand(self, field):
         answers = torch.tensor([[2.0], [3.0], [1.0], [5.0]])
-        assert Sampler(field, 1, guidance=4.0).combine(answers).tolist() == [[5.0], [-3.0]]
-        assert torch.equal(Sampler(field, 1, guidance=1.0).combine(answers), answers)
+        assert Sampler(field, 1, guidance_scale=4.0).combine(answers).tolist() == [[5.0], [-3.0]]
+        assert torch.equal(Sampler(field, 1, guidance_scale=1.0).combine(answers), answers)
 
     def test_one_makes_no_second_branch(self, random_model, given):
         model, call = random_model(torch.float32), given(torch.float32)
-        latents, branches = Sampler(model, 3, guidance=1).run(**call)
+        latents, branches = Sampler(model, 3, guidance_scale=1).run(**call)
         assert len(branches.runs) == branches.record()["branches"] == 1
-        assert torch.equal(latents, sample(model, call["noise"], call["context"], num_steps=3, guidance=1))
+        assert torch.equal(latents, sample(model, call["noise"], call["context"], num_steps=3, guidance_scale=1))
 
     def test_weight_zero_is_the_negative_text_alone(self, random_model, given):
         model, call = random_model(), given()
-        without = sample(model, call["noise"], call["negative"], num_steps=4, guidance=1)
-        zero = sample(model, **call, num_steps=4, guidance=0)
+        without = sample(model, call["noise"], call["negative"], num_steps=4, guidance_scale=1)
+        zero = sample(model, **call, num_steps=4, guidance_scale=0)
         torch.testing.assert_close(zero, without, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("cached", [False, True])
@@ -130,13 +130,15 @@ class TestCached:
         call = given()
         states = {}
         for form in FORMS:
-            states[form], run = Sampler(model, 50, guidance=3.0).run(**call, cache=cache_of(form, SCHEDULES[schedule]))
+            states[form], run = Sampler(model, 50, guidance_scale=3.0).run(
+                **call, cache=cache_of(form, SCHEDULES[schedule])
+            )
             factored = {type(branch.engine) is FactoredEngine for branch in run.runs}
             assert factored == {form == "factored"}
         scale = states["layerwise"].abs().max()
         for form in ("by step", "factored"):
             assert (states[form] - states["layerwise"]).abs().max() <= 1e-12 * scale, form
-        uncached = sample(model, **call, guidance=3.0)
+        uncached = sample(model, **call, guidance_scale=3.0)
         assert 1e-9 * scale < (states["by step"] - uncached).abs().max() <= 0.2 * scale
 
     def test_image_to_video(self, random_model, given, i2v):
@@ -166,7 +168,7 @@ class TestCached:
     def test_branches_never_mix(self, random_model, given, form, monkeypatch):
         """Were only the answers with the text used, the run would be that without the other branch, to the bit."""
         model, call, cache = random_model(torch.float32), given(torch.float32), cache_of(form, N5)
-        alone = sample(model, call["noise"], call["context"], num_steps=12, guidance=1, cache=cache)
+        alone = sample(model, call["noise"], call["context"], num_steps=12, guidance_scale=1, cache=cache)
         guided = sample(model, **call, num_steps=12, cache=cache)
         assert not torch.equal(guided, alone)
         monkeypatch.setattr(Sampler, "combine", lambda self, answers: answers.chunk(2)[0])
@@ -256,7 +258,7 @@ class TestErrors:
 
     def test_texts(self, field, given):
         call = given(torch.float32)
-        with pytest.raises(ValueError, match=r"guidance 5\.0 needs a negative text; an empty one will do, or use guid"):
+        with pytest.raises(ValueError, match=r"guidance_scale = 5\.0 needs a negative text; an empty one will do"):
             sample(field, call["noise"], call["context"])
         for name in ("context", "negative"):
             with pytest.raises(ValueError, match="2 samples need as many texts, got 1"):

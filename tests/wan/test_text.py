@@ -13,7 +13,8 @@ from seerkit.devices.distributed import start_world, stop_world
 from seerkit.text.encoders import find_encoder
 from seerkit.weights import checkpoints as weights
 from wan import text
-from wan.text import MAX_LENGTH, NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V, T5, TextEncoder, clean
+from wan.config import NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V
+from wan.text import MAX_LENGTH, T5, TextEncoder, clean
 from wan.weights import DIFFUSERS_REPOS
 
 WIDTH, LENGTH = 20, 24
@@ -188,7 +189,7 @@ class TestErrors:
 
 @pytest.mark.slow
 def test_weights_may_be_shared_by_processes(repository, run_script):
-    """--t5_fsdp: every process holds a part of the encoder, and its contexts are those of one process."""
+    """--t5-fsdp: every process holds a part of the encoder, and its contexts are those of one process."""
     done = run_script(__file__, repository, processes=2)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"equal": True, "share": 0.5}

@@ -90,7 +90,7 @@ def caches_from_flags(
     intervals = given.pop("interval", None) or (
         usual.compare_intervals if args.compare and not args.full_steps else [usual.interval]
     )
-    common = {
+    common: dict[str, Any] = {
         "engine": args.engine,
         "schedule": args.schedule,
         "accumulator_dtype": args.accumulator_dtype and torch_dtype(args.accumulator_dtype),
@@ -111,7 +111,7 @@ def caches_from_flags(
             if name in accepted
         }
         for n in intervals:
-            of_schedule = {"interval": n} if "interval" in accepted else {}
+            of_schedule: dict[str, Any] = {"interval": n} if "interval" in accepted else {}
             cache = make_cache(method, preset=preset, **common, **of_schedule, **asked)
             caches[cache.label] = cache
     for cache in caches.values():

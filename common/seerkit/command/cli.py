@@ -57,13 +57,20 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return f"{text} [also {', '.join(others)}]" if others and action.option_strings[0] != "-h" else text
 
 
+class Arguments(argparse.Namespace):
+    """What was parsed. command_line: what it was parsed from, which is none of the arguments that `vars` gives."""
+
+    __slots__ = ("command_line",)
+    command_line: list[str]
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with sections, whose errors are one line; `examples` are printed at the end of --help.
 
     Flags are written with hyphens; underscores are taken for them on every command line.
     """
 
-    def __init__(self, description: str, examples: str, **options: object) -> None:
+    def __init__(self, description: str, examples: str, **options: Any) -> None:
         epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
         super().__init__(
             description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False, **options
@@ -74,9 +81,7 @@ class Parser(argparse.ArgumentParser):
         """The section of --help for flags of a kind, one of SECTIONS."""
         return self._sections[title]
 
-    def parse_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As ArgumentParser's; the flag that an unknown one may mean is named."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -93,15 +98,18 @@ class Parser(argparse.ArgumentParser):
         is_flag = name.startswith("--") and hyphenated in self._option_string_actions
         return hyphenated + separator + value if is_flag else text
 
-    def parse_known_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         """As ArgumentParser's, which however takes the value of `--seed=--` for an empty list, whatever the type."""
         given = [self._hyphenated(text) for text in (sys.argv[1:] if args is None else args)]
         for text in given:
             if text.startswith("--") and text.endswith("=--"):
                 self.error(f"argument {text.removesuffix('=--')}: -- is no value")
-        return super().parse_known_args(given, namespace)
+        parsed, unknown = super().parse_known_args(given, Arguments() if namespace is None else namespace)
+        if isinstance(parsed, Arguments):
+            parsed.command_line = given
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")

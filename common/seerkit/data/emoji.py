@@ -210,8 +210,10 @@ def draw(source: str | bytes, size: int) -> np.ndarray:
             from resvg_py import svg_to_bytes
         except ModuleNotFoundError as error:
             raise UserError("drawing SVG needs resvg-py; install it with `pip install resvg-py`") from error
-        source = svg_to_bytes(svg_string=source, width=large, height=large, skip_system_fonts=True)
-    with Image.open(io.BytesIO(source)) as file:
+        raster = svg_to_bytes(svg_string=source, width=large, height=large, skip_system_fonts=True)
+    else:
+        raster = source
+    with Image.open(io.BytesIO(raster)) as file:
         image = file.convert("RGBA")
     square = Image.new("RGBA", (max(image.size),) * 2, "white")
     square.alpha_composite(image, tuple((square.width - edge) // 2 for edge in image.size))
@@ -253,8 +255,8 @@ def _members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
     try:
         with tarfile.open(archive) as file:
             for member in file:
-                if member.isfile() and wanted(member.name):
-                    yield member.name, file.extractfile(member).read()
+                if member.isfile() and wanted(member.name) and (opened := file.extractfile(member)):
+                    yield member.name, opened.read()
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{archive} cannot be read ({error}); fetch it again") from error
 
@@ -302,9 +304,9 @@ class _Names:
 
     def __init__(self, archive: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
         """archive: emojibase-data; sets: Iconify's, some of which map their names to emoji."""
-        shortcodes = [f"package/en/shortcodes/{kind}.json" for kind in SHORTCODES]
-        files = dict.fromkeys(["package/en/data.json", "package/en/messages.json", *shortcodes])
-        forms = {**CLDR_FORMS, **dict.fromkeys(shortcodes, SHORTCODE_FORM)}
+        names = [f"package/en/shortcodes/{kind}.json" for kind in SHORTCODES]
+        files: dict[str, Any] = dict.fromkeys(["package/en/data.json", "package/en/messages.json", *names])
+        forms = {**CLDR_FORMS, **dict.fromkeys(names, SHORTCODE_FORM)}
         for name, data in _members(archive, files.__contains__):
             files[name] = _parsed(archive, name, data, forms[name])
         if missing := [name for name, value in files.items() if value is None]:

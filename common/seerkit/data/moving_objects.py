@@ -1,11 +1,5 @@
-"""Short captioned clips of one Fashion-MNIST object moving over a plain background: text-to-video made on the fly.
+"""Short clips of one Fashion-MNIST object moving over a plain background: text-to-video made on the fly."""
 
-A caption is "{colour} {object} {motion} on {background}", such as "red sneaker moving left on black". No word has two
-roles, so a caption is known from its words in any order.
-"""
-
-import hashlib
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -14,69 +8,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cache_dic import UserError
-from seerkit.data.fashion_mnist import CLASS_NAMES, IMAGE_SIZE
+from seerkit.data.captions import (
+    BACKGROUNDS,
+    CAPTIONS,
+    COLOURS,
+    DIRECTIONS,
+    MAX_WORDS,
+    MOTIONS,
+    OBJECTS,
+    grammar,
+    is_held_out,
+    word_indices,
+)
+from seerkit.data.fashion_mnist import IMAGE_SIZE
 from seerkit.sampling.seeds import generator
 
 NUM_FRAMES = 16
 FRAME_SIZE = 32  # edge in pixels
 FPS = 8  # at which the clips are meant to be watched
-
-OBJECTS = tuple(name.split()[-1] for name in CLASS_NAMES)  # one word each: "ankle boot" is "boot"
-COLOURS = {
-    "red": (230, 30, 35),
-    "orange": (255, 135, 20),
-    "yellow": (255, 230, 40),
-    "green": (40, 190, 60),
-    "cyan": (40, 225, 235),
-    "blue": (55, 105, 255),
-    "purple": (160, 60, 225),
-    "pink": (255, 125, 190),
-    "white": (255, 255, 255),
-}  # RGB of the object where it is brightest
-BACKGROUNDS = {"black": (0, 0, 0), "grey": (95, 95, 95), "brown": (85, 50, 25), "navy": (10, 20, 70)}
-DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}  # (x, y)
-MOTIONS = (*DIRECTIONS, "growing", "shrinking", "spinning", "bouncing", "still")
-
-CAPTIONS = tuple(
-    f"{colour} {name} {motion} on {background}"
-    for name, colour, motion, background in itertools.product(OBJECTS, COLOURS, MOTIONS, BACKGROUNDS)
-)
-HELD_OUT_SHARE = 0.1
-HELD_OUT = frozenset(
-    caption
-    for caption in CAPTIONS
-    if int.from_bytes(hashlib.sha256(caption.encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
-)
-"""The captions that no training clip has: a tenth of all, chosen by hash."""
-
-PROMPTS = (
-    "red sneaker moving left on black",
-    "yellow bag moving right on navy",
-    "cyan t-shirt moving up on brown",
-    "pink dress moving down on black",
-    "blue boot growing on grey",
-    "orange pullover shrinking on black",
-    "white sandal spinning on navy",
-    "green trouser bouncing on grey",
-)
-"""What the sampling commands draw by default: every motion but "still" once, all of them seen in training."""
-
-VOCABULARY = tuple(
-    dict.fromkeys([*OBJECTS, *COLOURS, *(word for motion in MOTIONS for word in motion.split()), "on", *BACKGROUNDS])
-)
 TEXT_DIM = 48  # of the one-hot words; those beyond the vocabulary stay zero
-MAX_WORDS = 8
 
-_WORD_INDEX = {word: index for index, word in enumerate(VOCABULARY)}
 _CAPTION_INDEX = {caption: index for index, caption in enumerate(CAPTIONS)}
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
-
-
-def is_held_out(caption: str) -> bool:
-    """Whether the caption, of the grammar and in its order of words, is left out of training."""
-    return caption in HELD_OUT
 
 
 def encode(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -90,29 +45,15 @@ def encode(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     mask = torch.zeros(len(captions), MAX_WORDS, dtype=torch.bool)
     mask[:, 0] = True
     for row, caption in enumerate(captions):
-        words = [_word_index(word, caption) for word in caption.lower().split()]
-        if len(words) > MAX_WORDS:
-            raise UserError(f"{caption!r} has {len(words)} words; at most {MAX_WORDS} are read: {_grammar()}")
+        words = word_indices(caption)
         tokens[row, range(len(words)), words] = 1.0
         mask[row, : len(words)] = True
     return tokens, mask
 
 
 def pooled(tokens: Tensor) -> Tensor:
-    """One vector a caption: the sum of its one-hot words, (B, MAX_WORDS, TEXT_DIM) -> (B, TEXT_DIM)."""
+    """One vector per caption: the sum of its one-hot words, (B, MAX_WORDS, TEXT_DIM) -> (B, TEXT_DIM)."""
     return tokens.sum(dim=1)
-
-
-def _word_index(word: str, caption: str) -> int:
-    if word not in _WORD_INDEX:
-        raise UserError(f"{word!r} in {caption!r} is not a known word; {_grammar()}")
-    return _WORD_INDEX[word]
-
-
-def _grammar() -> str:
-    parts = {"colour": COLOURS, "object": OBJECTS, "motion": MOTIONS, "background": BACKGROUNDS}
-    words = "; ".join(f"{part}: {', '.join(values)}" for part, values in parts.items())
-    return f'write "{{colour}} {{object}} {{motion}} on {{background}}" with {words}'
 
 
 # --------------------------------------------------------------------------------------------------------------- clips
@@ -149,7 +90,7 @@ class MovingObjects:
         captions: what to show, of CAPTIONS, held-out ones too; None draws them uniformly from the training ones.
         """
         if captions is not None and len(captions) != len(indices):
-            raise UserError(f"{len(captions)} captions for {len(indices)} clips; give one a clip")
+            raise UserError(f"{len(captions)} captions for {len(indices)} clips; give one per clip")
         draws = torch.stack([torch.rand(8, generator=generator(self.seed, i), dtype=torch.float64) for i in indices])
         if captions is None:
             chosen = self.training[(draws[:, 0] * len(self.training)).long()]
@@ -165,7 +106,7 @@ class MovingObjects:
 
 def _caption_index(caption: str) -> int:
     if caption not in _CAPTION_INDEX:
-        raise UserError(f"{caption!r} cannot be drawn; {_grammar()}")
+        raise UserError(f"{caption!r} cannot be drawn; {grammar()}")
     return _CAPTION_INDEX[caption]
 
 

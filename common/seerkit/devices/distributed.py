@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -63,16 +63,17 @@ def start_world(device: str = "auto") -> World:
 
 def gather(value: Result, world: World) -> list[Result]:
     """What every process of `world` has of a value, by rank."""
-    shares = [value]
-    if world.size > 1:
-        shares = [None] * world.size
-        dist.all_gather_object(shares, value)
+    if world.size == 1:
+        return [value]
+    shares: list[Any] = [None] * world.size
+    dist.all_gather_object(shares, value)
     return shares
 
 
 def on_main(world: World, function: Callable[[], Result]) -> Result:
-    """What `function` returns on rank 0, told to all; where it raises, rank 0 reports and the others leave quietly."""
-    told, error = [None, False], None
+    """What `function` returns on rank 0, passed to all; where it raises, rank 0 reports and the others leave quietly."""
+    told: list[Any] = [None, False]
+    error = None
     if world.is_main:
         try:
             told[0] = function()

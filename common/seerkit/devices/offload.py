@@ -93,7 +93,7 @@ class PackedWeight(nn.Module):
 
 
 class Fp8(PackedWeight):
-    """float8_e4m3fn with a scale for each output row: 1 byte a weight.
+    """float8_e4m3fn with a scale for each output row: 1 byte per weight.
 
     The scale, in float32, brings a row's largest weight to 448. A weight w of a row with largest magnitude m is restored to
     within max(|w| / 16, m / 458752), half a step of 3 bits of mantissa or of the smallest step there is; about 2.6 % of the
@@ -113,7 +113,7 @@ class Fp8(PackedWeight):
 
 
 class Nf4(PackedWeight):
-    """4-bit normal floats of bitsandbytes with a scale for each 64 weights: 4.5 bits a weight (QLoRA, arXiv 2305.14314).
+    """4-bit normal floats of bitsandbytes with a scale for each 64 weights: 4.5 bits per weight (QLoRA, arXiv 2305.14314).
 
     The scale, in float32, is a block's largest magnitude m. A weight is restored to within 0.152 m, half the widest gap
     between two codes; about 9 % of the weights' deviation for normal ones.

@@ -127,7 +127,7 @@ class SequenceAttention:
             if self.attend is not sdpa:
                 raise UserError(f"ring attention cannot use attention backend {attention!r}; choose 'sdpa' or ring 1")
             _set_ring_options()
-        # Lengths are told between hosts, so that no device waits for them.
+        # Lengths are exchanged between hosts, so that no device waits for them.
         self.hosts = dist.new_group(backend="gloo")
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -231,8 +231,7 @@ def shard_weights(model: nn.Module, world: World) -> None:
             register_fsdp_forward_method(layer, "gates")
         fully_shard(block, mesh=mesh, ignored_params=tables)
     fully_shard(model, mesh=mesh, ignored_params=tables)
-    for name in ("velocity", "modulation_table"):
-        register_fsdp_forward_method(model, name)
+    register_fsdp_forward_method(model, "modulation_table")
 
 
 def shard_blocks(model: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:

@@ -109,12 +109,12 @@ def read_picture(path: str | Path) -> np.ndarray:
     try:
         with decoded(path) as image:
             pixels = _rgb(image)
-            turn = _UPRIGHT.get(_orientation(image))
+            turn = _UPRIGHT.get(_orientation(image) or 1)
     except DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"image {path} cannot be read ({reason}); name a PNG or JPEG file, or WebP, TIFF, GIF or BMP, that is whole and "
-            f"has at most {Image.MAX_IMAGE_PIXELS // 10**6} million pixels"
+            f"has at most {(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels"
         ) from error
     return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
 
@@ -248,7 +248,7 @@ def shown_frames(length: int, num_frames: int = 8) -> list[int]:
 
 
 def frame_strip(videos: Sequence[np.ndarray], labels: Sequence[str], *, num_frames: int = 8) -> Image.Image:
-    """A labelled sheet with one row a video and `num_frames` evenly spaced frames, first and last among them, numbered.
+    """A labelled sheet with one row per video and `num_frames` evenly spaced frames, first and last among them, numbered.
 
     videos: (T, H, W, 3) uint8 each, all of one length T; a shorter video than `num_frames` is shown whole.
     """
@@ -299,7 +299,7 @@ def is_whole_gif(path: str | Path, num_frames: int) -> bool:
             file.seek(-1, os.SEEK_END)
             if gif.format != "GIF" or file.read() != b";":  # what a GIF ends with
                 return False
-            for index in range(gif.n_frames):
+            for index in range(getattr(gif, "n_frames", 1)):
                 gif.seek(index)
                 gif.load()
                 durations.append(gif.info["duration"])
@@ -354,7 +354,7 @@ def save_mp4(path: str | Path, frames: np.ndarray, fps: float, *, quality: Quali
         *("-sws_flags", "bicubic+accurate_rnd+bitexact"),
     )
     with written_whole(path) as temporary:
-        pixels = memoryview(np.ascontiguousarray(frames)).cast("B")
+        pixels = memoryview(np.ascontiguousarray(frames)).cast("B")  # type: ignore[arg-type]
         done = _ffmpeg("-y", *raw, "-i", "-", "-an", *encoder, "-f", "mp4", f"file:{temporary}", given=pixels)
         said = " ".join(done.stderr.decode(errors="replace").split())[:300]
         if done.returncode:

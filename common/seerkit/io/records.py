@@ -1,4 +1,4 @@
-"""One JSON record a run: configuration, results with units, and the conditions they were obtained under; read back checked."""
+"""One JSON record per run: configuration, results with units, and the conditions of the run; checked when read back."""
 
 import datetime
 import json
@@ -117,8 +117,8 @@ def read_record(path: Path, form: Form, made_by: str) -> Any:
 def misfit(value: Any, form: Form, place: str = "") -> str | None:
     """What in a JSON value is not of a form, in words; None where all is."""
     if isinstance(form, tuple):
-        found = [misfit(value, one, place) for one in form]
-        return None if None in found else found[-1]
+        misfits = [misfit(value, one, place) for one in form]
+        return None if None in misfits else misfits[-1]
     inner: list[tuple[Any, Form, str]] = []
     if isinstance(form, dict) and isinstance(value, dict):
         keys = value if str in form else form

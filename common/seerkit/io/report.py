@@ -1,6 +1,7 @@
 """What a sampling command reports of several caches on the same inputs: rows of a record, a table, a grid."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -55,9 +56,47 @@ def make_rows(
     return rows
 
 
-def comparison_table(rows: Sequence[Row], extra: Mapping[str, Sequence[str]]) -> str:
-    """The rows as text; `extra` adds columns of ready cells by their headings."""
-    header = ["method", "full steps", "TFLOPs", "FLOPs ratio", "latency s", "latency ratio", "cache MiB", "PSNR dB"]
+MEANINGS = {
+    "method": "the cache: N steps from one full step to the next, W full steps at the start, O the highest order forecast",
+    "full steps": "steps at which the whole model was computed, of all",
+    "TFLOPs": "10¹² operations for one batch, 2 per multiply-add, forecasts included",
+    "FLOPs ratio": "operations of the uncached run over those of this one",
+    "latency s": "seconds for one batch, the median and the range over batches; a first call includes work that is done once",
+    "latency ratio": "median of the uncached run over that of this one",
+    "cache MiB": "the most features kept from one step to the next",
+    "PSNR dB": "peak signal-to-noise ratio to the uncached samples, the mean over those that differ: nearness, not quality",
+}
+"""The columns of every comparison, by heading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a run says of its rows, the same in the terminal and on the page.
+
+    title: the model. facts: of the workload, one line. extra: further columns of ready cells by heading.
+    """
+
+    title: str
+    facts: str
+    rows: Sequence[Row]
+    extra: Mapping[str, Sequence[str]]
+    explanations: Sequence[str]
+
+    @property
+    def header(self) -> list[str]:
+        return [*MEANINGS, *self.extra]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        return [[*line, *(column[i] for column in self.extra.values())] for i, line in enumerate(_cells(self.rows))]
+
+    def text(self) -> str:
+        """As the terminal shows it."""
+        return "\n".join([f"{self.title}, {self.facts}", text_table(self.header, self.cells), *self.explanations])
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The cells of `MEANINGS`, a list for every row."""
     lines = []
     for row in rows:
         timing = row["latency"]
@@ -73,12 +112,11 @@ def comparison_table(rows: Sequence[Row], extra: Mapping[str, Sequence[str]]) ->
                 psnr_cell(row["psnr"]),
             ]
         )
-    cells = [[*line, *(column[i] for column in extra.values())] for i, line in enumerate(lines)]
-    return text_table([*header, *extra], cells)
+    return lines
 
 
 def seconds(timing: Mapping[str, Any] | None) -> str:
-    """Seconds a batch of `seerkit.sampling.compare.latency` as a cell: median and range, or the one first call there was."""
+    """Seconds per batch of `seerkit.sampling.compare.latency` as a cell: median and range, or the one first call there was."""
     if timing is None:
         return "–"
     if timing.get("first_call"):

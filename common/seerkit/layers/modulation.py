@@ -3,12 +3,13 @@
 They depend on the timestep and the pooled condition alone, so they are known before sampling. Rows are computed in slices of
 steps, so that a table stays bounded when conditions differ per sample, and forgotten once their step has passed.
 
-The layers are those of adaLN (arXiv 2212.09748, Section 3.2) as FLUX and HunyuanVideo have them; conditions come after SiLU.
+The layers are those of adaLN (arXiv 2212.09748, Section 3.2) as DiT, FLUX and HunyuanVideo have them; conditions come
+after SiLU.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -140,6 +141,38 @@ class ModulationTable(Generic[Row]):
             rows.forget_before(step)
 
 
+def condition_table(
+    c: Tensor,
+    full_steps: Sequence[int],
+    gated_steps: Sequence[int],
+    *,
+    blocks: Sequence[nn.Module],
+    block_rows: Callable[[Tensor], Sequence[Any]],
+    vectors: int,
+    final_layer: FinalLayer,
+    assemble: Callable[..., Row],
+) -> ModulationTable[Row]:
+    """Table of a run whose modulation is linear in conditions c (S, B, D): full rows, gates alone, head rows.
+
+    blocks: in order, with `SITES` and `gates(c)`. block_rows(c): by step, for the conditions of some, what `assemble` takes.
+    vectors: of a full step, for each condition.
+    """
+
+    def gate_rows(steps: list[int]) -> Tensor:
+        return torch.cat([block.gates(c[steps]) for block in blocks], dim=1)  # (steps, sites, B, D)
+
+    def rows_in_a_slice(vectors: int) -> int:
+        return SLICE_BYTES // (vectors * c[0].numel() * c.element_size())
+
+    sites = sum(len(block.SITES) for block in blocks)
+    return ModulationTable(
+        blocks=Rows(lambda steps: block_rows(c[steps]), full_steps, rows_in_a_slice(vectors)),
+        gates=Rows(gate_rows, gated_steps, rows_in_a_slice(sites)),
+        head=Rows(lambda steps: final_layer.modulation(c[steps]), range(len(c)), rows_in_a_slice(2)),
+        assemble=assemble,
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------- two streams
 
 
@@ -180,23 +213,13 @@ def two_stream_table(
     model: TwoStreams, c: Tensor, full_steps: Sequence[int], gated_steps: Sequence[int]
 ) -> ModulationTable[TwoStreamModulation]:
     """Modulation of a run whose conditions are c (S, B, D): full rows, gates alone, head rows."""
-    blocks = (*model.double_blocks, *model.single_blocks)
 
-    def block_rows(steps: list[int]) -> Sequence[tuple]:
-        double, single = _block_rows(model, c[steps])
-        return [([(a[i], b[i]) for a, b in double], [rows[i] for rows in single]) for i in range(len(steps))]
+    def block_rows(c: Tensor) -> Sequence[tuple]:
+        double, single = _block_rows(model, c)
+        return [([(a[i], b[i]) for a, b in double], [rows[i] for rows in single]) for i in range(len(c))]
 
-    def gate_rows(steps: list[int]) -> Tensor:
-        return torch.cat([block.gates(c[steps]) for block in blocks], dim=1)  # (steps, sites, B, D)
-
-    def rows_in_a_slice(vectors: int) -> int:
-        return SLICE_BYTES // (vectors * c[0].numel() * c.element_size())
-
-    sites = sum(len(block.SITES) for block in blocks)
-    vectors = sum(layer.out_features for layer in model.modulation_layers()) // c.shape[-1]
-    return ModulationTable(
-        blocks=Rows(block_rows, full_steps, rows_in_a_slice(vectors)),
-        gates=Rows(gate_rows, gated_steps, rows_in_a_slice(sites)),
-        head=Rows(lambda steps: model.final_layer.modulation(c[steps]), range(len(c)), rows_in_a_slice(2)),
-        assemble=TwoStreamModulation,
-    )
+    return condition_table(
+        c, full_steps, gated_steps, blocks=(*model.double_blocks, *model.single_blocks), block_rows=block_rows,
+        vectors=sum(layer.out_features for layer in model.modulation_layers()) // c.shape[-1],
+        final_layer=model.final_layer, assemble=TwoStreamModulation,
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """Run several caches on the same inputs: samples, what was computed, latency, memory, each against the uncached run."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ UNCACHED = "uncached"
 
 @dataclass
 class Outcome:
-    """What one cache did: the last run's record, seconds a batch, numbers of samples that did not come out finite.
+    """What one cache did: the last run's record, seconds per batch, numbers of samples that did not come out finite.
 
     cold: whether a timing has the first call's work in it, which pays for kernels and memory.
     """
@@ -48,9 +49,9 @@ def run_caches(
 
     keep(label, batch, latents) takes latents as they come, untimed, and tells which samples could not be kept; a cache that
     has any is not sampled further. skip(label, batch): what is there already. quiet: no progress bar.
-    The first call pays for kernels and memory. Where caches are compared, it is dropped: the cheapest goes once before, every
-    one where that changes what is compiled. A cache alone is not made to wait for timings that nobody asked for: its first
-    timing is dropped, unless it is the only one.
+    The first call pays for kernels and memory. Where caches are compared, it is dropped: the cheapest cache makes a call before
+    all timings, or every cache does where that changes what is compiled. A cache alone is not made to wait for timings that
+    nobody asked for: its first timing is dropped, unless it is the only one.
     """
     outcomes = {label: Outcome() for label in caches}
     wanted = [(batch, label) for batch in batches for label in caches if not skip(label, batch)]
@@ -67,7 +68,8 @@ def run_caches(
                 continue
             bar.set_description(f"{label} {number}/{len(wanted)}")
             reset_peak_memory(device)
-            (latents, run), seconds = timed(lambda c=cache, b=batch: sample(c, b, lambda *_: bar.update()), device)
+            one = functools.partial(sample, cache, batch, lambda *_: bar.update())
+            (latents, run), seconds = timed(one, device)
             outcome.seconds.append(seconds)
             outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
             outcome.record = run.record()
@@ -103,7 +105,7 @@ def gather_outcomes(outcomes: dict[str, Outcome], world: World) -> dict[str, Out
 
 
 def latency(outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any] | None]:
-    """Per label: seconds a batch (median, spread), and the ratio of the uncached median to it where there is one.
+    """Per label: seconds per batch (median, spread), and the ratio of the uncached median to it where there is one.
 
     `first_call` says that the only timing has the first call's work in it. None where nothing was timed.
     """

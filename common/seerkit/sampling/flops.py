@@ -40,11 +40,14 @@ def step_flops(model: nn.Module, latents: Tensor, conditions: dict[str, Tensor])
         (name, tuple(value.shape), torch.float32 if value.is_floating_point() else value.dtype)
         for name, value in conditions.items()
     )  # counts do not depend on precision
-    return _step_flops(type(model), model.config, tuple(latents.shape), shapes)
+    backbone: Any = type(model)
+    return _step_flops(backbone, model.config, tuple(latents.shape), shapes)
 
 
 @functools.lru_cache
-def _step_flops(backbone: type, config: Any, shape: tuple[int, ...], conditions: tuple) -> tuple[int, int]:
+def _step_flops(
+    backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: tuple
+) -> tuple[int, int]:
     with torch.device("meta"):
         twin = backbone(config).eval()
         latents = torch.empty(shape)

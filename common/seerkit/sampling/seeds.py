@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache_dic.settings import integer
+
 
 def derive_seed(seed: int, *keys: int) -> int:
     """A 63-bit seed that is a pure function of a base seed >= 0 and integer keys (sample index, step, rank).
@@ -32,6 +34,16 @@ class SampleGenerators:
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         self.generators = [generator(seed, index) for index in indices]
+
+    @classmethod
+    def after(cls, seed: int, noise: Tensor) -> "SampleGenerators":
+        """Those of samples 0 … B - 1 once each has drawn its starting noise, as noise (B, …) is shaped.
+
+        What a sampler draws from them is new to noise of the same seed, and what a command draws for the same samples.
+        """
+        generators = cls(integer("seed", seed, at_least=0), range(len(noise)))
+        generators.randn(*noise.shape[1:])
+        return generators
 
     def randn(self, *shape: int, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal noise (B, *shape), row i from the generator of sample i."""

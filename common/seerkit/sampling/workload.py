@@ -19,10 +19,9 @@ class Workload:
     """What a model call works on; made by `evaluation.backbones.workload`, which knows the model's own settings.
 
     height, width: in pixels; None leaves them to the model. num_samples: samples per call. depth: number of blocks, for FLUX,
-    HunyuanVideo and HiDream of double blocks, for trials. attention: a name in
-    `seerkit.layers.names.ATTENTION_BACKENDS`. Of some models alone, else None:
-    frames: of a video. cfg_scale: guidance weight; where that takes a second branch, as 1 does not, a
-    sample has two rows, conditional and unconditional. text_tokens: of a prompt.
+    HunyuanVideo and HiDream of double blocks, for trials. attention: one of `seerkit.layers.names.ATTENTION_BACKENDS`. Of
+    some models alone, else None: frames: of a video. cfg_scale: guidance weight; where that takes a second branch, as 1 does
+    not, a sample has two rows, conditional and unconditional. text_tokens: of a prompt.
     """
 
     height: int | None = None

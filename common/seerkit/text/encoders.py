@@ -153,18 +153,18 @@ def find_encoder(encoder: Encoder, given: str | Path | None = None, *, download:
             return None
 
     for source in encoder.sources:
-        for folder in (source.folder, source.cached()):
-            if pair := usable(source, folder):
-                return pair
+        for place in (source.folder, source.cached()):
+            if found := usable(source, place):
+                return found
         places.append(str(source.folder / source.model))
     for source in encoder.sources if download else ():
         try:
-            folder = source.download()
+            fetched = source.download()
         except OSError as error:
             failures.append(_reason(source, error))
             continue
-        if pair := usable(source, folder):
-            return pair
+        if found := usable(source, fetched):
+            return found
         failures.append(f"{source.repo}: files are missing in it")
     if incomplete:
         raise incomplete[0]
@@ -217,7 +217,7 @@ def _not_found(
 # -------------------------------------------------------------------------------------------------------------- encode
 
 
-def from_folder(kind: type, folder: Path, **options: Any) -> Any:
+def from_folder(kind: Any, folder: Path, **options: Any) -> Any:
     """`kind.from_pretrained`, of transformers, on a local folder; models in eval mode, without gradients.
 
     Raises UserError if the folder cannot be read as one.
@@ -352,7 +352,7 @@ def stacked(embeddings: Sequence[Embedding]) -> Embedding:
 
 
 class PromptCache:
-    """Embeddings of prompts on disk, one file a prompt.
+    """Embeddings of prompts on disk, one file per prompt.
 
     folder: None for a temporary one, which is removed with this object, at the latest when the process ends.
     parts: names of an embedding's tensors. encoders: what made them (`PromptEncoder.names`); other encoders, and other

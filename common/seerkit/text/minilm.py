@@ -59,7 +59,7 @@ def _key(text: str) -> str:
 def encoder_folder() -> Path:
     """The folder of the encoder's files in the installed package; UserError names the command that installs it."""
     spec = importlib.util.find_spec(PACKAGE)
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the text encoder all-MiniLM-L6-v2 is not installed; install it with `{INSTALL}`")
     return Path(spec.submodule_search_locations[0]) / "model"
 
@@ -142,7 +142,7 @@ class TextTable:
     @classmethod
     def of(cls, texts: Iterable[str], batch_size: int = 64) -> "TextTable":
         """Encode texts, each once; UserError without the encoder."""
-        first = {}
+        first: dict[str, str] = {}
         for text in texts:
             if text.strip():
                 first.setdefault(_key(text), text)

@@ -1,4 +1,4 @@
-"""Prompts of a sampling command: read from files, cut into batches."""
+"""Prompts of a sampling command: read from files, one for every sample, cut into batches."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 from cache_dic import UserError
 from seerkit.io.files import read_json, read_text
 
+MAX_SAMPLES = 1_000_000  # their numbers have six digits in the names of files
 FORMS = 'give a list of objects with "prompt_en", as VBench_full_info.json is, or a .txt file with one prompt a line'
 
 
@@ -43,7 +44,8 @@ def chosen_list(
         return [Listed(_typed(prompt)) for prompt in given]
     if file is not None:
         return read_list(file)
-    require(default, f'{model} needs --prompt "…" or --prompt-file FILE with one prompt per line')
+    if default is None:
+        raise UserError(f'{model} needs --prompt "…" or --prompt-file FILE with one prompt per line')
     return [Listed(prompt) for prompt in default()]
 
 
@@ -73,7 +75,7 @@ def read_list(path: Path) -> list[Listed]:
         lines = enumerate(map(str.strip, text.split("\n")), start=1)
         listed = [Listed(_checked(line, f"prompt file {path}", f"in line {n}")) for n, line in lines if line]
     if not listed:
-        raise UserError(f"prompt file {path} holds no prompt; write one a line")
+        raise UserError(f"prompt file {path} holds no prompt; write one per line")
     return listed
 
 
@@ -124,6 +126,24 @@ def _typed(prompt: str) -> str:
                 f"--prompt {prompt!a} is not UTF-8 text; write it into a file and save that as such"
             ) from None
     return prompt
+
+
+def repeated(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
+    """Each prompt as many times as it has samples, which follow each other; UserError for more than can be numbered."""
+    check_number(len(prompts) * samples_per_prompt)
+    return [prompt for prompt in prompts for _ in range(samples_per_prompt)]
+
+
+def cycled(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
+    """All prompts, again and again, each as many times as it has samples; UserError for more than can be numbered."""
+    check_number(len(prompts) * samples_per_prompt)
+    return list(prompts) * samples_per_prompt
+
+
+def check_number(num_samples: int) -> None:
+    """UserError for more samples than the names of files can number."""
+    if num_samples > MAX_SAMPLES:
+        raise UserError(f"{num_samples} samples are too many for one run; at most {MAX_SAMPLES} are numbered")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 
 def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
-    """Indices of a batch: consecutive parts of one permutation an epoch, a pure function of (step, seed)."""
+    """Indices of a batch: consecutive parts of one permutation per epoch, a pure function of (step, seed)."""
     position = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = position // count
     permutations = {e: np.random.default_rng((seed, int(e))).permutation(count) for e in np.unique(epochs)}

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seerkit.data.captions import PROMPTS
 from seerkit.data.fashion_mnist import load_fashion_mnist
-from seerkit.data.moving_objects import FRAME_SIZE, NUM_FRAMES, PROMPTS, MovingObjects, encode
+from seerkit.data.moving_objects import FRAME_SIZE, NUM_FRAMES, MovingObjects, encode
 from seerkit.devices.distributed import World
 from seerkit.io.media import frame_strip, save_png, video_to_uint8
 from seerkit.sampling.flow_solvers import shift_sigmas
@@ -107,7 +108,7 @@ class SampleStrips:
     def __call__(self, path: Path, ema: nn.Module) -> None:
         noise = SampleGenerators(derive_seed(self.seed, 2), range(len(PROMPTS))).randn(*CLIP_SHAPE, device=self.device)
         clips = video_to_uint8(check_samples(self.sample(ema, noise, encode_texts(PROMPTS).to(self.device))))
-        save_png(path, frame_strip(clips, PROMPTS))
+        save_png(path, frame_strip([*clips], PROMPTS))
 
 
 def train(

@@ -63,9 +63,9 @@ class Autoencoder(nn.Module):
 
 
 class VideoAutoencoder(nn.Module):
-    """An autoencoder whose latents z a model sees as (z - shift) · scale, each a number or one a channel.
+    """An autoencoder whose latents z a model sees as (z - shift) · scale, each one number, or one per channel.
 
-    channels: of the latents. factor: pixels along the side of a latent. frame_factor: frames a latent but for the first,
+    channels: of the latents. factor: pixels along the side of a latent. frame_factor: frames per latent but for the first,
     which stands for one frame.
     """
 

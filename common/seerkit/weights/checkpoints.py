@@ -221,7 +221,9 @@ def missing_shards(path: Path) -> list[str]:
     else:
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
         shard = next((SHARD.fullmatch(other.name) for other in beside if other != path == _whole(other)), None)
-        numbers = range(1, int(shard["count"]) + 1) if shard else ()
+        if shard is None:
+            return []
+        numbers = range(1, int(shard["count"]) + 1)
         names = [f"{shard['stem']}-{number:05d}-of-{shard['count']}{shard['suffix']}" for number in numbers]
         names = [path.name, *names] if names else []
     return [name for name in names if not (path.parent / name).is_file()]
@@ -235,7 +237,7 @@ def _incomplete(
     if failures:
         said += f"; download failed: {'; '.join(failures)}"
     file = next((file for file in files if file.repo and Path(file.name).name == path.name), None)
-    if file is None:
+    if file is None or file.repo is None:
         return NotFoundError(f"{said}; copy the rest there", named=f"{path}, without {listed(missing)}")
     wanted = [str(PurePosixPath(file.name).with_name(name)) for name in missing]
     command = ["hf", "download", file.repo, *wanted]
@@ -314,7 +316,7 @@ def _probe(url: str) -> None:
             raise
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException | str) -> str:
     """The first line of an error, without urllib's wrapping."""
     if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
         error = error.reason
@@ -634,7 +636,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     """A safetensors file, written whole; OSError where it cannot be, as on a full disk."""
     with written_whole(path) as temporary:
         try:
-            save_file(dict(tensors), temporary, metadata and dict(metadata))
+            save_file(dict(tensors), temporary, None if metadata is None else dict(metadata))
         except SafetensorError as error:
             code = re.search(r"os error (\d+)", str(error))
             if code is None:

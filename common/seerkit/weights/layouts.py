@@ -79,19 +79,19 @@ class Layout:
 
 def _parts(rule: Rule, state: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     """Target name -> the tensors that a rule makes it of, in order."""
-    found: dict[str, list[str | None]] = {}
+    found: dict[str, list[str]] = {}
     for name in state:
         if not (match := rule.match(name)):
             continue
         target, position = match
-        names = found.setdefault(target, [None] * len(rule.sources))
-        if names[position] is None:
+        names = found.setdefault(target, [""] * len(rule.sources))
+        if not names[position]:
             names[position] = name
         elif not _same(state[names[position]], state[name]):
             raise UserError(
                 f"{names[position]} and {name}, copies for {target}, differ: a damaged checkpoint or another model"
             )
-    lacking = [target for target, names in found.items() if None in names]
+    lacking = [target for target, names in found.items() if not all(names)]
     if lacking:
         raise UserError(f"parts of {listed(lacking)} are missing; it is made of {', '.join(rule.sources)}")
     return {target: [state[name] for name in names] for target, names in found.items()}
@@ -172,7 +172,7 @@ def _prefix(names: Sequence[str], ours: set[str], layouts: Sequence[Layout]) -> 
 
 def _prefixes(names: Sequence[str]) -> Iterable[str]:
     """Beginnings of names, up to a dot; and of all names together, up to any sign."""
-    found = {}
+    found: dict[str, None] = {}
     for name in names:
         parts = name.split(".")[:-1]
         found |= dict.fromkeys(".".join(parts[:count]) + "." for count in range(1, min(PREFIX_PARTS, len(parts)) + 1))

@@ -330,7 +330,7 @@ class TestFiles:
 
 ENVIRONMENT = """
 import os, sys
-import seerkit.command.cli
+import seerkit.environment
 print(os.environ.get("MKL_CBWR"), os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
 """
 
@@ -353,8 +353,35 @@ def test_the_environment_is_settled_before_torch_is_loaded(given, settled):
     assert done.stdout.strip() == settled
 
 
+UP_TO_TORCH = """
+import importlib.abc, os, runpy, sys
+
+class UpToTorch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("MKL_CBWR"), flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, UpToTorch())
+runpy.run_path(sys.argv[1], run_name="imported")
+print(os.environ.get("MKL_CBWR"))
+"""
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_settle_it_first_of_all(command):
+def test_commands_settle_it_before_torch(command):
     """The order of summation is read once, when torch loads MKL."""
-    first = next(line for line in command.read_text().splitlines() if line.startswith(("import ", "from ")))
-    assert first.startswith("from seerkit.command.cli import ")
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    done = subprocess.run(
+        [sys.executable, "-c", UP_TO_TORCH, command], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "AUTO,STRICT"
+
+
+def test_what_was_parsed_knows_its_command_line_and_does_not_count_it(monkeypatch):
+    parser = Parser("Do it.", "do")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(["--seed=3"])
+    assert (given.command_line, vars(given)) == (["--seed=3"], {"seed": 3})
+    monkeypatch.setattr("sys.argv", ["/a/place/do.py", "--seed", "4"])
+    assert parser.parse_args().command_line == ["--seed", "4"]

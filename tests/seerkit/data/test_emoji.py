@@ -29,7 +29,7 @@ def add(archive: Path, files: dict[str, bytes | dict]) -> None:
 
 @pytest.fixture
 def packages(tmp_path) -> Path:
-    """Archives in the layout of the three npm packages, with one to four icons a set."""
+    """Archives in the layout of the three npm packages, with one to four icons per set."""
     folder = tmp_path / "packages"
     folder.mkdir()
     sets = {name: {"icons": {"red-apple": {"body": RED}}} for name in STYLES if name != "fluent-emoji-3d"}

@@ -3,23 +3,19 @@ import itertools
 import pytest
 import torch
 
-from seerkit.data.moving_objects import (
+from seerkit.data.captions import (
     BACKGROUNDS,
     CAPTIONS,
     COLOURS,
     HELD_OUT,
     MAX_WORDS,
     MOTIONS,
-    NUM_FRAMES,
     OBJECTS,
     PROMPTS,
-    TEXT_DIM,
     VOCABULARY,
-    MovingObjects,
-    encode,
     is_held_out,
-    pooled,
 )
+from seerkit.data.moving_objects import NUM_FRAMES, TEXT_DIM, MovingObjects, encode, pooled
 
 NUM_CLIPS = 12
 

@@ -68,7 +68,7 @@ def sample(
     for step in range(NUM_STEPS):
         at = run and run.at(step)
         with Collectives() as counter:
-            v = model.velocity(x, grid, timesteps[step].expand(len(x)), **conditions, cache=at)
+            v = model(x, timesteps[step].expand(len(x)), **conditions, grid=grid, cache=at)
         collectives["full" if at is None or at.is_full else "forecast"] += counter.count
         x = x - 0.2 * v
     return unpatchify(model.shard.gather(x, math.prod(grid)), grid, patch), collectives

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from seerkit.devices.staging import staged_on
+from seerkit.devices.staging import decode_singly, staged_on
 
 
 @pytest.fixture
@@ -35,3 +35,21 @@ def test_without_offloading_it_stays(module):
     with staged_on("meta", module, False):
         pass
     assert module[0].weight.is_meta
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_images_are_decoded_one_at_a_time(offload):
+    class Autoencoder(nn.Module):
+        calls = 0
+
+        def decode(self, latents: Tensor) -> Tensor:
+            assert len(latents) == 1
+            assert torch.is_inference_mode_enabled()
+            self.calls += 1
+            return 2 * latents.to(torch.bfloat16)
+
+    autoencoder, latents = Autoencoder(), torch.arange(6.0).view(3, 2, 1, 1)
+    images = decode_singly(autoencoder, latents, torch.device("cpu"), offload=offload)
+    assert images.dtype == torch.float32
+    assert torch.equal(images, 2 * latents)
+    assert autoencoder.calls == 3

@@ -12,7 +12,7 @@ CLAIM = {"seed": 0, "prompts": ["a", "b"], "contents": {"transformer": "1a"}, "c
 
 
 def claim(out: Path, claims, *, having=(), alone=False):
-    claim_samples(out, claims, has_samples=lambda label: label in having, flag="--out", alone=alone)
+    claim_samples(out, claims, has_samples=lambda label: label in having, alone=alone)
 
 
 def claimed(out: Path, label: str):
@@ -39,7 +39,10 @@ def test_what_differs_is_named_and_nothing_is_changed(tmp_path, change, message)
     claim(tmp_path, {"x": CLAIM})
     with pytest.raises(UserError) as refused:
         claim(tmp_path, {"x": CLAIM | change}, having=["x"])
-    assert str(refused.value) == f"{tmp_path / 'x'} holds samples of other settings: {message}; choose another --out"
+    assert (
+        str(refused.value)
+        == f"{tmp_path / 'x'} holds samples of other settings: {message}; choose another --output-dir"
+    )
     assert claimed(tmp_path, "x") == CLAIM
 
 
@@ -67,7 +70,7 @@ def test_a_list_of_prompts_may_grow_and_is_not_shortened(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", "", "\0"])
 def test_samples_without_a_usable_claim_are_left_alone(tmp_path, text):
-    with pytest.raises(UserError, match="nothing says how they were made; choose another --out"):
+    with pytest.raises(UserError, match="nothing says how they were made; choose another --output-dir"):
         claim(tmp_path, {"x": CLAIM}, having=["x"])
     path = state_folder(tmp_path, "x") / "claim.json"
     path.parent.mkdir(parents=True)

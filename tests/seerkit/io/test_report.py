@@ -3,7 +3,7 @@
 import numpy as np
 
 from cache_dic import make_cache
-from seerkit.io.report import comparison_table, draw_grid, make_rows, seconds
+from seerkit.io.report import Comparison, draw_grid, make_rows, seconds
 from seerkit.io.tables import number
 from seerkit.sampling.compare import Outcome
 
@@ -27,7 +27,15 @@ def test_rows_say_what_was_computed_or_what_is_planned():
     assert planned["full_steps"] == [0, 2]
     assert planned["kept_bytes"] == 2**20
 
-    header, _, first, second = comparison_table([computed, planned], {"score": ["1.5", "2.5"]}).splitlines()
+    comparison = Comparison(
+        title="tiny",
+        facts="3 steps",
+        rows=[computed, planned],
+        extra={"score": ["1.5", "2.5"]},
+        explanations=["score: x"],
+    )
+    title, header, _, first, second, explanation = comparison.text().splitlines()
+    assert (title, explanation) == ("tiny, 3 steps", "score: x")
     assert header.split()[-1] == "score"
     assert first.split() == ["uncached", "3/3", "1.000", "1.00x", "2.00", "(2.00-2.00)", "1.00x", "0.0", "–", "1.5"]
     assert second.split() == ["fora-N2-W1", "2/3", "1.000", "2.00x", "–", "–", "1.0", "30.00", "2.5"]

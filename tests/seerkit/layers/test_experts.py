@@ -1,4 +1,4 @@
-"""Grouped products and experts against one product a row, their gradients, and the names of their weights."""
+"""Grouped products and experts against one product per row, their gradients, and the names of their weights."""
 
 import pytest
 import torch

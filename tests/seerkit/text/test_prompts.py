@@ -2,7 +2,17 @@ import json
 
 import pytest
 
-from seerkit.text.prompts import Listed, chosen_prompts, make_batches, read_list, read_prompts, require
+from cache_dic import UserError
+from seerkit.text.prompts import (
+    Listed,
+    chosen_prompts,
+    cycled,
+    make_batches,
+    read_list,
+    read_prompts,
+    repeated,
+    require,
+)
 
 
 def test_a_text_file_has_one_prompt_a_line(tmp_path):
@@ -21,7 +31,7 @@ def test_a_json_file_is_vbenchs_list(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.txt", b" \n\n", "holds no prompt; write one a line"),
+        ("p.txt", b" \n\n", "holds no prompt; write one per line"),
         ("p.json", b"[]", "holds no prompt"),
         ("p.txt", b"caf\xe9\n", "is not UTF-8 text"),
         ("p.txt", b"\xff\xfea", "is not UTF-8 text"),
@@ -95,7 +105,7 @@ def test_an_entry_may_have_a_name_and_dimensions(tmp_path):
 
 def test_prompts_of_the_command_line_are_utf8_whatever_the_locale():
     def chosen(prompt: str) -> list[str]:
-        return chosen_prompts([prompt], None, flag="--prompt-file", model="a model", default=None)
+        return chosen_prompts([prompt], None, model="a model", default=None)
 
     typed = "café".encode().decode("ascii", "surrogateescape")  # what argv holds in the C locale
     assert chosen(typed) == ["café"]
@@ -109,6 +119,17 @@ def test_what_is_needed():
     for missing in (None, "", []):
         with pytest.raises(ValueError, match="name a prompt"):
             require(missing, "name a prompt")
+
+
+def test_absurd_numbers_of_samples_are_refused_before_they_are_listed():
+    for make in (repeated, cycled):
+        with pytest.raises(UserError, match="2000000000 samples are too many for one run; at most 1000000"):
+            make(["a", "b"], 10**9)
+
+
+def test_prompts_are_repeated_in_place_or_all_again_and_again():
+    assert repeated(["a", "b"], 3) == ["a", "a", "a", "b", "b", "b"]
+    assert cycled(["a", "b"], 3) == ["a", "b", "a", "b", "a", "b"]
 
 
 def test_batches_keep_the_order_and_number_the_samples():

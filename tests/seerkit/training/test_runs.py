@@ -34,9 +34,9 @@ from flux.weights import load_flux
 from hidream.weights import load_hidream
 from hunyuan_video.weights import load_hunyuan_video
 from seerkit.command.cli import run_command
+from seerkit.data.captions import PROMPTS
 from seerkit.data.emoji import load_emoji
 from seerkit.data.fashion_mnist import CLASS_NAMES
-from seerkit.data.moving_objects import PROMPTS
 from seerkit.devices.distributed import stop_world
 from seerkit.training.emoji import SHOWN
 from seerkit.training.loop import read_losses

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from hunyuan_video.sampler import GUIDANCE_FACTOR
-from seerkit.data.moving_objects import HELD_OUT, PROMPTS, MovingObjects, pooled
+from seerkit.data.captions import HELD_OUT, PROMPTS
+from seerkit.data.moving_objects import MovingObjects, pooled
 from seerkit.devices.distributed import World
 from seerkit.sampling.flow_solvers import shift_sigmas
 from seerkit.sampling.seeds import generator

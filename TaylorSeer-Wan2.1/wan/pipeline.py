@@ -1,0 +1,174 @@
+"""What generate.py runs: the search for weights, and the pipeline from prompts to videos."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache_dic import Cache, UserError
+from seerkit.command.videos import sequence_parallel
+from seerkit.data.moving_objects import encode
+from seerkit.devices.compile import compile_steps
+from seerkit.devices.distributed import World
+from seerkit.devices.dtypes import torch_dtype
+from seerkit.devices.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
+from seerkit.sampling.seeds import SampleGenerators
+from seerkit.text.encoders import encoder_files, find_encoder
+from seerkit.text.prompts import Batch
+from seerkit.weights.autoencoders import Pixels, autoencoder_files
+from seerkit.weights.checkpoints import checkpoint_files, find_all
+from wan.config import CONFIGS, REPOS, USAGE, latent_shape, wan_config
+from wan.decode import OFFICIAL_FILE as VAE_FILE
+from wan.decode import find_autoencoder, load_autoencoder
+from wan.image import CLIP, ImageEncoder, first_frame_condition, read_image
+from wan.sampler import Branches, Sampler
+from wan.text import T5, TextEncoder
+from wan.weights import find_wan, load_wan
+
+
+def autoencoder_of(args: argparse.Namespace) -> Path | None:
+    """--vae, or the autoencoder in the folder of an official checkpoint; None where that has none."""
+    beside = args.ckpt / VAE_FILE if args.ckpt else None
+    return args.vae or (beside if beside is not None and beside.is_file() else None)
+
+
+def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Path]]:
+    """Check the division into processes, and find, or download, every file, by the part that it is of.
+
+    FileNotFoundError with all that is missing.
+    """
+    if sequence_parallel(args):
+        sequence_degrees(world.size, wan_config(args.model).num_heads, args.ulysses_degree, args.ring_degree)
+        if args.compile and world.size > 1:
+            raise UserError("--compile works in one process a video; leave out --ulysses-degree and --ring-degree")
+    for flag, given in (("--dit-fsdp", args.dit_fsdp), ("--t5-fsdp", args.t5_fsdp)):
+        if given and world.size == 1:
+            raise UserError(f"{flag} shares weights among processes, and this is one; use torchrun or leave it out")
+    searches: dict[str, Callable[[], list[Path]]] = {
+        "transformer": lambda: checkpoint_files(find_wan(args.model, args.ckpt))
+    }
+    if args.model in REPOS:
+        searches |= {
+            "autoencoder": lambda: autoencoder_files(find_autoencoder(autoencoder_of(args))),
+            T5.name: lambda: encoder_files(find_encoder(T5, args.t5)),
+        }
+        if args.image:
+            searches |= {
+                CLIP.name: lambda: encoder_files(find_encoder(CLIP, args.clip)),
+                "first frame": lambda: [args.image],
+            }
+    return find_all(args.model, searches)
+
+
+class Pipeline:
+    """From prompts to videos by Wan2.1; one component is on the device at a time."""
+
+    def __init__(self, args: argparse.Namespace, world: World) -> None:
+        self.args, self.world, self.device = args, world, world.device
+        self.published = args.model in REPOS
+        self.fps = USAGE[args.model].fps
+        self.dtype = torch_dtype(args.precision)
+        self.text: Callable[[str], Tensor] = lambda prompt: encode([prompt])[0][0]  # of the pixel models
+        self.first_frame: dict[str, Tensor] = {}
+        self.decoder: Any = None
+
+    def encode(self, batches: Sequence[Batch]) -> None:
+        args = self.args
+        if not self.published:
+            return
+        encoder = TextEncoder(
+            args.t5, device="cpu" if args.t5_cpu else self.device, world=self.world if args.t5_fsdp else None
+        )
+        prompts = [*(prompt for batch in batches for prompt in batch.prompts), args.negative_prompt]
+        cache = encoder.encode_to_files(prompts, args.embeddings)
+        self.text = lambda prompt: cache.load(prompt)[0]
+        if args.image:
+            image = read_image(args.image)
+            clip = ImageEncoder(args.clip, device=self.device)
+            tokens = clip.encode(image).cpu()
+            clip.drop()
+            autoencoder = load_autoencoder(autoencoder_of(args), self.device)
+            y = first_frame_condition(image, args.num_frames, args.height, args.width, autoencoder)
+            self.first_frame = {"clip_fea": tokens, "y": y.cpu()}
+
+    def load(self, world: World) -> None:
+        args = self.args
+        shared = sequence_parallel(args)
+        on_host = shared and args.dit_fsdp
+        self.model = load_wan(
+            args.model,
+            args.ckpt,
+            device="cpu" if on_host else self.device,
+            dtype=self.dtype,
+            attention=args.attention,
+        )
+        if shared:
+            heads = self.model.config.num_heads
+            shard = start_sequence(world, heads=heads, ulysses=args.ulysses_degree, ring=args.ring_degree)
+            parallelize(self.model, shard, args.attention)
+        if on_host:
+            shard_weights(self.model, world)
+        if args.compile:
+            compile_steps(self.model)
+        self.sampler = Sampler(
+            self.model,
+            args.num_steps,
+            solver=args.solver,
+            shift=args.shift,
+            guidance_scale=args.guidance_scale,
+            batched=args.batched_guidance,
+        )
+
+    def sample(
+        self, cache: Cache, batch: Batch, callback: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[Tensor, Branches]:
+        args = self.args
+        shape = latent_shape(args.model, args.height, args.width, args.num_frames)
+        noise = SampleGenerators(args.seed, batch.indices).randn(*shape, device=self.device)
+        context = [self.text(prompt) for prompt in batch.prompts]
+        negative = [self.text(args.negative_prompt)] * len(context)
+        first = {name: value.expand(len(context), *value.shape[1:]) for name, value in self.first_frame.items()}
+        return self.sampler.run(noise, context, negative, **first, cache=cache, callback=callback)
+
+    def unload(self) -> None:
+        del self.model, self.sampler
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        if self.decoder is None:
+            self.decoder = load_autoencoder(autoencoder_of(self.args), self.device) if self.published else Pixels()
+        return self.decoder.decode(latents.to(self.device)).float().cpu()
+
+
+def settings_of(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:
+    """What the videos depend on, but for caches: for --dry-run, records and the folders of videos."""
+    return {
+        "model": args.model,
+        "ckpt": str(args.ckpt) if args.ckpt else None,
+        "config": json.loads(json.dumps(asdict(CONFIGS[args.model]))),
+        "prompts": list(prompts),
+        "negative_prompt": args.negative_prompt,
+        "image": str(args.image) if args.image else None,
+        "width": args.width,
+        "height": args.height,
+        "frames": args.num_frames,
+        "num_steps": args.num_steps,
+        "solver": args.solver,
+        "shift": args.shift,
+        "guidance": args.guidance_scale,
+        "batched_guidance": args.batched_guidance,
+        "seed": args.seed,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "attention": args.attention,
+        "compile": args.compile,
+        "ulysses_size": args.ulysses_degree or 1,
+        "ring_size": args.ring_degree or 1,
+    }
