@@ -13,10 +13,11 @@ from torch import Tensor
 from cache_dic import Cache, Run, UserError
 from cache_dic.errors import shown
 from dit.config import CONFIGS, DiTConfig, dit_config
-from dit.decode import VAES, Decoder, find_vae, load_decoder
+from dit.decode import VAES, find_autoencoder, is_folder, load_autoencoder
+from dit.decode import published as published_vae
 from dit.model import DiT
 from dit.sampler import Sampler
-from dit.weights import find_dit, load_dit
+from dit.weights import ENV, PUBLISHED, find_dit, load_dit
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import (
     Parser,
@@ -27,14 +28,20 @@ from seerkit.command.cli import (
     refuse_without_effect,
 )
 from seerkit.data.fashion_mnist import CLASS_NAMES
+from seerkit.devices.compile import compile_steps
 from seerkit.devices.dtypes import PRECISIONS, torch_dtype
+from seerkit.devices.offload import offload_modulation
+from seerkit.devices.staging import staged_on
 from seerkit.layers.names import ATTENTION_BACKENDS
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.prompts import Batch
-from seerkit.weights.checkpoints import checkpoint_files, find_all
+from seerkit.weights.autoencoders import autoencoder_files
+from seerkit.weights.checkpoints import checkpoint_files
+from seerkit.weights.missing import Part, find_parts
 
 EMBEDDED = "fashion-mnist"
 DEFAULT_VAE = "ema"
+DECODED_TOGETHER = 16  # samples
 IMAGENET_SHOWN = [207, 360, 387, 974, 88, 979, 417, 279]  # the classes of the official sample.py
 
 
@@ -63,6 +70,12 @@ def add_model_flags(parser: Parser, *, guidance_scale: float) -> None:
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
     parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa")
+    parser.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep what is idle in host memory: the autoencoder, and the modulation weights, a third of the model",
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, a graph each")
     add_cache_flags(parser, "dit")
 
 
@@ -108,11 +121,32 @@ def chosen_classes(text: str | None, config: DiTConfig) -> list[int]:
 
 
 def find_everything(args: argparse.Namespace, config: DiTConfig) -> dict[str, list[Path]]:
-    """Find, or download, all files of the model, by the part that they are of; FileNotFoundError for what is missing."""
-    searches = {"transformer": lambda: checkpoint_files(find_dit(config, args.ckpt))}
+    """Find, or download, all files of the model, by the part that they are of; MissingError with all that is missing."""
+
+    def transformer() -> list[Path]:
+        return checkpoint_files(find_dit(config, args.ckpt))
+
+    found, parts = {}, {}
+    if config in PUBLISHED:
+        parts["transformer"] = Part(
+            name="transformer",
+            origin=PUBLISHED[config][0],
+            search=transformer,
+            flag="--ckpt",
+            given=args.ckpt,
+            env=ENV,
+        )
+    else:
+        found["transformer"] = transformer()
     if config.is_latent:
-        searches["autoencoder"] = lambda: find_vae(args.vae)
-    return find_all(args.model, searches)
+        parts["autoencoder"] = Part(
+            name="autoencoder",
+            origin=published_vae(args.vae),
+            search=lambda: autoencoder_files(find_autoencoder(args.vae))[::-1],  # the order that claims are digested in
+            flag="--vae",
+            given=args.vae if is_folder(args.vae) else None,
+        )
+    return {**found, **find_parts(args.model, parts)}
 
 
 class Pipeline:
@@ -122,9 +156,16 @@ class Pipeline:
         self.args, self.device, self.config = args, device, config_of(args)
         self.numbers = {name: number for number, name in enumerate(class_names(self.config))}
         dtype = torch_dtype(args.precision)
-        self.model: DiT = load_dit(self.config, args.ckpt, device=device, dtype=dtype, attention=args.attention)
-        self.decoder: Decoder = load_decoder(self.config, args.vae, device)
+        # What is changed before it goes to the device is loaded on the host.
+        host = torch.device("cpu") if args.offload else device
+        model: DiT = load_dit(self.config, args.ckpt, device=host, dtype=dtype, attention=args.attention)
+        if args.offload:
+            offload_modulation(model)
+        self.model = model.to(device)
+        if args.compile:
+            compile_steps(self.model)
         self.sampler = Sampler(self.model, args.num_sampling_steps, **sampler_settings(args))
+        self.autoencoder = load_autoencoder(self.config, args.vae, host)
 
     def sample(
         self, cache: Cache | None, batch: Batch, callback: Callable[[int, Tensor], None] | None = None
@@ -141,9 +182,11 @@ class Pipeline:
         return self.sampler.run(noise, y, cache=cache, generators=generators, callback=callback)
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
-        """Images (B, 3 or 1, H, W) in [-1, 1] on the CPU, decoded `batch_size` at a time."""
-        return torch.cat([self.decoder(part.to(self.device)).float().cpu() for part in latents.split(batch_size)])
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3 or 1, H, W) in [-1, 1] on the CPU."""
+        with staged_on(self.device, self.autoencoder, self.args.offload) as autoencoder:
+            parts = latents.split(DECODED_TOGETHER)
+            return torch.cat([autoencoder.decode(part.to(self.device)).float().cpu() for part in parts])
 
 
 def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -155,7 +198,7 @@ def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resolved(args: argparse.Namespace, config: DiTConfig) -> dict[str, Any]:
-    """The configuration as it will run, for --dry-run and records."""
+    """The configuration as it will run, for --dry-run and records; `compile` is there where it is set."""
     return {
         "model": args.model,
         "config": asdict(config),
@@ -166,4 +209,5 @@ def resolved(args: argparse.Namespace, config: DiTConfig) -> dict[str, Any]:
         "seed": args.seed,
         "ckpt": str(args.ckpt) if args.ckpt else None,
         "vae": args.vae,
+        **({"compile": True} if args.compile else {}),
     }

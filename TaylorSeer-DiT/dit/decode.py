@@ -1,67 +1,60 @@
 """From samples to pictures: pixel models need nothing, latent models the Stable Diffusion autoencoder."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from cache_dic import UserError
 from dit.config import DiTConfig
-from seerkit.devices.memory import is_out_of_memory
+from seerkit.weights.autoencoders import Autoencoder, Pixels, load_image_autoencoder
+from seerkit.weights.checkpoints import Published, find_weights
 
-LATENT_SCALE = 0.18215  # latents are the autoencoder's times this (facebookresearch/DiT sample.py)
-WEIGHTS = "diffusion_pytorch_model"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
+LATENT_SCALE = 0.18215  # latents are the autoencoder's times this, whatever it says (facebookresearch/DiT sample.py)
+CONFIG: dict[str, Any] = {  # of the published ones, in the terms of diffusers' AutoencoderKL
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "scaling_factor": LATENT_SCALE,
+    "sample_size": 256,
+}
 
-Decoder = Callable[[Tensor], Tensor]
-"""Samples (B, C, H, W) -> images (B, 3 or 1, H', W') in [-1, 1], not clipped."""
+
+def is_folder(vae: str) -> bool:
+    """Whether an autoencoder is named by a folder or file, rather than by a key of VAES or a hub repository."""
+    return vae not in VAES and (Path(vae).exists() or vae.count("/") != 1)
 
 
-def find_vae(vae: str) -> list[Path]:
-    """The files of an autoencoder. vae: a key of VAES, a local folder in diffusers' layout, or a hub repository.
+def published(vae: str) -> Published:
+    """The file of an autoencoder in its repository; of the default one for a folder, in which it has that name, too."""
+    repo = VAES["ema"] if is_folder(vae) else VAES.get(vae, vae)
+    return Published(WEIGHTS, repo=repo, beside=("config.json",))
 
-    Raises FileNotFoundError with the command that fetches it when it is not to be had.
+
+def find_autoencoder(vae: str, *, download: bool = True) -> Path:
+    """The autoencoder's file. vae: a key of VAES, a file or folder in diffusers' layout, or a hub repository.
+
+    Raises FileNotFoundError with the places looked at and the command that fetches it.
     """
-    name = VAES.get(vae, vae)
-    folder = Path(name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=["config.json", f"{WEIGHTS}.safetensors"]))
-        except Exception as error:  # of its HTTP client, its transfer backend or its own, with no common base
-            place = f"checkpoints/{name.split('/')[-1]}"
-            raise FileNotFoundError(
-                f"the autoencoder {name} is neither a folder here nor to be had from the hub ({_reason(error)}); fetch it "
-                f"with `hf download {name} --local-dir {place}` and pass --vae {place}"
-            ) from error
-    return [folder / "config.json", *sorted(folder.glob(f"{WEIGHTS}*"))]
+    return find_weights(vae if is_folder(vae) else None, [published(vae)], download=download)
 
 
-def load_decoder(config: DiTConfig, vae: str | None, device: torch.device) -> Decoder:
-    """The decoder for a configuration; vae as in `find_vae`, None for pixels.
+def load_autoencoder(
+    config: DiTConfig, vae: str | None, device: str | torch.device = "cpu", *, download: bool = True
+) -> Autoencoder | Pixels:
+    """The decoder of a configuration, in float32, a module with `decode(latents)`; vae as in `find_autoencoder`.
 
-    Raises FileNotFoundError as `find_vae` does, UserError for a folder that holds no autoencoder.
+    Raises FileNotFoundError as `find_autoencoder` does, UserError for a file that holds no autoencoder.
     """
     if not config.is_latent:
-        return lambda samples: samples
-    from diffusers import AutoencoderKL
-    from diffusers.utils import logging
-
-    logging.disable_progress_bar()
-    folder = find_vae(vae)[0].parent
-    try:
-        autoencoder = AutoencoderKL.from_pretrained(folder)
-    except Exception as error:  # files of another kind raise almost anything there
-        if is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"--vae {folder} cannot be read as an AutoencoderKL ({_reason(error)}); fetch it again"
-        ) from error
-    autoencoder.to(device).eval()
-    return lambda samples: autoencoder.decode(samples.to(autoencoder.dtype) / LATENT_SCALE).sample
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        return Pixels()
+    path = find_autoencoder(vae, download=download)
+    autoencoder = load_image_autoencoder(path, device, torch.float32, published=CONFIG)
+    autoencoder.scale, autoencoder.shift = LATENT_SCALE, 0.0
+    return autoencoder

@@ -14,6 +14,7 @@ from cache_dic import Cache, Run
 from flux.config import CONFIGS, REPOS, FluxConfig, flux_config, latent_shape
 from flux.decode import ENV as AE
 from flux.decode import find_autoencoder, load_autoencoder
+from flux.decode import published as published_autoencoder
 from flux.sampler import Sampler
 from flux.text import CLIP, MAX_LENGTH, T5, TextEncoders
 from flux.weights import ENV, PUBLISHED, find_flux, licence_hint, load_flux
@@ -27,32 +28,41 @@ from seerkit.text.minilm import TEXT_TABLE, TextTable
 from seerkit.text.prompts import Batch
 from seerkit.weights.autoencoders import autoencoder_files
 from seerkit.weights.checkpoints import checkpoint_files
-from seerkit.weights.missing import Part, Repository, find_parts
+from seerkit.weights.missing import Part, find_parts
 
 
 def find_everything(args: argparse.Namespace) -> dict[str, list[Path]]:
     """Find, or download, all files of the model, by the part that they are of.
 
-    FileNotFoundError with one message for everything that is missing.
+    MissingError with all that is missing.
     """
     if args.model not in REPOS:
         transformer = find_flux(flux_config(args.model), args.ckpt)
         return {"transformer": checkpoint_files(transformer), "texts": [TEXT_TABLE]}
-    official = PUBLISHED[CONFIGS[args.model]][0].name
-    repo = REPOS[args.model]
-    wanted = (official, "ae.safetensors", "text_encoder*/*", "tokenizer*/*")
-    repository = Repository(repo, wanted, hint=licence_hint(repo))
-    searches = {
-        official: lambda: checkpoint_files(find_flux(flux_config(args.model), args.ckpt)),
-        "ae.safetensors": lambda: autoencoder_files(find_autoencoder(args.model, args.ae)),
-        "the T5 encoder": lambda: encoder_files(find_encoder(T5, args.t5)),
-        "the CLIP encoder": lambda: encoder_files(find_encoder(CLIP, args.clip)),
-    }
+    config, repo = CONFIGS[args.model], REPOS[args.model]
+    official, autoencoder = PUBLISHED[config][0], published_autoencoder(args.model)[0]
+    hint = licence_hint(repo)
     return find_parts(
         args.model,
-        [Part(name, repository, search) for name, search in searches.items()],
-        flags=f"--ckpt, --ae, --t5, --clip or the variables {ENV[CONFIGS[args.model]]} and {AE}",
-    )
+        {
+            official.name: Part(
+                name="transformer", origin=official, flag="--ckpt", given=args.ckpt, env=ENV[config], hint=hint,
+                search=lambda: checkpoint_files(find_flux(flux_config(args.model), args.ckpt)),
+            ),
+            autoencoder.name: Part(
+                name="autoencoder", origin=autoencoder, flag="--ae", given=args.ae, env=AE, hint=hint,
+                search=lambda: autoencoder_files(find_autoencoder(args.model, args.ae)),
+            ),
+            "the T5 encoder": Part(
+                name=T5.name, origin=T5.source(repo), flag=T5.flag, given=args.t5, hint=hint,
+                search=lambda: encoder_files(find_encoder(T5, args.t5)),
+            ),
+            "the CLIP encoder": Part(
+                name=CLIP.name, origin=CLIP.source(repo), flag=CLIP.flag, given=args.clip, hint=hint,
+                search=lambda: encoder_files(find_encoder(CLIP, args.clip)),
+            ),
+        },
+    )  # fmt: skip
 
 
 def encode_prompts(

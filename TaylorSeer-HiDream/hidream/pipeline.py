@@ -13,10 +13,11 @@ from torch import Tensor
 from cache_dic import Cache, Run
 from hidream.config import CONFIGS, REPOS, USAGE, latent_shape
 from hidream.decode import ENV as AE
+from hidream.decode import PUBLISHED as PUBLISHED_AE
 from hidream.decode import find_autoencoder, load_autoencoder
 from hidream.sampler import Sampler, Texts
 from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, by_layer
-from hidream.weights import ENV, find_hidream, load_hidream
+from hidream.weights import ENV, PUBLISHED, find_hidream, load_hidream
 from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import resolve_device
 from seerkit.devices.dtypes import torch_dtype
@@ -28,38 +29,36 @@ from seerkit.text.minilm import TEXT_TABLE, TextTable
 from seerkit.text.prompts import Batch
 from seerkit.weights.autoencoders import autoencoder_files
 from seerkit.weights.checkpoints import checkpoint_files
-from seerkit.weights.missing import Part, Repository, find_parts
+from seerkit.weights.missing import Part, find_parts
 
 
 def find_everything(args: argparse.Namespace) -> dict[str, list[Path]]:
     """Find, or download, all files of the model, by the part that they are of.
 
-    FileNotFoundError with one message for everything that is missing. UserError for --nf4 where bitsandbytes is missing, or
-    cannot pack on the device.
+    MissingError with all that is missing. UserError for --nf4 where bitsandbytes is missing, or cannot pack on the device.
     """
     if args.nf4:
         nf4_kernels(resolve_device(args.device))
     if args.model not in REPOS:
         transformer = find_hidream(args.model, args.ckpt)
         return {"transformer": checkpoint_files(transformer), "texts": [TEXT_TABLE]}
-    own = Repository(REPOS[args.model], ("transformer/*", "vae/*", "text_encoder*/*", "tokenizer*/*"))
-    (source,) = LLAMA.sources
-    gated = Repository(source.repo, source.patterns, hint=LLAMA.hint)
-    given = {T5: args.t5, CLIP_L: args.clip_l, CLIP_G: args.clip_g, LLAMA: args.llama}
-    parts = [
-        Part("the transformer", own, lambda: checkpoint_files(find_hidream(args.model, args.ckpt))),
-        Part("the autoencoder", own, lambda: autoencoder_files(find_autoencoder(args.model, args.ae))),
-        *(
-            Part(
-                f"the {encoder.name}",
-                gated if encoder is LLAMA else own,
-                lambda encoder=encoder, folder=folder: encoder_files(find_encoder(encoder, folder)),
-            )
-            for encoder, folder in given.items()
+    name, given = args.model, {T5: args.t5, CLIP_L: args.clip_l, CLIP_G: args.clip_g, LLAMA: args.llama}
+    parts = {
+        "the transformer": Part(
+            name="transformer", origin=PUBLISHED[name], flag="--ckpt", given=args.ckpt, env=ENV[name],
+            search=lambda: checkpoint_files(find_hidream(name, args.ckpt)),
         ),
-    ]
-    flags = ", ".join(("--ckpt", "--ae", *(encoder.flag for encoder in given)))
-    return find_parts(args.model, parts, flags=f"{flags} or the variables {ENV[args.model]} and {AE}")
+        "the autoencoder": Part(
+            name="autoencoder", origin=PUBLISHED_AE[name], flag="--ae", given=args.ae, env=AE,
+            search=lambda: autoencoder_files(find_autoencoder(name, args.ae)),
+        ),
+    }  # fmt: skip
+    for encoder, folder in given.items():
+        parts[f"the {encoder.name}"] = Part(
+            name=encoder.name, origin=encoder.source(REPOS[name]), flag=encoder.flag, given=folder, hint=encoder.hint,
+            search=lambda encoder=encoder, folder=folder: encoder_files(find_encoder(encoder, folder)),
+        )  # fmt: skip
+    return find_parts(name, parts)
 
 
 def encode_prompts(

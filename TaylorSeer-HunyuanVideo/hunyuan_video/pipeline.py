@@ -12,10 +12,12 @@ from torch import Tensor
 
 from cache_dic import Cache, Run, UserError
 from hunyuan_video.config import REPOS, USAGE, hunyuan_video_config, latent_shape
+from hunyuan_video.decode import ENV as VAE
+from hunyuan_video.decode import PUBLISHED as PUBLISHED_VAE
 from hunyuan_video.decode import find_autoencoder, load_autoencoder
 from hunyuan_video.sampler import Sampler
 from hunyuan_video.text import CLIP, LLM, TextEncoders
-from hunyuan_video.weights import find_hunyuan_video, load_hunyuan_video
+from hunyuan_video.weights import DIFFUSERS_REPOS, ENV, PUBLISHED, find_hunyuan_video, load_hunyuan_video
 from seerkit.command.videos import sequence_parallel
 from seerkit.data.moving_objects import encode, pooled
 from seerkit.devices.compile import compile_steps
@@ -27,13 +29,14 @@ from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.encoders import encoder_files, find_encoder
 from seerkit.text.prompts import Batch
 from seerkit.weights.autoencoders import Pixels, autoencoder_files
-from seerkit.weights.checkpoints import checkpoint_files, find_all
+from seerkit.weights.checkpoints import checkpoint_files
+from seerkit.weights.missing import Part, find_parts
 
 
 def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Path]]:
     """Check the division into processes, and find, or download, every file, by the part that it is of.
 
-    FileNotFoundError with all that is missing.
+    MissingError with all that is missing.
     """
     config = hunyuan_video_config(args.model)
     if sequence_parallel(args):
@@ -42,16 +45,34 @@ def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Pa
             raise UserError("--compile works in one process a video; leave out --ulysses-degree and --ring-degree")
     if args.dit_fsdp and world.size == 1:
         raise UserError("--dit-fsdp shares weights among processes, and this is one; use torchrun or leave it out")
-    searches: dict[str, Callable[[], list[Path]]] = {
-        "transformer": lambda: checkpoint_files(find_hunyuan_video(config, args.ckpt))
-    }
-    if args.model in REPOS:
-        searches |= {
-            "autoencoder": lambda: autoencoder_files(find_autoencoder(args.vae)),
-            LLM.name: lambda: encoder_files(find_encoder(LLM, args.llm)),
-            CLIP.name: lambda: encoder_files(find_encoder(CLIP, args.clip)),
-        }
-    return find_all(args.model, searches)
+
+    def transformer() -> list[Path]:
+        return checkpoint_files(find_hunyuan_video(config, args.ckpt))
+
+    if args.model not in REPOS:
+        return {"transformer": transformer()}
+    diffusers = DIFFUSERS_REPOS[args.model]
+    return find_parts(
+        args.model,
+        {
+            "transformer": Part(
+                name="transformer", origin=PUBLISHED[config][0], flag="--ckpt", given=args.ckpt,
+                env=ENV[config], search=transformer,
+            ),
+            "autoencoder": Part(
+                name="autoencoder", origin=PUBLISHED_VAE[0], flag="--vae", given=args.vae, env=VAE,
+                search=lambda: autoencoder_files(find_autoencoder(args.vae)),
+            ),
+            LLM.name: Part(
+                name=LLM.name, origin=LLM.source(diffusers), flag=LLM.flag, given=args.llm,
+                search=lambda: encoder_files(find_encoder(LLM, args.llm)),
+            ),
+            CLIP.name: Part(
+                name=CLIP.name, origin=CLIP.source(diffusers), flag=CLIP.flag, given=args.clip,
+                search=lambda: encoder_files(find_encoder(CLIP, args.clip)),
+            ),
+        },
+    )  # fmt: skip
 
 
 def _word_texts(prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,14 +21,16 @@ from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.encoders import encoder_files, find_encoder
 from seerkit.text.prompts import Batch
 from seerkit.weights.autoencoders import Pixels, autoencoder_files
-from seerkit.weights.checkpoints import checkpoint_files, find_all
+from seerkit.weights.checkpoints import Published, checkpoint_files
+from seerkit.weights.missing import Part, find_parts
 from wan.config import CONFIGS, REPOS, USAGE, latent_shape, wan_config
+from wan.decode import ENV as VAE
 from wan.decode import OFFICIAL_FILE as VAE_FILE
 from wan.decode import find_autoencoder, load_autoencoder
 from wan.image import CLIP, ImageEncoder, first_frame_condition, read_image
 from wan.sampler import Branches, Sampler
 from wan.text import T5, TextEncoder
-from wan.weights import find_wan, load_wan
+from wan.weights import DIFFUSERS_REPOS, ENV, find_wan, load_wan, published
 
 
 def autoencoder_of(args: argparse.Namespace) -> Path | None:
@@ -40,7 +42,7 @@ def autoencoder_of(args: argparse.Namespace) -> Path | None:
 def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Path]]:
     """Check the division into processes, and find, or download, every file, by the part that it is of.
 
-    FileNotFoundError with all that is missing.
+    MissingError with all that is missing.
     """
     if sequence_parallel(args):
         sequence_degrees(world.size, wan_config(args.model).num_heads, args.ulysses_degree, args.ring_degree)
@@ -49,20 +51,33 @@ def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Pa
     for flag, given in (("--dit-fsdp", args.dit_fsdp), ("--t5-fsdp", args.t5_fsdp)):
         if given and world.size == 1:
             raise UserError(f"{flag} shares weights among processes, and this is one; use torchrun or leave it out")
-    searches: dict[str, Callable[[], list[Path]]] = {
-        "transformer": lambda: checkpoint_files(find_wan(args.model, args.ckpt))
-    }
-    if args.model in REPOS:
-        searches |= {
-            "autoencoder": lambda: autoencoder_files(find_autoencoder(autoencoder_of(args))),
-            T5.name: lambda: encoder_files(find_encoder(T5, args.t5)),
-        }
-        if args.image:
-            searches |= {
-                CLIP.name: lambda: encoder_files(find_encoder(CLIP, args.clip)),
-                "first frame": lambda: [args.image],
-            }
-    return find_all(args.model, searches)
+
+    def transformer() -> list[Path]:
+        return checkpoint_files(find_wan(args.model, args.ckpt))
+
+    if args.model not in REPOS:
+        return {"transformer": transformer()}
+    name, diffusers, vae = args.model, DIFFUSERS_REPOS[args.model], autoencoder_of(args)
+    parts = {
+        "transformer": Part(
+            name="transformer", origin=published(name)[0], flag="--ckpt", given=args.ckpt, env=ENV[name],
+            search=transformer,
+        ),
+        "autoencoder": Part(
+            name="autoencoder", origin=Published(VAE_FILE, repo=REPOS[name]), flag="--vae", given=vae, env=VAE,
+            search=lambda: autoencoder_files(find_autoencoder(vae)),
+        ),
+        T5.name: Part(
+            name=T5.name, origin=T5.source(diffusers), flag=T5.flag, given=args.t5,
+            search=lambda: encoder_files(find_encoder(T5, args.t5)),
+        ),
+    }  # fmt: skip
+    if args.image:
+        parts[CLIP.name] = Part(
+            name=CLIP.name, origin=CLIP.source(diffusers), flag=CLIP.flag, given=args.clip,
+            search=lambda: encoder_files(find_encoder(CLIP, args.clip)),
+        )  # fmt: skip
+    return {**find_parts(name, parts), **({"first frame": [args.image]} if args.image else {})}
 
 
 class Pipeline:

@@ -16,6 +16,10 @@ class UserError(ValueError):
     """
 
 
+class ListError(Exception):
+    """An error whose message is a list of several lines, which commands print as they are."""
+
+
 def shown(value: object) -> str:
     """A value for a message, cut where it is long."""
     if isinstance(value, int) and value.bit_length() > 128:

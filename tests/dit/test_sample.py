@@ -230,15 +230,21 @@ def test_unwritable_output_is_named(command, capsys, checkpoint, tmp_path):
     assert f"output directory {blocked / 'out'} cannot be written" in err
 
 
-def test_missing_official_weights_say_where_and_how(command, capsys, monkeypatch, tmp_path):
-    """Nothing is sampled; one line names the file, the places looked at and the command that fetches it."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("seerkit.weights.checkpoints.CHECKPOINTS", tmp_path / "checkpoints")
+def test_missing_official_weights_are_all_named_at_once(command, capsys, without_checkpoints, monkeypatch, tmp_path):
+    """Nothing is sampled; a list names the files and the places looked in, then come the commands that fetch them."""
+    checkpoints = without_checkpoints("DIT_CHECKPOINT")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        "seerkit.weights.checkpoints._download", lambda file: (_ for _ in ()).throw(OSError("no network in this test"))
-    )
-    code, _, err = run(command, capsys, "--model", "DiT-XL/2", "--image-size", 256, "--out", tmp_path / "out")
+    flags = ["--model", "DiT-XL/2", "--image-size", 256, "--vae", "mse", "--out", tmp_path / "out"]
+    code, _, err = run(command, capsys, *flags)
     assert code == 2
-    for part in ("DiT-XL-2-256x256.pt", "curl -L", "https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt"):
+    for part in (
+        "error: DiT-XL/2 needs 2 parts that are not here:",
+        "  transformer: DiT-XL-2-256x256.pt  looked in: $DIT_CHECKPOINT (not set), ",
+        "  autoencoder: diffusion_pytorch_model.safetensors, config.json  looked in: checkpoints/sd-vae-ft-mse, ",
+        f"curl -L --fail --create-dirs -o {checkpoints}/DiT-XL-2-256x256.pt "
+        "https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt &&",
+        "hf download stabilityai/sd-vae-ft-mse --include diffusion_pytorch_model.safetensors --include config.json",
+        "Or name your own with --ckpt, --vae, $DIT_CHECKPOINT.",
+    ):
         assert part in err
+    assert not list((tmp_path / "out").rglob("*.png"))

@@ -146,7 +146,7 @@ def show_log(name: str = "cache_dic") -> None:
 
 
 def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
-    """Run `main` and exit: 0 on success, 2 with one line for what a user can cause, 130 when interrupted.
+    """Run `main` and exit: 0 on success, 2 with one line (or a list) for what a user can cause, 130 when interrupted.
 
     What a user can cause is UserError, OSError (files, disks, networks) and memory that cannot be had;
     TAYLORSEER_TRACEBACK=1 shows where it arose. Anything else is a defect and keeps its traceback.
@@ -179,11 +179,12 @@ def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None
 
 
 def user_message(error: BaseException) -> str | None:
-    """One line for an error that a user can cause, with its remedy; None for a defect of ours."""
+    """One line for an error that a user can cause, with its remedy, or those of a list; None for a defect of ours."""
     from cache_dic import UserError
+    from cache_dic.errors import ListError
     from seerkit.devices.memory import is_out_of_memory
 
-    text = " ".join(str(error).split())
+    text = str(error) if isinstance(error, ListError) else " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
     if isinstance(error, OSError):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shlex
 import shutil
 import tempfile
 import warnings
@@ -27,6 +26,7 @@ from seerkit.weights.checkpoints import (
     Published,
     checkpoint_files,
     find_weights,
+    hub_command,
     missing_shards,
     save_tensors,
 )
@@ -49,11 +49,16 @@ class Source:
     model: str = "."
     processor: str = "."
     weights: str = "model.safetensors"  # where all is in one folder, perhaps with the weights in other formats
+    cache: ClassVar[str] = "the hub's cache"
 
     @property
     def folder(self) -> Path:
         """Where a download by `command` lies."""
-        return Published(".", repo=self.repo).place
+        return Published(".", repo=self.repo).folder
+
+    @property
+    def address(self) -> str:
+        return self.repo
 
     @property
     def patterns(self) -> list[str]:
@@ -67,11 +72,8 @@ class Source:
 
     def command_into(self, folder: Path) -> str:
         """The shell command that completes, or makes, a copy of the repository in a folder or in the hub's cache."""
-        include = [word for pattern in self.patterns for word in ("--include", pattern)]
-        place = (
-            [] if "snapshots" in folder.parts else ["--local-dir", str(folder)]
-        )  # of the cache, where it goes anyway
-        return shlex.join(["hf", "download", self.repo, *include, *place])
+        in_cache = "snapshots" in folder.parts  # where it goes anyway
+        return hub_command(self.repo, self.patterns, None if in_cache else folder)
 
     def within(self, folder: Path) -> tuple[Path, Path]:
         """Folders of the encoder and of its processor, in a copy of the repository."""
@@ -112,6 +114,10 @@ class Encoder:
     sources: tuple[Source, ...]
     processor: str = "tokenizer"
     hint: str | None = None
+
+    def source(self, repo: str) -> Source:
+        """The source in a repository, the first where none is."""
+        return next((source for source in self.sources if source.repo == repo), self.sources[0])
 
     def is_in(self, folders: tuple[Path, Path]) -> bool:
         model, processor = folders
@@ -180,6 +186,7 @@ def _complete(encoder: Encoder, folders: tuple[Path, Path], command: str | None)
     raise NotFoundError(
         f"the {encoder.name} in {folders[0]} is incomplete: {listed(missing)} missing; {remedy}",
         named=f"{folders[0]}, without {listed(missing)}",
+        command=command,
     )
 
 

@@ -1,6 +1,7 @@
 """Between pictures or videos and what a model samples: nothing for pixels, an autoencoder of diffusers for latents."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,12 +219,30 @@ def flux_layout(levels: int) -> Layout:
     return Layout("official", tuple(rules))
 
 
+ATTENTION_BEFORE = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def early_layout(names: Iterable[str]) -> Layout:
+    """The names of diffusers before 0.18, with which Stable Diffusion's autoencoders are published -> its present `names`."""
+
+    def before(name: str) -> str:
+        return re.sub(r"(?<=\.)(to_[qkv]|to_out\.0)(?=\.)", lambda found: ATTENTION_BEFORE[found[0]], name)
+
+    return Layout("diffusers before 0.18", tuple(Rule(name, before(name)) for name in names))
+
+
 def load_image_autoencoder(
-    path: Path, device: str | torch.device, dtype: torch.dtype, *, tiled: bool = False
+    path: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    *,
+    tiled: bool = False,
+    published: Mapping[str, Any] | None = None,
 ) -> Autoencoder:
     """FLUX's autoencoder from its official file, or any AutoencoderKL of diffusers with its config.json beside it.
 
-    tiled: images of more than the configuration's `sample_size` pixels a side are decoded in overlapping tiles.
+    published: the configuration of a file without one, None for FLUX's. tiled: images of more than the configuration's
+    `sample_size` pixels a side are decoded in overlapping tiles.
     Raises UserError for a file that is neither.
     """
     model = load_diffusers_model(
@@ -231,8 +250,11 @@ def load_image_autoencoder(
         path,
         device=device,
         dtype=dtype,
-        published=FLUX_CONFIG,
-        layouts=lambda model: [flux_layout(len(model.config.block_out_channels))],
+        published=published or FLUX_CONFIG,
+        layouts=lambda model: [
+            flux_layout(len(model.config.block_out_channels)),
+            early_layout(model.state_dict()),
+        ],
     )
     if tiled:
         model.enable_tiling()

@@ -46,40 +46,68 @@ class NotFoundError(FileNotFoundError):
     """Weights that are nowhere. The message tells all; for those who put several together:
 
     named: the place that the user named, or that holds a part, and what is wrong with it; None if there is none such.
-    failures: of downloads.
+    failures: of downloads. command: what completes a copy that is there in part.
     """
 
-    def __init__(self, message: str, *, named: str | None = None, failures: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, *, named: str | None = None, failures: Sequence[str] = (), command: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.named, self.failures = named, tuple(failures)
+        self.named, self.failures, self.command = named, tuple(failures), command
+
+
+def hub_command(repo: str, patterns: Sequence[str], folder: Path | None) -> str:
+    """The shell command that puts files of a repository into a folder, None for the hub's cache; patterns: of their names."""
+    include = [word for pattern in patterns for word in ("--include", pattern)]
+    place = ["--local-dir", str(folder)] if folder else []
+    return shlex.join(["hf", "download", repo, *include, *place])
 
 
 @dataclass(frozen=True)
 class Published:
     """A published file: its name, and its address as a `url` or as a hub `repo`, in which `name` may have folders.
 
-    A checkpoint in several files is named by its index, `….safetensors.index.json`.
+    A checkpoint in several files is named by its index, `….safetensors.index.json`. beside: files of the repository that are
+    fetched with it.
     """
 
     name: str
     url: str | None = None
     repo: str | None = None
+    beside: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """`CHECKPOINTS`, or a folder in it for a repository, since names of hub files recur."""
+        return CHECKPOINTS / self.repo.split("/")[-1] if self.repo else CHECKPOINTS
 
     @property
     def place(self) -> Path:
-        """Where the file belongs under `CHECKPOINTS`; hub files get a folder a repository, since their names recur."""
-        return CHECKPOINTS / self.repo.split("/")[-1] / self.name if self.repo else CHECKPOINTS / self.name
+        """Where the file belongs."""
+        return self.folder / self.name
+
+    @property
+    def address(self) -> str:
+        return self.url or self.repo or "nowhere"
+
+    @property
+    def patterns(self) -> list[str]:
+        """Names of the file, or of all its shards, and of those beside it."""
+        return [self.name.split(".")[0] + "*" if self.name.endswith(INDEX) else self.name, *self.beside]
+
+    @property
+    def cache(self) -> str:
+        return "the hub's cache" if self.repo else "torch.hub's cache"
 
     @property
     def command(self) -> str | None:
         """The shell command that puts the file in its place."""
         if self.url:
             return shlex.join(["curl", "-L", "--fail", "--create-dirs", "-o", str(self.place), self.url])
+        if self.repo and self.patterns != [self.name]:
+            return hub_command(self.repo, self.patterns, self.folder)
         if self.repo:
-            folder = str(CHECKPOINTS / self.repo.split("/")[-1])
-            sharded = self.name.endswith(INDEX)
-            what = ["--include", self.name.split(".")[0] + "*"] if sharded else [self.name]
-            return shlex.join(["hf", "download", self.repo, *what, "--local-dir", folder])
+            return shlex.join(["hf", "download", self.repo, self.name, "--local-dir", str(self.folder)])
         return None
 
     def caches(self) -> Iterable[Path]:
@@ -169,19 +197,6 @@ def find_checkpoint(
     return find_weights(given, published, env=env, download=download)
 
 
-def find_all(model: str, searches: Mapping[str, Callable[[], list[Path]]]) -> dict[str, list[Path]]:
-    """What all searches for files of a model find, by part; FileNotFoundError with everything that they miss."""
-    found, missing = {}, []
-    for part, search in searches.items():
-        try:
-            found[part] = search()
-        except FileNotFoundError as error:
-            missing.append(str(error))
-    if missing:
-        raise FileNotFoundError(f"{model} cannot run: {' — '.join(missing)}")
-    return found
-
-
 def _in_folder(folder: Path, files: Sequence[Published]) -> list[Path]:
     """Where `files` would be in a folder that the user named, with or without folders of their own."""
     names = [(file.name, Path(file.name).name, file.place.relative_to(CHECKPOINTS)) for file in files]
@@ -247,8 +262,8 @@ def _incomplete(
         command += ["--local-dir", str(path.parents[folders] if at_home else file.place.parents[folders])]
         if not at_home:
             command[3:-2] = ["--include", file.name.split(".")[0] + "*"]
-    remedy = f"fetch the rest with `{shlex.join(command)}`"
-    return NotFoundError(f"{said}; {remedy}", named=f"{path}, without {listed(missing)}", failures=failures)
+    remedy, named = shlex.join(command), f"{path}, without {listed(missing)}"
+    return NotFoundError(f"{said}; fetch the rest with `{remedy}`", named=named, failures=failures, command=remedy)
 
 
 def _not_found(
@@ -280,6 +295,8 @@ def _download(file: Published) -> Path:
     _probe(hub.hf_hub_url(file.repo, file.name))
     try:
         path = Path(hub.hf_hub_download(file.repo, file.name))
+        for name in file.beside:
+            hub.hf_hub_download(file.repo, name)
         for shard in _shards(path) if path.name.endswith(INDEX) else ():
             hub.hf_hub_download(file.repo, str(Path(file.name).with_name(shard)))
     except Exception as error:  # of its HTTP client, its transfer backend or its own, with no common base
