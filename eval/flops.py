@@ -1,57 +1,34 @@
 """Count the operations of a sampling run with and without a cache, on the meta device: no weights, no accelerator."""
 
-from seerkit.command.cli import Parser, json_file, positive_float, run_command  # isort: skip
-
+import argparse
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from evaluation.backbones import BACKBONES
-from evaluation.flags import add_workload_flags, cache_of, describe, parse_workload, workload_of
-from evaluation.operations import attention_flops
-from seerkit.devices.dtypes import torch_dtype
-from seerkit.io.files import writable_file, write_json
-from seerkit.io.records import conditions, read_record
-from seerkit.io.tables import number, text_table
-from seerkit.sampling.flops import sampling_flops
-from seerkit.sampling.published import Counter
-from seerkit.sampling.workload import Case
+from evaluation.flags import add_workload_flags, parse_workload
+from seerkit.command.cli import Parser, positive_float, run_command
+from seerkit.command.flags import add_record_flags
+from seerkit.io.files import writable_file
 
 EXAMPLES = """
 python eval/flops.py --model DiT-XL/2 --interval 4 --max-order 4 --warmup-steps 2
 python eval/flops.py --model DiT-XL/2 --method fora --interval 5 --json
 python eval/flops.py --model DiT-XL/2 --image-size 512 --precision bf16 --engine layerwise
 python eval/flops.py --model flux-dev --height 1024 --width 1024 --num-steps 50 --interval 6 --max-order 2 --warmup-steps 3
-python eval/flops.py --model hunyuan-video --height 480 --width 640 --frames 65 --precision bf16 --kept-goal-gib 1.9
+python eval/flops.py --model hunyuan-video --height 480 --width 640 --num-frames 65 --precision bf16 --kept-goal-gib 1.9
 python eval/flops.py --model wan-t2v-1.3B --precision bf16 --json
 python eval/flops.py --model hidream-full --precision bf16
 """
-UNITS = "flops_T: 10^12 operations, 2 per multiply-add; kept_bytes: the most bytes of features kept between steps, of all rows"
-GIB = 2**30
-COMMAND = "eval/flops.py"
 
 
-def no_rows(rows: Any) -> bool:
-    """a list of rows"""
-    return rows == []
-
-
-RECORD = {"command": COMMAND, "rows": (no_rows, [{"label": str, "settings": dict}])}
-
-
-def parse_args(argv: list[str] | None):
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
     add_workload_flags(parser, argv)
-    parser.add_argument(
-        "--kept-goal-gib", type=positive_float, help="what the folded engine should keep less than, for the record"
+    parser.section("measuring").add_argument(
+        "--kept-goal-gib",
+        type=positive_float,
+        metavar="GIB",
+        help="what the folded engine should keep less than, for the record",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
-    parser.add_argument(
-        "--out", type=json_file, help="a JSON file of rows to add this one to, in place of the same run's"
-    )
+    add_record_flags(parser, out="JSON file of rows to add this one to, in place of the same run's")
     args = parse_workload(parser, argv)
     if args.memory_limit_gib:
         parser.error("--memory-limit-gib has no effect here: nothing is kept, and what would be kept is printed")
@@ -60,118 +37,12 @@ def parse_args(argv: list[str] | None):
     return args
 
 
-def count(args) -> dict[str, Any]:
-    """The record of one run: settings, counts, and what the paper's own counter, if there is one, would have printed."""
-    backbone, workload, cache = BACKBONES[args.model], workload_of(args), cache_of(args)
-    dtype = torch_dtype(args.precision)
-    with torch.device("meta"):
-        case = backbone.build(workload, dtype)
-    counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
-    full_steps, attention = len(counts["full_steps"]), step_attention(case) / 1e12
-    record = {
-        "label": cache.label,
-        "method": cache.method,
-        "engine": cache.engine,
-        "schedule": {"name": cache.schedule, **cache.schedule_settings},
-        "forecaster": {"name": type(cache.forecaster).__name__, **vars(cache.forecaster)},
-        **counts,
-        "flops_T_without_attention": counts["flops_T"] - full_steps * attention,
-        "flops_T_uncached_without_attention": counts["flops_T_uncached"] - args.num_steps * attention,
-        "settings": describe(args, case),
-        "units": UNITS,
-        "conditions": {**conditions(torch.device("meta"), dtype), "device": "none: counted on the meta device"},
-    }
-    if args.kept_goal_gib:
-        kept = counts["kept_bytes"]["folded"] / GIB
-        record["kept_goal"] = {"bound_gib": args.kept_goal_gib, "value_gib": kept, "met": kept < args.kept_goal_gib}
-    record["published_convention"] = published_convention(backbone.counter(case), counts, args.num_steps)
-    return record
-
-
-def published_convention(counter: Counter | None, counts: Mapping[str, Any], num_steps: int) -> dict[str, Any] | None:
-    """The run by the paper's own counter, and what leads from there to `counts`; None where no count is published."""
-    if counter is None:
-        return None
-    (full, forecast), full_steps = counter.steps, len(counts["full_steps"])
-    return {
-        "flops_T": (full_steps * full + (num_steps - full_steps) * forecast) / 1e12,
-        "flops_T_uncached": num_steps * full / 1e12,
-        "flops_T_full_step": full / 1e12,
-        "flops_T_forecast_step": forecast / 1e12,
-        "difference": counter.difference(counts, num_steps),
-    }
-
-
-def step_attention(case: Case) -> int:
-    """Operations of attention's products in a full step; a forecast step has none."""
-    time = {case.model.TIME: torch.zeros(case.rows, device="meta")}
-    return attention_flops(lambda: case.model(case.latents, **time, **case.conditions))
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of this command, none where there is no file; UserError for another file."""
-    return read_record(path, RECORD, COMMAND)["rows"] if path.exists() else []
-
-
-def add_row(path: Path, record: dict[str, Any]) -> None:
-    """Write `record` among the rows of a JSON file, in place of an earlier one of the same run."""
-
-    def run(row: dict[str, Any]) -> tuple:
-        return row["label"], row["settings"]
-
-    kept = [row for row in rows_of(path) if run(row) != run(json.loads(json.dumps(record)))]
-    write_json(path, {"command": COMMAND, "rows": [*kept, record]})
-
-
-def text(record: dict[str, Any]) -> str:
-    """The count as a reader wants it: where the operations go, and what each engine would keep."""
-    s, full_steps = record["settings"], len(record["full_steps"])
-    forecasts = s["num_steps"] - full_steps
-    parts = [
-        ("full step", record["flops_T_full_step"], full_steps),
-        ("forecast step", record["flops_T_forecast_step"], forecasts),
-    ]
-    lines = [[name, number(each, 5), str(times), number(each * times, 4)] for name, each, times in parts]
-    lines.append([f"{record['engine']} engine", "", "", number(record["flops_T_engine"], 4)])
-    lines.append(["run", "", str(s["num_steps"]), number(record["flops_T"], 4)])
-    lines.append(
-        [
-            "uncached run",
-            number(record["flops_T_full_step"], 5),
-            str(s["num_steps"]),
-            number(record["flops_T_uncached"], 4),
-        ]
-    )
-    kept = [[name, number(size / 2**20, 1)] for name, size in record["kept_bytes"].items()]
-    goal = record.get("kept_goal")
-    shown = [
-        f"{s['model']}, {s['rows']} rows of {s['tokens']} tokens, {s['sites']} sites, {s['precision']}: {record['label']}",
-        f"full steps ({full_steps} of {s['num_steps']}): {' '.join(map(str, record['full_steps']))}",
-        "",
-        text_table(["", "TFLOPs per step", "steps", "TFLOPs"], lines),
-        f"{record['flops_ratio']:.2f}x fewer than uncached; without attention's products "
-        f"{record['flops_T_without_attention']:.4f}, uncached {record['flops_T_uncached_without_attention']:.4f}",
-        "",
-        text_table(["features kept by", "MiB"], kept),
-        *([f"folded under {goal['bound_gib']:g} GiB: {'met' if goal['met'] else 'not met'}"] if goal else []),
-    ]
-    if theirs := record["published_convention"]:
-        shown += [
-            "",
-            text_table(
-                ["from the paper's counter to this one", "TFLOPs"],
-                [
-                    ["the paper's counter", number(theirs["flops_T"], 4)],
-                    *([t["term"], f"{t['flops_T']:+.4f}"] for t in theirs["difference"]),
-                    ["this count", number(record["flops_T"], 4)],
-                ],
-            ),
-        ]
-    return "\n".join(shown)
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    from evaluation.flops import add_row, count, rows_of, text
+
     if args.out:
         rows_of(writable_file(args.out))  # what cannot be added to is reported before the count
     record = count(args)

@@ -3,8 +3,7 @@
 Without --readme: into every document of the repository that has a marker. No figure is typed by hand.
 """
 
-from seerkit.command.cli import Parser, run_command  # isort: skip
-
+import argparse
 import itertools
 import re
 import sys
@@ -28,6 +27,7 @@ from evaluation.forms import (
 from evaluation.paper import published, published_flops, published_latency
 from hidream import HiDreamConfig
 from hidream.counts import hidream_operations
+from seerkit.command.cli import Parser, run_command
 from seerkit.environment import OPENMPS_OWN_SPINS, SPINS
 from seerkit.io.files import read_text, write_text
 from seerkit.io.records import Form, read_record
@@ -75,21 +75,35 @@ BACKBONES = {
 """By the folder of their records."""
 
 
-def parse_args(argv: list[str] | None):
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument(
-        "--readme", nargs="+", type=Path, help="Markdown files with markers (default: all of the repository's)"
+    parser.section("data").add_argument(
+        "--results", type=Path, metavar="DIR", help="folder of the records (default: results/ of the repository)"
     )
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
-    action = parser.add_mutually_exclusive_group()
+    output = parser.section("output")
+    output.add_argument(
+        "--readme",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="Markdown files with markers (default: all of the repository's)",
+    )
+    action = output.add_mutually_exclusive_group()
     action.add_argument(
         "--check", action="store_true", help="change nothing; exit code 1 if a table is not that of the records"
     )
-    action.add_argument("--print", choices=tuple(TABLES), dest="shown", help="print one table and change nothing")
+    action.add_argument(
+        "--print",
+        choices=tuple(TABLES),
+        dest="shown",
+        metavar="TABLE",
+        help=f"print one table and change nothing: {', '.join(TABLES)}",
+    )
     args = parser.parse_args(argv)
     if args.shown and args.readme:
         parser.error("--readme has no effect with --print")
     args.readme = args.readme or marked_documents()
+    args.results = args.results or ROOT / "results"
     return args
 
 
@@ -443,11 +457,11 @@ def flux_benchmark(results: Path) -> str:
 
 
 def hunyuan_benchmark(results: Path) -> str:
-    return benchmark_table(results, "hunyuan", "hunyuan-video --depth 1 --height 256 --width 256 --frames 17")
+    return benchmark_table(results, "hunyuan", "hunyuan-video --depth 1 --height 256 --width 256 --num-frames 17")
 
 
 def wan_benchmark(results: Path) -> str:
-    return benchmark_table(results, "wan", "wan-t2v-1.3B --depth 1 --height 256 --width 256 --frames 17")
+    return benchmark_table(results, "wan", "wan-t2v-1.3B --depth 1 --height 256 --width 256 --num-frames 17")
 
 
 def hidream_benchmark(results: Path) -> str:

@@ -6,8 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/count_flops.sh wan "$@"
-small() { count flops --precision bf16 --frames 81 --model wan-t2v-1.3B --width 832 --height 480 "$@"; }
-large() { count flops-14b-720p --precision bf16 --frames 81 --model wan-t2v-14B --width 1280 --height 720 "$@"; }
+small() { count flops --precision bf16 --num-frames 81 --model wan-t2v-1.3B --width 832 --height 480 "$@"; }
+large() { count flops-14b-720p --precision bf16 --num-frames 81 --model wan-t2v-14B --width 1280 --height 720 "$@"; }
 small --method uncached
 small --method taylorseer --interval 2
 small --method taylorseer --interval 3

@@ -1,4 +1,4 @@
-"""The shell scripts parse, setup.sh does its work once, and every command explains itself."""
+"""The shell scripts parse, and setup.sh does its work once."""
 
 import os
 import runpy
@@ -11,12 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SHELL_SCRIPTS = [*sorted(ROOT.glob("scripts/**/*.sh")), ROOT / ".ci" / "run"]
-COMMANDS = sorted(
-    file
-    for root in ("TaylorSeer*", "eval")
-    for file in ROOT.glob(f"{root}/**/*.py")
-    if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
-)
 
 # Stands in for python in an environment: makes environments and "installs" by writing down what it was asked for.
 FAKE_PYTHON = r"""#!/usr/bin/env bash
@@ -293,17 +287,3 @@ def test_this_environment_meets_the_requirements():
     script = ROOT / "scripts" / "unmet_requirements.py"
     done = subprocess.run([sys.executable, script, "dev"], capture_output=True, text=True, check=True)
     assert done.stdout == "", "bash scripts/setup.sh brings what is missing"
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_command_explains_itself(command, tmp_path, monkeypatch, capsys):
-    """In this process, where torch is loaded already."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(command), "--help"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(command), run_name="__main__")
-    out, err = capsys.readouterr()
-    assert (stop.value.code, err) == (0, "")
-    assert "usage:" in out
-    assert "examples:" in out
-    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from cache_dic import UserError
 
+FREQUENCY_DIM = 256  # channels of the sinusoidal embedding of the timestep
 WIDTH_UNIT = 256  # widths of feed-forward layers are rounded up to multiples of it
 
 

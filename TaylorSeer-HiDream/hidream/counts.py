@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from hidream.config import HiDreamConfig
-from hidream.model import FREQUENCY_DIM
+from hidream.config import FREQUENCY_DIM, HiDreamConfig
 
 
 @dataclass(frozen=True)

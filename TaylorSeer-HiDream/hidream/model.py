@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
-from hidream.config import HiDreamConfig
+from hidream.config import FREQUENCY_DIM, HiDreamConfig
 from seerkit.layers.activations import SiLU, silu
 from seerkit.layers.attention import attention_backend
 from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
@@ -34,7 +34,6 @@ from seerkit.sampling.flops import step_flops
 
 EPS = 1e-6  # of every LayerNorm
 RMS_EPS = 1e-5  # of the norms of queries and keys
-FREQUENCY_DIM = 256  # channels of the sinusoidal embedding of the timestep
 THETA = 10000  # base of the rotary frequencies
 
 Rope = tuple[Tensor, Tensor]

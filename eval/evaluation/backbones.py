@@ -47,6 +47,12 @@ BACKBONES: Mapping[str, Backbone] = _Backbones()
 """By model; asking for one imports its backbone."""
 
 
+def flag_of(setting: str) -> str:
+    """What a setting of a workload is called on the command line."""
+    others = {"frames": "num_frames", "num_samples": "batch_size", "cfg_scale": "guidance_scale"}
+    return f"--{others.get(setting, setting).replace('_', '-')}"
+
+
 def workload(model: str, **asked: Any) -> Workload:
     """A workload of fields that are asked for, None for those that are not, and the model's own settings.
 
@@ -56,9 +62,9 @@ def workload(model: str, **asked: Any) -> Workload:
     given = {name: value for name, value in asked.items() if value is not None}
     for name, most in MOST.items():
         if name in given and given[name] > most:
-            raise UserError(f"{name.replace('_', ' ')} {given[name]} is too much; at most {most} can be counted")
+            raise UserError(f"{flag_of(name)} {given[name]} is too much; at most {most} can be counted")
     for name in sorted({"frames", "cfg_scale", "text_tokens"} & given.keys() - own.keys()):
-        raise UserError(f"--{name.replace('_', '-')} {given[name]} has no effect on {model}, which has no such setting")
+        raise UserError(f"{flag_of(name)} {given[name]} has no effect on {model}, which has no such setting")
     return Workload(**{**own, **given})
 
 

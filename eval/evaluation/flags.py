@@ -21,30 +21,54 @@ DEFAULT_MODEL = "DiT-XL/2"
 
 def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
     """Flags of a command that works on one model and one cache; --model in `argv` decides the defaults of the cache."""
-    parser.add_argument("--model", choices=tuple(PACKAGES), default=DEFAULT_MODEL)
-    parser.add_argument("--image-size", type=positive_int, help="side of a square in pixels (default: the model's own)")
-    parser.add_argument("--height", type=positive_int, help="pixels, with --width instead of --image-size")
-    parser.add_argument("--width", type=positive_int, help="pixels")
-    parser.add_argument("--frames", type=positive_int, help="of a video (default: the model's own)")
-    parser.add_argument("--num-steps", type=positive_int, help="sampling steps (default: the model's own)")
-    parser.add_argument("--num-samples", type=positive_int, default=1, help="samples per model call")
-    parser.add_argument(
-        "--cfg-scale",
-        type=positive_float,
-        help="guidance weight of DiT, Wan2.1 and HiDream; 1 runs no second branch (default: the model's own)",
+    model, sampling, device = (parser.section(title) for title in ("model", "sampling", "device"))
+    model.add_argument(
+        "--model",
+        choices=tuple(PACKAGES),
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help=f"one of {', '.join(PACKAGES)}",
     )
-    parser.add_argument(
-        "--text-tokens",
-        type=positive_int,
-        help="of a FLUX, HunyuanVideo or HiDream prompt, for trials (default: the model's own)",
-    )
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
-    parser.add_argument(
+    model.add_argument(
         "--depth",
         type=positive_int,
+        metavar="N",
         help="number of blocks, of FLUX, HunyuanVideo and HiDream double blocks, for trials (default: the model's own)",
     )
-    parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa")
+    sampling.add_argument(
+        "--num-steps", type=positive_int, metavar="N", help="sampling steps (default: the model's own)"
+    )
+    sampling.add_argument(
+        "--guidance-scale",
+        "--cfg-scale",
+        type=positive_float,
+        metavar="WEIGHT",
+        help="guidance weight of DiT, Wan2.1 and HiDream; 1 runs no second branch (default: the model's own)",
+    )
+    sampling.add_argument(
+        "--batch-size", "--num-samples", type=positive_int, metavar="N", default=1, help="samples per model call"
+    )
+    sampling.add_argument(
+        "--image-size",
+        type=positive_int,
+        metavar="PIXELS",
+        help="side of a square in pixels (default: the model's own)",
+    )
+    for side, other in (("--width", "--height"), ("--height", "--width")):
+        sampling.add_argument(
+            side, type=positive_int, metavar="PIXELS", help=f"in pixels; with {other}, instead of --image-size"
+        )
+    sampling.add_argument(
+        "--num-frames", "--frames", type=positive_int, metavar="N", help="of a video (default: the model's own)"
+    )
+    sampling.add_argument(
+        "--text-tokens",
+        type=positive_int,
+        metavar="N",
+        help="of a FLUX, HunyuanVideo or HiDream prompt, for trials (default: the model's own)",
+    )
+    device.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
+    device.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="kernels")
     add_cache_flags(parser, PACKAGES[_asked_model(argv)])
 
 
@@ -62,8 +86,16 @@ def workload_of(args: argparse.Namespace) -> "Workload":
         if any(sides.values()):
             raise UserError("--image-size is a square; give either that or --height and --width")
         sides = dict.fromkeys(sides, args.image_size)
-    names = ("frames", "num_samples", "depth", "attention", "cfg_scale", "text_tokens")
-    return workload(args.model, **sides, **{name: getattr(args, name) for name in names})
+    return workload(
+        args.model,
+        **sides,
+        frames=args.num_frames,
+        num_samples=args.batch_size,
+        depth=args.depth,
+        attention=args.attention,
+        cfg_scale=args.guidance_scale,
+        text_tokens=args.text_tokens,
+    )
 
 
 def cache_of(args: argparse.Namespace) -> "Cache":
@@ -84,7 +116,7 @@ def describe(args: argparse.Namespace, case: "Case") -> dict[str, Any]:
         "config": asdict(case.model.config),
         "reduced_depth": args.depth is not None,
         "num_steps": args.num_steps,
-        "num_samples": args.num_samples,
+        "num_samples": args.batch_size,
         **{name: value for name, value in own.items() if value is not None},
         "rows": tokens.batch,
         "tokens": tokens.length,

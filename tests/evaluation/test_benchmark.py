@@ -14,12 +14,13 @@ import torch
 
 import hidream.config
 from cache_dic import make_cache
+from evaluation import benchmark
 from evaluation.backbones import BACKBONES, workload
 from seerkit.devices.compile import compile_steps
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ROOT / "eval" / "benchmark.py"
-FUNCTIONS = runpy.run_path(str(COMMAND))
+MAIN = runpy.run_path(str(COMMAND))["main"]
 
 
 def test_the_command_writes_a_whole_record(tmp_path):
@@ -75,7 +76,7 @@ FLUX = ["--model", "flux-debug", "--device", "cpu", "--num-steps", "20", "--repe
 def test_flux_against_diffusers(need, tmp_path):
     need("diffusers")
     out = tmp_path / "record.json"
-    FUNCTIONS["main"]([*FLUX, "--height", "16", "--width", "24", "--against-diffusers", "--out", str(out)])
+    MAIN([*FLUX, "--height", "16", "--width", "24", "--against-diffusers", "--out", str(out)])
     record = json.loads(out.read_text())
     assert record["label"] == "taylorseer-N6-W3-O2"
     assert (record["settings"]["height"], record["settings"]["width"], record["settings"]["tokens"]) == (16, 24, 24)
@@ -92,7 +93,20 @@ def test_flux_against_diffusers(need, tmp_path):
     assert against["ours_over_theirs"]["min"] > 0
 
 
-VIDEO = ["--device", "cpu", "--num-steps", "12", "--repeats", "2", "--height", "16", "--width", "24", "--frames", "8"]
+VIDEO = [
+    "--device",
+    "cpu",
+    "--num-steps",
+    "12",
+    "--repeats",
+    "2",
+    "--height",
+    "16",
+    "--width",
+    "24",
+    "--num-frames",
+    "8",
+]
 
 
 @pytest.mark.parametrize(("name", "rows", "sites"), [("hunyuan-debug", 1, [4, 80]), ("wan-debug", 2, [6, 120])])
@@ -100,7 +114,7 @@ def test_videos_against_diffusers(need, tmp_path, name, rows, sites):
     need("diffusers")
     out = tmp_path / "record.json"
     flags = ["--model", name, "--whole-run", "--whole-repeats", "1", "--against-diffusers", "--out", str(out)]
-    FUNCTIONS["main"]([*VIDEO, *flags])
+    MAIN([*VIDEO, *flags])
     record = json.loads(out.read_text())
     assert record["label"] == "taylorseer-N5-W1-O1"
     assert (record["settings"]["frames"], record["settings"]["tokens"], record["settings"]["rows"]) == (8, 48, rows)
@@ -120,7 +134,7 @@ def test_hidream_against_diffusers(need, tmp_path):
     need("diffusers")
     out = tmp_path / "record.json"
     flags = ["--height", "16", "--width", "24", "--whole-run", "--whole-repeats", "1", "--against-diffusers"]
-    FUNCTIONS["main"]([*HIDREAM, *flags, "--out", str(out)])
+    MAIN([*HIDREAM, *flags, "--out", str(out)])
     record = json.loads(out.read_text())
     assert record["label"] == "taylorseer-N4-W1-O2"
     assert (record["settings"]["tokens"], record["settings"]["rows"], record["settings"]["cfg_scale"]) == (24, 2, 3)
@@ -137,7 +151,7 @@ def test_hidream_against_diffusers(need, tmp_path):
 def test_folded_forecasts_of_hidream_do_not_depend_on_depth():
     backbone, cache = BACKBONES["hidream-tiny"], make_cache("taylorseer", interval=4, max_order=2)
     asked = workload("hidream-tiny", depth=1)
-    shallow, deep = FUNCTIONS["count_by_depth"](backbone, asked, torch.bfloat16, cache, 13)
+    shallow, deep = benchmark.count_by_depth(backbone, asked, torch.bfloat16, cache, 13)
     assert (shallow["sites"], deep["sites"]) == (6, 6 * backbone.deepest)
     assert shallow["folded"] == deep["folded"] < shallow["layerwise"] < deep["layerwise"]
     assert BACKBONES["hidream-full"].deepest == 16
@@ -145,11 +159,11 @@ def test_folded_forecasts_of_hidream_do_not_depend_on_depth():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("num_graphs")
-def test_wan_compiled(load_command, monkeypatch, tmp_path):
+def test_wan_compiled(monkeypatch, tmp_path):
     """A video, with guidance in two calls."""
-    command, out = load_command("eval/benchmark.py"), tmp_path / "record.json"
-    monkeypatch.setattr(command, "compile_steps", partial(compile_steps, backend="eager"))
-    command.main([*VIDEO, "--model", "wan-debug", "--compile", "--out", str(out)])
+    out = tmp_path / "record.json"
+    monkeypatch.setattr(benchmark, "compile_steps", partial(compile_steps, backend="eager"))
+    MAIN([*VIDEO, "--model", "wan-debug", "--compile", "--out", str(out)])
     record = json.loads(out.read_text())
     assert record["settings"]["compile"]
     assert set(record["forecast_step"]) == {"folded"}
@@ -209,11 +223,11 @@ def test_the_reference_is_as_large_as_ours(need, name):
     assert arguments["hidden_states"].shape == (case.rows, in_dim, *case.latents.shape[2:])
 
 
-def test_flux_compiled(load_command, monkeypatch, tmp_path):
+def test_flux_compiled(monkeypatch, tmp_path):
     """Each kind of step is one graph, here run without an inductor; only the folded engine is timed."""
-    command, out = load_command("eval/benchmark.py"), tmp_path / "record.json"
-    monkeypatch.setattr(command, "compile_steps", partial(compile_steps, backend="eager"))
-    command.main([*FLUX, "--compile", "--out", str(out)])
+    out = tmp_path / "record.json"
+    monkeypatch.setattr(benchmark, "compile_steps", partial(compile_steps, backend="eager"))
+    MAIN([*FLUX, "--compile", "--out", str(out)])
     record = json.loads(out.read_text())
     assert record["settings"]["compile"]
     assert set(record["forecast_step"]) == {"folded"}
@@ -222,7 +236,7 @@ def test_flux_compiled(load_command, monkeypatch, tmp_path):
 @pytest.mark.gpu
 def test_flux_on_cuda(tmp_path):
     out = tmp_path / "record.json"
-    FUNCTIONS["main"]([*FLUX, "--device", "cuda", "--precision", "bf16", "--out", str(out)])
+    MAIN([*FLUX, "--device", "cuda", "--precision", "bf16", "--out", str(out)])
     record = json.loads(out.read_text())
     assert record["peak_bytes"]["folded"] >= record["peak_bytes"]["uncached"] > 0
     assert 0 < record["kernels"] <= 2 * record["operations"][0]["folded"]
@@ -238,7 +252,7 @@ def test_a_composed_run():
         "forecast_step": {"folded": {"median_s": 0.01}},
         "modulation_table": {"uncached": {"median_s": 2.0}, "folded": {"median_s": 3.0}},
     }
-    run = FUNCTIONS["composed"](timings, cache, 50)
+    run = benchmark.composed(timings, cache, 50)
     assert run["uncached_s"] == pytest.approx(52)
     assert run["cached_s"] == pytest.approx(12 * 1.1 + 2 * 1.0 + 36 * 0.01 + 3)
     assert run["speedup"] == pytest.approx(run["uncached_s"] / run["cached_s"])
@@ -255,13 +269,13 @@ def test_a_composed_run():
 )
 def test_what_cannot_be_timed(flags, message):
     with pytest.raises(ValueError, match=message):
-        FUNCTIONS["main"](["--model", "debug", "--device", "cpu", *flags])
+        MAIN(["--model", "debug", "--device", "cpu", *flags])
 
 
 @pytest.mark.parametrize("flags", [["--engine", "stack"], ["--telemetry"]])
 def test_flags_without_effect_are_refused(flags, capsys):
     with pytest.raises(SystemExit, match="2"):
-        FUNCTIONS["main"](["--model", "debug", *flags])
+        MAIN(["--model", "debug", *flags])
     assert flags[0] in capsys.readouterr().err
 
 
@@ -277,7 +291,7 @@ def test_flags_without_effect_are_refused(flags, capsys):
 )
 def test_numbers_without_an_end_are_refused(capsys, flags):
     with pytest.raises(SystemExit) as stop:
-        FUNCTIONS["main"](["--model", "debug", "--device", "cpu", *flags.split()])
+        MAIN(["--model", "debug", "--device", "cpu", *flags.split()])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert "is too much; take at most" in err or "must be at most" in err
@@ -285,7 +299,7 @@ def test_numbers_without_an_end_are_refused(capsys, flags):
 
 def test_a_flag_without_effect_is_refused(capsys):
     with pytest.raises(SystemExit):
-        FUNCTIONS["main"](["--model", "debug", "--whole-repeats", "3"])
+        MAIN(["--model", "debug", "--whole-repeats", "3"])
     assert "--whole-repeats has no effect without --whole-run" in capsys.readouterr().err
 
 
@@ -293,15 +307,15 @@ def test_a_flag_without_effect_is_refused(capsys):
     ("flags", "message"),
     [
         ("--model DiT-XL/2 --depth 1000", "are free on cpu; take a smaller --depth"),
-        ("--model debug --num-samples 1000000", "are free on cpu; take a smaller --depth"),
+        ("--model debug --batch-size 1000000", "are free on cpu; take a smaller --depth"),
         ("--model debug --against-diffusers", "there is no model to compare with"),
         ("--model debug --depth 1000000", "at most 1000"),
     ],
 )
 def test_what_a_device_cannot_hold_is_refused_before_it_is_made(monkeypatch, tmp_path, flags, message):
-    monkeypatch.setitem(FUNCTIONS["check_memory"].__globals__, "free_bytes", lambda device: 2**30)
+    monkeypatch.setattr(benchmark, "free_bytes", lambda device: 2**30)
     monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("the model is being made"))
     out = tmp_path / "record.json"
     with pytest.raises(ValueError, match=message):
-        FUNCTIONS["main"](["--device", "cpu", "--out", str(out), *flags.split()])
+        MAIN(["--device", "cpu", "--out", str(out), *flags.split()])
     assert not out.exists()

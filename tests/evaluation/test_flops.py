@@ -13,6 +13,7 @@ from dit import DiT, dit_config
 from dit.counts import published_counter as dit_counter
 from evaluation.backbones import BACKBONES, workload
 from evaluation.flags import add_workload_flags, cache_of, parse_workload
+from evaluation.flops import count, text
 from evaluation.operations import attention_flops
 from evaluation.paper import published, published_flops, published_latency
 from flux import CONFIGS, flux_config
@@ -74,7 +75,7 @@ def test_defaults_are_the_authors_for_dit(capsys):
 def test_guidance_doubles_the_rows_and_half_precision_halves_the_bytes(capsys):
     guided, plain = (
         counted(capsys, "--depth", "2"),
-        counted(capsys, "--depth", "2", "--cfg-scale", "1", "--precision", "bf16"),
+        counted(capsys, "--depth", "2", "--guidance-scale", "1", "--precision", "bf16"),
     )
     assert (guided["settings"]["rows"], plain["settings"]["rows"]) == (2, 1)
     assert plain["kept_bytes"]["layerwise"] * 4 == guided["kept_bytes"]["layerwise"]
@@ -162,9 +163,9 @@ def test_a_file_that_is_not_of_the_command_stays(tmp_path, content, message):
 @pytest.mark.parametrize(
     "flags",
     [
-        "--num-samples 2000000000",
+        "--batch-size 2000000000",
         "--model flux-dev --text-tokens 1000000000",
-        "--model wan-t2v-1.3B --frames 1000000001",
+        "--model wan-t2v-1.3B --num-frames 1000000001",
         "--model flux-dev --width 100000 --height 100000",
         "--depth 1000000",
     ],
@@ -177,7 +178,7 @@ def test_absurd_numbers_are_refused_before_anything_is_built(flags):
 @pytest.mark.timeout(60)
 def test_many_rows_and_tokens_are_counted_at_once(capsys):
     """On the meta device folding does not loop over chunks, of which there would be a million."""
-    row = counted(capsys, "--model", "DiT-XL/2", "--num-samples", str(2**20))
+    row = counted(capsys, "--model", "DiT-XL/2", "--batch-size", str(2**20))
     one = counted(capsys, "--model", "DiT-XL/2")
     assert row["flops_T"] == pytest.approx(2**20 * one["flops_T"], rel=1e-3)
     wide = counted(capsys, "--model", "flux-dev", "--depth", "1", "--width", "40000", "--height", "40000")
@@ -255,7 +256,7 @@ FLUX_UNITS_T = 74.39, 0.02271  # a full and a forecast step, as the published co
 def flux_dev() -> dict:
     """FLUX.1-dev at 1024 x 1024 with the paper's settings, counted once."""
     args = COMMAND["parse_args"](["--model", "flux-dev", "--precision", "bf16"])
-    return COMMAND["count"](args)
+    return count(args)
 
 
 class TestFlux:
@@ -341,7 +342,7 @@ class TestFlux:
 @pytest.fixture(scope="session")
 def hunyuan_video() -> dict:
     """HunyuanVideo at 480 x 640, 65 frames, with the released settings, counted once."""
-    return COMMAND["count"](COMMAND["parse_args"](["--model", "hunyuan-video", "--precision", "bf16"]))
+    return count(COMMAND["parse_args"](["--model", "hunyuan-video", "--precision", "bf16"]))
 
 
 class TestHunyuanVideo:
@@ -419,7 +420,7 @@ class TestHunyuanVideo:
     )
     def test_kept_features(self, capsys, size, bound):
         height, width, frames = size
-        sizes = ["--height", str(height), "--width", str(width), "--frames", str(frames)]
+        sizes = ["--height", str(height), "--width", str(width), "--num-frames", str(frames)]
         flags = ["--model", "hunyuan-video", "--depth", "1", "--precision", "bf16", "--kept-goal-gib", str(bound)]
         row = counted(capsys, *flags, *sizes)
         tokens = ((frames - 1) // 4 + 1) * (height // 16) * (width // 16)
@@ -433,7 +434,7 @@ class TestHunyuanVideo:
 @pytest.fixture(scope="session")
 def wan_small() -> dict:
     """Wan2.1 1.3B at 832 x 480, 81 frames, with the released settings, counted once."""
-    return COMMAND["count"](COMMAND["parse_args"](["--model", "wan-t2v-1.3B", "--precision", "bf16"]))
+    return count(COMMAND["parse_args"](["--model", "wan-t2v-1.3B", "--precision", "bf16"]))
 
 
 class TestWan:
@@ -494,7 +495,7 @@ class TestWan:
         ids=["1.3B-480p", "14B-720p"],
     )
     def test_kept_features(self, capsys, name, size, bound):
-        sizes = ["--height", str(size[0]), "--width", str(size[1]), "--frames", "81"]
+        sizes = ["--height", str(size[0]), "--width", str(size[1]), "--num-frames", "81"]
         flags = ["--model", name, "--depth", "1", "--precision", "bf16", "--kept-goal-gib", str(bound)]
         row = counted(capsys, *flags, *sizes)
         numel = 2 * 21 * (size[0] // 16) * (size[1] // 16) * wan_config(name).dim
@@ -506,7 +507,7 @@ class TestWan:
 @pytest.fixture(scope="session")
 def hidream_full() -> dict:
     """HiDream-I1 Full at 1024 x 1024 with the authors' settings, counted once."""
-    return COMMAND["count"](COMMAND["parse_args"](["--model", "hidream-full", "--precision", "bf16"]))
+    return count(COMMAND["parse_args"](["--model", "hidream-full", "--precision", "bf16"]))
 
 
 class TestHiDream:
@@ -529,7 +530,7 @@ class TestHiDream:
 
     def test_nothing_is_published(self, hidream_full):
         assert hidream_full["published_convention"] is None
-        assert "paper's counter" not in COMMAND["text"](hidream_full)
+        assert "paper's counter" not in text(hidream_full)
         assert published_flops(published("hidream"), "uncached") is None
 
     def test_attention_by_hand(self, hidream_full):
@@ -584,18 +585,18 @@ class TestHiDream:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "flux-debug", "--frames", "17"], "--frames 17 has no effect on flux-debug"),
-        (["--model", "hunyuan-video", "--frames", "66"], "number of frames 66 must be 1, 5, 9"),
-        (["--model", "hunyuan-debug", "--cfg-scale", "2"], "--cfg-scale 2.0 has no effect on hunyuan-debug"),
-        (["--model", "wan-t2v-1.3B", "--frames", "80"], "number of frames 80 must be 4k \\+ 1"),
+        (["--model", "flux-debug", "--num-frames", "17"], "--num-frames 17 has no effect on flux-debug"),
+        (["--model", "hunyuan-video", "--num-frames", "66"], "number of frames 66 must be 1, 5, 9"),
+        (["--model", "hunyuan-debug", "--guidance-scale", "2"], "--guidance-scale 2.0 has no effect on hunyuan-debug"),
+        (["--model", "wan-t2v-1.3B", "--num-frames", "80"], "number of frames 80 must be 4k \\+ 1"),
         (["--model", "wan-debug", "--text-tokens", "8"], "--text-tokens 8 has no effect on wan-debug"),
-        (["--model", "hidream-full", "--frames", "17"], "--frames 17 has no effect on hidream-full"),
+        (["--model", "hidream-full", "--num-frames", "17"], "--num-frames 17 has no effect on hidream-full"),
         (["--model", "hidream-full", "--height", "1000"], "height 1000 must be a positive multiple of 16"),
         (["--model", "hidream-full", "--width", "1040"], "positions for 4096"),
         (["--model", "flux-dev", "--height", "1000"], "height 1000 must be a positive multiple of 16"),
         (["--model", "flux-debug", "--image-size", "30"], "multiple of 4"),
         (["--model", "flux-debug", "--image-size", "32", "--width", "32"], "either that or --height and --width"),
-        (["--model", "flux-debug", "--cfg-scale", "2"], "--cfg-scale 2.0 has no effect on flux-debug"),
+        (["--model", "flux-debug", "--guidance-scale", "2"], "--guidance-scale 2.0 has no effect on flux-debug"),
         (["--model", "debug", "--text-tokens", "8"], "--text-tokens 8 has no effect on debug"),
         (["--model", "debug", "--height", "8", "--width", "16"], "makes squares"),
         (["--model", "debug", "--height", "8"], "makes squares"),

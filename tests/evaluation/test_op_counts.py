@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cache_dic import ENGINES, make_cache
+from evaluation import op_counts
 from evaluation.backbones import BACKBONES, workload
 from evaluation.operations import count_forecast, count_operations
 from evaluation.rivals import RIVALS, count_rival
@@ -94,10 +95,9 @@ def test_the_command(load_command, need, tmp_path, capsys):
 
 def test_a_package_that_is_missing_leaves_its_row_empty(load_command, monkeypatch):
     command = load_command("eval/op_counts.py")
-    monkeypatch.setattr(command, "installed", lambda package: None)
-    with torch.no_grad():
-        record = command.count_all(command.parse_args(["--depth", "1"]))
+    monkeypatch.setattr(op_counts, "installed", lambda package: None)
+    record = op_counts.count_all(command.MODEL, command.parse_args(["--depth", "1"]))
     missing = [row for row in record["rows"] if row["package"]]
     assert missing
     assert all(row["operations"] is None and "(not installed)" in row["package"] for row in missing)
-    assert "–" in command.text(record)
+    assert "–" in op_counts.text(record)

@@ -134,6 +134,22 @@ class TestParser:
         assert "examples:\n  python draw.py --steps 2\n  python draw.py --fast" in text
         assert text.count("default: ") == 1
 
+    def test_help_has_defaults_of_zero_other_names_and_sections_in_their_order(self, parser):
+        parser.section("output").add_argument("--out-dir", "--out-folder", help="where to")
+        parser.section("model").add_argument("--seed", type=non_negative_int, metavar="N", default=0, help="of it all")
+        lines = [" ".join(line.split()) for line in parser.format_help().splitlines()]
+        model, seed, output = (lines.index(line) for line in ("model:", "--seed N of it all (default: 0)", "output:"))
+        assert model < seed < output
+        assert "--out-dir OUT_DIR where to [also --out-folder]" in lines
+        assert "device:" not in lines, "of which there is no flag"
+
+    def test_underscores_are_taken_for_hyphens_in_flags_alone(self, parser):
+        parser.add_argument("--num-steps", type=positive_int)
+        parser.add_argument("--in-turn", action=argparse.BooleanOptionalAction)
+        given = parser.parse_args(["--num_steps=4", "--no-in_turn", "--out", "a_b"])
+        assert (given.num_steps, given.in_turn, given.out) == (4, False, "a_b")
+        assert parser.parse_args(["--num_steps", "5", "--out=--a_b"]).out == "--a_b"
+
     @pytest.mark.parametrize("arguments", [["--ste", "3"], ["--steps", "x"], ["--steps"], ["extra"]])
     def test_errors_are_one_line(self, parser, arguments, capsys):
         with pytest.raises(SystemExit) as caught:
