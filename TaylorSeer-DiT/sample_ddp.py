@@ -8,10 +8,12 @@ on CPUs with MKL they are also the same for every B and number of threads, becau
 otherwise in the last bits, and so move a pixel by a grey level now and then; another kind of processor can everywhere.
 """
 
+import argparse
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from dit.flags import add_flags
+from cache_dic import UserError
+from dit.flags import add_flags, caches, class_names, config_of
 from seerkit.command.cli import Parser, positive_int, run_command
 from seerkit.command.flags import add_dry_run_flag
 
@@ -60,13 +62,46 @@ def parse_args(argv: list[str] | None):
     return parser.parse_args(argv)
 
 
+def folder_name(args: argparse.Namespace, label: str) -> str:
+    """`MODEL[-size-S]-LABEL-SOLVER-steps-50-cfg-1.5-seed-0[-balanced]`."""
+    parts = [args.model]
+    parts += ["size", args.image_size] if args.image_size else []
+    parts += [label, args.solver, "steps", args.num_steps]
+    parts += ["cfg", args.guidance_scale, "seed", args.seed, *(["balanced"] if args.balanced else [])]
+    return "-".join(map(str, parts)).replace("/", "-")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    config, chosen = config_of(args), caches(args)
+    if len(chosen) > 1:
+        raise UserError(
+            f"one cache is sampled at a time, these are {len(chosen)}: {', '.join(chosen)}; name one method and interval"
+        )
+    ((label, cache),) = chosen.items()
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
-    from dit.fid_samples import run
+    from dit.pipeline import Pipeline, find_everything, settings_of
+    from evaluation.fid_samples import FidJob, run
 
-    run(args)
+    run(
+        FidJob(
+            command="TaylorSeer-DiT/sample_ddp.py",
+            args=args,
+            cache=cache,
+            class_names=class_names(config),
+            shape=config.image_shape,
+            name=folder_name(args, label),
+            settings={
+                **settings_of(args, config),
+                "classes": "balanced" if args.balanced else "random",
+                "tf32": args.tf32,
+                "batch_size": args.batch_size,
+            },
+            find=lambda: find_everything(args, config),
+            make_pipeline=lambda device: Pipeline(args, device),
+        )
+    )
 
 
 if __name__ == "__main__":

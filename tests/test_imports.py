@@ -20,9 +20,11 @@ ROOTS = [
 BACKBONES = sorted(set(PACKAGES.values()))
 TOOLKIT = ("layers", "devices", "sampling", "io", "weights", "data", "text", "command", "training")
 """Packages of seerkit; each may import those before it. What lies in seerkit itself comes first of all."""
-OF_COMMANDS = {f"{backbone}.{module}" for backbone in BACKBONES for module in ("command", "flags", "pipeline")}
+OF_COMMANDS = {f"{backbone}.{module}" for backbone in BACKBONES for module in ("flags", "pipeline")}
 """Modules that the commands of a backbone are made of."""
-PARSING = OF_COMMANDS | {f"evaluation.{module}" for module in ("flags", "video_flags", "images", "videos")}
+PARSING = OF_COMMANDS | {
+    f"evaluation.{module}" for module in ("flags", "video_flags", "images", "videos", "fid_samples")
+}
 """What may import the parser and its flags, seerkit's own packages aside."""
 
 

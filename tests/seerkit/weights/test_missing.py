@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import dit.command
+import dit.flags
+import dit.pipeline
 import flux.pipeline
 import hidream.pipeline
 import hunyuan_video.pipeline
@@ -158,8 +159,8 @@ def args(**given: object) -> Namespace:
 
 
 def find_dit() -> dict[str, list[Path]]:
-    given = args(model="DiT-XL/2", image_size=256, num_classes=None, cfg_scale=4.0, guide_all_channels=False)
-    return dit.command.find_everything(given, dit.command.config_of(given))
+    given = args(model="DiT-XL/2", image_size=256, num_classes=None, guidance_scale=4.0, guide_all_channels=False)
+    return dit.pipeline.find_everything(given, dit.flags.config_of(given))
 
 
 MODELS: dict[str, tuple[Callable[[], dict[str, list[Path]]], int, list[str]]] = {

@@ -1,11 +1,12 @@
-"""What sample_ddp.py runs: samples by index, shared by processes, the folder and the .npz that they end in."""
+"""Samples for an FID by index, shared by processes: the folder and the .npz that they end in."""
 
 import argparse
 import json
 import math
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,8 @@ import torch
 from tqdm import tqdm
 
 from cache_dic import Cache, UserError
-from dit.config import DiTConfig
-from dit.flags import caches, class_names, config_of
-from dit.pipeline import Pipeline, find_everything
-from dit.pipeline import settings_of as pipeline_settings
-from evaluation.images import decode_finite, save_finite
-from evaluation.jobs import digests, failure_message, make_claim
+from evaluation.images import ImagePipeline, decode_finite, save_finite
+from evaluation.jobs import Read, digests, failure_message, make_claim
 from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main, start_world
 from seerkit.devices.dtypes import torch_dtype
@@ -33,6 +30,26 @@ from seerkit.text.prompts import Batch, check_number
 CLASS_KEY = 1  # beside seed and index, so that a sample's class and noise are drawn apart
 
 
+@dataclass(frozen=True, kw_only=True)
+class FidJob:
+    """What a command line asks for. args: parsed: seed, batch_size, num_fid_samples, balanced, output_dir, resume, … .
+
+    class_names: of the model. shape: (H, W, C) of an image. name: of the folder and the .npz. settings: what the images
+    depend on but for the cache and the contents of files. find: look for, or download, every file that the model needs, and
+    return them.
+    """
+
+    command: str
+    args: argparse.Namespace
+    cache: Cache
+    class_names: Sequence[str]
+    shape: tuple[int, int, int]
+    name: str
+    settings: Mapping[str, Any]
+    find: Callable[[], Read]
+    make_pipeline: Callable[[torch.device], ImagePipeline]
+
+
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
@@ -41,33 +58,14 @@ def class_of(index: int, seed: int, num_classes: int, *, balanced: bool) -> int:
     return index % num_classes if balanced else derive_seed(seed, index, CLASS_KEY) % num_classes
 
 
-def make_batch(number: int, args: argparse.Namespace, config: DiTConfig) -> Batch:
+def make_batch(number: int, job: FidJob) -> Batch:
     """Batch `number`, always full: a sample has the same neighbours whatever is missing or asked for."""
+    args, names = job.args, job.class_names
     indices = list(range(number * args.batch_size, (number + 1) * args.batch_size))
-    names = class_names(config)
     return Batch(indices, [names[class_of(i, args.seed, len(names), balanced=args.balanced)] for i in indices])
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
-
-
-def folder_name(args: argparse.Namespace, cache: Cache) -> str:
-    """`MODEL[-size-S]-LABEL-SOLVER-steps-50-cfg-1.5-seed-0[-balanced]`."""
-    parts = [args.model]
-    parts += ["size", args.image_size] if args.image_size else []
-    parts += [cache.label, args.solver, "steps", args.num_steps]
-    parts += ["cfg", args.guidance_scale, "seed", args.seed, *(["balanced"] if args.balanced else [])]
-    return "-".join(map(str, parts)).replace("/", "-")
-
-
-def settings_of(args: argparse.Namespace, config: DiTConfig) -> dict[str, Any]:
-    """What the images depend on, but for the cache and the contents of files."""
-    return {
-        **pipeline_settings(args, config),
-        "classes": "balanced" if args.balanced else "random",
-        "tf32": args.tf32,
-        "batch_size": args.batch_size,
-    }
 
 
 def npz_path(folder: Path, count: int) -> Path:
@@ -130,13 +128,13 @@ def find_missing(folder: Path, count: int, shape: tuple[int, int, int], world: W
 
 
 def make_samples(
-    pipeline: Pipeline, cache: Cache, missing: list[int], folder: Path, done: int, world: World
+    job: FidJob, pipeline: ImagePipeline, missing: list[int], folder: Path, done: int, world: World
 ) -> tuple[dict | None, list[int]]:
     """Make the missing samples, batch by batch in turn over the processes.
 
     The record of this process's last run, and the numbers of its samples that did not come out finite, after which it stops.
     """
-    args, record = pipeline.args, None
+    args, record = job.args, None
     failed: list[int] = []
     wanted: dict[int, list[int]] = {}
     for index in missing:
@@ -147,8 +145,8 @@ def make_samples(
             turn = batches[first : first + world.size]
             if world.rank < len(turn) and not failed:
                 number = turn[world.rank]
-                batch = make_batch(number, args, pipeline.config)
-                latents, run = pipeline.sample(cache, batch)
+                batch = make_batch(number, job)
+                latents, run = pipeline.sample(job.cache, batch, lambda *_: None)
                 rows = [index - batch.indices[0] for index in wanted[number]]
                 images = decode_finite(pipeline, latents)[rows]
                 failed = save_finite(folder, wanted[number], images)
@@ -157,22 +155,15 @@ def make_samples(
     return record, failed
 
 
-def run(args: argparse.Namespace) -> None:
-    """Make the images, the .npz and the record that the flags ask for; UserError where they cannot be."""
-    config, chosen = config_of(args), caches(args)
-    if len(chosen) > 1:
-        raise UserError(
-            f"one cache is sampled at a time, these are {len(chosen)}: {', '.join(chosen)}; name one method and interval"
-        )
-    ((label, cache),) = chosen.items()
-    count, shape = args.num_fid_samples, config.image_shape
+def run(job: FidJob) -> None:
+    """Make the images, the .npz and the record; UserError where they cannot be."""
+    args, cache, settings, shape = job.args, job.cache, job.settings, job.shape
+    count, folder = args.num_fid_samples, args.output_dir / job.name
     check_number(count)
-    name = folder_name(args, cache)
-    folder, settings = args.output_dir / name, settings_of(args, config)
     if args.dry_run:
         shown = {"num_samples": count, "folder": str(folder), "npz": str(npz_path(folder, count))}
         full_steps = list(cache.plan(args.num_steps).full_steps)
-        print(json.dumps({"settings": settings, "cache": label, "full_steps": full_steps, **shown}, indent=2))
+        print(json.dumps({"settings": settings, "cache": cache.label, "full_steps": full_steps, **shown}, indent=2))
         return
 
     world = start_world(args.device)
@@ -186,17 +177,17 @@ def run(args: argparse.Namespace) -> None:
         """Refuse what can be refused before anything is made; the claim of the folder, which is then this run's."""
         writable_directory(folder)
         check_space(args.output_dir, count * math.prod(shape), f"the .npz of {count} images")
-        contents = digests(find_everything(args, config))  # one process downloads what the others then load
+        contents = digests(job.find())  # one process downloads what the others then load
         dtype = torch_dtype(args.precision)
         claim = make_claim(settings, contents, cache, args.num_steps, args.accumulator_dtype, dtype, world.device)
         claim_samples(
             args.output_dir,
-            {name: claim},
+            {job.name: claim},
             has_samples=lambda _: any(folder.glob("*.png")),
             alone=True,
         )
         clear_partial(folder)
-        clear_partial(args.output_dir, folder.with_name(f"{name}.npz"))
+        clear_partial(args.output_dir, folder.with_name(f"{job.name}.npz"))
         return claim
 
     claim = on_main(world, prepare)
@@ -206,18 +197,18 @@ def run(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     run, failed = None, []
     if missing:
-        pipeline = Pipeline(args, world.device)
-        run, failed = make_samples(pipeline, cache, missing, folder, count - len(missing), world)
+        pipeline = job.make_pipeline(world.device)
+        run, failed = make_samples(job, pipeline, missing, folder, count - len(missing), world)
     failed = [index for share in gather(failed, world) for index in share]
     if not world.is_main:
         return
     if failed:
-        raise UserError(failure_message({label: failed}))
+        raise UserError(failure_message({cache.label: failed}))
     seconds = time.perf_counter() - began
     npz, npz_shape = npz_path(folder, count), (count, *shape[:2], 3)
     write_npz(npz, kept_images(folder, count, shape), npz_shape)
     record = {
-        "command": "TaylorSeer-DiT/sample_ddp.py",
+        "command": job.command,
         "settings": claim,
         "units": "seconds: from the first model call to the last file, of the samples made by this run of the command",
         "num_samples": count,
