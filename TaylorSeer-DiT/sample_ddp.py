@@ -47,7 +47,7 @@ from seerkit.text.prompts import Batch
 
 EXAMPLES = """
 python TaylorSeer-DiT/sample_ddp.py --num-fid-samples 1000 --method taylorseer --interval 4
-torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --image-size 256 --interval 4
+torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --image-size 256 --interval 4 --compile
 torchrun --nproc_per_node=8 TaylorSeer-DiT/sample_ddp.py --model DiT-XL/2 --image-size 256 --method uncached --ddpm-sample
 """
 
@@ -69,6 +69,12 @@ def parse_args(argv: list[str] | None):
     )
     parser.add_argument("--balanced", action="store_true", help="class i mod num_classes (default: drawn uniformly)")
     parser.add_argument("--tf32", action=BooleanOptionalAction, default=True, help="TF32 matrix products on CUDA")
+    parser.add_argument(
+        "--resume",
+        action=BooleanOptionalAction,
+        default=True,
+        help="keep the images that are there, make those missing; --no-resume makes all again",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and paths, and stop")
     parser.add_argument("--json", action="store_true", help="print the record instead of a summary")
     return parser.parse_args(argv)
@@ -249,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     claim = on_main(world, prepare)
     if not folder.is_dir():
         raise UserError(f"process {world.rank} does not see {folder}; --sample-dir must be shared by all nodes")
-    missing = find_missing(folder, count, shape, world)
+    missing = find_missing(folder, count, shape, world) if args.resume else list(range(count))
     began = time.perf_counter()
     run, failed = None, []
     if missing:

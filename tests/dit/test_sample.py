@@ -1,14 +1,18 @@
 """sample.py on the debug model: what it writes and prints, and every bad input in one line with exit code 2."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import dit.command
 from dit import DiT, dit_config
 from seerkit.command.cli import run_command
+from seerkit.devices.compile import compile_steps
 from seerkit.io.media import read_png_settings
 from seerkit.weights.checkpoints import export_safetensors
 
@@ -138,6 +142,50 @@ def test_a_method_of_ones_own(run_script, checkpoint, tmp_path):
     assert labels == ["uncached", "damped-N3-W2-damping=0.8", "taylorseer-N3-W2-O3"]
 
 
+def images_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("0*.png")}
+
+
+def test_a_run_goes_on_and_weights_on_the_host_change_no_byte(command, capsys, checkpoint, tmp_path):
+    """Only batches in which something is missing are made, here by a pipeline that keeps weights on the host."""
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--num-sampling-steps", 6, "--interval", 3, "--out", tmp_path]
+    assert run(command, capsys, *flags, "--per-class", 2)[0] == 0
+    before = images_in(tmp_path)
+    assert len(before) == 6
+    paths = sorted(tmp_path.rglob("0*.png"))
+    paths[3].unlink()
+    paths[4].write_bytes(paths[4].read_bytes()[:-20])
+    untouched = paths[0].stat().st_mtime_ns
+    code, _, err = run(command, capsys, *flags, "--per-class", 2, "--resume", "--offload")
+    assert code == 0, err
+    assert images_in(tmp_path) == before
+    assert paths[0].stat().st_mtime_ns == untouched
+
+
+@pytest.mark.slow
+def test_compiled_steps_make_the_same_images(command, capsys, checkpoint, monkeypatch, num_graphs, tmp_path):
+    """By graphs of full and of forecast steps; the others of the folder are then not taken for theirs."""
+    monkeypatch.setattr(dit.command, "compile_steps", partial(compile_steps, backend="eager"))
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--num-sampling-steps", 6, "--interval", 3]
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    assert run(command, capsys, *flags, "--out", plain)[0] == 0
+    assert num_graphs() == 0
+    code, _, err = run(command, capsys, *flags, "--compile", "--out", compiled)
+    assert code == 0, err
+    assert num_graphs() == 2, "one for full steps, one for forecast steps"
+    paths = sorted(plain.rglob("0*.png"))
+    assert len(paths) == 12
+    for path in paths:
+        ours, theirs = (np.asarray(Image.open(file), int) for file in (path, compiled / path.relative_to(plain)))
+        assert abs(ours - theirs).max() <= 1, "a grey level, from another order of sums"
+    code, _, err = run(command, capsys, *flags, "--out", compiled, "--resume")
+    assert code == 2
+    assert "compile is true there and not set here" in err
+    code, _, err = run(command, capsys, *flags, "--compile", "--out", plain, "--resume")
+    assert code == 2
+    assert "compile is not set there and true here" in err
+
+
 BAD = {
     "method": (["--method", "taylor"], "method 'taylor' is unknown; choose from taylorseer"),
     "model": (["--model", "DiT-H/2"], "invalid choice: 'DiT-H/2'"),
@@ -157,6 +205,7 @@ BAD = {
     "device": (["--device", "cuda"], "device 'cuda' is not there"),
     "device name": (["--device", "gpu"], "device 'gpu' is unknown"),
     "checkpoint": (["--ckpt", "nowhere.pt"], "nowhere.pt"),
+    "compilation": (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
     "attention": (["--attention", "flash"], "needs the package flash_attn"),
     "memory": (["--memory-limit-gib", "0.0000001"], "what would fit"),
     "setting": (["--set", "damping"], "'damping' is not KEY=VALUE"),

@@ -238,6 +238,21 @@ def test_a_smaller_number_leaves_the_larger_npz(whole, run, checkpoint, tmp_path
     assert np.array_equal(np.load(smaller)["arr_0"], np.load(whole / f"{FOLDER}.npz")["arr_0"][:5])
 
 
+def test_all_are_made_again_where_none_is_to_be_kept(whole, command, checkpoint, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "copy")
+    before = images_and_npz(tmp_path / "copy")
+    argv = arguments(checkpoint, tmp_path / "copy", "--json")
+    for flag, made in (("--no-resume", NUM_SAMPLES), ("--resume", 0)):
+        command.main([*argv, flag])
+        assert json.loads(capsys.readouterr().out)["num_made"] == made
+        assert images_and_npz(tmp_path / "copy") == before
+
+
+def test_compiled_samples_are_others(whole, checkpoint, command, monkeypatch, capsys):
+    said = refusal(command, monkeypatch, capsys, arguments(checkpoint, whole, "--compile"))
+    assert "compile is not set there and true here" in said
+
+
 def test_what_is_not_finite_is_named_and_no_npz_is_written(run, checkpoint, tmp_path):
     done = run(
         *arguments(checkpoint, tmp_path, "--precision", "fp16", "--cfg-scale", "1e6", "--num-sampling-steps", "8")
