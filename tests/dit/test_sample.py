@@ -1,14 +1,18 @@
 """sample.py on the debug model: what it writes and prints, and every bad input in one line with exit code 2."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import dit.command
 from dit import DiT, dit_config
 from seerkit.command.cli import run_command
+from seerkit.devices.compile import compile_steps
 from seerkit.io.media import read_png_settings
 from seerkit.weights.checkpoints import export_safetensors
 
@@ -39,7 +43,7 @@ def run(command, capsys, *flags: object) -> tuple[int, str, str]:
 
 
 def test_compare_writes_grid_and_record_and_prints_the_table(command, capsys, checkpoint, tmp_path):
-    flags = ["--model", "debug", "--ckpt", checkpoint, "--compare", "--num-sampling-steps", 12, "--out", tmp_path]
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--compare", "--num-steps", 12, "--output-dir", tmp_path]
     code, out, err = run(command, capsys, *flags)
     assert code == 0, err
     labels = ["uncached"] + [f"taylorseer-N{n}-W2-O{o}" for n, o in ((3, 3), (4, 4), (5, 3))] + [
@@ -71,7 +75,7 @@ def test_json_is_one_object_and_samples_do_not_depend_on_the_batch(command, caps
         "debug",
         "--ckpt",
         checkpoint,
-        "--num-sampling-steps",
+        "--num-steps",
         6,
         "--interval",
         3,
@@ -81,7 +85,15 @@ def test_json_is_one_object_and_samples_do_not_depend_on_the_batch(command, caps
     scores = {}
     for size in (1, 2, 6):
         code, out, _ = run(
-            command, capsys, *common, "--batch-size", size, "--per-class", 2, "--out", tmp_path / str(size)
+            command,
+            capsys,
+            *common,
+            "--batch-size",
+            size,
+            "--samples-per-class",
+            2,
+            "--output-dir",
+            tmp_path / str(size),
         )
         assert code == 0
         record = json.loads(out)
@@ -94,7 +106,17 @@ def test_json_is_one_object_and_samples_do_not_depend_on_the_batch(command, caps
 
 def test_dry_run_shows_steps_flops_and_bytes_of_every_engine(command, capsys):
     code, out, _ = run(
-        command, capsys, "--model", "DiT-XL/2", "--image-size", 256, "--per-class", 1, "--batch-size", 1, "--dry-run"
+        command,
+        capsys,
+        "--model",
+        "DiT-XL/2",
+        "--image-size",
+        256,
+        "--samples-per-class",
+        1,
+        "--batch-size",
+        1,
+        "--dry-run",
     )
     assert code == 0
     shown = json.loads(out)["batch"]["taylorseer-N4-W2-O4"]
@@ -124,7 +146,7 @@ def test_a_method_of_ones_own(run_script, checkpoint, tmp_path):
         "debug",
         "--ckpt",
         checkpoint,
-        "--num-sampling-steps",
+        "--num-steps",
         8,
         "--compare",
         "--interval",
@@ -132,10 +154,54 @@ def test_a_method_of_ones_own(run_script, checkpoint, tmp_path):
         "--json",
     ]
     chosen = ["--plugin", plugin, "--method", "damped", "taylorseer", "--set", "damping=0.8"]
-    completed = run_script("TaylorSeer-DiT/sample.py", *flags, *chosen, "--out", tmp_path)
+    completed = run_script("TaylorSeer-DiT/sample.py", *flags, *chosen, "--output-dir", tmp_path)
     assert completed.returncode == 0, completed.stderr
     labels = [row["label"] for row in json.loads(completed.stdout)["rows"]]
     assert labels == ["uncached", "damped-N3-W2-damping=0.8", "taylorseer-N3-W2-O3"]
+
+
+def images_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("0*.png")}
+
+
+def test_a_run_goes_on_and_weights_on_the_host_change_no_byte(command, capsys, checkpoint, tmp_path):
+    """Only batches in which something is missing are made, here by a pipeline that keeps weights on the host."""
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--num-steps", 6, "--interval", 3, "--output-dir", tmp_path]
+    assert run(command, capsys, *flags, "--samples-per-class", 2)[0] == 0
+    before = images_in(tmp_path)
+    assert len(before) == 6
+    paths = sorted(tmp_path.rglob("0*.png"))
+    paths[3].unlink()
+    paths[4].write_bytes(paths[4].read_bytes()[:-20])
+    untouched = paths[0].stat().st_mtime_ns
+    code, _, err = run(command, capsys, *flags, "--samples-per-class", 2, "--resume", "--offload")
+    assert code == 0, err
+    assert images_in(tmp_path) == before
+    assert paths[0].stat().st_mtime_ns == untouched
+
+
+@pytest.mark.slow
+def test_compiled_steps_make_the_same_images(command, capsys, checkpoint, monkeypatch, num_graphs, tmp_path):
+    """By graphs of full and of forecast steps; the others of the folder are then not taken for theirs."""
+    monkeypatch.setattr(dit.command, "compile_steps", partial(compile_steps, backend="eager"))
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--num-steps", 6, "--interval", 3]
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    assert run(command, capsys, *flags, "--output-dir", plain)[0] == 0
+    assert num_graphs() == 0
+    code, _, err = run(command, capsys, *flags, "--compile", "--output-dir", compiled)
+    assert code == 0, err
+    assert num_graphs() == 2, "one for full steps, one for forecast steps"
+    paths = sorted(plain.rglob("0*.png"))
+    assert len(paths) == 12
+    for path in paths:
+        ours, theirs = (np.asarray(Image.open(file), int) for file in (path, compiled / path.relative_to(plain)))
+        assert abs(ours - theirs).max() <= 1, "a grey level, from another order of sums"
+    code, _, err = run(command, capsys, *flags, "--output-dir", compiled, "--resume")
+    assert code == 2
+    assert "compile is true there and not set here" in err
+    code, _, err = run(command, capsys, *flags, "--compile", "--output-dir", plain, "--resume")
+    assert code == 2
+    assert "compile is not set there and true here" in err
 
 
 BAD = {
@@ -149,14 +215,15 @@ BAD = {
     "order without effect": (["--method", "fora", "--max-order", "2"], "max_order = 2 has no effect with fora"),
     "warm-up": (["--warmup-steps", "60"], "warmup_steps = 60 must lie between 1 and the number of steps, 50"),
     "full steps": (["--full-steps", "0,70"], "full_steps ends with 70, but the run has steps 0 … 49"),
-    "too many steps": (["--num-sampling-steps", "2000"], "number of sampling steps 2000 must lie between 1 and 1000"),
+    "too many steps": (["--num-steps", "2000"], "number of sampling steps 2000 must lie between 1 and 1000"),
     "class": (["--classes", "0,3"], "class '3' is not known; give numbers 0 … 2"),
     "number of classes": (["--num-classes", "7"], "--num-classes 7 does not fit debug, which has 3"),
-    "guidance": (["--cfg-scale", "nan"], "argument --cfg-scale: nan must be above 0 and finite"),
+    "guidance": (["--guidance-scale", "nan"], "argument --guidance-scale/--cfg-scale: nan must be above 0 and finite"),
     "image size": (["--image-size", "30"], "image size 30 does not fit debug"),
     "device": (["--device", "cuda"], "device 'cuda' is not there"),
     "device name": (["--device", "gpu"], "device 'gpu' is unknown"),
     "checkpoint": (["--ckpt", "nowhere.pt"], "nowhere.pt"),
+    "compilation": (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
     "attention": (["--attention", "flash"], "needs the package flash_attn"),
     "memory": (["--memory-limit-gib", "0.0000001"], "what would fit"),
     "setting": (["--set", "damping"], "'damping' is not KEY=VALUE"),
@@ -168,7 +235,13 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(command, capsys, checkpoint, tmp_path, flags, message):
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    common = ["--model", "debug", *([] if "--ckpt" in flags else ["--ckpt", checkpoint]), "--out", tmp_path / "out"]
+    common = [
+        "--model",
+        "debug",
+        *([] if "--ckpt" in flags else ["--ckpt", checkpoint]),
+        "--output-dir",
+        tmp_path / "out",
+    ]
     code, out, err = run(command, capsys, *common, *flags)
     lines = [line for line in err.splitlines() if "error:" in line]
     assert code == 2
@@ -180,8 +253,8 @@ def test_bad_input_is_one_line_and_exit_code_2(command, capsys, checkpoint, tmp_
 
 def test_damaged_weights_leave_earlier_results_alone(command, capsys, checkpoint, tmp_path):
     """Truncated, wrong shape, NaN and pickled code: named, and what the run before has made is untouched."""
-    common = ["--model", "debug", "--num-sampling-steps", 4, "--interval", 2]
-    assert run(command, capsys, *common, "--out", tmp_path / "out", "--ckpt", checkpoint)[0] == 0
+    common = ["--model", "debug", "--num-steps", 4, "--interval", 2]
+    assert run(command, capsys, *common, "--output-dir", tmp_path / "out", "--ckpt", checkpoint)[0] == 0
 
     def contents() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -200,19 +273,19 @@ def test_damaged_weights_leave_earlier_results_alone(command, capsys, checkpoint
         (nan, "final_layer.linear.bias"),
         (code, "code"),
     ]:
-        exit_code, _, err = run(command, capsys, *common, "--out", tmp_path / "new", "--ckpt", path)
+        exit_code, _, err = run(command, capsys, *common, "--output-dir", tmp_path / "new", "--ckpt", path)
         assert exit_code == 2
         assert message in err
         assert "Traceback" not in err
-        exit_code, _, err = run(command, capsys, *common, "--out", tmp_path / "out", "--ckpt", path)
+        exit_code, _, err = run(command, capsys, *common, "--output-dir", tmp_path / "out", "--ckpt", path)
         assert exit_code == 2
         assert "contents.transformer is" in err, "of other weights, whatever they are"
         assert contents() == before
 
 
 def test_a_black_picture_does_not_pass_for_a_perfect_one(command, capsys, checkpoint, tmp_path):
-    flags = ["--model", "debug", "--ckpt", checkpoint, "--num-sampling-steps", 8, "--out", tmp_path / "out"]
-    code, _, err = run(command, capsys, *flags, "--precision", "fp16", "--cfg-scale", "1e6", "--compare")
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--num-steps", 8, "--output-dir", tmp_path / "out"]
+    code, _, err = run(command, capsys, *flags, "--precision", "fp16", "--guidance-scale", "1e6", "--compare")
     assert code == 2
     (line,) = (line for line in err.splitlines() if "error:" in line)
     for part in ("sample 0, 1, 2 of uncached", "NaN or infinity", "take --precision fp32 or a lower guidance weight"):
@@ -225,7 +298,7 @@ def test_a_black_picture_does_not_pass_for_a_perfect_one(command, capsys, checkp
 def test_unwritable_output_is_named(command, capsys, checkpoint, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    code, _, err = run(command, capsys, "--model", "debug", "--ckpt", checkpoint, "--out", blocked / "out")
+    code, _, err = run(command, capsys, "--model", "debug", "--ckpt", checkpoint, "--output-dir", blocked / "out")
     assert code == 2
     assert f"output directory {blocked / 'out'} cannot be written" in err
 
@@ -234,7 +307,7 @@ def test_missing_official_weights_are_all_named_at_once(command, capsys, without
     """Nothing is sampled; a list names the files and the places looked in, then come the commands that fetch them."""
     checkpoints = without_checkpoints("DIT_CHECKPOINT")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    flags = ["--model", "DiT-XL/2", "--image-size", 256, "--vae", "mse", "--out", tmp_path / "out"]
+    flags = ["--model", "DiT-XL/2", "--image-size", 256, "--vae", "mse", "--output-dir", tmp_path / "out"]
     code, _, err = run(command, capsys, *flags)
     assert code == 2
     for part in (
@@ -248,3 +321,19 @@ def test_missing_official_weights_are_all_named_at_once(command, capsys, without
     ):
         assert part in err
     assert not list((tmp_path / "out").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("official", "canonical"),
+    [
+        (["--num_sampling_steps", "7"], ["--num-steps", "7"]),
+        (["--cfg-scale", "2.5"], ["--guidance-scale", "2.5"]),
+        (["--global-seed", "3"], ["--seed", "3"]),
+        (["--ddpm-sample"], ["--solver", "ddpm"]),
+        (["--image_size=16"], ["--image-size", "16"]),
+        (["--per-class", "2"], ["--samples-per-class", "2"]),
+        (["--out", "x"], ["--output-dir", "x"]),
+    ],
+)
+def test_official_spellings_and_underscores_mean_the_same(command, official, canonical):
+    assert command.parse_args(official) == command.parse_args(canonical) != command.parse_args([])

@@ -27,7 +27,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE
 
 # Latents of samples 0 … 5 by batch size, as hashes; a model wide enough for MKL to choose among kernels.
 LATENTS = """
-import seerkit.command.cli
+import seerkit.environment
 import hashlib, json
 import torch
 from cache_dic import make_cache
@@ -71,8 +71,8 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def arguments(checkpoint: Path, sample_dir: Path, *more: object) -> list[str]:
-    flags = ["--model", "debug", "--ckpt", checkpoint, "--sample-dir", sample_dir, "--num-fid-samples", NUM_SAMPLES]
-    return [str(part) for part in (*flags, "--device", "cpu", "--per-proc-batch-size", 4, *more)]
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--output-dir", sample_dir, "--num-fid-samples", NUM_SAMPLES]
+    return [str(part) for part in (*flags, "--device", "cpu", "--batch-size", 4, *more)]
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +125,7 @@ def test_the_folder_holds_images_alone_and_the_record_lies_beside(whole):
 
 @pytest.mark.slow
 def test_processes_and_batch_size_do_not_change_a_byte(run, whole, checkpoint, tmp_path):
-    done = run(*arguments(checkpoint, tmp_path, "--per-proc-batch-size", 5, "--json"), processes=2)
+    done = run(*arguments(checkpoint, tmp_path, "--batch-size", 5, "--json"), processes=2)
     assert done.returncode == 0, done.stderr
     assert images_and_npz(tmp_path) == images_and_npz(whole)
     record = json.loads(done.stdout)  # rank 0 alone prints
@@ -134,7 +134,7 @@ def test_processes_and_batch_size_do_not_change_a_byte(run, whole, checkpoint, t
 
 @pytest.mark.slow
 def test_killed_run_goes_on_and_ends_with_the_same_bytes(run, whole, checkpoint, tmp_path):
-    argv = arguments(checkpoint, tmp_path, "--per-proc-batch-size", 2)
+    argv = arguments(checkpoint, tmp_path, "--batch-size", 2)
     with subprocess.Popen([sys.executable, COMMAND, *argv], env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
         while len(list(tmp_path.glob("*/[0-9]*.png"))) < 5:  # not the one half written
             assert process.poll() is None
@@ -153,7 +153,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(run, whole, checkpoint,
     (folder / ".000003.abcdef.partial.png").write_bytes(b"half")
     (tmp_path / f".{folder.name}.abcdef.partial.npz").write_bytes(b"half")
     untouched = made[0].stat().st_mtime_ns
-    done = run(*arguments(checkpoint, tmp_path, "--per-proc-batch-size", 2, "--json"))
+    done = run(*arguments(checkpoint, tmp_path, "--batch-size", 2, "--json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_made"] == NUM_SAMPLES - len(made) + 3
     assert made[0].stat().st_mtime_ns == untouched
@@ -238,10 +238,23 @@ def test_a_smaller_number_leaves_the_larger_npz(whole, run, checkpoint, tmp_path
     assert np.array_equal(np.load(smaller)["arr_0"], np.load(whole / f"{FOLDER}.npz")["arr_0"][:5])
 
 
+def test_all_are_made_again_where_none_is_to_be_kept(whole, command, checkpoint, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "copy")
+    before = images_and_npz(tmp_path / "copy")
+    argv = arguments(checkpoint, tmp_path / "copy", "--json")
+    for flag, made in (("--no-resume", NUM_SAMPLES), ("--resume", 0)):
+        command.main([*argv, flag])
+        assert json.loads(capsys.readouterr().out)["num_made"] == made
+        assert images_and_npz(tmp_path / "copy") == before
+
+
+def test_compiled_samples_are_others(whole, checkpoint, command, monkeypatch, capsys):
+    said = refusal(command, monkeypatch, capsys, arguments(checkpoint, whole, "--compile"))
+    assert "compile is not set there and true here" in said
+
+
 def test_what_is_not_finite_is_named_and_no_npz_is_written(run, checkpoint, tmp_path):
-    done = run(
-        *arguments(checkpoint, tmp_path, "--precision", "fp16", "--cfg-scale", "1e6", "--num-sampling-steps", "8")
-    )
+    done = run(*arguments(checkpoint, tmp_path, "--precision", "fp16", "--guidance-scale", "1e6", "--num-steps", "8"))
     assert done.returncode == 2, done.stderr
     assert "came out with NaN or infinity" in done.stderr
     assert "Traceback" not in done.stderr

@@ -50,7 +50,8 @@ def claim_samples(
         theirs, wanted = read_json(known[label], "claim"), ours.get(label, shared)
         if not isinstance(theirs, dict):
             raise UserError(f"{known[label]} is no claim; choose another --output-dir")
-        if differ := differences({key: theirs.get(key) for key in wanted}, wanted):
+        told = {key: value for key, value in theirs.items() if key in wanted or (wanted and key != CACHE)}
+        if differ := differences(told, wanted):
             more = f" and {len(differ) - MOST_SHOWN} more" if len(differ) > MOST_SHOWN else ""
             raise UserError(
                 f"{out / label} holds samples of other settings: {', '.join(differ[:MOST_SHOWN])}{more}; choose another "

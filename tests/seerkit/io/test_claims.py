@@ -46,6 +46,15 @@ def test_what_differs_is_named_and_nothing_is_changed(tmp_path, change, message)
     assert claimed(tmp_path, "x") == CLAIM
 
 
+def test_what_is_set_there_alone_differs_too(tmp_path):
+    """A setting that is left out where it is off."""
+    claim(tmp_path, {"x": CLAIM | {"compile": True}})
+    for label, settings in (("x", CLAIM), ("y", CLAIM | {"cache": {}})):
+        with pytest.raises(UserError, match="compile is true there and not set here"):
+            claim(tmp_path, {label: settings}, having=["x"])
+    claim(tmp_path, {"y": CLAIM}, having=["x"], alone=True)
+
+
 def test_without_samples_a_claim_binds_nobody(tmp_path):
     claim(tmp_path, {"x": CLAIM})
     claim(tmp_path, {"x": CLAIM | {"seed": 1}})
