@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from dit import DiT, dit_config
+from evaluation.fid_samples import class_of
 from seerkit.command.cli import run_command
 from seerkit.io.claims import state_folder
 from seerkit.weights.checkpoints import export_safetensors
@@ -278,8 +279,8 @@ def test_dry_run_writes_nothing(command, tmp_path, capsys):
 
 
 def test_classes_are_uniform_or_balanced_and_a_function_of_the_index(command):
-    drawn = [command.class_of(i, 7, 10, balanced=False) for i in range(5000)]
+    drawn = [class_of(i, 7, 10, balanced=False) for i in range(5000)]
     assert all(abs(drawn.count(c) - 500) < 100 for c in range(10))  # 4.7 standard deviations
-    assert drawn[123] == command.class_of(123, 7, 10, balanced=False)
-    assert drawn != [command.class_of(i, 8, 10, balanced=False) for i in range(5000)]
-    assert set(Counter(command.class_of(i, 7, 10, balanced=True) for i in range(5000)).values()) == {500}
+    assert drawn[123] == class_of(123, 7, 10, balanced=False)
+    assert drawn != [class_of(i, 8, 10, balanced=False) for i in range(5000)]
+    assert set(Counter(class_of(i, 7, 10, balanced=True) for i in range(5000)).values()) == {500}
