@@ -1,6 +1,7 @@
 """The documents: links and paths exist, commands accept the flags shown, examples run, versions agree."""
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -102,7 +103,9 @@ def command_of(code: str) -> tuple[str, str] | None:
 
 @functools.cache
 def help_of(script: str) -> str:
-    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+    wide = {**os.environ, "COLUMNS": "10000"}  # no flag is broken at its hyphens
+    command = [sys.executable, ROOT / script, "--help"]
+    done = subprocess.run(command, env=wide, capture_output=True, text=True, check=True)
     return re.sub(r"\s+", " ", done.stdout)
 
 
