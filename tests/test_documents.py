@@ -1,6 +1,7 @@
 """The documents: links and paths exist, commands accept the flags shown, examples run, versions agree."""
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -102,7 +103,9 @@ def command_of(code: str) -> tuple[str, str] | None:
 
 @functools.cache
 def help_of(script: str) -> str:
-    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+    wide = {**os.environ, "COLUMNS": "10000"}  # no flag is broken at its hyphens
+    command = [sys.executable, ROOT / script, "--help"]
+    done = subprocess.run(command, env=wide, capture_output=True, text=True, check=True)
     return re.sub(r"\s+", " ", done.stdout)
 
 
@@ -132,7 +135,8 @@ def test_commands_accept_what_documents_show(script):
     for arguments in {arguments for shown, arguments in COMMANDS if shown == script}:
         assert flags_of(arguments) <= accepted, arguments
         for model in re.findall(r"--model (\S+)", arguments):
-            assert re.search(rf"[{{,]{re.escape(model)}[,}}]", help_of(script)), arguments
+            listed, _, _ = help_of(script).partition("examples:")
+            assert re.search(rf"[{{, ]{re.escape(model)}[,}} ]", listed), arguments
 
 
 @pytest.mark.slow
