@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import dit.command
+import dit.pipeline
 from dit import DiT, dit_config
 from seerkit.command.cli import run_command
 from seerkit.devices.compile import compile_steps
@@ -183,7 +183,7 @@ def test_a_run_goes_on_and_weights_on_the_host_change_no_byte(command, capsys, c
 @pytest.mark.slow
 def test_compiled_steps_make_the_same_images(command, capsys, checkpoint, monkeypatch, num_graphs, tmp_path):
     """By graphs of full and of forecast steps; the others of the folder are then not taken for theirs."""
-    monkeypatch.setattr(dit.command, "compile_steps", partial(compile_steps, backend="eager"))
+    monkeypatch.setattr(dit.pipeline, "compile_steps", partial(compile_steps, backend="eager"))
     flags = ["--model", "debug", "--ckpt", checkpoint, "--num-steps", 6, "--interval", 3]
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
     assert run(command, capsys, *flags, "--output-dir", plain)[0] == 0
