@@ -4,7 +4,6 @@ OUT/index.html         text, style and script; images and videos are the run's o
 OUT/page/LABEL/*.jpg   smaller copies of images above `LARGE` pixels a side, for the lists; comparisons show the images
 """
 
-import datetime
 import json
 import os
 import shlex
@@ -30,8 +29,10 @@ LONG_LINE = 72  # characters of a command that stays on one line
 READ: Form = {
     "label": str, "full_steps": [int], "num_steps": int, "flops_T": float, "flops_ratio": float, "kept_bytes": float,
     "latency": (None, {"median_s": float, "min_s": float, "max_s": float}), "psnr": (None, dict),
-    "num_samples": (None, int), "conditions": (None, {**CONDITIONS, "python": str, "commit": (None, str)}),
+    "num_samples": (None, int), "command_line": (None, str),
+    "conditions": (None, {**CONDITIONS, "python": str, "commit": (None, str)}),
 }  # fmt: skip
+"""Of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,15 +154,13 @@ def in_words(conditions: Mapping[str, Any]) -> str:
     """Conditions of a record (`seerkit.io.records.conditions`) as a sentence."""
     threads, commit = conditions["threads"], conditions["commit"]
     on = conditions["device"] + (f", {threads} thread{'s' if threads > 1 else ''}" if threads else "")
-    date = datetime.datetime.fromisoformat(conditions["date"])
-    code = "outside a git checkout"
-    if commit:
-        code = f"at commit {commit.removesuffix('+changes')}" + (
-            " with uncommitted changes" if commit.endswith("+changes") else ""
-        )
+    date = conditions["date"][:16].replace("T", " ")  # to the minute
+    code = (
+        f"at commit {commit}".replace("+changes", " with uncommitted changes") if commit else "outside a git checkout"
+    )
     return (
         f"Measured on {on}, in {conditions['dtype']}, with torch {conditions['versions']['torch']} and Python "
-        f"{conditions['python']}, {date.day} {date:%B %Y, %H:%M} UTC, {code}."
+        f"{conditions['python']}, on {date} UTC, {code}."
     )
 
 
