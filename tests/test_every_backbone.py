@@ -317,12 +317,26 @@ def test_a_sampler_calls_what_wraps_the_model_in_every_step(backbone, cache):
         sample(rows, model=Opaque(model), cache=cache)
 
 
+@pytest.mark.slow
+def test_a_sampler_calls_the_compiled_model():
+    """Wan's, whose sampler has its own way of calling it where processes share the tokens."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> Callable:
+        return lambda *args: (graphs.append(1), graph(*args))[1]
+
+    model, sample = of_wan(**SHALLOW["wan"])
+    plain = sample(torch.arange(2))
+    torch.testing.assert_close(sample(torch.arange(2), model=torch.compile(model, backend=count)), plain)
+    assert len(graphs) >= 2 * NUM_STEPS
+
+
 # ---------------------------------------------------------------------------------------------- noise drawn between steps
 
 
 @pytest.mark.parametrize(("backbone", "solver"), [("dit", "ddpm"), ("hidream", "flash")])
 def test_a_solver_that_draws_noise_needs_a_seed_alone(backbone, solver):
-    """Which gives what the commands make of the same seed and indices, with generators that drew the starting noise."""
+    """It gives what the commands make of the same seed and indices, whose generators draw the starting noise first."""
     _model, sample = BACKBONES[backbone]()
     shape = {"dit": (1, 8, 8), "hidream": (3, 20, 28)}[backbone]
     rows, settings = torch.arange(3), {"solver": solver}

@@ -101,3 +101,7 @@ def dit_config(name: str, *, image_size: int | None = None) -> DiTConfig:
             f"image size {image_size} does not fit {name}: a positive multiple of {unit * config.patch_size} is needed"
         )
     return replace(config, input_size=image_size // unit)
+
+
+VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
+"""Hub repositories of the autoencoders that latent models are decoded by, by the names that flags have for them."""

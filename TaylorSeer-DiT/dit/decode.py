@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
-from dit.config import DiTConfig
+from dit.config import VAES, DiTConfig
 from seerkit.weights.autoencoders import Autoencoder, Pixels, load_image_autoencoder
 from seerkit.weights.checkpoints import Published, find_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 LATENT_SCALE = 0.18215  # latents are the autoencoder's times this, whatever it says (facebookresearch/DiT sample.py)
 CONFIG: dict[str, Any] = {  # of the published ones, in the terms of diffusers' AutoencoderKL
     "in_channels": 3,

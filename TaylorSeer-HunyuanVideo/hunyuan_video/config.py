@@ -1,14 +1,17 @@
 """HunyuanVideo configurations: the published model and the embedded text-to-video model, and how each is used."""
 
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 
 from cache_dic import UserError
+
+_FIXED = ("mlp_act_type", "qk_norm", "qk_norm_type", "text_projection", "use_attention_mask")  # the same in every model
 
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanVideoConfig:
     """Shape of a HunyuanVideo transformer (Tencent/HunyuanVideo modules/models.py); field names are the official parameters'.
 
+    Takes an official configuration whole: settings that are the same in every model are checked and not kept.
     Raises UserError naming the field when a value cannot make a model.
     """
 
@@ -27,8 +30,23 @@ class HunyuanVideoConfig:
     rope_theta: int = 256  # base of the rotary frequencies
     qkv_bias: bool = True
     guidance_embed: bool = True  # takes the guidance weight as an input (distilled guidance)
+    name: InitVar[str | None] = None  # the official one, which tells whether guidance is embedded
+    mlp_act_type: InitVar[str] = "gelu_tanh"
+    qk_norm: InitVar[bool] = True
+    qk_norm_type: InitVar[str] = "rms"
+    text_projection: InitVar[str] = "single_refiner"
+    use_attention_mask: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, name: str | None, *fixed: object) -> None:
+        for field, value in zip(_FIXED, fixed, strict=True):
+            if value != (only := getattr(type(self), field)):
+                raise UserError(f"HunyuanVideoConfig.{field} = {value!r} must be {only!r}, as in every model")
+        official = "HYVideo-T/2-cfgdistill" if self.guidance_embed else "HYVideo-T/2"
+        if name not in (None, official):
+            raise UserError(
+                f"HunyuanVideoConfig.name = {name!r} must be {official!r} where guidance_embed = {self.guidance_embed}"
+            )
+        object.__setattr__(self, "mlp_width_ratio", float(self.mlp_width_ratio))
         for field in ("patch_size", "rope_dim_list"):
             value = tuple(getattr(self, field))
             if len(value) != 3 or min(value) < 1:

@@ -1,15 +1,18 @@
 """Wan2.1 configurations: the published models and the embedded text-to-video model, and how each is used."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 
 from cache_dic import UserError
+
+_FIXED = ("window_size", "qk_norm", "cross_attn_norm")  # the same in every model
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanConfig:
     """Shape of a Wan2.1 transformer (Wan-Video/Wan2.1 model.py); field names are the official parameters'.
 
+    Takes an official configuration whole: settings that are the same in every model are checked and not kept.
     Raises UserError naming the field when a value cannot make a model.
     """
 
@@ -26,8 +29,15 @@ class WanConfig:
     num_layers: int = 30
     image_dim: int = 1280  # of the CLIP tokens, i2v alone
     eps: float = 1e-6
+    window_size: InitVar[tuple[int, int]] = (-1, -1)  # of attention: everywhere
+    qk_norm: InitVar[bool] = True
+    cross_attn_norm: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, window_size: tuple[int, int], *norms: bool) -> None:
+        size = tuple(window_size) if isinstance(window_size, list) else window_size
+        for field, value in zip(_FIXED, (size, *norms), strict=True):
+            if value != (only := getattr(type(self), field)):
+                raise UserError(f"WanConfig.{field} = {value!r} must be {only!r}, as in every model")
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         if self.model_type not in ("t2v", "i2v"):
             raise UserError(f"WanConfig.model_type = {self.model_type!r} must be t2v or i2v")

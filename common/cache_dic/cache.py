@@ -67,15 +67,15 @@ class Backbone(Protocol):
 class NoStep:
     """Not what a model takes as `cache=`: whatever it would ask of a step is refused with the right use."""
 
-    def refuse(self, *_: Any, **__: Any) -> NoReturn:
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         kind = type(self).__name__
         raise UserError(
             f"a model call takes a step, and this is a {kind}: run = cache.start(model, latents, timesteps, ...); "
             "model(..., cache=run.at(step)), with a run for each sampling run; samplers do it for you, sample(..., cache=cache)"
         )
 
-    __call__ = refuse
-    modulation = static_shapes = property(refuse)
+    __call__ = _refuse
+    modulation = static_shapes = property(_refuse)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,19 @@ def test_a_failed_step_ends_the_run_and_not_the_model(started):
     torch.testing.assert_close(model(x, timesteps[0], y, cache=fresh.at(0)), model(x, timesteps[0], y))
 
 
+def test_a_cache_and_a_run_are_no_steps(started):
+    """Whatever a model asks of them first, of a step's interface."""
+    *_, run = started
+    for wrong, kind in ((run.cache, "Cache"), (run, "Run")):
+        for ask in (lambda c: c.modulation, lambda c: c.static_shapes, lambda c: c(run.tokens, None, None)):
+            with pytest.raises(
+                UserError, match=rf"this is a {kind}: run = cache\.start\(.*; model\(.*cache=run\.at\(step\)"
+            ):
+                ask(wrong)
+    assert not hasattr(run.cache, "tokens")
+    assert run.at(0).static_shapes is False
+
+
 def test_other_token_shapes_are_refused(started):
     model, _x, timesteps, y, run = started
     with pytest.raises(ValueError, match=r"length=4, .* reached a run started for .*length=3, "):

@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +23,7 @@ from seerkit.io.images import image_path
 from seerkit.io.media import enlarged, save_gif, save_mp4, save_png
 from seerkit.io.report import Comparison
 
+ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["uncached", "taylorseer-N4-W3-O2", "fora-N4-W3"]
 GREY = dict(zip(LABELS, (200, 190, 100), strict=True))  # of what each cache makes
 HOSTILE = """<script>alert("x")</script> </article> & 'q' "r" {{ 1 }} 赤いリンゴ, تفاحة"""
@@ -253,6 +255,13 @@ def test_a_page_shows_so_many_samples_and_says_so(run, monkeypatch):
     page = Parsed(run.write())
     assert len(page.texts["article"]) == 3
     assert "The first 3 of 5; the folder holds them all." in page.texts["p"]
+
+
+def test_its_files_are_installed_with_the_package():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["evaluation.page"]
+    beside = [path for path in Path(page_module.__file__).parent.iterdir() if path.is_file() and path.suffix != ".py"]
+    assert len(beside) == 3
+    assert all(any(path.match(pattern) for pattern in data) for path in beside)
 
 
 # -------------------------------------------------------------------------------------------------------- in Chromium

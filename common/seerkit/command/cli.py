@@ -51,7 +51,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         says_something = action.default is not False and action.default not in (None, [], argparse.SUPPRESS)
-        if says_something and "%(default)" not in text:
+        if says_something and "(default" not in text:
             text += " (default: %(default)s)"
         others = [name for name in action.option_strings[1:] if not name.startswith("--no-")]
         return f"{text} [also {', '.join(others)}]" if others and action.option_strings[0] != "-h" else text
@@ -251,6 +251,15 @@ def json_file(text: str) -> Path:
     if path.suffix.lower() != ".json":
         raise argparse.ArgumentTypeError(f"{text[:80]!r} must end in .json")
     return path
+
+
+def file_stem(text: str) -> str:
+    """An argparse type: a name for files in a folder, which does not lead out of it."""
+    if not re.fullmatch(r"[\w+=,-][\w.+=,-]{0,99}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot name a file; give up to 100 letters, digits, '.', '_' or '-', no folders"
+        )
+    return text
 
 
 def true_or_false(text: str) -> bool:

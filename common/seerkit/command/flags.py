@@ -61,10 +61,11 @@ def add_sampling_flags(
     guidance: str,
     batch_size: str | None = None,
     guidance_type: Callable[[str], float] = guidance_weight,
+    condition: str = "prompt",
 ) -> None:
     """--num-steps, --guidance-scale, --seed, --batch-size.
 
-    sample: what is made. The others: help with the defaults; without that of batch_size the command has no such flag.
+    sample: what is made, of a condition. The others: help with the defaults; without that of batch_size there is no such flag.
     """
     section = parser.section("sampling")
     section.add_argument(
@@ -73,21 +74,21 @@ def add_sampling_flags(
     section.add_argument(
         *spellings("--guidance-scale", also), type=guidance_type, metavar="WEIGHT", help=f"guidance weight, {guidance}"
     )
-    add_seed_flag(parser, also, sample=sample)
+    add_seed_flag(parser, also, sample=sample, condition=condition)
     if batch_size is not None:
         section.add_argument(
             "--batch-size", type=positive_int, metavar="N", help=f"{sample}s per model call (default: {batch_size})"
         )
 
 
-def add_seed_flag(parser: Parser, also: Also, *, sample: str) -> None:
+def add_seed_flag(parser: Parser, also: Also, *, sample: str, condition: str = "prompt") -> None:
     """--seed."""
     parser.section("sampling").add_argument(
         *spellings("--seed", also),
         type=non_negative_int,
         default=0,
         metavar="N",
-        help=f"{sample} i depends on its prompt, the seed and i alone",
+        help=f"{sample} i depends on its {condition}, the seed and i alone",
     )
 
 

@@ -1,9 +1,7 @@
 """Folders of sampled images: numbered PNGs, read back whole."""
 
-import argparse
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +25,6 @@ def read_image(path: Path, shape: tuple[int, int, int] | None = None) -> np.ndar
         return None
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return pixels if shape in (None, pixels.shape) and pixels.dtype == np.uint8 else None
-
-
-def file_stem(text: str) -> str:
-    """An argparse type: a name for files in a folder, which does not lead out of it."""
-    if not re.fullmatch(r"[\w+=,-][\w.+=,-]{0,99}", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot name a file; give up to 100 letters, digits, '.', '_' or '-', no folders"
-        )
-    return text
 
 
 def digest(settings: dict[str, Any]) -> str:

@@ -37,9 +37,9 @@ class SampleGenerators:
 
     @classmethod
     def after(cls, seed: int, noise: Tensor) -> "SampleGenerators":
-        """Those of samples 0 … B - 1 once each has drawn its starting noise, as noise (B, …) is shaped.
+        """Those of samples 0 … B - 1 once each has drawn its starting noise; noise (B, …) gives the shape alone.
 
-        What a sampler draws from them is new to noise of the same seed, and what a command draws for the same samples.
+        So the draws of a solver never repeat starting noise of the same seed, and are those of a command for these samples.
         """
         generators = cls(integer("seed", seed, at_least=0), range(len(noise)))
         generators.randn(*noise.shape[1:])

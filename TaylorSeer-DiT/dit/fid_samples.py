@@ -1,0 +1,238 @@
+"""What sample_ddp.py runs: samples by index, shared by processes, the folder and the .npz that they end in."""
+
+import argparse
+import json
+import math
+import time
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from cache_dic import Cache, UserError
+from dit.config import DiTConfig
+from dit.flags import caches, class_names, config_of
+from dit.pipeline import Pipeline, find_everything
+from dit.pipeline import settings_of as pipeline_settings
+from evaluation.images import decode_finite, save_finite
+from evaluation.jobs import digests, failure_message, make_claim
+from seerkit.command.cli import show_log
+from seerkit.devices.distributed import World, gather, on_main, start_world
+from seerkit.devices.dtypes import torch_dtype
+from seerkit.io.claims import claim_samples
+from seerkit.io.files import check_space, clear_partial, read_json, writable_directory, write_json, written_whole
+from seerkit.io.images import image_path, read_image
+from seerkit.io.records import conditions
+from seerkit.sampling.seeds import derive_seed
+from seerkit.text.prompts import Batch, check_number
+
+CLASS_KEY = 1  # beside seed and index, so that a sample's class and noise are drawn apart
+
+
+# -------------------------------------------------------------------------------------------------------------- samples
+
+
+def class_of(index: int, seed: int, num_classes: int, *, balanced: bool) -> int:
+    """The class of sample `index`: index mod num_classes, or uniform from its own seed (off by less than 1e-12)."""
+    return index % num_classes if balanced else derive_seed(seed, index, CLASS_KEY) % num_classes
+
+
+def make_batch(number: int, args: argparse.Namespace, config: DiTConfig) -> Batch:
+    """Batch `number`, always full: a sample has the same neighbours whatever is missing or asked for."""
+    indices = list(range(number * args.batch_size, (number + 1) * args.batch_size))
+    names = class_names(config)
+    return Batch(indices, [names[class_of(i, args.seed, len(names), balanced=args.balanced)] for i in indices])
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def folder_name(args: argparse.Namespace, cache: Cache) -> str:
+    """`MODEL[-size-S]-LABEL-SOLVER-steps-50-cfg-1.5-seed-0[-balanced]`."""
+    parts = [args.model]
+    parts += ["size", args.image_size] if args.image_size else []
+    parts += [cache.label, args.solver, "steps", args.num_steps]
+    parts += ["cfg", args.guidance_scale, "seed", args.seed, *(["balanced"] if args.balanced else [])]
+    return "-".join(map(str, parts)).replace("/", "-")
+
+
+def settings_of(args: argparse.Namespace, config: DiTConfig) -> dict[str, Any]:
+    """What the images depend on, but for the cache and the contents of files."""
+    return {
+        **pipeline_settings(args, config),
+        "classes": "balanced" if args.balanced else "random",
+        "tf32": args.tf32,
+        "batch_size": args.batch_size,
+    }
+
+
+def npz_path(folder: Path, count: int) -> Path:
+    """FOLDER.npz, or FOLDER-COUNT.npz beside one that holds more images."""
+    whole = folder.with_name(f"{folder.name}.npz")
+    return folder.with_name(f"{folder.name}-{count}.npz") if images_in(whole) > count else whole
+
+
+def images_in(path: Path) -> int:
+    """How many images an .npz of ours holds, 0 if there is none or it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            np.lib.format.read_magic(file)
+            shape, _, _ = np.lib.format.read_array_header_1_0(file)
+            return shape[0]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return 0
+
+
+def record_path(folder: Path) -> Path:
+    """Beside the folder, which holds what evaluators read and nothing else."""
+    return folder.with_name(f"{folder.name}.json")
+
+
+def earlier_run(folder: Path) -> dict[str, Any] | None:
+    """What an earlier run of the command recorded of its last sampling run."""
+    try:
+        return read_json(record_path(folder), "record")["run"]
+    except (UserError, KeyError, TypeError):
+        return None
+
+
+def write_npz(path: Path, images: Iterable[np.ndarray], shape: tuple[int, int, int, int]) -> None:
+    """`arr_0`, uint8 of `shape`, as np.savez writes it: image by image, so that it need not fit into memory, and undated."""
+    with written_whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        member = zipfile.ZipInfo("arr_0.npy")  # dated 1980
+        with archive.open(member, "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in images:
+                file.write(np.ascontiguousarray(np.broadcast_to(image, shape[1:])).data)
+
+
+def kept_images(folder: Path, count: int, shape: tuple[int, int, int]) -> Iterable[np.ndarray]:
+    for index in range(count):
+        pixels = read_image(image_path(folder, index), shape)
+        if pixels is None:
+            raise UserError(f"{image_path(folder, index)} went missing or was damaged meanwhile; run the command again")
+        yield pixels
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+def find_missing(folder: Path, count: int, shape: tuple[int, int, int], world: World) -> list[int]:
+    """Indices of samples that are not there whole; each process looks at its share, all get the same answer."""
+    share = tqdm(range(world.rank, count, world.size), "checking", disable=not world.is_main, leave=False, delay=5)
+    missing = [i for i in share if read_image(image_path(folder, i), shape) is None]
+    return sorted(i for share in gather(missing, world) for i in share)
+
+
+def make_samples(
+    pipeline: Pipeline, cache: Cache, missing: list[int], folder: Path, done: int, world: World
+) -> tuple[dict | None, list[int]]:
+    """Make the missing samples, batch by batch in turn over the processes.
+
+    The record of this process's last run, and the numbers of its samples that did not come out finite, after which it stops.
+    """
+    args, record = pipeline.args, None
+    failed: list[int] = []
+    wanted: dict[int, list[int]] = {}
+    for index in missing:
+        wanted.setdefault(index // args.batch_size, []).append(index)
+    batches = list(wanted)
+    with tqdm(total=args.num_fid_samples, initial=done, unit="image", disable=not world.is_main, smoothing=0.05) as bar:
+        for first in range(0, len(batches), world.size):
+            turn = batches[first : first + world.size]
+            if world.rank < len(turn) and not failed:
+                number = turn[world.rank]
+                batch = make_batch(number, args, pipeline.config)
+                latents, run = pipeline.sample(cache, batch)
+                rows = [index - batch.indices[0] for index in wanted[number]]
+                images = decode_finite(pipeline, latents)[rows]
+                failed = save_finite(folder, wanted[number], images)
+                record = run.record()
+            bar.update(sum(len(wanted[number]) for number in turn))
+    return record, failed
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the images, the .npz and the record that the flags ask for; UserError where they cannot be."""
+    config, chosen = config_of(args), caches(args)
+    if len(chosen) > 1:
+        raise UserError(
+            f"one cache is sampled at a time, these are {len(chosen)}: {', '.join(chosen)}; name one method and interval"
+        )
+    ((label, cache),) = chosen.items()
+    count, shape = args.num_fid_samples, config.image_shape
+    check_number(count)
+    name = folder_name(args, cache)
+    folder, settings = args.output_dir / name, settings_of(args, config)
+    if args.dry_run:
+        shown = {"num_samples": count, "folder": str(folder), "npz": str(npz_path(folder, count))}
+        full_steps = list(cache.plan(args.num_steps).full_steps)
+        print(json.dumps({"settings": settings, "cache": label, "full_steps": full_steps, **shown}, indent=2))
+        return
+
+    world = start_world(args.device)
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = (
+        "tf32" if args.tf32 else "ieee"
+    )
+    if world.is_main and not args.json:
+        show_log()
+
+    def prepare() -> dict[str, Any]:
+        """Refuse what can be refused before anything is made; the claim of the folder, which is then this run's."""
+        writable_directory(folder)
+        check_space(args.output_dir, count * math.prod(shape), f"the .npz of {count} images")
+        contents = digests(find_everything(args, config))  # one process downloads what the others then load
+        dtype = torch_dtype(args.precision)
+        claim = make_claim(settings, contents, cache, args.num_steps, args.accumulator_dtype, dtype, world.device)
+        claim_samples(
+            args.output_dir,
+            {name: claim},
+            has_samples=lambda _: any(folder.glob("*.png")),
+            alone=True,
+        )
+        clear_partial(folder)
+        clear_partial(args.output_dir, folder.with_name(f"{name}.npz"))
+        return claim
+
+    claim = on_main(world, prepare)
+    if not folder.is_dir():
+        raise UserError(f"process {world.rank} does not see {folder}; --output-dir must be shared by all nodes")
+    missing = find_missing(folder, count, shape, world) if args.resume else list(range(count))
+    began = time.perf_counter()
+    run, failed = None, []
+    if missing:
+        pipeline = Pipeline(args, world.device)
+        run, failed = make_samples(pipeline, cache, missing, folder, count - len(missing), world)
+    failed = [index for share in gather(failed, world) for index in share]
+    if not world.is_main:
+        return
+    if failed:
+        raise UserError(failure_message({label: failed}))
+    seconds = time.perf_counter() - began
+    npz, npz_shape = npz_path(folder, count), (count, *shape[:2], 3)
+    write_npz(npz, kept_images(folder, count, shape), npz_shape)
+    record = {
+        "command": "TaylorSeer-DiT/sample_ddp.py",
+        "settings": claim,
+        "units": "seconds: from the first model call to the last file, of the samples made by this run of the command",
+        "num_samples": count,
+        "num_made": len(missing),
+        "seconds": seconds,
+        "num_processes": world.size,
+        "ckpt": str(args.ckpt) if args.ckpt else None,
+        "npz": str(npz),
+        "npz_shape": npz_shape,
+        "run": run or earlier_run(folder),
+        "conditions": conditions(world.device, torch_dtype(args.precision)),
+    }
+    write_json(record_path(folder), record)
+    if args.json:
+        print(json.dumps(record))
+        return
+    print(f"{count} images, {len(missing)} made now in {seconds:.1f} s by {world.size} process(es)")
+    print(f"images: {folder}\nnpz: {npz}\nrecord: {record_path(folder)}")
