@@ -7,7 +7,7 @@ and on CUDA peak memory.
 import argparse
 import json
 
-from evaluation.flags import add_workload_flags, parse_workload
+from evaluation.flags import add_workload_flags, fill_num_steps
 from seerkit.command.cli import Parser, non_negative_int, positive_int, run_command
 from seerkit.command.flags import add_device_flag, add_record_flags
 from seerkit.io.files import writable_file, write_json
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="torch.compile full and forecast steps, one graph each; times the folded engine",
     )
     add_record_flags(parser)
-    args = parse_workload(parser, argv)
+    args = parser.parse_args(argv)
     if args.engine != "folded":
         parser.error(f"--engine {args.engine} has no effect here: all engines are timed, and whole runs are folded")
     if args.telemetry:
@@ -71,6 +71,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.whole_repeats and not args.whole_run:
         parser.error("--whole-repeats has no effect without --whole-run")
     args.whole_repeats = args.whole_repeats or 3
+    fill_num_steps(args)
     return args
 
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from evaluation.flags import add_workload_flags, parse_workload
+from evaluation.flags import add_workload_flags, fill_num_steps
 from seerkit.command.cli import Parser, positive_float, run_command
 from seerkit.command.flags import add_record_flags
 from seerkit.io.files import writable_file
@@ -29,11 +29,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="what the folded engine should keep less than, for the record",
     )
     add_record_flags(parser, out="JSON file of rows to add this one to, in place of the same run's")
-    args = parse_workload(parser, argv)
+    args = parser.parse_args(argv)
     if args.memory_limit_gib:
         parser.error("--memory-limit-gib has no effect here: nothing is kept, and what would be kept is printed")
     if args.telemetry:
         parser.error("--telemetry has no effect here: nothing is sampled, and its work is not counted")
+    fill_num_steps(args)
     return args
 
 

@@ -19,11 +19,6 @@ COMMANDS = sorted(
     for file in ROOT.glob(f"{root}/**/*.py")
     if "run_command(main)" in file.read_text(encoding="utf-8")
 )
-BEFORE_SECTIONS = pytest.mark.xfail(reason="its flags are not in a module of their own yet", strict=False)
-HELPED = [
-    pytest.param(command, marks=BEFORE_SECTIONS) if command.startswith("TaylorSeer-DiT/sample") else command
-    for command in COMMANDS
-]
 
 # Run in a fresh interpreter: what a command's --help prints, and behind it, on the last line, what that took.
 HELP = """
@@ -49,7 +44,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("command", HELPED)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_comes_at_once_and_says_something_of_every_flag_in_its_section(command, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", HELP, ROOT / command],

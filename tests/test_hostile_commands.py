@@ -53,10 +53,10 @@ BASES = {
     "TaylorSeer-DiT/sample_ddp.py": "--model debug --ckpt {dit} --num-sampling-steps 3 --num-fid-samples 2"
     " --per-proc-batch-size 2 --sample-dir out",
     "TaylorSeer-DiT/train.py": f"--model debug --data {{clothes}} {TRAINING}",
-    "TaylorSeer-FLUX/sample.py": f"--model_name flux-debug --ckpt {{flux}} --num_steps 3 --output_dir out {IMAGES}",
+    "TaylorSeer-FLUX/sample.py": f"--model flux-debug --ckpt {{flux}} --num-steps 3 --output-dir out {IMAGES}",
     "TaylorSeer-FLUX/train.py": f"--model flux-debug --data {{emoji}} {TRAINING}",
-    "TaylorSeer-HiDream/inference.py": "--model_type debug --ckpt {hidream} --num_steps 3 --output out/fox.png --prompt fox",
-    "TaylorSeer-HiDream/sampling.py": f"--model_type debug --ckpt {{hidream}} --num_steps 3 --output_dir out {IMAGES}",
+    "TaylorSeer-HiDream/inference.py": "--model hidream-debug --ckpt {hidream} --num-steps 3 --output out/fox.png --prompt fox",
+    "TaylorSeer-HiDream/sampling.py": f"--model hidream-debug --ckpt {{hidream}} --num-steps 3 --output-dir out {IMAGES}",
     "TaylorSeer-HiDream/train.py": f"--model hidream-debug --data {{emoji}} {TRAINING}",
     "TaylorSeer-HunyuanVideo/sample_video.py": "--model hunyuan-debug --ckpt {hunyuan} --num-steps 3"
     f" --num-frames 4 --output-dir out {VIDEOS}",
@@ -531,8 +531,8 @@ FOUND = [
     ("TaylorSeer-DiT/sample.py", ["--classes", "9" * 5000], "class '9999"),
     (
         "TaylorSeer-DiT/sample.py",
-        ["--model", "DiT-S/8", "--guide-all-channels", "--cfg-scale", "1", "--dry-run"],
-        "--guide-all-channels has no effect with --cfg-scale 1",
+        ["--model", "DiT-S/8", "--guide-all-channels", "--guidance-scale", "1", "--dry-run"],
+        "--guide-all-channels has no effect with --guidance-scale 1",
     ),
     (
         "TaylorSeer-FLUX/sample.py",
@@ -546,7 +546,11 @@ FOUND = [
     ("TaylorSeer-Wan2.1/generate.py", ["--output-dir", "\udcff/out"], "is not UTF-8"),
     ("eval/train_classifier.py", ["--out", "\udcff/c.safetensors"], "is not UTF-8"),
     ("TaylorSeer-HiDream/inference.py", ["--telemetry"], "--telemetry has no effect on a single image"),
-    ("TaylorSeer-HiDream/sampling.py", ["--guidance", "1_0"], "argument --guidance: '1_0' is not a number"),
+    (
+        "TaylorSeer-HiDream/sampling.py",
+        ["--guidance-scale", "1_0"],
+        "argument --guidance-scale/--guidance: '1_0' is not a number",
+    ),
     ("TaylorSeer-Wan2.1/generate.py", ["--size", "²*32"], "argument --size: ²*32 is not WIDTH*HEIGHT"),
     ("TaylorSeer-Wan2.1/generate.py", ["--size", "32*" + "9" * 5000], "is not WIDTH*HEIGHT"),
     ("TaylorSeer-Wan2.1/generate.py", ["--save-file", "in/good.png"], "name a file that ends in .mp4"),

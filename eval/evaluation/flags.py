@@ -72,11 +72,9 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
     add_cache_flags(parser, PACKAGES[_asked_model(argv)])
 
 
-def parse_workload(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The values of a parser's flags, those of `add_workload_flags` among them: num_steps is the model's own by default."""
-    args = parser.parse_args(argv)
+def fill_num_steps(args: argparse.Namespace) -> None:
+    """Set the number of steps that was not given to the model's own, for which its backbone is loaded."""
     args.num_steps = args.num_steps or BACKBONES[args.model].num_steps
-    return args
 
 
 def workload_of(args: argparse.Namespace) -> "Workload":

@@ -12,7 +12,7 @@ from cache_dic import METHODS, make_cache
 from dit import DiT, dit_config
 from dit.counts import published_counter as dit_counter
 from evaluation.backbones import BACKBONES, workload
-from evaluation.flags import add_workload_flags, cache_of, parse_workload
+from evaluation.flags import add_workload_flags, cache_of, fill_num_steps
 from evaluation.flops import count, text
 from evaluation.operations import attention_flops
 from evaluation.paper import published, published_flops, published_latency
@@ -195,8 +195,10 @@ def test_a_flag_without_effect_is_refused(capsys):
 def test_one_cache_at_a_time(flags):
     parser = Parser("", "x")
     add_workload_flags(parser, flags)
+    args = parser.parse_args(flags)
+    fill_num_steps(args)
     with pytest.raises(ValueError, match="one --method"):
-        cache_of(parse_workload(parser, flags))
+        cache_of(args)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
