@@ -13,8 +13,8 @@ class DiTCounter:
     """Operations of a step by the counter in the DiT code of Shenyi-Z/TaylorSeer (288776d, models.py and attention.py).
 
     It sees the blocks alone: products at 2 per multiply-add, but adaLN's linear layer at 1, and element-wise work at 1 for
-    LayerNorm, SiLU and the scaling of q, 5 a softmax score, 6 a GELU. A forecast step is adaLN alone: the Taylor sums are not
-    counted. The values are sums over all blocks for a batch.
+    LayerNorm, SiLU and the scaling of q, 5 per softmax score, 6 per GELU. A forecast step is adaLN alone: the Taylor sums are
+    not counted. The values are sums over all blocks for a batch.
     """
 
     projections: int  # q, k, v, output, and the two layers of the MLP

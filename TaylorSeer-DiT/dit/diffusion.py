@@ -39,7 +39,7 @@ def respaced_timesteps(num_steps: int, train_steps: int = TRAIN_STEPS) -> list[i
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Coefficients of a (respaced) process. Index i counts up with noise; `timesteps[i]` is what the model is told."""
+    """Coefficients of a (respaced) process. Index i counts up with noise; `timesteps[i]` is what the model gets."""
 
     timesteps: Tensor  # (S,) int64, ascending
     betas: Tensor  # (S,) float64

@@ -57,7 +57,7 @@ class DiffusionLoss:
 
 
 def save_grid(path: Path, ema: DiT, args, device: torch.device, per_class: int = 4) -> None:
-    """Guided 50-step DDIM samples of every class, one column a class."""
+    """Guided 50-step DDIM samples of every class, one column per class."""
     classes = ema.config.num_classes
     labels = torch.arange(classes).repeat(per_class)
     noise = SampleGenerators(derive_seed(args.seed, 2), range(len(labels))).randn(1, IMAGE_SIZE, IMAGE_SIZE)

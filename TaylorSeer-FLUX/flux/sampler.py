@@ -44,8 +44,8 @@ class Sampler:
     """A sampling procedure: number of steps, guidance, shift.
 
     guidance_scale: weight that the model takes as an input, ignored by models without (schnell). shift: move the times
-    towards the noise with the number of tokens; None does so for models that embed guidance, as published (dev does, schnell
-    not).
+    towards the noise with the number of tokens; None shifts them for models that embed guidance, as published (dev does,
+    schnell not).
     """
 
     def __init__(

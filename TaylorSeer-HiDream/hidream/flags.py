@@ -60,7 +60,7 @@ def add_single_image_flags(parser: Parser, *, batch_size: str | None = None) -> 
     model.add_argument("--clip-g", type=Path, metavar="DIR", help="folder of the CLIP-bigG text encoder")
     model.add_argument("--llama", type=Path, metavar="DIR", help="folder of Llama-3.1-8B-Instruct")
     prompts = parser.section("prompts")
-    prompts.add_argument("--negative-prompt", metavar="TEXT", help="what the second branch is told (default: nothing)")
+    prompts.add_argument("--negative-prompt", metavar="TEXT", help="prompt of the second branch (default: nothing)")
     prompts.add_argument(
         "--embeddings", type=Path, metavar="DIR", help="folder that keeps prompt embeddings from one run to the next"
     )

@@ -42,7 +42,7 @@ def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Pa
     if sequence_parallel(args):
         sequence_degrees(world.size, config.heads_num, args.ulysses_degree, args.ring_degree)
         if args.compile and world.size > 1:
-            raise UserError("--compile works in one process a video; leave out --ulysses-degree and --ring-degree")
+            raise UserError("--compile works with one process per video; leave out --ulysses-degree and --ring-degree")
     if args.dit_fsdp and world.size == 1:
         raise UserError("--dit-fsdp shares weights among processes, and this is one; use torchrun or leave it out")
 

@@ -51,7 +51,7 @@ def add_flags(parser: Parser) -> None:
     model.add_argument(
         *spellings("--ckpt", ALSO),
         type=Path,
-        help="checkpoint file or folder (default: $WAN_T2V_14B and its like, …)",
+        help="checkpoint file or folder (default: $WAN_T2V_14B for that model, …)",
     )
     model.add_argument("--vae", type=Path, help="autoencoder file or folder (default: $WAN_VAE, …)")
     model.add_argument("--t5", type=Path, metavar="DIR", help="folder of the UMT5-XXL encoder and its tokenizer")
@@ -62,7 +62,7 @@ def add_flags(parser: Parser) -> None:
     prompts.add_argument(
         "--negative-prompt",
         metavar="TEXT",
-        help="what the second branch is told (default: the official one; wan-tiny: empty)",
+        help="prompt of the second branch (default: the official one; wan-tiny: empty)",
     )
     prompts.add_argument(
         "--embeddings", type=Path, metavar="DIR", help="folder that keeps prompt embeddings from one run to the next"

@@ -47,7 +47,7 @@ def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Pa
     if sequence_parallel(args):
         sequence_degrees(world.size, wan_config(args.model).num_heads, args.ulysses_degree, args.ring_degree)
         if args.compile and world.size > 1:
-            raise UserError("--compile works in one process a video; leave out --ulysses-degree and --ring-degree")
+            raise UserError("--compile works with one process per video; leave out --ulysses-degree and --ring-degree")
     for flag, given in (("--dit-fsdp", args.dit_fsdp), ("--t5-fsdp", args.t5_fsdp)):
         if given and world.size == 1:
             raise UserError(f"{flag} shares weights among processes, and this is one; use torchrun or leave it out")

@@ -346,7 +346,7 @@ def test_processes_that_cannot_share_a_video(command, capsys, flags):
         find("--ulysses-degree", "4")
     with pytest.raises(ValueError, match="ulysses 2 x ring 1 must make up the number of processes, 4"):
         find("--ulysses-degree", "2", "--ring-degree", "1")
-    with pytest.raises(ValueError, match="--compile works in one process a video"):
+    with pytest.raises(ValueError, match="--compile works with one process per video"):
         find("--ring-degree", "4", "--compile")
 
 

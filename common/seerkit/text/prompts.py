@@ -9,7 +9,7 @@ from cache_dic import UserError
 from seerkit.io.files import read_json, read_text
 
 MAX_SAMPLES = 1_000_000  # their numbers have six digits in the names of files
-FORMS = 'give a list of objects with "prompt_en", as VBench_full_info.json is, or a .txt file with one prompt a line'
+FORMS = 'give a list of objects with "prompt_en", as VBench_full_info.json is, or a .txt file with one prompt per line'
 
 
 @dataclass(frozen=True)
