@@ -107,8 +107,7 @@ class Job:
         check_space(self.out, disk_bytes, f"{len(self.prompts)} samples of {len(self.caches)} caches")
         claims = self.claims(digests(self.find(world)), world.device)
         claim_samples(self.out, claims, has_samples=has_samples)
-        for folder in (self.out, *(path for path in self.out.rglob("*") if path.is_dir())):
-            clear_partial(folder)
+        clear_partial(self.out)
 
     def claims(self, contents: Mapping[str, str], device: torch.device) -> dict[str, Claim]:
         """By label, everything that the samples of a cache depend on."""

@@ -7,12 +7,14 @@ what a killed process left behind can be told from what another process is still
 import codecs
 import contextlib
 import fcntl
+import functools
 import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 from cache_dic import UserError
 
+SETTLED_S = 2  # after its last change, a file's time of change tells the next one apart on every file system
 _CHUNK = 2**24  # bytes of a file that one thread digests at a time
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -75,10 +78,10 @@ def _lock(handle: int) -> bool:
 def clear_partial(folder: Path, target: Path | None = None) -> None:
     """Remove what killed processes left half written in a folder, and nothing that is still being written.
 
-    target: the file in it that they were writing, None for any.
+    target: the file in it that they were writing, None for any, in folders within it too.
     """
-    prefix = glob.escape(_prefix(target)) if target else "."
-    for leftover in folder.glob(f"{prefix}*.partial*"):
+    leftovers = folder.glob(f"{glob.escape(_prefix(target))}*.partial*") if target else folder.rglob(".*.partial*")
+    for leftover in leftovers:
         try:
             handle = os.open(leftover, os.O_RDWR)
         except OSError:  # finished or cleared meanwhile, or not ours
@@ -187,7 +190,8 @@ def content_digest(*paths: Path) -> str:
     """Sixteen characters that tell the contents of files apart, whatever they are called.
 
     A folder stands for the files in it that are neither hidden nor Markdown, with their names. Large files are digested in
-    chunks by several threads, so that it takes little more than reading them.
+    chunks by several threads, so that it takes little more than reading them; what a process has digested it does not read
+    again while size and time of change stay.
     """
     parts = []
     for path in paths:
@@ -209,6 +213,15 @@ def _members(folder: Path) -> Sequence[Path]:
 
 def _digest_chunk(chunk: tuple[tuple[str, Path], int]) -> bytes:
     (_, path), start = chunk
+    status = path.stat()
+    settled = time.time() - status.st_mtime > SETTLED_S
+    digest = _digest_at if settled else _digest_at.__wrapped__
+    return digest(path, start, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=2**14)
+def _digest_at(path: Path, start: int, status: tuple[int, ...]) -> bytes:
+    """Of the chunk from `start` of a file of this status."""
     with path.open("rb") as file:
         file.seek(start)
         return hashlib.sha256(file.read(_CHUNK)).digest()

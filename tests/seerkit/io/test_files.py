@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -92,15 +93,19 @@ def test_output_is_refused_where_weights_could_not_be_read(tmp_path, check):
 
 def test_what_is_being_written_is_not_cleared_and_what_was_left_is(tmp_path):
     """Two commands may work on one folder."""
-    target, left = tmp_path / "a.png", tmp_path / ".b.abc.partial.png"
+    target, left, within = tmp_path / "a.png", tmp_path / ".b.abc.partial.png", tmp_path / "c" / ".d.abc.partial.png"
+    within.parent.mkdir()
     left.write_text("half")
+    within.write_text("half")
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as writer:
         assert writer.stdout.readline() == "writing\n"
         clear_partial(tmp_path)
-        assert len(list(tmp_path.iterdir())) == 1
         assert not left.exists()
+        assert not within.exists(), "in folders too"
+        within.parent.rmdir()
+        assert len(list(tmp_path.iterdir())) == 1
         writer.communicate("go on\n", timeout=60)
     assert target.read_text() == "half"
     with subprocess.Popen(
@@ -158,6 +163,20 @@ class TestDigest:
             path.write_bytes(b"x" * 30 + change + b"x" * (30 - len(change)))
             seen.add(content_digest(path))
         assert len(seen) == 3
+
+    @pytest.mark.parametrize(("age", "times"), [(1000, 1), (0, 3)], ids=["settled", "just changed"])
+    def test_a_file_is_read_again_where_its_time_of_change_cannot_be_trusted(self, tmp_path, monkeypatch, age, times):
+        path, opened = tmp_path / "a", []
+        monkeypatch.setattr(Path, "open", lambda self, mode, real=Path.open: opened.append(self) or real(self, mode))
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+        opened.clear()
+        first, *others = (content_digest(path) for _ in range(3))
+        assert others == [first, first]
+        assert len(opened) == times
+        path.write_bytes(b"y")
+        os.utime(path, (time.time() - age + 5,) * 2)
+        assert content_digest(path) != first
 
     def test_of_a_folder_names_count_and_notes_do_not(self, tmp_path):
         folder = tmp_path / "encoder"
