@@ -125,7 +125,8 @@ def test_a_job_leaves_images_grid_and_record(carry_out, out, capsys):
     first_words = [line.partition(" ")[0] for line in printed.splitlines()]
     assert [word for word in first_words if word in CACHES] == list(CACHES)
     assert printed.splitlines()[-2:] == [f"record: {out / 'record.json'}", f"page: {out / 'index.html'}"]
-    assert record["command_line"] == f"python fake.py --output_dir {out}"
+    assert record["command_line"].startswith("python fake.py --output")
+    assert record["command_line"].endswith(f" {out}")
     assert "score" not in printed
 
 
