@@ -110,9 +110,10 @@ def _commands(missing: Sequence[tuple[Part, NotFoundError]]) -> list[str]:
     wanted: dict[str, tuple[Path, list[str]]] = {}
     for part, error in missing:
         origin = part.origin
-        if error.command or not origin.repo:
-            commands.append(error.command or origin.command)
-        else:
+        command = error.command or (None if origin.repo else origin.command)
+        if command:
+            commands.append(command)
+        elif origin.repo:
             wanted.setdefault(origin.repo, (origin.folder, []))[1].extend(origin.patterns)
     merged = [hub_command(repo, list(dict.fromkeys(patterns)), folder) for repo, (folder, patterns) in wanted.items()]
     return list(dict.fromkeys((*commands, *merged)))
