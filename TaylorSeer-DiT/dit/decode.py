@@ -1,5 +1,6 @@
 """From samples to pictures: pixel models need nothing, latent models the Stable Diffusion autoencoder."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from seerkit.weights.autoencoders import Autoencoder, Pixels, load_image_autoenc
 from seerkit.weights.checkpoints import Published, find_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+REPOSITORY = re.compile(
+    r"(?!.*(--|\.\.))(?!.{97})\w([\w.-]*\w)?/\w([\w.-]*\w)?(?<!\.git)", re.ASCII
+)  # what the hub takes
 LATENT_SCALE = 0.18215  # latents are the autoencoder's times this, whatever it says (facebookresearch/DiT sample.py)
 CONFIG: dict[str, Any] = {  # of the published ones, in the terms of diffusers' AutoencoderKL
     "in_channels": 3,
@@ -27,7 +31,7 @@ CONFIG: dict[str, Any] = {  # of the published ones, in the terms of diffusers' 
 
 def is_folder(vae: str) -> bool:
     """Whether an autoencoder is named by a folder or file, rather than by a key of VAES or a hub repository."""
-    return vae not in VAES and (Path(vae).exists() or vae.count("/") != 1)
+    return vae not in VAES and (REPOSITORY.fullmatch(vae) is None or Path(vae).exists())
 
 
 def published(vae: str) -> Published:

@@ -85,6 +85,19 @@ def test_a_missing_one_of_the_hub_is_named_with_the_command(nowhere, vae):
     assert find_autoencoder(vae) == place / FILE, "which puts it where it is looked for"
 
 
+@pytest.mark.parametrize(
+    "vae",
+    ["nowhere", "a b/c", "a/b/c", "/a/b", "a--b/c", "a/b..c", "-a/b", "a/b.", "a/b.git", "é/b", "a/" + "b" * 97, "\0"],
+)
+def test_what_is_no_repository_is_a_folder(vae, need):
+    hub = need("huggingface_hub")
+    with pytest.raises(FileNotFoundError, match=r"\(does not exist\)"):
+        load_autoencoder(XL, vae)
+    if "/" in vae:
+        with pytest.raises(hub.errors.HFValidationError):
+            hub.utils.validate_repo_id(vae)
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"looked at .*gone \(does not exist\); fetch it with `hf download"):
         load_autoencoder(XL, str(tmp_path / "gone"))

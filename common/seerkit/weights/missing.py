@@ -21,12 +21,18 @@ class Origin(Protocol):
     folder: where `command` puts them. cache: what else is looked in.
     """
 
-    repo: str | None
-    patterns: Sequence[str]
-    address: str
-    folder: Path
-    cache: str
-    command: str | None
+    @property
+    def repo(self) -> str | None: ...
+    @property
+    def patterns(self) -> Sequence[str]: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def cache(self) -> str: ...
+    @property
+    def command(self) -> str | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
