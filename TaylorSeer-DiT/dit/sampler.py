@@ -122,7 +122,7 @@ class Sampler:
 
     def _branches(self, x: Tensor) -> Tensor:
         """What the model gets: conditional and unconditional rows in one batch, in the model's dtype."""
-        x = x.to(self.model.pos_embed.dtype)
+        x = x.to(self.model.dtype)
         return x if self.guidance_scale == 1 else torch.cat([x, x])
 
     def _labels(self, y: Tensor) -> Tensor:
