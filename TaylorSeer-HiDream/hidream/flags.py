@@ -16,7 +16,7 @@ from seerkit.command.flags import (
     add_sampling_flags,
     spellings,
 )
-from seerkit.command.images import fill_in, shipped_or_given_prompts
+from seerkit.command.images import fill_image_settings, shipped_or_given_prompts
 from seerkit.limits import MAX_GUIDANCE
 
 if TYPE_CHECKING:
@@ -98,16 +98,7 @@ def fill_defaults(args: argparse.Namespace) -> None:
     """Set what was not given to the model's own settings; UserError for what does not fit it."""
     if args.model not in REPOS:
         refuse_without_effect(args, args.model, "--ae", "--t5", "--clip-l", "--clip-g", "--llama", "--embeddings")
-    usage = USAGE[args.model]
-    fill_in(
-        args,
-        width=usage.image_size,
-        height=usage.image_size,
-        num_steps=usage.num_steps,
-        guidance_scale=usage.guidance,
-        batch_size=usage.batch_size,
-        precision=usage.precision,
-    )
+    fill_image_settings(args, USAGE[args.model])
     weight = args.guidance_scale
     if not 0 <= weight <= MAX_GUIDANCE:
         raise UserError(

@@ -1,7 +1,7 @@
 """What the commands that make images of prompts do with their flags."""
 
 import argparse
-from typing import Any
+from typing import Any, Protocol
 
 from seerkit.text.prompts import chosen_prompts, read_prompts
 
@@ -11,6 +11,29 @@ def fill_in(args: argparse.Namespace, **own: Any) -> None:
     for name, value in own.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+
+
+class ImageUsage(Protocol):
+    """A model's own settings; image_size is the side of a square in pixels."""
+
+    image_size: int
+    num_steps: int
+    guidance: float
+    batch_size: int
+    precision: str
+
+
+def fill_image_settings(args: argparse.Namespace, usage: ImageUsage) -> None:
+    """`fill_in` from what a model that makes images is used with."""
+    fill_in(
+        args,
+        width=usage.image_size,
+        height=usage.image_size,
+        num_steps=usage.num_steps,
+        guidance_scale=usage.guidance,
+        batch_size=usage.batch_size,
+        precision=usage.precision,
+    )
 
 
 def shipped_or_given_prompts(args: argparse.Namespace, *, published: bool) -> list[str]:
