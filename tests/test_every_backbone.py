@@ -96,6 +96,7 @@ BACKBONES = {"dit": of_dit, "flux": of_flux, "hidream": of_hidream, "hunyuan": o
 # --------------------------------------------------------------------------------------------------------- order of sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "settings"), [*((name, {}) for name in BACKBONES), ("wan", {"batched": True})], ids=str
 )
@@ -395,6 +396,7 @@ def test_graphs_are_one_of_each_kind_for_each_batch_and_cache(backbone, num_grap
             assert num_graphs() == len(full) + len(forecast)
 
 
+@pytest.mark.slow
 def test_too_many_graphs_are_an_error_of_the_user(num_graphs, monkeypatch):
     monkeypatch.setattr(compiling, "MOST_GRAPHS", 2)
     model, sample = of_flux(**SHALLOW["flux"])

@@ -512,6 +512,7 @@ def test_every_command_is_tried():
     assert found == {*BASES}
 
 
+@pytest.mark.slow
 def test_base_lines_are_good(drawers, runner, materials, tmp_path):
     """So that what is added to them gets somewhere; of trainings, a run of one stands for the others."""
     for drawer in drawers:
@@ -574,6 +575,7 @@ FOUND = [
 """Command lines that were once taken silently, tried for ever, or ended in a traceback."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "flags", "message"), FOUND, ids=range(len(FOUND)))
 def test_what_was_found(script, flags, message, bases, runner, materials, tmp_path):
     shutil.copytree(materials["in"], tmp_path / "case" / "in", symlinks=True)

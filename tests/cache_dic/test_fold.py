@@ -200,6 +200,7 @@ def check_triton(device: str) -> None:
             assert error <= ulps * torch.finfo(dtype).eps * scale, (dtype, feature_dtype, options, error)
 
 
+@pytest.mark.slow
 def test_triton_kernel_in_the_interpreter():
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")

@@ -15,6 +15,7 @@ def test_file_is_small_and_of_its_configuration():
     assert load_dit("fashion-mnist").config == CONFIGS["fashion-mnist"]
 
 
+@pytest.mark.slow
 def test_cached_samples_are_recognisable():
     """Twenty guided samples with TaylorSeer N=5; by chance a tenth would be right."""
     y = torch.arange(10).repeat(2)

@@ -135,6 +135,7 @@ def test_reference_flags_are_accepted(command, capsys):
     assert json.loads(out)["taylorseer-N4-W2-O4"]["flops_ratio"] == pytest.approx(3.56, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own(run_script, checkpoint, tmp_path):
     """The README's plug-in, as a file beside the baselines."""
     readme = (ROOT / "README.md").read_text()

@@ -223,6 +223,7 @@ def test_refusals_name_the_remedy(checkpoint, command, tmp_path, monkeypatch, ca
     assert "holds samples, and nothing says how they were made" in foreign
 
 
+@pytest.mark.slow
 def test_a_smaller_number_leaves_the_larger_npz(whole, run, checkpoint, tmp_path):
     shutil.copytree(whole, tmp_path / "copy")
     before = images_and_npz(tmp_path / "copy")
@@ -254,6 +255,7 @@ def test_compiled_samples_are_others(whole, checkpoint, command, monkeypatch, ca
     assert "compile is not set there and true here" in said
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_named_and_no_npz_is_written(run, checkpoint, tmp_path):
     done = run(*arguments(checkpoint, tmp_path, "--precision", "fp16", "--guidance-scale", "1e6", "--num-steps", "8"))
     assert done.returncode == 2, done.stderr

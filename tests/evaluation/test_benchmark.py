@@ -23,6 +23,7 @@ COMMAND = ROOT / "eval" / "benchmark.py"
 MAIN = runpy.run_path(str(COMMAND))["main"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_whole_record(tmp_path):
     out = tmp_path / "record.json"
     flags = [
@@ -73,6 +74,7 @@ def test_the_command_writes_a_whole_record(tmp_path):
 FLUX = ["--model", "flux-debug", "--device", "cpu", "--num-steps", "20", "--repeats", "2"]
 
 
+@pytest.mark.slow
 def test_flux_against_diffusers(need, tmp_path):
     need("diffusers")
     out = tmp_path / "record.json"
@@ -109,6 +111,7 @@ VIDEO = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows", "sites"), [("hunyuan-debug", 1, [4, 80]), ("wan-debug", 2, [6, 120])])
 def test_videos_against_diffusers(need, tmp_path, name, rows, sites):
     need("diffusers")
@@ -130,6 +133,7 @@ def test_videos_against_diffusers(need, tmp_path, name, rows, sites):
 HIDREAM = ["--model", "hidream-debug", "--device", "cpu", "--num-steps", "12", "--repeats", "2"]
 
 
+@pytest.mark.slow
 def test_hidream_against_diffusers(need, tmp_path):
     need("diffusers")
     out = tmp_path / "record.json"
@@ -147,6 +151,7 @@ def test_hidream_against_diffusers(need, tmp_path):
     assert record["diffusers"]["ours_over_theirs"]["min"] > 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_folded_forecasts_of_hidream_do_not_depend_on_depth():
     backbone, cache = BACKBONES["hidream-tiny"], make_cache("taylorseer", interval=4, max_order=2)
@@ -223,6 +228,7 @@ def test_the_reference_is_as_large_as_ours(need, name):
     assert arguments["hidden_states"].shape == (case.rows, in_dim, *case.latents.shape[2:])
 
 
+@pytest.mark.slow
 def test_flux_compiled(monkeypatch, tmp_path):
     """Each kind of step is one graph, here run without an inductor; only the folded engine is timed."""
     out = tmp_path / "record.json"

@@ -48,6 +48,7 @@ def embedded(request) -> tuple[str, nn.Module, Callable[..., Tensor]]:
     return request.param, load(f"{request.param}-tiny"), draw
 
 
+@pytest.mark.slow
 def test_images_fit_their_own_prompts_best(embedded):
     _, model, draw = embedded
     prompts, scorer = read_prompts(PROMPTS), load_scorer()

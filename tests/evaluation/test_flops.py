@@ -175,6 +175,7 @@ def test_absurd_numbers_are_refused_before_anything_is_built(flags):
         COMMAND["main"](flags.split())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_many_rows_and_tokens_are_counted_at_once(capsys):
     """On the meta device folding does not loop over chunks, of which there would be a million."""
@@ -540,6 +541,7 @@ class TestHiDream:
         attention = 48 * 4 * 2 * (4096 + 256) * (4096 + 384) * 2560 / 1e12
         assert hidream_full["flops_T"] - hidream_full["flops_T_without_attention"] == pytest.approx(13 * attention)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "sizes"),
         [

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 README = "# Größe\n\n<!-- table:flux-op-counts -->\n<!-- /table -->\n"
 
 
+@pytest.mark.slow
 def test_commands_where_the_locale_is_not_utf8(tmp_path):
     """Each writes and reads what it should, in a folder with a name beyond the locale."""
     folder = tmp_path / "größe 像"

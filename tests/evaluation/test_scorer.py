@@ -237,6 +237,7 @@ def synthetic(tmp_path_factory):
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_trains_writes_and_repeats_itself(self, command, tmp_path, synthetic, capsys):
         kept = tmp_path / "kept.safetensors"
         flags = ["--data", str(synthetic), "--steps", "30", "--batch-size", "16", "--device", "cpu"]
@@ -263,6 +264,7 @@ class TestCommand:
         scores = scorer.score(data.images, y)
         assert scores[data.test].mean().item() == pytest.approx(scorer.ceiling, abs=0.01)
 
+    @pytest.mark.slow
     def test_dry_run_prints_the_configuration_and_writes_nothing(self, command, tmp_path, capsys):
         command.main(["--out", str(tmp_path / "s.safetensors"), "--steps", "7", "--dry-run"])
         assert json.loads(capsys.readouterr().out)["training"]["steps"] == 7
@@ -334,6 +336,7 @@ class TestTraining:
             args,
         )
 
+    @pytest.mark.slow
     def test_loss_falls_and_is_a_function_of_the_seed(self, command):
         losses = self.fit(command)
         assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

@@ -162,6 +162,7 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_resuming_makes_what_is_missing_or_damaged_and_nothing_else(carry_out, out):
     _, first = carry_out()
     state = out / "state" / FORA

@@ -61,6 +61,7 @@ def test_work_holds_the_accumulators():
     assert cached > uncached + kept
 
 
+@pytest.mark.slow
 def test_flux_fits_24_gb():
     """In bf16 at 1024 x 1024 pixels, interval 6, order 2, 512 text tokens, modulation on the host, 1 GB to spare.
 

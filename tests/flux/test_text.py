@@ -184,6 +184,7 @@ class TestFiles:
         del read
         assert not folder.exists()
 
+    @pytest.mark.slow
     def test_a_temporary_folder_goes_with_a_process_that_fails(self, repository, tmp_path):
         script = (
             "import sys, torch; from flux.text import TextEncoders; from seerkit.command.cli import run_command\n"
@@ -200,6 +201,7 @@ class TestFiles:
         assert (done.returncode, done.stdout.strip()) == (2, "2"), done.stderr
         assert list((tmp_path / "temporary").iterdir()) == []
 
+    @pytest.mark.slow
     def test_memory_does_not_grow_with_the_number_of_prompts(self, encoders, tmp_path):
         """No embedding outlives its turn."""
 

@@ -92,6 +92,7 @@ class TestDiffusers:
         assert result.shape == expected.shape
         return ((result - expected).abs().max() / expected.abs().max()).item()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("grid", GRIDS, ids=str)
     @pytest.mark.parametrize("scale", [1.0, 0.1])
     def test_forward_agrees(self, pair, arguments, grid, scale):

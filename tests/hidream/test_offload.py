@@ -128,6 +128,7 @@ def sampling_bytes(model: HiDream, cache: Cache, num_steps: int) -> int:
     return peak_bytes(lambda: Sampler(model, num_steps).run(noise, *texts, negative=texts, cache=cache))
 
 
+@pytest.mark.slow
 def test_hidream_fits_24_gb(need):
     """Full with guidance and interval 4, of 34.2 GB in bf16, in either form and with modulation on the device or not.
 

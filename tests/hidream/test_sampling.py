@@ -103,6 +103,7 @@ def test_compare_writes_images_grid_and_record_and_prints_the_table(run, tmp_pat
     assert (own["guidance"], own["negative_prompt"], own["solver"]) == (3.0, "", "unipc")
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_prompt_seed_and_number_alone(sampled, solver):
     """Also of the noise that the flash solver adds at every step, the same for every cache; whatever ran before."""
     torch.randn(300, 64) @ torch.randn(64, 96)  # MKL reads how to sum no later than here
@@ -202,6 +203,7 @@ def test_distilled_models_have_their_own_settings(settings_of, kind, steps, shif
     assert (settings["guidance"], settings["negative_prompt"]) == (1.0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncounted")
 def test_reference_flags_are_accepted(settings_of, tmp_path):
     prompts = tmp_path / "prompts.txt"

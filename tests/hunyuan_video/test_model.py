@@ -284,6 +284,7 @@ class TestFlops:
         assert model.step_flops(patchify(x, tiny.patch_size), **call) == expected
         assert expected[0] > 20 * expected[1]
 
+    @pytest.mark.slow
     def test_official_model_at_480_by_640(self):
         """TaylorSeer's setting, 65 frames: 595.4 · 10^12 operations per step, and 29.77 · 10^15 of 50, as its table has."""
         with torch.device("meta"):

@@ -105,6 +105,7 @@ def test_help_shows_examples(command, capsys):
     assert "torchrun --nproc_per_node=8 TaylorSeer-Wan2.1/generate.py --model wan-t2v-14B --ckpt" in out
 
 
+@pytest.mark.slow
 def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, capsys, flags, tmp_path, need):
     need("imageio_ffmpeg")
     imageio = need("imageio.v3")
@@ -157,6 +158,7 @@ def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, c
             assert row["flops_ratio"] > 1
 
 
+@pytest.mark.slow
 def test_a_video_depends_on_prompt_seed_and_number_alone(command, capsys, flags, tmp_path):
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
 
@@ -265,6 +267,7 @@ def test_defaults_are_the_official_ones(command, capsys, picture):
     assert settings_shown(command, capsys, "--model", "wan-t2v-14B", "--num-frames", 1, *asked)["frames"] == 1
 
 
+@pytest.mark.slow
 def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys):
     flags = ["--model", "wan-t2v-1.3B", "--prompt", "two cats boxing", "--interval", 5]
     code, out, err = run(command, capsys, *flags, "--dry-run")

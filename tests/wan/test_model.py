@@ -107,6 +107,7 @@ class TestDiffusers:
         assert expected.abs().max() > 1e-3
         return ((ours(**call) - expected).abs().max() / expected.abs().max()).item()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["t2v", "i2v"])
     @pytest.mark.parametrize("scale", [1.0, 0.1])
     def test_forward_agrees(self, pair, arguments, kind, scale):

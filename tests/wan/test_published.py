@@ -74,6 +74,7 @@ def places(tmp_path, monkeypatch) -> dict[str, Path]:
     return {"checkpoint": checkpoint, "image": image, "out": tmp_path / "out"}
 
 
+@pytest.mark.slow
 def test_image_and_prompt_become_a_video(load_command, places, tmp_path):
     """The official command line with a cache; the picture's aspect ratio in the area asked for; the settings beside it."""
     command = load_command("TaylorSeer-Wan2.1/generate.py")

@@ -104,6 +104,7 @@ class TestRun:
         assert code == 130
         assert text.startswith("interrupted")
 
+    @pytest.mark.slow
     def test_as_a_process(self):
         script = (
             "from seerkit.command.cli import *\n"

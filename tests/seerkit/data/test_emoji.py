@@ -230,6 +230,7 @@ def test_the_split_depends_on_names_alone(names):
         assert torch.equal(again[name], masks[name][rows])
 
 
+@pytest.mark.slow
 def test_the_hash_is_the_same_everywhere():
     assert stable_hash("red apple", "noto") == stable_hash("red apple", "noto") != stable_hash("red applenoto")
     program = "from seerkit.data.emoji import stable_hash; print(stable_hash('red apple', 'noto'))"

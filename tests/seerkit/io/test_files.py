@@ -91,6 +91,7 @@ def test_output_is_refused_where_weights_could_not_be_read(tmp_path, check):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_being_written_is_not_cleared_and_what_was_left_is(tmp_path):
     """Two commands may work on one folder."""
     target, left, within = tmp_path / "a.png", tmp_path / ".b.abc.partial.png", tmp_path / "c" / ".d.abc.partial.png"

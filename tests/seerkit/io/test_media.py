@@ -181,6 +181,7 @@ class TestGrid:
         with pytest.raises(ValueError, match="1 rows of images but 2 row labels"):
             labelled_grid([noise(1, 8, 8, 1)], ["a", "b"])
 
+    @pytest.mark.slow
     def test_large_sheets_are_bounded(self):
         """16 columns of 1024² in 9 rows would be 151 million pixels; what has room is not shrunk."""
         rows = [np.broadcast_to(np.uint8(90), (16, 1024, 1024, 3))] * 9

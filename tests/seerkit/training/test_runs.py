@@ -271,6 +271,7 @@ def test_card_says_what_was_seen_of_the_emoji(whole, data):
     assert facts["styles"] == ["twemoji flat", "noto"]
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_an_uninterrupted_one(command, arguments, settings, whole, tmp_path):
     for more in (["--steps", settings.save_every], ["--resume"]):
         command.main(arguments(tmp_path, *more))
