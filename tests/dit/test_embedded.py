@@ -1,5 +1,6 @@
 """The weights that come with the repository: size, configuration, and samples that the shipped classifier recognises."""
 
+import pytest
 import torch
 
 from cache_dic import make_cache

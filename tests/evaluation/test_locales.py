@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 README = "# Größe\n\n<!-- table:flux-op-counts -->\n<!-- /table -->\n"
 
