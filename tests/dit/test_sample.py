@@ -104,6 +104,7 @@ def test_json_is_one_object_and_samples_do_not_depend_on_the_batch(command, caps
     assert scores[1] == pytest.approx(scores[6], abs=0.05)
 
 
+@pytest.mark.slow
 def test_dry_run_shows_steps_flops_and_bytes_of_every_engine(command, capsys):
     code, out, _ = run(
         command,

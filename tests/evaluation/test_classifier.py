@@ -253,6 +253,7 @@ def command(load_command):
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_dry_run_prints_the_configuration_and_writes_nothing(self, tmp_path):
         out = tmp_path / "c.safetensors"
         result = run("--out", out, "--epochs", 3, "--dry-run")
@@ -262,6 +263,7 @@ class TestCommand:
         assert settings["config"]["widths"] == [32, 64, 128]
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_trains_writes_and_repeats_itself(self, command, tmp_path, synthetic):
         paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
         settings = ["--data", str(synthetic), "--epochs", "1", "--batch-size", "32", "--device", "cpu"]

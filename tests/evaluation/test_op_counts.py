@@ -64,6 +64,7 @@ def test_folded_does_not_depend_on_depth():
     assert counts[1] == counts[3] <= 40
 
 
+@pytest.mark.slow
 def test_layerwise_takes_an_operation_for_each_term_and_one_for_the_gate():
     walks = [count("layerwise", depth, "meta") for depth in (1, 2, 3)]
     sites, terms = 4, 3  # of a double and two single blocks, at order 2

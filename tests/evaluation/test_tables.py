@@ -530,6 +530,7 @@ def spoilt(record: object, place: tuple, *replacement: object) -> object:
 REPLACEMENTS = ((), (None,), ("",), ("text",), ([],), ({},), (-1,), (0,), (True,), (10**400,), ([[]],), (float("nan"),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES["TABLES"])
 def test_a_spoilt_record_makes_a_table_or_one_message(tmp_path, monkeypatch, name):
     """The records of the repository with something in them missing or of another kind: never another error."""

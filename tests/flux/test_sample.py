@@ -167,6 +167,7 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys, monke
     assert json.loads(out) == shown["batch"]
 
 
+@pytest.mark.slow
 def test_reference_flags_are_accepted(command, capsys):
     flags = "--model_name flux-schnell --width 512 --height 768 --num_steps 8 --guidance 4.0 --seed 1 --output_dir x"
     code, out, _ = run(

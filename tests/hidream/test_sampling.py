@@ -119,6 +119,7 @@ def test_an_image_depends_on_prompt_seed_and_number_alone(sampled, solver):
     assert all(other[name] != whole[name] for name in whole)
 
 
+@pytest.mark.slow
 def test_guidance_up_to_one_runs_no_second_branch(sampled, settings_of):
     two, one, none = (sampled(f"guidance {weight}", "--guidance-scale", weight) for weight in (3, 1, 0))
     assert one == none

@@ -110,6 +110,7 @@ def test_help_shows_examples(command, capsys):
     assert "torchrun --nproc_per_node=8 TaylorSeer-HunyuanVideo/sample_video.py --model hunyuan-video" in out
 
 
+@pytest.mark.slow
 def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, capsys, flags, tmp_path, need):
     need("imageio_ffmpeg")
     imageio = need("imageio.v3")
@@ -161,6 +162,7 @@ def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, c
             assert row["flops_ratio"] > 1
 
 
+@pytest.mark.slow
 def test_a_video_depends_on_prompt_seed_and_number_alone(command, capsys, flags, tmp_path):
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
 
@@ -234,6 +236,7 @@ def test_the_official_command_line_is_accepted(command, capsys, monkeypatch, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(command, capsys, "--model", "hunyuan-video", "--prompt", "a cat", "--interval", 5, "--dry-run")
