@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"one cache is sampled at a time, these are {len(chosen)}: {', '.join(chosen)}; name one method and interval"
         )
-    ((label, cache),) = chosen.items()
+    (cache,) = chosen.values()
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
     from dit.pipeline import Pipeline, find_everything, settings_of
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
             cache=cache,
             class_names=class_names(config),
             shape=config.image_shape,
-            name=folder_name(args, label),
+            name=folder_name(args, cache.label),
             settings={
                 **settings_of(args, config),
                 "classes": "balanced" if args.balanced else "random",

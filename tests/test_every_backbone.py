@@ -232,6 +232,7 @@ def test_caches_and_runs_in_the_place_of_others_are_refused(backbone):
     for kind, wrong in (("Cache", make_cache("taylorseer")), ("Run", step.run)):
         with pytest.raises(UserError, match=f"takes a step, and this is a {kind}: {right}"):
             model(*args, **given | {"cache": wrong})
+        assert not hasattr(wrong, "modulation"), "asking is no mistake"
     for kind, wrong in (("Run", step.run), ("Step", step)):
         with pytest.raises(
             UserError, match=rf"cache is a {kind}; hand it what make_cache gave, sample\(\.\.\., cache=cache\)"
@@ -356,6 +357,40 @@ def test_a_solver_that_draws_noise_needs_a_seed_alone(backbone, solver):
     for wrong in (-1, 1.5, "3"):
         with pytest.raises(UserError, match=r"seed = .* must be an integer of at least 0"):
             sample(rows, **settings, seed=wrong)
+
+
+@pytest.mark.parametrize("backbone", ["dit", "hidream"])
+def test_a_seed_that_would_change_nothing_is_refused(backbone):
+    _model, sample = BACKBONES[backbone]()
+    with pytest.raises(UserError, match=r"seed = 0 has no effect on the (ddim|unipc) solver, which draws no noise"):
+        sample(torch.arange(1), seed=0)
+    with pytest.raises(UserError, match="generators = 3 must be SampleGenerators of 1 samples"):
+        sample(torch.arange(1), generators=3)
+
+
+# ------------------------------------------------------------------------------------------------- modulation of layers
+
+
+@pytest.mark.parametrize("backbone", ["dit", "flux", "hidream", "hunyuan"])
+def test_modulation_layers_are_called_where_they_are_more_than_their_weights(backbone):
+    """As one with an adapter around it, or one that somebody watches."""
+
+    class Louder(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 1.5 * super().forward(x)
+
+    (_, plain), (model, sample) = BACKBONES[backbone](), BACKBONES[backbone]()
+    layers, calls = model.modulation_layers(), []
+    handles = [layer.register_forward_hook(lambda *_: calls.append(1)) for layer in layers]
+    rows = torch.arange(2)
+    cache = make_cache(interval=3, max_order=1, warmup_steps=1)
+    torch.testing.assert_close(sample(rows, cache=cache), plain(rows, cache=cache))
+    assert len(calls) >= len(layers)
+    for handle in handles:
+        handle.remove()
+    for layer in layers:
+        layer.__class__ = Louder
+    assert (sample(rows, cache=cache) - plain(rows, cache=cache)).abs().max() > 1e-4
 
 
 # --------------------------------------------------------------------------------------------------------------- graphs

@@ -33,7 +33,7 @@ def sample(
     guidance_scale: float = GUIDANCE_SCALE,
     solver: str = "ddim",
     guidance_channels: int | None = 3,
-    seed: int = 0,
+    seed: int | None = None,
     generators: SampleGenerators | None = None,
     cache: Cache | None = None,
     callback: Callback | None = None,
@@ -90,20 +90,20 @@ class Sampler:
         noise: Tensor,
         y: Tensor,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         generators: SampleGenerators | None = None,
         cache: Cache | None = None,
         callback: Callback | None = None,
     ) -> tuple[Tensor, Run]:
         """Final latents, in the dtype of `noise`, and the run with its record of what was computed.
 
-        seed: of the noise that ddpm draws, for samples 0 … B - 1; generators: of other samples, having drawn `noise`.
+        seed: of the noise that ddpm draws, for samples 0 … B - 1, 0 if None; generators: of other samples, having drawn
+        `noise`.
         """
         check_noise(noise)
         self._check(noise, y)
         cache = checked_cache(cache)
-        if self.solver == "ddpm":
-            generators = checked_generators(generators, seed, noise)
+        generators = checked_generators(generators, seed, noise, solver=self.solver, draws=self.solver == "ddpm")
         indices = range(self.num_steps - 1, -1, -1)  # the process runs from most to least noise
         timesteps = self.diffusion.timesteps.flip(0).to(noise.device)
         batch, labels = self._branches(noise), self._labels(y)

@@ -59,7 +59,7 @@ def sample(
     guidance_scale: float = Usage.guidance,
     shift: float = Usage.shift,
     solver: str = Usage.solver,
-    seed: int = 0,
+    seed: int | None = None,
     generators: SampleGenerators | None = None,
     cache: Cache | None = None,
     callback: Callback | None = None,
@@ -117,7 +117,7 @@ class Sampler:
         pooled: Tensor,
         *,
         negative: Texts | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         generators: SampleGenerators | None = None,
         cache: Cache | None = None,
         callback: Callback | None = None,
@@ -126,7 +126,8 @@ class Sampler:
 
         t5, llama, pooled: as the model takes them. negative: the same of what the second branch sees, an empty text in the
         official pipeline; both branches go through the model as one batch, the second one first, and share a cache.
-        seed: of the noise that flash draws, for samples 0 … B - 1; generators: of other samples, having drawn `noise`.
+        seed: of the noise that flash draws, for samples 0 … B - 1, 0 if None; generators: of other samples, having drawn
+        `noise`.
         """
         check_noise(noise)
         cache = checked_cache(cache)
@@ -167,10 +168,10 @@ class Sampler:
                 callback(step, x)
         return x.to(noise.dtype), run
 
-    def _solver(self, seed: int, generators: SampleGenerators | None, noise: Tensor) -> Euler:
-        if self.solver == "unipc":
+    def _solver(self, seed: int | None, generators: SampleGenerators | None, noise: Tensor) -> Euler:
+        source = checked_generators(generators, seed, noise, solver=self.solver, draws=self.solver == "flash")
+        if source is None or self.solver != "flash":
             return UniPC(self.sigmas)
-        source = checked_generators(generators, seed, noise)
         return Flash(self.sigmas, lambda x: source.randn(*x.shape[1:], device=x.device, dtype=x.dtype))
 
     def _velocity(self, answers: Tensor, guided: bool) -> Tensor:

@@ -256,6 +256,11 @@ class Wan(nn.Module):
             raise UserError(f"latents of shape {tuple(x.shape)} do not fit a model for (B, {config.out_dim}, T, H, W)")
         if len(context) != batch:
             raise UserError(f"{batch} samples need as many texts, got {len(context)}")
+        if self.time_embedding[0].weight.dtype != self.stream_dtype:
+            raise UserError(
+                f"a model in {self.dtype} needs its modulation in {self.stream_dtype}; bring it there by "
+                f"model.cast({self.dtype}), not by model.to"
+            )
         has_image = config.model_type == "i2v"
         for name, value in (("clip_fea", clip_fea), ("y", y)):
             if (value is not None) != has_image:

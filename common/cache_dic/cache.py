@@ -64,12 +64,16 @@ class Backbone(Protocol):
         """Operations of the model in a full and in a forecast step."""
 
 
+class NotAStepError(UserError, AttributeError):
+    """Something else was handed to a model call; also what a missing attribute raises, so that `hasattr` answers."""
+
+
 class NoStep:
     """Not what a model takes as `cache=`: whatever it would ask of a step is refused with the right use."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         kind = type(self).__name__
-        raise UserError(
+        raise NotAStepError(
             f"a model call takes a step, and this is a {kind}: run = cache.start(model, latents, timesteps, ...); "
             "model(..., cache=run.at(step)), with a run for each sampling run; samplers do it for you, sample(..., cache=cache)"
         )

@@ -129,7 +129,8 @@ def make_cache(
 ) -> "Cache":
     """A cache by the name of its method.
 
-    preset: a backbone of `PRESETS`, whose published interval, warm-up and order stand where nothing else is asked for.
+    preset: a backbone of `PRESETS`, whose published interval, warm-up and order stand where nothing else is asked for, and
+    where a method of one's own does not say otherwise.
     settings: those of the method's forecaster (taylorseer: max_order, warmup_steps) and of its schedule (interval,
     warmup_steps; `explicit`: full_steps). `full_steps=…` alone implies the explicit schedule. Others as in `Cache` and
     `EngineSettings`. Raises UserError for an unknown method, preset, engine, schedule or setting, and for values of a wrong
@@ -149,7 +150,10 @@ def make_cache(
                 f"method {method!r} with schedule {schedule!r} has no setting {name!r}; "
                 f"it accepts: {', '.join(sorted(accepted))}{suggestion(name, accepted)}"
             )
-    usual = {} if method == "uncached" else _preset_settings(preset, accepted, settings)
+    if method == "uncached" and (settings or schedule != chosen.schedule):
+        vain = ", ".join(settings) or f"schedule {schedule!r}"
+        raise UserError(f"method 'uncached' computes every step; leave out {vain}, or name another method")
+    usual = _preset_settings(preset, method, accepted, settings)
     given = {**chosen.defaults, **usual, **settings}
     of_schedule = {name: given[name] for name in _schedule_settings(schedule) if name in given}
     missing = _schedule_settings(schedule).keys() - of_schedule.keys()
@@ -176,14 +180,29 @@ def make_cache(
     )
 
 
-def _preset_settings(preset: str | None, accepted: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's settings of those accepted; for the interval that is given, where it can be one."""
+def _preset_settings(
+    preset: str | None, method: str, accepted: Collection[str], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A preset's settings of those accepted; for the interval that is given, where it can be one.
+
+    What a user's own method says of itself, as it is registered or in its fields, stands.
+    """
     if preset is None:
         return {}
     check_choice("preset", preset, PRESETS)
+    if method == "uncached":
+        return {}
     interval = plain(given.get("interval"))
     usual = PRESETS[preset].settings(interval if type(interval) is int else None)
-    return {name: value for name, value in usual.items() if name in accepted}
+    own = set() if method in SHIPPED else _own_settings(method)
+    return {name: value for name, value in usual.items() if name in accepted and name not in own}
+
+
+def _own_settings(method: str) -> set[str]:
+    """Names of the settings that a method has a value of its own for."""
+    chosen = METHODS[method]
+    of_fields = {f.name for f in init_fields(chosen.forecaster) if f.default is not MISSING}
+    return {*chosen.defaults, *of_fields}
 
 
 def _make_forecaster(method: str, given: dict[str, Any]) -> Forecaster:
@@ -206,3 +225,6 @@ register("taylorseer", interval=4, warmup_steps=3)(Taylor)
 register("newton", interval=4, warmup_steps=3)(Newton)
 register("fora", interval=4, warmup_steps=3)(Reuse)
 register("uncached", schedule="taylorseer", interval=1, warmup_steps=1)(Reuse)
+
+SHIPPED = frozenset(METHODS)
+"""The methods that come with the package."""

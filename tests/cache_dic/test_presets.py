@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
-from cache_dic import ENGINE_NAMES, ENGINES, PRESETS, UserError, make_cache
+from cache_dic import ENGINE_NAMES, ENGINES, METHODS, PRESETS, UserError, make_cache, register
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,30 @@ def test_an_unknown_preset_is_refused():
         make_cache("taylorseer", preset="flux-dev")
     with pytest.raises(UserError, match=r"interval = \[4\] must be an integer"):
         make_cache("taylorseer", preset="flux", interval=[4])
+
+
+@pytest.mark.parametrize("settings", [{"interval": 4}, {"full_steps": [0]}, {"schedule": "fora"}, {"warmup_steps": 1}])
+def test_uncached_takes_no_setting_that_would_cache(settings):
+    with pytest.raises(UserError, match="'uncached' computes every step; leave out"):
+        make_cache("uncached", **settings)
+    with pytest.raises(UserError, match="preset 'nonsense' is unknown"):
+        make_cache("uncached", preset="nonsense")
+
+
+def test_what_a_method_of_ones_own_says_of_itself_stands(monkeypatch):
+    monkeypatch.setattr("cache_dic.methods.METHODS", dict(METHODS))
+
+    @register("own", schedule="taylorseer", interval=7)
+    @dataclass(frozen=True, kw_only=True)
+    class Own:
+        warmup_steps: int
+        max_order: int = 5
+
+        def weights(self, full_steps, step):
+            return [1.0]
+
+    assert make_cache("own", preset="dit").label == "own-N7-W2-O5", "the warm-up alone is left to the preset"
+    assert make_cache("own", preset="dit", max_order=1).label == "own-N7-W2-O1"
 
 
 def test_presets_and_engines_have_their_names():

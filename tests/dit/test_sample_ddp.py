@@ -271,6 +271,23 @@ def test_absurd_numbers_are_refused_at_once(command, checkpoint, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--method", "uncached"], "debug-uncached-N1-W1-ddim-steps-50-cfg-1.5-seed-0"),
+        (["--interval", "3"], "debug-taylorseer-N3-W2-O3-ddim-steps-50-cfg-1.5-seed-0"),
+        (
+            ["--method", "fora", "--solver", "ddpm", "--balanced"],
+            "debug-fora-N4-W2-ddpm-steps-50-cfg-1.5-seed-0-balanced",
+        ),
+    ],
+)
+def test_folders_are_called_as_they_always_were(command, tmp_path, capsys, flags, name):
+    """A run of tens of thousands of samples goes on in its folder, whatever version began it."""
+    command.main(arguments(tmp_path / "absent.pt", tmp_path / "samples", "--dry-run", *flags))
+    assert Path(json.loads(capsys.readouterr().out)["folder"]).name == name
+
+
 def test_dry_run_writes_nothing(command, tmp_path, capsys):
     command.main(arguments(tmp_path / "absent.pt", tmp_path / "samples", "--dry-run", "--method", "fora", "--balanced"))
     shown = json.loads(capsys.readouterr().out)

@@ -394,6 +394,24 @@ def test_caches_are_chosen_by_keyboard_and_stay_chosen(run, look):
 
 
 @pytest.mark.slow
+def test_a_panel_says_what_it_shows_whatever_is_chosen_in_another(run, look):
+    run.add_images("a cat")
+    run.add_images("a dog")
+    page = look(run.write())
+    first, second = (page.locator("details.compare").nth(index) for index in range(2))
+    second.locator("summary").click()
+    second.get_by_role("combobox", name="Right").select_option(label=LABELS[2])
+    first.get_by_role("slider", name="Line between").focus()
+    page.keyboard.press("ArrowRight")
+    shown = first.locator(".layers img").evaluate_all("(images) => images.map((image) => image.alt)")
+    assert shown == [LABELS[1], "uncached"], "the upper layer comes last"
+    assert first.locator(".tag.right").inner_text() == LABELS[1]
+    assert (
+        first.get_by_role("combobox", name="Right").evaluate("(select) => select.selectedOptions[0].text") == LABELS[1]
+    )
+
+
+@pytest.mark.slow
 def test_the_tabulator_reaches_everything_in_order(run, look):
     run.add_images("a cat")
     page = look(run.write())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache_dic import ENGINES, Cache, make_cache
+from cache_dic import ENGINES, Cache, UserError, make_cache
 from cache_dic.engine import FactoredEngine, FoldedEngine
 from seerkit.layers.patches import patchify
 from wan import Sampler, Wan, sample
@@ -224,6 +224,12 @@ class TestCached:
         lines = [message for message in caplog.messages if said in message]
         assert len(lines) == 2
         assert all("fewer FLOPs expected" in line for line in lines)
+
+
+def test_a_model_that_was_not_cast_by_its_own_method_is_refused(random_model, given):
+    model = random_model(torch.float32).to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"needs its modulation in torch.float32; bring it there by model.cast"):
+        sample(model, **given(torch.float32), num_steps=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -104,12 +104,25 @@ class Parser(argparse.ArgumentParser):
         """As ArgumentParser's, which however takes the value of `--seed=--` for an empty list, whatever the type."""
         given = [self._hyphenated(text) for text in (sys.argv[1:] if args is None else args)]
         for text in given:
-            if text.startswith("--") and text.endswith("=--"):
-                self.error(f"argument {text.removesuffix('=--')}: -- is no value")
+            name, _, value = text.partition("=")
+            if name.startswith("--") and value == "--":
+                self.error(f"argument {name}: -- is no value")
+        self._refuse_two_spellings(given)
         parsed, unknown = super().parse_known_args(given, Arguments() if namespace is None else namespace)
         if isinstance(parsed, Arguments):
             parsed.command_line = given
         return parsed, unknown
+
+    def _refuse_two_spellings(self, given: Sequence[str]) -> None:
+        """Two names of one flag on a command line would contradict each other, and the last one would win unseen."""
+        used: dict[str, str] = {}
+        for name in (text.partition("=")[0] for text in given):
+            action = self._option_string_actions.get(name)
+            if action is None or action.nargs == 0:
+                continue
+            first = used.setdefault(action.dest, name)
+            if first != name:
+                self.error(f"argument {name}: the same as {first}; give one of them")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")

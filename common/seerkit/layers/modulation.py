@@ -34,13 +34,22 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 def project(linear: nn.Linear, c: Tensor, count: int, rows: slice = slice(None)) -> Tensor:
     """Some of the `count` vectors that a layer makes of every condition: c (..., D) -> (..., vectors, D'), where c is.
 
-    The weights may lie elsewhere (`seerkit.devices.offload`): those of `rows` are brought here for this product alone.
+    The weights may lie elsewhere (`seerkit.devices.offload`): those of `rows` are brought here for this product alone. A layer
+    that is more than its weights, as one with hooks or an adapter around it, is called.
     """
+    if not _is_plain(linear):
+        return linear(c).unflatten(-1, (count, -1))[..., rows, :]
     weight, bias = (
         part.unflatten(0, (count, -1))[rows].flatten(0, 1).to(c.device, non_blocking=True)
         for part in (linear.weight, linear.bias)
     )
     return F.linear(c, weight, bias).unflatten(-1, (len(range(count)[rows]), -1))
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether calling a layer is the product with its weights and nothing else."""
+    hooks = linear._forward_hooks or linear._forward_pre_hooks
+    return type(linear).forward is nn.Linear.forward and "forward" not in vars(linear) and not hooks
 
 
 class ModulationLayer(nn.Module):

@@ -60,13 +60,21 @@ def checked_cache(cache: Any) -> Cache:
     )
 
 
-def checked_generators(generators: SampleGenerators | None, seed: int, noise: Tensor) -> SampleGenerators:
+def checked_generators(
+    generators: SampleGenerators | None, seed: int | None, noise: Tensor, *, solver: str, draws: bool
+) -> SampleGenerators | None:
     """Whatever a solver draws noise from: what is given, else those of the seed after the noise that it starts from.
 
-    UserError unless there is one generator for each sample of noise (B, …).
+    draws: whether it draws any; None comes of one that does not. UserError unless there is one generator for each sample of
+    noise (B, …), and for a seed that would change nothing.
     """
+    if seed is not None and not draws:
+        raise UserError(
+            f"seed = {shown(seed)} has no effect on the {solver} solver, which draws no noise; the noise that it is given "
+            "decides, leave the seed out"
+        )
     if generators is None:
-        return SampleGenerators.after(seed, noise)
+        return SampleGenerators.after(seed or 0, noise) if draws else None
     if not isinstance(generators, SampleGenerators) or len(generators.generators) != len(noise):
         raise UserError(
             f"generators = {shown(generators)} must be SampleGenerators of {len(noise)} samples; or leave them out and give a "

@@ -125,9 +125,10 @@ function replace(video) {
 
 // ---------------------------------------------------------------------------------------------------------- comparison
 
-const choice = { left: 0, right: 1, mode: "wipe", gain: 2, at: 50 };
+/** What was last chosen in any panel: where the next one to be opened begins. */
+const lastChoice = { left: 0, right: 1, mode: "wipe", gain: 2, at: 50 };
 
-/** Fill the panel of a sample with two of its caches, as they were last chosen. */
+/** Fill the panel of a sample with two of its caches, those last chosen. Its choice is its own from then on. */
 function openComparison(details, playback) {
   const panel = document.getElementById("comparison").content.firstElementChild.cloneNode(true);
   const article = details.closest("article");
@@ -135,6 +136,12 @@ function openComparison(details, playback) {
   const [stage, layers, wipe, gain] = [".stage", ".layers", ".wipe", ".gain"].map((name) => panel.querySelector(name));
   const selects = { left: panel.querySelector("select.left"), right: panel.querySelector("select.right") };
   const radios = [...panel.querySelectorAll("[type=radio]")];
+  const choice = { ...lastChoice };
+
+  function choose(change) {
+    Object.assign(choice, change);
+    Object.assign(lastChoice, change);
+  }
 
   /** A layer of the stage: the whole sample, not its smaller copy. */
   function layer(figure) {
@@ -183,24 +190,24 @@ function openComparison(details, playback) {
     choice[side] = Math.min(choice[side], figures.length - 1);
     selects[side].append(...figures.map((figure, index) => new Option(figure.dataset.label, index)));
     selects[side].addEventListener("change", () => {
-      choice[side] = Number(selects[side].value);
+      choose({ [side]: Number(selects[side].value) });
       draw();
     });
   }
   panel.querySelector(".swap").addEventListener("click", () => {
-    [choice.left, choice.right] = [choice.right, choice.left];
+    choose({ left: choice.right, right: choice.left });
     draw();
   });
   for (const radio of radios) {
     radio.name = `show-${article.id}`;
     radio.addEventListener("change", () => {
-      choice.mode = radio.value;
+      choose({ mode: radio.value });
       adjust();
     });
   }
   for (const [name, input] of Object.entries({ at: wipe, gain })) {
     input.addEventListener("input", () => {
-      choice[name] = Number(input.value);
+      choose({ [name]: Number(input.value) });
       adjust();
     });
   }

@@ -151,6 +151,15 @@ class TestParser:
         assert (given.num_steps, given.in_turn, given.out) == (4, False, "a_b")
         assert parser.parse_args(["--num_steps", "5", "--out=--a_b"]).out == "--a_b"
 
+    @pytest.mark.parametrize(("first", "second"), [("--seed", "--base-seed"), ("--base_seed", "--seed")])
+    def test_two_spellings_of_one_flag_are_refused(self, parser, capsys, first, second):
+        parser.add_argument("--seed", "--base-seed", type=int)
+        assert parser.parse_args([first, "1", first, "2"]).seed == 2, "as in any command"
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args([first, "1", f"{second}=2"])
+        hyphenated = first.replace("_", "-")
+        assert f"argument {second}: the same as {hyphenated}; give one of them" in capsys.readouterr().err
+
     @pytest.mark.parametrize("arguments", [["--ste", "3"], ["--steps", "x"], ["--steps"], ["extra"]])
     def test_errors_are_one_line(self, parser, arguments, capsys):
         with pytest.raises(SystemExit) as caught:
@@ -257,6 +266,7 @@ def test_two_dashes_behind_an_equals_sign_are_no_value(flag, capsys):
     with pytest.raises(SystemExit, match="2"):
         parser.parse_args([f"{flag}=--"])
     assert capsys.readouterr().err == f"sample.py: error: argument {flag}: -- is no value (see --help)\n"
+    assert parser.parse_args(["--name=a=--"]).name == "a=--"
 
 
 class TestDevice:
