@@ -1,8 +1,8 @@
 """Videos from prompts with a caching method, or with several beside the uncached run: MP4s, frame strips, a table, a record.
 
-Takes the official command line of HunyuanVideo and the flags of the caches. Video i is that of prompt i and depends on its
-prompt, --seed and i alone. A killed run goes on with --resume; under torchrun the processes share the prompts, or with
---ulysses-degree and --ring-degree every video.
+Flags may be spelt as in HunyuanVideo's official command. Video i is that of prompt i and depends on its prompt, --seed and i
+alone. A killed run goes on with --resume; under torchrun the processes share the prompts, or with --ulysses-degree and
+--ring-degree every video.
 """
 
 from evaluation.video_flags import add_video_flags, list_samples

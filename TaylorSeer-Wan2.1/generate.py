@@ -1,8 +1,8 @@
 """Videos from prompts with a caching method, or with several beside the uncached run: MP4s, frame strips, a table, a record.
 
-Takes the official command line of Wan2.1 and the flags of the caches. Video i is that of prompt i and depends on its prompt,
---seed and i alone. A killed run goes on with --resume; under torchrun the processes share the prompts, or with
---ulysses-degree and --ring-degree every video.
+Flags may be spelt as in Wan2.1's official command. Video i is that of prompt i and depends on its prompt, --seed and i alone.
+A killed run goes on with --resume; under torchrun the processes share the prompts, or with --ulysses-degree and --ring-degree
+every video.
 """
 
 import shutil

@@ -15,6 +15,7 @@ from typing import Any
 from cache_dic import UserError
 from evaluation.forms import (
     BENCHMARK,
+    BLOCK_FIELDS,
     BUSY_MACHINE,
     COUNTS,
     KEPT,
@@ -157,8 +158,8 @@ def overview(results: Path) -> str:
     samples = {name: samples_record(results, name) for name in BACKBONES}
     counts = {name: counts_record(results, name) for name in BACKBONES}
     header = [
-        "backbone", "embedded model", "run", "full steps", "FLOPs ratio", "latency ratio", "PSNR dB", "PSNR dB of FORA",
-        "FLOPs ratio at published size",
+        "backbone", "embedded model", f"fastest run of at least {LEAST_PSNR_DB} dB", "full steps", "FLOPs ratio",
+        "latency ratio", "PSNR dB", "PSNR dB of FORA", "FLOPs ratio at published size",
     ]  # fmt: skip
     rows = [overview_row(BACKBONES[name], samples[name], counts[name]) for name in BACKBONES]
     measured = dict.fromkeys(run_conditions(record["conditions"]) for record in samples.values())
@@ -166,11 +167,9 @@ def overview(results: Path) -> str:
     counted = dict.fromkeys(f"torch {c['versions']['torch']}, {c['date'][:10]}" for c in conditions)
     return "\n\n".join(
         [
-            markdown_table(header, rows),
+            markdown_table(header, rows, left=(0, 1, 2)),
             made_with(
-                "trained weights; the fastest of an embedded model's TaylorSeer runs whose PSNR to the uncached samples of the "
-                f"same noise is at least {LEAST_PSNR_DB} dB, and FORA with the same full steps",
-                "N: interval, W: warm-up steps, O: order",
+                "trained weights, PSNR to the uncached samples of the same noise, FORA with the same full steps",
                 *measured,
                 f"published sizes counted on the meta device, {' and '.join(counted)}",
             ),
@@ -565,15 +564,25 @@ GOALS_SHOWN: dict[str, tuple] = {
 """Digits, scale and unit of the goals of eval/benchmark.py."""
 
 
+def blocks(config: dict[str, Any]) -> str:
+    """How many blocks a model of a configuration has, double and single ones where it has both."""
+    many, single = next(names for names in BLOCK_FIELDS if names[0] in config)
+    if single in config:
+        return f"{config[many]} double and {config[single]} single blocks"
+    return f"{config[many]} blocks"
+
+
 def benchmark_conditions(record: dict[str, Any]) -> str:
     s, kept = record["settings"], record["full_step"]["plain"]
+    depth = f", of reduced depth ({blocks(s['config'])})" if s["reduced_depth"] else ""
     text = f" and {s['text_tokens']} of text" if s.get("text_tokens") else ""
     size = f", {video_size(s)}" if s.get("frames") else ""
     return made_with(
-        f"{s['model']} on random weights{', of reduced depth' if s['reduced_depth'] else ''}{size}",
+        f"{s['model']} on random weights{depth}{size}",
         f"{s['rows']} rows of {s['tokens']} tokens{text}, {s['num_steps']} steps, {s['attention']} attention"
         + (", compiled" if s["compile"] else ""),
         f"medians of {kept['repeats']} timings",
+        "features kept layerwise grow with the depth, folded ones do not" if depth else None,
         run_conditions(record["conditions"]),
     )
 
@@ -754,7 +763,7 @@ def dit_training(results: Path) -> str:
     config, losses = record["config"], record["final_loss"]
     return training_table(
         record,
-        shape=f"{config['depth']} blocks of {config['hidden_size']}, {config['num_heads']} heads, patch {config['patch_size']}",
+        shape=f"{blocks(config)} of {config['hidden_size']}, {config['num_heads']} heads, patch {config['patch_size']}",
         images=60000,
         found=[["final L_simple, L_vlb", f"{losses['simple']:.4f}, {losses['vlb']:.4f} bits"]],
     )
@@ -768,8 +777,8 @@ def flux_training(results: Path) -> str:
         "bash scripts/train_flux.sh, then copy model.json",
     )
     config = record["config"]
-    blocks = f"{config['depth']} double and {config['depth_single_blocks']} single blocks of {config['hidden_size']}"
-    return flow_training(record, f"{blocks}, {config['num_heads']} heads", record["training_images"])
+    shape = f"{blocks(config)} of {config['hidden_size']}, {config['num_heads']} heads"
+    return flow_training(record, shape, record["training_images"])
 
 
 def hidream_training(results: Path) -> str:
@@ -780,12 +789,11 @@ def hidream_training(results: Path) -> str:
         "bash scripts/train_hidream.sh, then copy model.json",
     )
     config = hidream_config(results / "hidream" / "hidream-tiny-training.json", record["config"])
-    blocks = f"{config.num_layers} double and {config.num_single_layers} single blocks of {config.hidden_size}"
     experts = f"{config.num_activated_experts} of {config.num_routed_experts} experts and a shared one"
     shares = [100 * share for gate in record["expert_shares"] for share in gate]
     return flow_training(
         record,
-        f"{blocks}, {config.num_attention_heads} heads, {experts}",
+        f"{blocks(record['config'])} of {config.hidden_size}, {config.num_attention_heads} heads, {experts}",
         record["training_images"],
         ["an expert's share of the choices, in any block", f"{min(shares):.1f} % to {max(shares):.1f} %"],
     )
@@ -797,8 +805,7 @@ def wan_training(results: Path) -> str:
         results / "wan" / "wan-tiny-training.json", TRAINING["wan"], "bash scripts/train_wan.sh, then copy model.json"
     )
     config = record["config"]
-    shape = f"{config['num_layers']} blocks of {config['dim']}, {config['num_heads']} heads"
-    return video_training(record, shape)
+    return video_training(record, f"{blocks(config)} of {config['dim']}, {config['num_heads']} heads")
 
 
 def hunyuan_training(results: Path) -> str:
@@ -809,8 +816,7 @@ def hunyuan_training(results: Path) -> str:
         "bash scripts/train_hunyuan.sh, then copy model.json",
     )
     config = record["config"]
-    blocks = f"{config['mm_double_blocks_depth']} double and {config['mm_single_blocks_depth']} single blocks"
-    return video_training(record, f"{blocks} of {config['hidden_size']}, {config['heads_num']} heads")
+    return video_training(record, f"{blocks(config)} of {config['hidden_size']}, {config['heads_num']} heads")
 
 
 def video_training(record: dict[str, Any], shape: str) -> str:

@@ -37,10 +37,10 @@ def every(documents: list[Path] = DOCUMENTS):
 
 
 def code_of(text: str) -> Iterator[str]:
-    """Lines of the blocks of commands and layouts, and what stands between backticks in the text."""
+    """Lines of the blocks of commands and layouts, continued ones joined, and what stands between backticks in the text."""
     for language, block in FENCED.findall(text):
         if language in ("bash", ""):
-            yield from block.splitlines()
+            yield from block.replace("\\\n", "").splitlines()
     yield from INLINE.findall(FENCED.sub("", text))
 
 
@@ -185,7 +185,7 @@ def version() -> str:
 
 
 def test_the_changelog_begins_with_this_version():
-    newest = re.search(r"^## \[([\d.]+)\] - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = re.search(r"^## ([\d.]+) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest[1] == version()
 
 

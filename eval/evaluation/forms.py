@@ -17,6 +17,19 @@ CONDITIONS: Form = {"device": str, "threads": (None, int), "dtype": str, "versio
 SIZE: Form = {"width": int, "height": int}
 
 
+BLOCK_FIELDS = (
+    ("depth", "depth_single_blocks"),
+    ("num_layers", "num_single_layers"),
+    ("mm_double_blocks_depth", "mm_single_blocks_depth"),
+)
+"""How configurations call the number of blocks, and that of single ones where there are double ones, too."""
+
+
+def counted_blocks(config: Any) -> bool:
+    """a configuration with the number of blocks"""
+    return isinstance(config, dict) and any(many in config for many, _ in BLOCK_FIELDS)
+
+
 # ------------------------------------------------------------------------------------------------- eval/busy_machine.py
 
 BUSY_MACHINE: Form = {
@@ -63,7 +76,7 @@ COUNTS: dict[str, Form] = {
 _TIMING: Form = {"median_s": positive, "repeats": int}
 _SETTINGS: Form = {
     "model": str, "num_steps": int, "rows": int, "tokens": int, "text_tokens": (None, int), "precision": str,
-    "attention": str, "compile": bool, "reduced_depth": bool,
+    "attention": str, "compile": bool, "reduced_depth": bool, "config": counted_blocks,
 }  # fmt: skip
 _GOAL: Form = {"name": str, "goal": comparison, "value": (None, float), "met": (None, bool)}
 BENCHMARK: Form = {

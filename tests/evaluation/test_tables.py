@@ -135,7 +135,7 @@ def benchmark(whole_run: bool) -> dict:
         "flops": {"kept_bytes": {"folded": 15 * 2**20, "layerwise": 280 * 2**20}},
         "settings": {
             "model": "DiT-XL/2", "reduced_depth": False, "rows": 2, "tokens": 256, "num_steps": 50, "attention": "sdpa",
-            "compile": False, "precision": "fp32",
+            "compile": False, "precision": "fp32", "config": {"depth": 28},
         },
         "conditions": CONDITIONS,
     }  # fmt: skip
@@ -213,7 +213,9 @@ def test_the_overview_shows_the_fastest_run_that_is_good_enough(every_backbone):
         "not counted"
     )
     assert lines["FLUX.1"].endswith("| flux-tiny, 16 samples | – | – | – | – | – | – | – |"), "no latency"
-    assert "at least 30 dB" in table
+    header, rule = table.splitlines()[:2]
+    assert "| fastest run of at least 30 dB |" in header
+    assert rule.startswith("| --- | --- | --- | ---: |"), "texts to the left"
     assert "A Processor, 2 threads, float32, torch 2.13.0, 2026-01-02; Another, 2 threads," in table
 
 
@@ -393,15 +395,25 @@ def test_video_samples_flicker(results):
 
 
 @pytest.mark.parametrize(
-    ("name", "published"),
+    ("name", "config", "blocks", "published"),
     [
-        ("hunyuan", "N=5 4.65x at 5.00x fewer FLOPs (GitHub Shenyi-Z/TaylorSeer, README)"),
-        ("wan", "TaylorSeer as released: N=2 2.07x (arXiv 2506.09045 (MagCache), Table 1)."),
-        ("hidream", "N=4 3.62x (GitHub Shenyi-Z/TaylorSeer, TaylorSeer-HiDream.md)."),
+        (
+            "hunyuan", {"mm_double_blocks_depth": 1, "mm_single_blocks_depth": 2}, "1 double and 2 single blocks",
+            "N=5 4.65x at 5.00x fewer FLOPs (GitHub Shenyi-Z/TaylorSeer, README)",
+        ),
+        (
+            "wan", {"num_layers": 2}, "2 blocks",
+            "TaylorSeer as released: N=2 2.07x (arXiv 2506.09045 (MagCache), Table 1).",
+        ),
+        (
+            "hidream", {"num_layers": 3, "num_single_layers": 6}, "3 double and 6 single blocks",
+            "N=4 3.62x (GitHub Shenyi-Z/TaylorSeer, TaylorSeer-HiDream.md).",
+        ),
     ],
-)
-def test_benchmarks_at_reduced_depth(tmp_path, name, published):
+)  # fmt: skip
+def test_benchmarks_at_reduced_depth(tmp_path, name, config, blocks, published):
     record = benchmark(whole_run=False)
+    record["settings"]["config"] = config
     size, record["settings"]["reduced_depth"] = "", True
     if name != "hidream":
         record["settings"] |= {"height": 256, "width": 256, "frames": 17}
@@ -409,7 +421,8 @@ def test_benchmarks_at_reduced_depth(tmp_path, name, published):
     (tmp_path / name).mkdir()
     (tmp_path / name / "benchmark-cpu.json").write_text(json.dumps(record))
     table = TABLES[f"{name}_benchmark"](tmp_path)
-    assert f"of reduced depth{size}; 2 rows of 256 tokens" in table
+    assert f"of reduced depth ({blocks}){size}; 2 rows of 256 tokens" in table
+    assert "layerwise grow with the depth" in table
     assert published in table
 
 

@@ -1,6 +1,6 @@
 """Plain-text and Markdown tables from records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
@@ -15,9 +15,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub table, the first column to the left and the others to the right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
+    """A GitHub table; `left` are the columns to the left, counted from 0, the others are to the right."""
+    rule = ["---" if column in left else "---:" for column in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [list(header), rule, *[list(row) for row in rows]])
 
 

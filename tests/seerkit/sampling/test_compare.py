@@ -162,4 +162,6 @@ def test_tables_align_and_show_missing_values():
     text = text_table(["method", "dB"], [["a", number(12.345)], ["longer", number(None)]])
     assert text.splitlines() == ["method     dB", "------  -----", "a       12.35", "longer      –"]
     assert markdown_table(["m", "n"], [["a", "1"]]) == "| m | n |\n| --- | ---: |\n| a | 1 |"
+    rule = markdown_table(["m", "n", "o"], [], left=(0, 2)).splitlines()[1]
+    assert rule == "| --- | ---: | --- |"
     assert number(3.14159, 1, "x") == pytest.approx("3.1x")
