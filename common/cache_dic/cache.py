@@ -169,7 +169,7 @@ class Cache(NoStep):
             raise UserError(f"{type(model).__name__} has no sites: there is nothing to cache")
         if tokens.numel < 1:
             raise UserError(f"latents of shape {tuple(latents.shape)} hold no sample; give at least one")
-        self._check_memory(plan, tokens, latents.device)
+        self.check_memory(plan, tokens, latents.device)
         # A stack engine asks for no gates; the others need those of every step that they predict.
         gated = plan.predicted_steps if self.engine != "stack" else ()
         table = model.modulation_table(timesteps, plan.full_steps, gated, **conditions)
@@ -196,7 +196,7 @@ class Cache(NoStep):
                 needed[name] += engine.held_bytes(plan, tokens, self.engine_settings)
         return needed
 
-    def _check_memory(self, plan: Plan, tokens: Tokens, device: torch.device) -> None:
+    def check_memory(self, plan: Plan, tokens: Tokens, device: torch.device) -> None:
         """UserError with the sizes, and the settings that would fit, if the runs need more than the limit.
 
         Nothing shrinks by itself to fit: the order of sums must not depend on what else is in memory.
