@@ -6,10 +6,10 @@ alone. A killed run goes on with --resume; under torchrun the processes share th
 """
 
 from evaluation.video_flags import add_video_flags, list_samples
-from hunyuan_video.config import USAGE, latent_shape
+from hunyuan_video.config import USAGE, hunyuan_video_config, latent_shape
 from hunyuan_video.flags import ALSO, add_flags, caches, fill_defaults, prompts_of
 from seerkit.command.cli import Parser, run_command
-from seerkit.command.videos import sequence_parallel
+from seerkit.command.videos import check_processes, sequence_parallel
 
 EXAMPLES = """
 python TaylorSeer-HunyuanVideo/sample_video.py --compare
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     from hunyuan_video.pipeline import Pipeline, find_everything, settings_of
     from seerkit.io.media import video_facts
 
+    check_processes(args, hunyuan_video_config(args.model).heads_num, "--dit-fsdp")
     settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
     run(
         VideoJob(
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
             names=names,
             latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
             sequence_parallel=sequence_parallel(args),
-            find=lambda world: find_everything(args, world),
+            find=lambda _: find_everything(args),
             make_pipeline=lambda world: Pipeline(args, world),
         )
     )

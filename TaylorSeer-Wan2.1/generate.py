@@ -11,9 +11,9 @@ from pathlib import Path
 from cache_dic import UserError
 from evaluation.video_flags import add_video_flags, list_samples
 from seerkit.command.cli import Parser, run_command
-from seerkit.command.videos import sequence_parallel
+from seerkit.command.videos import check_processes, sequence_parallel
 from seerkit.io.files import writable_directory, written_whole
-from wan.config import latent_shape
+from wan.config import latent_shape, wan_config
 from wan.flags import ALSO, add_flags, caches, fill_defaults, prompts_of
 
 EXAMPLES = """
@@ -35,8 +35,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--save-file {args.save_file} is one video, and {len(prompts) * len(chosen)} are made; use --output-dir"
         )
-    if args.save_file and not args.dry_run:
+    if args.save_file:
         check_save_file(args.save_file)
+        if not args.dry_run:
+            writable_directory(args.save_file.parent)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
     from evaluation.jobs import output_folder
@@ -44,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     from seerkit.io.media import video_facts
     from wan.pipeline import Pipeline, find_everything, settings_of
 
+    check_processes(args, wan_config(args.model).num_heads, "--dit-fsdp", "--t5-fsdp")
     settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
     job = VideoJob(
         command="TaylorSeer-Wan2.1/generate.py",
@@ -61,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         names=names,
         latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
         sequence_parallel=sequence_parallel(args),
-        find=lambda world: find_everything(args, world),
+        find=lambda _: find_everything(args),
         make_pipeline=lambda world: Pipeline(args, world),
     )
     record = run(job)
@@ -72,12 +75,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_save_file(path: Path) -> None:
-    """UserError, before anything is made, for a file that could not be written."""
+    """UserError for a file that cannot be a video."""
     if path.is_dir():
         raise UserError(f"--save-file {path} is a folder; name a file in it, such as {path / 'video.mp4'}")
     if path.suffix.lower() != ".mp4":
         raise UserError(f"--save-file {path} is an MP4; name a file that ends in .mp4")
-    writable_directory(path.parent)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from evaluation.forms import (
     VIDEO_COUNTS,
 )  # fmt: skip
 from evaluation.paper import published, published_flops, published_latency
+from evaluation.video_metrics import flicker_change
 from hidream import HiDreamConfig
 from hidream.counts import hidream_operations
 from seerkit.command.cli import Parser, run_command
@@ -706,7 +707,7 @@ def quality(record: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], str
         return "score", lambda row: number(row.get("score"), 1), meaning
     if any("flicker" in row for row in record["rows"]):
         meaning = "flicker: mean second difference in time, in grey levels of 0..255, and its change from the uncached videos'"
-        return "flicker", flicker, meaning
+        return "flicker", lambda row: flicker(record, row), meaning
     real = record.get("real_test_accuracy")
     meaning = (
         f"class accuracy by the shipped in-domain classifier, {100 * real:.1f} % on real test images" if real else None
@@ -719,11 +720,10 @@ def quality(record: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], str
     return "class accuracy", accuracy, meaning
 
 
-def flicker(row: dict[str, Any]) -> str:
-    """Flicker of a row's videos, with its relative change where that was measured."""
-    measured = row.get("flicker") or {}
-    error = measured.get("error")
-    return number(measured.get("mean"), 2) + ("" if error is None else f" ({100 * error:+.1f} %)")
+def flicker(record: dict[str, Any], row: dict[str, Any]) -> str:
+    """Mean flicker of a row's videos, with its change from the uncached ones' where they are in the record."""
+    mean, change = (row.get("flicker") or {}).get("mean"), flicker_change(record, row)
+    return number(mean, 2) + ("" if change is None else f" ({100 * change:+.1f} %)")
 
 
 def flux_op_counts(results: Path) -> str:

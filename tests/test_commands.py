@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cache_dic import UserError
 from seerkit.command.cli import SECTIONS, Parser
 
 ROOT = Path(__file__).parents[1]
@@ -135,3 +136,56 @@ def test_official_spellings_are_other_names_of_the_same(parsed, command, officia
     for line in (official, canonical):
         underscores = [word[:2] + word[2:].replace("-", "_") if word[:2] == "--" else word for word in line.split()]
         assert parsed(command, line) == parsed(command, " ".join(underscores)) == found
+
+
+DIT, HUNYUAN, WAN = (
+    "TaylorSeer-DiT/sample.py",
+    "TaylorSeer-HunyuanVideo/sample_video.py",
+    "TaylorSeer-Wan2.1/generate.py",
+)
+ALONE = "ulysses degree 2 does not divide the number of processes, 1"
+BEYOND = r"are beyond {}, which was trained on 32 x 32; take at most 128 a side; did you mean --model {}\?$"
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        (
+            DIT,
+            "--image-size 256",
+            r"no weights are published for fashion-mnist at 256 .*; did you mean --model DiT-XL/2\?$",
+        ),
+        (
+            DIT,
+            "--model DiT-S/8",
+            r"no weights are published for DiT-S/8, only for DiT-XL/2 at 256 and 512 .* by --ckpt$",
+        ),
+        (DIT, "--num-steps 1001", "number of sampling steps 1001 must lie between 1 and 1000"),
+        (FLUX, "--width 1360 --height 768", "1360 x 768 pixels " + BEYOND.format("flux-tiny", "flux-dev")),
+        (
+            FLUX,
+            "--model flux-debug",
+            "no weights are published for flux-debug, only for flux-dev, flux-schnell, flux-tiny;",
+        ),
+        (FLUX, "--memory-limit-gib 0.00001", r"engine would keep 7\.50 MiB, but the limit is 10\.49 KiB;"),
+        (HIDREAM, "--width 1024", r"positions for 64; .*; did you mean --model hidream-full\?$"),
+        (ONE, "--height 1024 --width 1024", r"positions for 64; .*; did you mean --model hidream-full\?$"),
+        (HUNYUAN, "--video-length 129", r"frames 129 must be .*; 128 is near; did you mean --model hunyuan-video\?$"),
+        (HUNYUAN, "--video-size 720 1280", "1280 x 720 pixels " + BEYOND.format("hunyuan-tiny", "hunyuan-video")),
+        (HUNYUAN, "--ulysses-degree 2", ALONE),
+        (HUNYUAN, "--dit-fsdp --ulysses-degree 1", "--dit-fsdp shares weights among processes, and this is one"),
+        (WAN, "--size 832*480", "832 x 480 pixels " + BEYOND.format("wan-tiny", "wan-t2v-1.3B")),
+        (WAN, "--frame_num 81 --size 1280*720", r"frames 81 must be .*; did you mean --model wan-t2v-14B\?$"),
+        (WAN, "--ulysses-degree 2", ALONE),
+        (WAN, "--t5-cpu --save-file x.gif", "--t5-cpu has no effect on wan-tiny"),
+        (WAN, "--prompt bag --save-file x.gif", "--save-file x.gif is an MP4"),
+    ],
+)
+def test_what_is_refused_without_looking_at_files_is_refused_by_a_plan_too(
+    load_command, tmp_path, monkeypatch, command, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    for more in ((), ("--dry-run",)):
+        with pytest.raises(UserError, match=message):
+            load_command(command).main([*flags.split(), *more])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

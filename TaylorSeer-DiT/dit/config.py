@@ -88,6 +88,12 @@ CONFIGS["debug"] = DiTConfig(
 )
 
 
+PUBLISHED_SIZES = (256, 512)
+"""Sides in pixels that DiT-XL/2 is published for."""
+TRAIN_STEPS = 1000
+"""Of the linear schedule that DiT is trained with."""
+
+
 def dit_config(name: str, *, image_size: int | None = None) -> DiTConfig:
     """The configuration called `name`; `image_size` in pixels resizes the latent models (8 pixels a latent unit)."""
     if name not in CONFIGS:

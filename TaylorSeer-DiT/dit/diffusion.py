@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from cache_dic import UserError
-
-TRAIN_STEPS = 1000  # of the linear schedule that DiT is trained with
+from dit.config import TRAIN_STEPS
 
 
 def linear_betas(num_steps: int = TRAIN_STEPS) -> Tensor:

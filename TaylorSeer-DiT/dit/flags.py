@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cache_dic import UserError
 from cache_dic.errors import shown
-from dit.config import CONFIGS, VAES, DiTConfig, dit_config
+from dit.config import CONFIGS, PUBLISHED_SIZES, TRAIN_STEPS, VAES, DiTConfig, dit_config
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, positive_int, refuse_without_effect
 from seerkit.command.flags import add_device_flags, add_model_flag, add_sampling_flags
@@ -16,7 +16,8 @@ from seerkit.data.fashion_mnist import CLASS_NAMES
 if TYPE_CHECKING:
     from cache_dic import Cache
 
-EMBEDDED = "fashion-mnist"
+EMBEDDED, PUBLISHED = "fashion-mnist", "DiT-XL/2"
+WITH_WEIGHTS = (CONFIGS[EMBEDDED], *(dit_config(PUBLISHED, image_size=size) for size in PUBLISHED_SIZES))
 DEFAULT_VAE = "ema"
 NUM_STEPS, PRECISION = 50, "fp32"
 IMAGENET_SHOWN = [207, 360, 387, 974, 88, 979, 417, 279]  # the classes of the official sample.py
@@ -71,13 +72,23 @@ def add_flags(parser: Parser, *, guidance_scale: float) -> None:
 
 
 def caches(args: argparse.Namespace) -> "dict[str, Cache]":
-    """The caches that the flags ask for, each checked against the number of steps."""
+    """The caches that the flags ask for, each checked against the number of steps, of which training had TRAIN_STEPS."""
+    if args.num_steps > TRAIN_STEPS:
+        raise UserError(f"number of sampling steps {args.num_steps} must lie between 1 and {TRAIN_STEPS}")
     return caches_from_flags(args, "dit", num_steps=args.num_steps)
 
 
 def config_of(args: argparse.Namespace) -> DiTConfig:
     """The configuration that the flags ask for; UserError for what does not suit it."""
     config = dit_config(args.model, image_size=args.image_size)
+    if args.ckpt is None and config not in WITH_WEIGHTS:
+        size = f" at {args.image_size} pixels" if args.image_size else ""
+        hint = f"; did you mean --model {PUBLISHED}?" if args.model == EMBEDDED else ""
+        raise UserError(
+            f"no weights are published for {args.model}{size}, only for {PUBLISHED} at "
+            f"{' and '.join(map(str, PUBLISHED_SIZES))} pixels and for {EMBEDDED}; name a checkpoint of your own by "
+            f"--ckpt{hint}"
+        )
     if args.num_classes not in (None, config.num_classes):
         raise UserError(f"--num-classes {args.num_classes} does not fit {args.model}, which has {config.num_classes}")
     if not config.is_latent:

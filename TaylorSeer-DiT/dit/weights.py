@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cache_dic import UserError
-from dit.config import CONFIGS, DiTConfig, dit_config
+from dit.config import CONFIGS, PUBLISHED_SIZES, DiTConfig, dit_config
 from dit.model import DiT
 from seerkit.layers.embeddings import sincos_position_2d
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
@@ -27,7 +27,7 @@ def _published(size: int) -> tuple[Published, ...]:
     )
 
 
-PUBLISHED = {dit_config("DiT-XL/2", image_size=size): _published(size) for size in (256, 512)}
+PUBLISHED = {dit_config("DiT-XL/2", image_size=size): _published(size) for size in PUBLISHED_SIZES}
 
 _BLOCK, _EMBEDDERS = "transformer_blocks.{i}.", "transformer_blocks.{i}.norm1.emb."
 DIFFUSERS = Layout(

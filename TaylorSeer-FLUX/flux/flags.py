@@ -13,6 +13,8 @@ from seerkit.command.flags import (
     add_model_flag,
     add_prompt_flags,
     add_sampling_flags,
+    check_sizes,
+    require_weights,
 )
 from seerkit.command.images import fill_image_settings, shipped_or_given_prompts
 
@@ -68,7 +70,14 @@ def fill_defaults(args: argparse.Namespace) -> None:
     if args.model not in REPOS:
         refuse_without_effect(args, args.model, "--ae", "--t5", "--clip", "--embeddings")
     fill_image_settings(args, USAGE[args.model])
-    latent_shape(args.model, args.height, args.width)
+    check_sizes(
+        args,
+        lambda: latent_shape(args.model, args.height, args.width),
+        embedded=EMBEDDED,
+        side=USAGE[EMBEDDED].image_size,
+        published="flux-dev",
+    )
+    require_weights(args, (*REPOS, EMBEDDED))
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:

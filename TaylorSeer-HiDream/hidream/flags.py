@@ -14,6 +14,8 @@ from seerkit.command.flags import (
     add_model_flag,
     add_prompt_flags,
     add_sampling_flags,
+    check_sizes,
+    require_weights,
     spellings,
 )
 from seerkit.command.images import fill_image_settings, shipped_or_given_prompts
@@ -110,7 +112,14 @@ def fill_defaults(args: argparse.Namespace) -> None:
             "above 1"
         )
     args.negative_prompt = args.negative_prompt or ""
-    latent_shape(args.model, args.height, args.width)
+    check_sizes(
+        args,
+        lambda: latent_shape(args.model, args.height, args.width),
+        embedded=EMBEDDED,
+        side=USAGE[EMBEDDED].image_size,
+        published="hidream-full",
+    )
+    require_weights(args, (*REPOS, EMBEDDED))
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:

@@ -13,7 +13,9 @@ from seerkit.command.flags import (
     add_device_flags,
     add_model_flag,
     add_prompt_flags,
+    check_sizes,
     refuse_two_sizes,
+    require_weights,
     spellings,
 )
 from seerkit.command.images import fill_in
@@ -111,7 +113,14 @@ def fill_defaults(args: argparse.Namespace) -> None:
         batch_size=usage.batch_size,
         precision=usage.precision,
     )
-    latent_shape(args.model, args.height, args.width, args.num_frames)
+    check_sizes(
+        args,
+        lambda: latent_shape(args.model, args.height, args.width, args.num_frames),
+        embedded=EMBEDDED,
+        side=USAGE[EMBEDDED].width,
+        published="hunyuan-video",
+    )
+    require_weights(args, (*REPOS, EMBEDDED))
     if args.dit_fsdp and not sequence_parallel(args):
         raise UserError(
             "--dit-fsdp shares weights among processes that share videos; give --ulysses-degree or --ring-degree"

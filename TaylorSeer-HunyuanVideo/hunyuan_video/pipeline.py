@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, Run, UserError
+from cache_dic import Cache, Run
 from hunyuan_video.config import REPOS, USAGE, hunyuan_video_config, latent_shape
 from hunyuan_video.decode import ENV as VAE
 from hunyuan_video.decode import PUBLISHED as PUBLISHED_VAE
@@ -24,7 +24,7 @@ from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import World
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.devices.offload import offload_modulation, store_fp8
-from seerkit.devices.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
+from seerkit.devices.parallel import parallelize, shard_weights, start_sequence
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.encoders import encoder_files, find_encoder
 from seerkit.text.prompts import Batch
@@ -33,18 +33,9 @@ from seerkit.weights.checkpoints import checkpoint_files
 from seerkit.weights.missing import Part, find_parts
 
 
-def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Path]]:
-    """Check the division into processes, and find, or download, every file, by the part that it is of.
-
-    MissingError with all that is missing.
-    """
+def find_everything(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Find, or download, every file, by the part that it is of; MissingError with all that is missing."""
     config = hunyuan_video_config(args.model)
-    if sequence_parallel(args):
-        sequence_degrees(world.size, config.heads_num, args.ulysses_degree, args.ring_degree)
-        if args.compile and world.size > 1:
-            raise UserError("--compile works with one process per video; leave out --ulysses-degree and --ring-degree")
-    if args.dit_fsdp and world.size == 1:
-        raise UserError("--dit-fsdp shares weights among processes, and this is one; use torchrun or leave it out")
 
     def transformer() -> list[Path]:
         return checkpoint_files(find_hunyuan_video(config, args.ckpt))

@@ -11,7 +11,9 @@ from seerkit.command.flags import (
     add_device_flags,
     add_model_flag,
     add_prompt_flags,
+    check_sizes,
     refuse_two_sizes,
+    require_weights,
     spellings,
 )
 from seerkit.command.images import fill_in
@@ -143,7 +145,15 @@ def fill_defaults(args: argparse.Namespace) -> None:
         precision=usage.precision,
         negative_prompt=usage.negative_prompt,
     )
-    latent_shape(args.model, args.height, args.width, args.num_frames)
+    small = (args.width, args.height) in USAGE["wan-t2v-1.3B"].sizes
+    check_sizes(
+        args,
+        lambda: latent_shape(args.model, args.height, args.width, args.num_frames),
+        embedded=EMBEDDED,
+        side=USAGE[EMBEDDED].sizes[0][0],
+        published="wan-t2v-1.3B" if small else "wan-t2v-14B",
+    )
+    require_weights(args, (*REPOS, EMBEDDED))
     if args.guidance_scale == 1:
         for flag, given in (("--negative-prompt", negative_prompt), ("--batched-guidance", args.batched_guidance)):
             if given:

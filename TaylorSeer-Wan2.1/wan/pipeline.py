@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache_dic import Cache, UserError
+from cache_dic import Cache
 from seerkit.command.videos import sequence_parallel
 from seerkit.data.moving_objects import encode
 from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import World
 from seerkit.devices.dtypes import torch_dtype
-from seerkit.devices.parallel import parallelize, sequence_degrees, shard_weights, start_sequence
+from seerkit.devices.parallel import parallelize, shard_weights, start_sequence
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.encoders import encoder_files, find_encoder
 from seerkit.text.prompts import Batch
 from seerkit.weights.autoencoders import Pixels, autoencoder_files
 from seerkit.weights.checkpoints import Published, checkpoint_files
 from seerkit.weights.missing import Part, find_parts
-from wan.config import CONFIGS, REPOS, USAGE, latent_shape, wan_config
+from wan.config import CONFIGS, REPOS, USAGE, latent_shape
 from wan.decode import ENV as VAE
 from wan.decode import OFFICIAL_FILE as VAE_FILE
 from wan.decode import find_autoencoder, load_autoencoder
@@ -39,18 +39,8 @@ def autoencoder_of(args: argparse.Namespace) -> Path | None:
     return args.vae or (beside if beside is not None and beside.is_file() else None)
 
 
-def find_everything(args: argparse.Namespace, world: World) -> dict[str, list[Path]]:
-    """Check the division into processes, and find, or download, every file, by the part that it is of.
-
-    MissingError with all that is missing.
-    """
-    if sequence_parallel(args):
-        sequence_degrees(world.size, wan_config(args.model).num_heads, args.ulysses_degree, args.ring_degree)
-        if args.compile and world.size > 1:
-            raise UserError("--compile works with one process per video; leave out --ulysses-degree and --ring-degree")
-    for flag, given in (("--dit-fsdp", args.dit_fsdp), ("--t5-fsdp", args.t5_fsdp)):
-        if given and world.size == 1:
-            raise UserError(f"{flag} shares weights among processes, and this is one; use torchrun or leave it out")
+def find_everything(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Find, or download, every file, by the part that it is of; MissingError with all that is missing."""
 
     def transformer() -> list[Path]:
         return checkpoint_files(find_wan(args.model, args.ckpt))

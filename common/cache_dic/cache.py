@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cache_dic.engine import ENGINES, Engine, EngineSettings, Forecast, GateFactors, Recorder, Tokens
-from cache_dic.errors import UserError, check_choice, shown
+from cache_dic.errors import UserError, check_choice, shown, shown_bytes
 from cache_dic.forecast import Forecaster
 from cache_dic.plan import Plan, describe_steps
 from cache_dic.schedule import SCHEDULES, check_num_steps
@@ -28,7 +28,6 @@ from cache_dic.settings import check_name, integer, json_value, label_part, valu
 from cache_dic.site import Site
 
 log = logging.getLogger("cache_dic")
-GIB = 2**30
 
 LABEL_BYTES = 120
 """The most bytes of a label; a file system's limit for a name is 255, and commands add to it."""
@@ -174,7 +173,7 @@ class Cache(NoStep):
             raise UserError(f"{type(model).__name__} has no sites: there is nothing to cache")
         if tokens.numel < 1:
             raise UserError(f"latents of shape {tuple(latents.shape)} hold no sample; give at least one")
-        self._check_memory(plan, tokens, latents.device)
+        self.check_memory(plan, tokens, latents.device)
         # A stack engine asks for no gates; the others need those of every step that they predict.
         gated = plan.predicted_steps if self.engine != "stack" else ()
         table = model.modulation_table(timesteps, plan.full_steps, gated, **conditions)
@@ -186,7 +185,7 @@ class Cache(NoStep):
                 f"{self.label}: nothing is cached: all {plan.num_steps} steps are full; fewer warm-up steps or a larger "
                 "interval leave some to forecast"
             )
-        if log.isEnabledFor(logging.INFO):
+        if self.method != "uncached" and log.isEnabledFor(logging.INFO):
             log.info(run.describe(model.step_flops(latents, **conditions)))
         return run
 
@@ -201,7 +200,7 @@ class Cache(NoStep):
                 needed[name] += engine.held_bytes(plan, tokens, self.engine_settings)
         return needed
 
-    def _check_memory(self, plan: Plan, tokens: Tokens, device: torch.device) -> None:
+    def check_memory(self, plan: Plan, tokens: Tokens, device: torch.device) -> None:
         """UserError with the sizes, and the settings that would fit, if the runs need more than the limit.
 
         Nothing shrinks by itself to fit: the order of sums must not depend on what else is in memory.
@@ -210,23 +209,22 @@ class Cache(NoStep):
         needed = self._needed(plan, tokens)
         if limit is None or needed[self.engine] <= limit:
             return
-        fitting = [f"engine={name} ({size / GIB:.2f} GiB)" for name, size in needed.items() if size <= limit]
+        fitting = [f"engine={name} ({shown_bytes(size)})" for name, size in needed.items() if size <= limit]
         for order in range(getattr(self.forecaster, "max_order", 0) - 1, -1, -1):
             lower = replace(self, forecaster=replace(cast(Any, self.forecaster), max_order=order))
             size = lower._needed(lower.plan(plan.num_steps), tokens)[self.engine]
             if size <= limit:
-                fitting.append(f"max_order={order} ({size / GIB:.2f} GiB)")
+                fitting.append(f"max_order={order} ({shown_bytes(size)})")
                 break
         if tokens.batch > 1 and (rows := int(limit * tokens.batch / needed[self.engine])):
             fitting.append(f"a batch of {rows} rows instead of {tokens.batch}")
-        demand = (
-            f"the {self.engine} engine would keep {self.branches * self._kept(plan, tokens)[self.engine] / GIB:.2f} GiB"
-        )
+        kept = self.branches * self._kept(plan, tokens)[self.engine]
+        demand = f"the {self.engine} engine would keep {shown_bytes(kept)}"
         if self.memory_limit is None:
             held = ENGINES[self.engine].held_bytes(plan, tokens, self.engine_settings)
-            demand += f" and hold {held / GIB:.2f} GiB within a step, but {limit / GIB:.2f} GiB are free on {device}"
+            demand += f" and hold {shown_bytes(held)} within a step, but {shown_bytes(limit)} are free on {device}"
         else:
-            demand += f", but the limit is {limit / GIB:.2f} GiB"
+            demand += f", but the limit is {shown_bytes(limit)}"
         raise UserError(f"{demand}; what would fit: {', '.join(fitting) or 'nothing: a smaller resolution is needed'}")
 
 
@@ -261,14 +259,18 @@ class Run(NoStep):
         return type(self.engine).kept_bytes(self.plan, self.tokens, self.cache.engine_settings)
 
     def describe(self, step_flops: tuple[int, int]) -> str:
-        """What the run will do, in one line; `step_flops` are the model's for a full and a forecast step."""
+        """What the run will do, in one line; `step_flops` are the model's for a full and a forecast step.
+
+        What is kept is that of all branches together.
+        """
         plan, t = self.plan, self.tokens
         ratio = flops_ratio(plan, step_flops, type(self.engine).work_flops(plan, t, self.cache.engine_settings))
+        kept = self.cache.branches * self.kept_bytes
         return (
-            f"{self.cache.method}: {len(plan.full_steps)} of {plan.num_steps} steps full "
+            f"{self.cache.label}: {len(plan.full_steps)} of {plan.num_steps} steps full "
             f"({describe_steps(plan.full_steps)}), weights up to {plan.max_weight:.3g}, "
             f"{t.num_sites} sites of {t.batch}x{t.length}x{t.dim} {t.dtype}, "
-            f"{self.cache.engine} engine keeps {self.kept_bytes / 2**20:.1f} MiB, {ratio:.2f}x fewer FLOPs expected"
+            f"{self.cache.engine} engine keeps {kept / 2**20:.1f} MiB, {ratio:.2f}x fewer FLOPs expected"
         )
 
     def record(self) -> dict[str, Any]:

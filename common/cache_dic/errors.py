@@ -30,6 +30,13 @@ def shown(value: object) -> str:
     return short.repr(value)
 
 
+def shown_bytes(size: float) -> str:
+    """A number of bytes for a message, in the largest of B, KiB, MiB and GiB that it holds at least one of."""
+    units = ("B", "KiB", "MiB", "GiB")
+    power = next((power for power in (3, 2, 1) if size >= 1024**power), 0)
+    return f"{size / 1024**power:.{2 if power else 0}f} {units[power]}"
+
+
 def check_choice(kind: str, name: object, choices: Collection[str]) -> None:
     """UserError if `name` is none of the choices: they are listed, and the nearest is suggested."""
     if not isinstance(name, str) or name not in choices:

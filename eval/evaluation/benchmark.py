@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from cache_dic import ENGINES, Cache, Run, UserError, make_cache
 from cache_dic.cache import free_bytes
+from cache_dic.errors import shown_bytes
 from evaluation.backbones import BACKBONES
 from evaluation.flags import cache_of, describe, workload_of
 from evaluation.operations import count_forecast, count_kernels
@@ -269,8 +270,8 @@ def check_memory(
     needed, free = (1 + with_reference) * weights + inputs + activations, free_bytes(device)
     if free is not None and needed > free:
         raise UserError(
-            f"weights, inputs and activations of {backbone.name} take about {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free on {device}; take a smaller --depth, size or number of samples"
+            f"weights, inputs and activations of {backbone.name} take about {shown_bytes(needed)}, and "
+            f"{shown_bytes(free)} are free on {device}; take a smaller --depth, size or number of samples"
         )
 
 

@@ -109,7 +109,7 @@ SAMPLES: Form = {
             "label": str, "full_steps": [int], "num_steps": int, "flops_ratio": positive, "kept_bytes": float,
             "latency": (None, {"ratio": (None, float)}), "psnr": (None, PSNR),
             "score": (None, float), "class_accuracy": (None, float),
-            "flicker": (None, {"mean": (None, float), "error": (None, float)}),
+            "flicker": (None, {"mean": (None, float)}),
         }
     ],
     "scorer": (None, {"ceiling": float, "ceiling_new_labels": float, "floor": float}),

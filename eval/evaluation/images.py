@@ -30,7 +30,7 @@ from seerkit.io.images import image_path, read_image
 from seerkit.io.media import finite_rows, save_png, to_uint8
 from seerkit.io.records import conditions
 from seerkit.io.report import Comparison, Row, draw_grid, make_rows
-from seerkit.io.tables import number
+from seerkit.io.tables import counted, number
 from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
 from seerkit.text.minilm import TEXT_TABLE, TextTable
 from seerkit.text.prompts import Batch
@@ -267,7 +267,7 @@ def compared(record: dict[str, Any], judge: Judge | None, rows: Sequence[Row]) -
     cells = [judge.cell(row[judge.key]) if judge.key in row else "–" for row in rows] if judge else []
     return Comparison(
         title=s["model"],
-        facts=f"number of images: {record['num_samples']}, {size}",
+        facts=f"{counted(record['num_samples'], 'image')}, {size}",
         rows=rows,
         extra={judge.heading: cells} if judge else {},
         explanations=[judge.explanation] if judge else [],

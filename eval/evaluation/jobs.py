@@ -16,6 +16,7 @@ import torch
 
 from cache_dic import Cache, UserError
 from cache_dic.cache import free_bytes
+from cache_dic.errors import shown_bytes
 from evaluation.backbones import count_caches
 from seerkit.devices.distributed import World
 from seerkit.devices.dtypes import torch_dtype
@@ -204,7 +205,7 @@ def check_memory(counts: Mapping[str, Mapping[str, Any]], device: torch.device) 
     needed = LEAST_STREAMS * max((count.get("stream_bytes", 0) for count in counts.values()), default=0)
     if free is not None and needed > free:
         raise UserError(
-            f"a step of this size holds at least {needed / 2**30:.1f} GiB at once, and {free / 2**30:.1f} GiB are free on "
+            f"a step of this size holds at least {shown_bytes(needed)} at once, and {shown_bytes(free)} are free on "
             f"{device}; ask for fewer pixels or frames, or a smaller batch"
         )
 

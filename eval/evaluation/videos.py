@@ -29,7 +29,7 @@ from evaluation.jobs import Job
 from evaluation.metrics import finite_or_none, summarize_psnr
 from evaluation.page import Shown, readable, write_page
 from evaluation.vbench import check_folder
-from evaluation.video_metrics import flicker, flicker_error, video_psnr
+from evaluation.video_metrics import flicker, flicker_change, video_psnr
 from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main, start_world
 from seerkit.io.claims import state_folder
@@ -49,7 +49,7 @@ from seerkit.io.media import (
 )
 from seerkit.io.records import conditions
 from seerkit.io.report import Comparison, Row, make_rows
-from seerkit.io.tables import number
+from seerkit.io.tables import counted, number
 from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
 from seerkit.text.prompts import Batch
 from seerkit.weights.checkpoints import save_tensors
@@ -343,15 +343,12 @@ def figures(frames: np.ndarray, reference: np.ndarray | None) -> dict[str, Any]:
     None for PSNR where there is nothing to compare with, and for its decibels where the videos are equal; None for flicker
     where frames are too few.
     """
-    measured: dict[str, Any] = {"flicker": None, "psnr": None, "flicker_error": None}
-    moving = len(frames) >= FLICKER_FRAMES
+    measured: dict[str, Any] = {"flicker": None, "psnr": None}
     if reference is not None:
         psnr = video_psnr(frames[None], reference[None])
         measured["psnr"] = {name: finite_or_none(values[0]) for name, values in psnr.items()}
-    if moving:
+    if len(frames) >= FLICKER_FRAMES:
         measured["flicker"] = float(flicker(frames[None])[0])
-    if moving and reference is not None:
-        measured["flicker_error"] = finite_or_none(flicker_error(frames[None], reference[None])[0])
     return measured
 
 
@@ -360,7 +357,7 @@ def judge(folders: Mapping[str, VideoFolder], num_samples: int) -> dict[str, dic
     scores = {}
     for label, folder in folders.items():
         compared = _is_compared(label, folders)
-        decibels, flickers, errors = [], [], []
+        decibels, flickers = [], []
         for index in range(num_samples):
             row = folder.read_figures(index, compared=compared)
             if row is None:
@@ -368,13 +365,9 @@ def judge(folders: Mapping[str, VideoFolder], num_samples: int) -> dict[str, dic
             if compared:
                 decibels.append(math.inf if row["psnr"]["mean_db"] is None else row["psnr"]["mean_db"])
             flickers += [row["flicker"]] if row["flicker"] is not None else []
-            errors += [row["flicker_error"]] if compared and row["flicker_error"] is not None else []
         scores[label] = {
             "psnr": summarize_psnr(decibels) if compared else None,
-            "flicker": {
-                "mean": float(np.mean(flickers)) if flickers else None,
-                "error": float(np.mean(errors)) if errors else None,
-            },
+            "flicker": {"mean": float(np.mean(flickers)) if flickers else None},
         }
     return scores
 
@@ -387,17 +380,17 @@ def compared(record: dict[str, Any], rows: Sequence[Row]) -> Comparison:
     s = record["settings"]
     size = f"{s['width']}x{s['height']}, {s['frames']} frames, {s['num_steps']} steps, batches of {s['batch_size']}"
     flickers = [row.get("flicker") or {} for row in rows]
-    errors = [flicker.get("error") for flicker in flickers]
+    changes = [flicker_change(record, row) for row in rows]
     return Comparison(
         title=s["model"],
-        facts=f"number of videos: {record['num_samples']}, {size}",
+        facts=f"{counted(record['num_samples'], 'video')}, {size}",
         rows=rows,
         extra={
             "flicker": [number(flicker.get("mean"), 2) for flicker in flickers],
-            "flicker change": ["–" if e is None else f"{100 * e:+.1f} %" for e in errors],
+            "flicker change": ["–" if change is None else f"{100 * change:+.1f} %" for change in changes],
         },
         explanations=[
-            "flicker: mean second difference in time, of 255 grey levels; its change is against the uncached video"
+            "flicker: mean second difference in time, of 255 grey levels; its change is from the uncached mean"
         ],
     )
 
@@ -465,7 +458,7 @@ def run(job: VideoJob) -> dict[str, Any] | None:
             "command_line": job.command_line(world.size),
             "settings": job.settings,
             "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached videos, "
-            "mean over frames; flicker: grey levels of 255, error relative to the uncached videos",
+            "mean over frames; flicker: grey levels of 255",
             "num_samples": len(job.prompts),
             "processes": world.size,
             "rows": make_rows(

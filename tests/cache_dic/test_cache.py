@@ -194,6 +194,7 @@ def test_a_run_announces_itself(make_toy, trajectory, caplog):
     with caplog.at_level(logging.INFO, logger="cache_dic"):
         trajectory(make_toy(), make_cache(**SETTINGS), num_steps=11)
     message = caplog.messages[0]
+    assert message.startswith("taylorseer-N4-W2-O2: ")
     for part in (
         "4 of 11 steps full (0 1 5 9)",
         "5 sites of 2x3x6",
@@ -202,6 +203,12 @@ def test_a_run_announces_itself(make_toy, trajectory, caplog):
         "weights up to 4,",
     ):
         assert part in message
+
+
+def test_an_uncached_run_announces_nothing(make_toy, trajectory, caplog):
+    with caplog.at_level(logging.INFO, logger="cache_dic"):
+        trajectory(make_toy(), make_cache("uncached"))
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("engine", ["folded", "layerwise", "stack"])
@@ -236,7 +243,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_would(make_toy, trajector
     with pytest.raises(ValueError, match="would keep") as error:
         trajectory(make_toy(), cache)
     message = str(error.value)
-    assert "folded engine" in message
+    assert message.startswith("the folded engine would keep 4.22 KiB, but the limit is 3.91 KiB; what would fit: ")
     assert "engine=stack" in message
     assert "max_order=1" in message
     assert "batch of 1 rows instead of 2" in message

@@ -62,7 +62,7 @@ def test_the_size_of_a_batch_is_claimed_where_it_may_move_a_pixel(dtype, device,
 
 def test_a_step_that_cannot_fit_is_refused():
     counts = {"fora": {"stream_bytes": 2**60}}
-    with pytest.raises(UserError, match=r"a step of this size holds at least \d+\.\d GiB at once, and"):
+    with pytest.raises(UserError, match=r"a step of this size holds at least \d+\.\d\d GiB at once, and"):
         check_memory(counts, torch.device("cpu"))
     check_memory({"fora": {"stream_bytes": 2**10}}, torch.device("cpu"))
 

@@ -83,8 +83,8 @@ def results(tmp_path_factory) -> Path:
     samples = {
         "settings": {"model": "hunyuan-tiny", "batch_size": 4, "seed": 0, "guidance": 3.0}, "num_samples": 8,
         "rows": [
-            {**row, "flicker": {"mean": 4.561, "error": None}},
-            {**cached, "flicker": {"mean": 4.7, "error": 0.0305}},
+            {**row, "flicker": {"mean": 4.561}},
+            {**cached, "flicker": {"mean": 4.7}},
             {**cached, "flicker": None},
         ],
         "conditions": CONDITIONS,

@@ -30,7 +30,7 @@ SPELLINGS = [  # of a command, officially, and here
     (HUNYUAN, "--save-path out", "--output-dir out"),
     (HUNYUAN, "--use-fp8", "--fp8"),
     (HUNYUAN, "--use-cpu-offload", "--offload"),
-    (WAN, "--task debug", "--model wan-debug"),
+    (WAN, "--task debug --ckpt x", "--model wan-debug --ckpt x"),
     (WAN, "--task t2v-1.3B", "--model wan-t2v-1.3B"),
     (WAN, "--task t2v-14B", "--model wan-t2v-14B"),
     (WAN, "--task i2v-14B --image {image}", "--model wan-i2v-14B --image {image}"),

@@ -219,10 +219,13 @@ class TestCached:
         """Which counts operations by the patches that the model is given."""
         caplog.set_level("INFO", logger="cache_dic")
         call = given(torch.float32, i2v)
-        sample(random_model(torch.bfloat16, i2v), **call, num_steps=12, cache=make_cache(**N5))
+        _, run = Sampler(random_model(torch.bfloat16, i2v), 12).run(**call, cache=make_cache(**N5))
         said = "3 of 12 steps full (0 5 10), weights up to 1.8, 9 sites of 2x30x48"
         lines = [message for message in caplog.messages if said in message]
         assert len(lines) == 2
+        kept = run.record()["kept_bytes"]
+        assert kept == 2 * run.runs[0].kept_bytes
+        assert all(f"keeps {kept / 2**20:.1f} MiB, " in line for line in lines), "that of both branches"
         assert all("fewer FLOPs expected" in line for line in lines)
 
 

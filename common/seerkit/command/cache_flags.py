@@ -38,30 +38,49 @@ def add_cache_flags(parser: Parser, preset: str) -> None:
         nargs="+",
         type=positive_int,
         metavar="N",
-        help=f"distance of full steps, one or more (default: {usual.interval})",
+        help=f"distance of full steps, one or more (default: {usual.interval}; what a --plugin registers for its methods)",
     )
-    group.add_argument("--max-order", type=non_negative_int, help=f"highest Taylor order (default: {usual.max_order})")
+    group.add_argument(
+        "--max-order", type=non_negative_int, metavar="N", help=f"highest Taylor order (default: {usual.max_order})"
+    )
     group.add_argument(
         "--warmup-steps",
         type=positive_int,
+        metavar="N",
         help=f"full steps before the first forecast (default: {usual.warmup_steps}, or as many as there are)",
     )
     group.add_argument("--engine", choices=ENGINE_NAMES, default="folded", help="where features are kept")
     group.add_argument("--schedule", choices=tuple(SCHEDULES), help="rule for full steps (default: the method's)")
-    group.add_argument("--full-steps", type=_step_list, help="explicit full steps, e.g. 0,1,2,8,14")
+    group.add_argument("--full-steps", type=_step_list, metavar="LIST", help="explicit full steps, e.g. 0,1,2,8,14")
     group.add_argument(
         "--set", action="append", type=_setting, default=[], metavar="KEY=VALUE", help="a method's own setting"
     )
     group.add_argument(
-        "--plugin", action="append", type=Path, default=[], help="a Python file that registers methods of yours"
+        "--plugin",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="a Python file that registers methods of yours",
     )
-    group.add_argument("--accumulator-dtype", choices=tuple(DTYPES), help="of the folded engine (default: float32)")
     group.add_argument(
-        "--memory-limit-gib", type=positive_float, help="most that a cache may keep (default: what is free)"
+        "--accumulator-dtype",
+        choices=tuple(DTYPES),
+        metavar="DTYPE",
+        help=f"number format of the folded engine's sums, one of {', '.join(DTYPES)} (default: float32)",
+    )
+    group.add_argument(
+        "--memory-limit-gib",
+        type=positive_float,
+        metavar="GIB",
+        help="most that a cache may keep (default: what is free)",
     )
     group.add_argument("--telemetry", action="store_true", help="record the forecast error at every full step")
     group.add_argument(
-        "--compare", action="store_true", help="add the uncached run and FORA, and PSNR to the uncached samples"
+        "--compare",
+        action="store_true",
+        help="add the uncached run with PSNR to its samples and, unless --method is given, FORA, at intervals "
+        f"{' '.join(map(str, usual.compare_intervals))} unless --interval or the method's --plugin gives others",
     )
 
 
@@ -73,13 +92,16 @@ def caches_from_flags(
 ) -> dict[str, "Cache"]:
     """Caches by label, one for each method and interval asked for; with --compare the uncached run first.
 
-    preset: a backbone of PRESETS, whose settings stand where no flag says otherwise. With --compile, of commands that have
+    preset: a backbone of PRESETS, whose settings stand where no flag says otherwise; so does the interval that a plugin
+    registers its method with, which compares as it was registered. With --compile, of commands that have
     it, as `for_compiling`. Raises UserError for settings that no method takes, that exclude each other or that do not fit
     the number of sampling steps.
     """
     methods = args.method or (["taylorseer", "fora"] if args.compare else ["taylorseer"])
+    of_plugins: set[str] = set()
     for path in args.plugin:
         registered = load_plugin(path)
+        of_plugins |= registered
         if not registered & {*methods}:
             raise UserError(
                 f"--plugin {path} has no effect without --method {' or --method '.join(sorted(registered))}"
@@ -87,9 +109,8 @@ def caches_from_flags(
     given = _given_settings(args)
     _refuse_idle_flags(args, methods, given)
     usual = PRESETS[preset]
-    intervals = given.pop("interval", None) or (
-        usual.compare_intervals if args.compare and not args.full_steps else [usual.interval]
-    )
+    intervals = given.pop("interval", None)
+    usual_intervals = usual.compare_intervals if args.compare and not args.full_steps else (usual.interval,)
     common: dict[str, Any] = {
         "engine": args.engine,
         "schedule": args.schedule,
@@ -110,7 +131,8 @@ def caches_from_flags(
             for name, value in given.items()
             if name in accepted
         }
-        for n in intervals:
+        own = METHODS[method].defaults.get("interval") if method in of_plugins else None
+        for n in intervals or ((own,) if own else usual_intervals):
             of_schedule: dict[str, Any] = {"interval": n} if "interval" in accepted else {}
             cache = make_cache(method, preset=preset, **common, **of_schedule, **asked)
             caches[cache.label] = cache

@@ -13,6 +13,7 @@ from seerkit.devices.dtypes import PRECISIONS
 from seerkit.layers.names import ATTENTION_BACKENDS
 
 Also = Mapping[str, str]
+MOST_ENLARGED = 4  # sides of an embedded model's samples, to those that it was trained on
 
 
 def spellings(flag: str, also: Also) -> tuple[str, ...]:
@@ -146,6 +147,39 @@ def add_image_flags(parser: Parser, also: Also, *, family: str) -> None:
     section.add_argument(
         "--test-FLOPs", action="store_true", dest="test_flops", help="print the FLOPs of every cache and stop"
     )
+
+
+def check_sizes(
+    args: argparse.Namespace, check: Callable[[], object], *, embedded: str, side: int, published: str
+) -> None:
+    """Let `check` refuse sizes that a model cannot have, and refuse those that are far from what the embedded one was made for.
+
+    embedded: that model, of squares of `side` pixels. published: the model to suggest, which commands of the reference code
+    that name none are meant for.
+    """
+    from cache_dic import UserError
+
+    try:
+        check()
+        if args.model == embedded and args.ckpt is None and max(args.height, args.width) > MOST_ENLARGED * side:
+            raise UserError(
+                f"{args.width} x {args.height} pixels are beyond {embedded}, which was trained on {side} x {side}; take at "
+                f"most {MOST_ENLARGED * side} a side"
+            )
+    except UserError as error:
+        if args.model != embedded:
+            raise
+        raise UserError(f"{error}; did you mean --model {published}?") from error
+
+
+def require_weights(args: argparse.Namespace, known: Sequence[str]) -> None:
+    """UserError for a model without weights, where --ckpt names none. known: models that have some."""
+    from cache_dic import UserError
+
+    if args.model not in known and args.ckpt is None:
+        raise UserError(
+            f"no weights are published for {args.model}, only for {', '.join(known)}; name a checkpoint of your own by --ckpt"
+        )
 
 
 def refuse_two_sizes(args: argparse.Namespace, flag: str) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from cache_dic import UserError
 from seerkit.command.cli import Parser, positive_float, positive_int
 from seerkit.command.flags import Also, add_sampling_flags, spellings
 from seerkit.data.captions import PROMPTS, word_indices
@@ -55,6 +56,24 @@ def add_process_flags(parser: Parser, also: Also) -> argparse._ArgumentGroup:
 def sequence_parallel(args: argparse.Namespace) -> bool:
     """Whether all processes make one video together."""
     return args.ulysses_degree is not None or args.ring_degree is not None
+
+
+def check_processes(args: argparse.Namespace, heads: int, *shared: str) -> None:
+    """UserError for a division of videos that the number of processes or of attention heads does not allow.
+
+    shared: flags of weights that are shared among processes.
+    """
+    from seerkit.devices.distributed import num_processes
+    from seerkit.devices.parallel import sequence_degrees
+
+    size = num_processes()
+    if sequence_parallel(args):
+        sequence_degrees(size, heads, args.ulysses_degree, args.ring_degree)
+        if args.compile and size > 1:
+            raise UserError("--compile works with one process per video; leave out --ulysses-degree and --ring-degree")
+    for flag in shared:
+        if getattr(args, flag.removeprefix("--").replace("-", "_")) and size == 1:
+            raise UserError(f"{flag} shares weights among processes, and this is one; use torchrun or leave it out")
 
 
 def shipped_or_given_list(args: argparse.Namespace, *, published: bool) -> list[Listed]:

@@ -47,10 +47,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def num_processes() -> int:
+    """As torchrun says, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start_world(device: str = "auto") -> World:
     """Join the process group that torchrun set up (nccl on CUDA, gloo on CPU), or stand alone."""
     resolved = resolve_device(device)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = num_processes()
     if size == 1:
         return World(0, 1, resolved)
     if resolved.type == "cuda":

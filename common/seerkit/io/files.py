@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_dic import UserError
+from cache_dic.errors import shown_bytes
 
 SETTLED_S = 2  # after its last change, a file's time of change tells the next one apart on every file system
 _CHUNK = 2**24  # bytes of a file that one thread digests at a time
@@ -150,7 +151,7 @@ def check_space(folder: Path, num_bytes: int, what: str) -> None:
     free = shutil.disk_usage(place).free
     if num_bytes > free:
         raise UserError(
-            f"{what} take about {num_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free at {place}; "
+            f"{what} take about {shown_bytes(num_bytes)}, and {shown_bytes(free)} are free at {place}; "
             "ask for fewer, or write to another disk"
         )
 

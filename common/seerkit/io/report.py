@@ -61,7 +61,7 @@ MEANINGS = {
     "full steps": "steps at which the whole model was computed, of all",
     "TFLOPs": "10¹² operations for one batch, 2 per multiply-add, forecasts included",
     "FLOPs ratio": "operations of the uncached run over those of this one",
-    "latency s": "seconds for one batch, the median and the range over batches; a first call includes work that is done once",
+    "latency s": "seconds for one batch, the median (and the range) over batches; a first call includes work that is done once",
     "latency ratio": "median of the uncached run over that of this one",
     "cache MiB": "the most features kept from one step to the next",
     "PSNR dB": "peak signal-to-noise ratio to the uncached samples, the mean over those that differ: nearness, not quality",
@@ -92,7 +92,10 @@ class Comparison:
 
     def text(self) -> str:
         """As the terminal shows it."""
-        return "\n".join([f"{self.title}, {self.facts}", text_table(self.header, self.cells), *self.explanations])
+        latency = f"latency s: {MEANINGS['latency s']}"
+        return "\n".join(
+            [f"{self.title}, {self.facts}", text_table(self.header, self.cells), latency, *self.explanations]
+        )
 
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:

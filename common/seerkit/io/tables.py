@@ -26,6 +26,11 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return "–" if value is None else f"{value:z.{digits}f}{unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `16 images`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def psnr_cell(psnr: Mapping[str, Any] | None) -> str:
     """Mean PSNR of a record (`evaluation.metrics.summarize_psnr`) in dB; a dash is for what was not compared."""
     psnr = psnr or {}

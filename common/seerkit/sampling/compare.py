@@ -1,6 +1,7 @@
 """Run several caches on the same inputs: samples, what was computed, latency, memory, each against the uncached run."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ SampleBatch = Callable[[Cache, Batch, Callable[[int, Tensor], None]], tuple[Tens
 """`sample(cache, batch, callback)` -> final latents and the run; the callback is called after every step."""
 
 UNCACHED = "uncached"
+log = logging.getLogger("cache_dic")  # which commands show
 
 
 @dataclass
@@ -59,6 +61,7 @@ def run_caches(
         return outcomes
     compared = len({label for _, label in wanted}) > 1
     for cache in _rehearsed(caches, num_steps) if compared else ():
+        log.info(f"rehearsal of {cache.label}, which is not timed")
         sample(cache, wanted[0][0], lambda *_: None)
     with tqdm(total=len(wanted) * num_steps, unit="step", mininterval=0.5, disable=quiet) as bar:
         for number, (batch, label) in enumerate(wanted, 1):

@@ -68,9 +68,14 @@ def _step_flops(
 def sampling_flops(
     model: nn.Module, cache: Cache, num_steps: int, latents: Tensor, **conditions: Tensor
 ) -> dict[str, Any]:
-    """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`."""
+    """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`.
+
+    UserError where the cache has a memory limit that it would not keep to.
+    """
     plan, tokens = cache.plan(num_steps), model.tokens(latents)
     full, forecast = step_flops(model, latents, conditions)
+    if cache.memory_limit is not None:
+        cache.check_memory(plan, tokens, latents.device)
     work = cache.work_flops(num_steps, tokens)
     cached = len(plan.full_steps) * full + len(plan.forecast_steps) * forecast + work
     uncached = num_steps * full

@@ -226,6 +226,34 @@ def test_settings_of_a_wrong_type_are_named(plugin, setting, message):
         caches("--plugin", plugin(DAMPED), "--method", "damped", "--set", setting)
 
 
+@pytest.mark.parametrize(
+    ("registered", "flags", "intervals"),
+    [
+        ("interval=7, ", "", [7]),
+        ("interval=7, ", "--compare", [7]),
+        ("interval=7, ", "--compare --interval 2 3", [2, 3]),
+        ("interval=7, ", "--compare --set interval=6", [6]),
+        ("", "", [4]),
+        ("", "--compare", [3, 5]),
+    ],
+)
+def test_a_plugin_is_sampled_at_the_interval_that_it_registers(plugin, registered, flags, intervals):
+    """Methods of ours beside it, and those that register none, at the usual ones."""
+    path = plugin(DAMPED.replace("interval=4, ", registered))
+    made = caches("--plugin", path, "--method", "damped", "fora", *flags.split())
+    found = [cache.schedule_settings["interval"] for cache in made.values() if cache.method == "damped"]
+    assert found == intervals
+    ours = [cache.schedule_settings["interval"] for cache in made.values() if cache.method == "fora"]
+    assert ours == ([4] if not flags else [3, 5] if flags == "--compare" else intervals)
+
+
+def test_help_tells_the_intervals_of_a_comparison(capsys):
+    with pytest.raises(SystemExit):
+        caches("--help")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "unless --method is given, FORA, at intervals 3 5 unless --interval" in told
+
+
 def test_a_file_given_twice_or_loaded_again_is_run_anew(plugin):
     path = plugin(DAMPED)
     caches("--plugin", path, "--plugin", path, "--method", "damped")
@@ -362,4 +390,4 @@ def test_a_cut_taylor_of_ones_own(plugin):
     path = plugin(text + "class Second(Taylor):\n    max_order: int = 2\n")
     load_plugin(path)
     assert accepted_settings("second") == {"interval", "warmup_steps", "max_order"}
-    assert list(caches("--plugin", path, "--method", "second", "--max-order", "2")) == ["second-N4-W2-O2"]
+    assert list(caches("--plugin", path, "--method", "second", "--max-order", "2")) == ["second-N3-W2-O2"]

@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 
 def test_space_is_checked_where_the_folder_will_be(tmp_path):
     check_space(tmp_path / "not" / "there", 1, "one byte")
-    with pytest.raises(UserError, match=r"2 videos take about 1073741824\.0 GiB, and .* GiB are free at"):
+    with pytest.raises(UserError, match=r"2 videos take about 1073741824\.00 GiB, and .* GiB are free at"):
         check_space(tmp_path / "not" / "there", 2**60, "2 videos")
 
 

@@ -34,8 +34,9 @@ def test_rows_say_what_was_computed_or_what_is_planned():
         extra={"score": ["1.5", "2.5"]},
         explanations=["score: x"],
     )
-    title, header, _, first, second, explanation = comparison.text().splitlines()
+    title, header, _, first, second, latency, explanation = comparison.text().splitlines()
     assert (title, explanation) == ("tiny, 3 steps", "score: x")
+    assert latency.startswith("latency s: seconds for one batch, the median (and the range) over batches")
     assert header.split()[-1] == "score"
     assert first.split() == ["uncached", "3/3", "1.000", "1.00x", "2.00", "(2.00-2.00)", "1.00x", "0.0", "–", "1.5"]
     assert second.split() == ["fora-N2-W1", "2/3", "1.000", "2.00x", "–", "–", "1.0", "30.00", "2.5"]

@@ -21,7 +21,8 @@ class FakeRun:
         return {"made": True}
 
 
-def test_caches_take_turns_batch_by_batch_after_a_dropped_warm_up():
+def test_caches_take_turns_batch_by_batch_after_a_dropped_warm_up(caplog):
+    caplog.set_level("INFO", logger="cache_dic")
     caches = {"uncached": make_cache("uncached"), "cached": make_cache(interval=2, warmup_steps=1)}
     names, calls = {id(cache): label for label, cache in caches.items()}, []
 
@@ -33,6 +34,7 @@ def test_caches_take_turns_batch_by_batch_after_a_dropped_warm_up():
 
     outcomes = run_caches(caches, [0, 1], sample, num_steps=3, device=torch.device("cpu"))
     assert calls == [("cached", 0), ("uncached", 0), ("cached", 0), ("uncached", 1), ("cached", 1)]
+    assert caplog.messages == [f"rehearsal of {caches['cached'].label}, which is not timed"]
     for outcome in outcomes.values():
         assert len(outcome.seconds) == 2
         assert not outcome.cold
