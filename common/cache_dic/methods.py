@@ -153,8 +153,9 @@ def make_cache(
     if method == "uncached" and (settings or schedule != chosen.schedule):
         vain = ", ".join(settings) or f"schedule {schedule!r}"
         raise UserError(f"method 'uncached' computes every step; leave out {vain}, or name another method")
-    usual = _preset_settings(preset, method, accepted, settings)
-    given = {**chosen.defaults, **usual, **settings}
+    usual = _preset_settings(preset, () if method == "uncached" else accepted, settings)
+    own = {**_own_fields(method), **chosen.defaults}
+    given = {**own, **usual, **settings} if method in SHIPPED else {**usual, **own, **settings}
     of_schedule = {name: given[name] for name in _schedule_settings(schedule) if name in given}
     missing = _schedule_settings(schedule).keys() - of_schedule.keys()
     if missing:
@@ -180,29 +181,21 @@ def make_cache(
     )
 
 
-def _preset_settings(
-    preset: str | None, method: str, accepted: Collection[str], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A preset's settings of those accepted; for the interval that is given, where it can be one.
-
-    What a user's own method says of itself, as it is registered or in its fields, stands.
-    """
+def _preset_settings(preset: str | None, accepted: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's settings of those accepted; for the interval that is given, where it can be one."""
     if preset is None:
         return {}
     check_choice("preset", preset, PRESETS)
-    if method == "uncached":
-        return {}
     interval = plain(given.get("interval"))
     usual = PRESETS[preset].settings(interval if type(interval) is int else None)
-    own = set() if method in SHIPPED else _own_settings(method)
-    return {name: value for name, value in usual.items() if name in accepted and name not in own}
+    return {name: value for name, value in usual.items() if name in accepted}
 
 
-def _own_settings(method: str) -> set[str]:
-    """Names of the settings that a method has a value of its own for."""
-    chosen = METHODS[method]
-    of_fields = {f.name for f in init_fields(chosen.forecaster) if f.default is not MISSING}
-    return {*chosen.defaults, *of_fields}
+def _own_fields(method: str) -> dict[str, Any]:
+    """Values that a forecaster gives the fields of its own body."""
+    forecaster = METHODS[method].forecaster
+    here = vars(forecaster).get("__annotations__", {})
+    return {f.name: f.default for f in init_fields(forecaster) if f.name in here and f.default is not MISSING}
 
 
 def _make_forecaster(method: str, given: dict[str, Any]) -> Forecaster:
