@@ -60,7 +60,7 @@ def make_image(args: argparse.Namespace, label: str, cache: "Cache") -> None:
     from seerkit.data.emoji import PROMPTS
     from seerkit.devices.distributed import resolve_device
     from seerkit.devices.dtypes import torch_dtype
-    from seerkit.io.files import writable_directory
+    from seerkit.io.files import writable_or_gone
     from seerkit.io.media import finite_rows, save_png, to_uint8
     from seerkit.io.report import make_rows
     from seerkit.sampling.compare import run_caches
@@ -77,8 +77,8 @@ def make_image(args: argparse.Namespace, label: str, cache: "Cache") -> None:
 
     device = resolve_device(args.device)
     check_memory(counts, device)
-    writable_directory(args.output.parent)
-    find_everything(args)
+    with writable_or_gone(args.output.parent):
+        find_everything(args)
     show_log()
     batches = make_batches([args.prompt], args.batch_size)
     pipeline = Pipeline(args, batches, device)

@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
 [ $# -gt 0 ] || set -- --compare
-exec python TaylorSeer-Wan2.1/generate.py "$@"
+TAYLORSEER_SCRIPT=scripts/run_wan.sh exec python TaylorSeer-Wan2.1/generate.py "$@"

@@ -35,6 +35,9 @@ from seerkit.training.emoji import SHOWN
 from seerkit.weights import checkpoints as weights
 from seerkit.weights.autoencoders import FLUX_CONFIG
 
+# Programs of the environment are called by their names, as where it is active.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TIMEOUT_S = 900
 EMOJI_SIZE = 8  # pixels

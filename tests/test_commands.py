@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from cache_dic import UserError
+from evaluation.jobs import output_folder
 from seerkit.command.cli import SECTIONS, Parser
+from seerkit.weights import checkpoints
+from seerkit.weights.missing import MissingError
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
@@ -189,3 +192,62 @@ def test_what_is_refused_without_looking_at_files_is_refused_by_a_plan_too(
         with pytest.raises(UserError, match=message):
             load_command(command).main([*flags.split(), *more])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "remedy"),
+    [
+        (FLUX, "--name flux-dev", "--name is not taken here: give --model flux-dev"),
+        (
+            HUNYUAN,
+            "--model_base ckpts",
+            "--model-base is not taken here: name files and folders by --ckpt, --vae, --llm and",
+        ),
+        (
+            HUNYUAN,
+            "--cfg-scale 1.0",
+            "--cfg-scale is not taken here: the model has distilled guidance alone, --guidance-scale",
+        ),
+        (HUNYUAN, "--num-videos 1", "--num-videos is not taken here: give --samples-per-prompt"),
+        (WAN, "--use_prompt_extend", "--use-prompt-extend is not taken here: lengthen the prompts yourself"),
+    ],
+)
+def test_official_flags_without_a_counterpart_come_with_a_remedy(load_command, capsys, command, flags, remedy):
+    with pytest.raises(SystemExit, match="2"):
+        load_command(command).main(flags.split())
+    assert remedy in capsys.readouterr().err
+
+
+def test_the_official_name_of_hunyuan_video_is_another_name_of_it(parsed):
+    assert parsed(HUNYUAN, "--model HYVideo-T/2-cfgdistill")["model"] == "hunyuan-video"
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (DIT, "--model DiT-XL/2 --image-size 256"),
+        ("TaylorSeer-DiT/sample_ddp.py", "--model DiT-XL/2 --image-size 256"),
+        (FLUX, "--model flux-dev --prompt fox"),
+        (ONE, "--model hidream-full --prompt fox --output new/folder/fox.png"),
+        (WAN, "--model wan-t2v-1.3B --prompt fox"),
+    ],
+)
+def test_a_run_that_is_refused_for_its_weights_leaves_no_folder_and_says_nothing_else(
+    load_command, without_checkpoints, tmp_path, monkeypatch, capsys, command, flags
+):
+    def fail(_: object) -> None:
+        raise OSError("no network")
+
+    without_checkpoints("DIT_CHECKPOINT", "FLUX_DEV", "AE", "HIDREAM_FULL", "HIDREAM_VAE", "WAN_T2V_1_3B", "WAN_VAE")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(checkpoints, "_download", fail)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(MissingError):
+        load_command(command).main([*flags.split(), "--device", "cpu"])
+    assert list((tmp_path / "here").iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_default_folder_is_one_folder_whatever_the_name_of_the_model():
+    assert output_folder(None, "dit", {"model": "DiT-XL/2"}).parent == Path("outputs/dit")

@@ -194,6 +194,18 @@ def test_run_scripts_compare_unless_told_otherwise(checkout, script, command):
     assert checkout.run(script, "--prompt", "two cats", "")[1:] == [f"{command}|--prompt|two cats||all"]
 
 
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("run_*.sh")))
+def test_run_scripts_name_themselves_to_the_command(script, tmp_path):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup.sh").write_text('PATH="$PWD:$PATH"')
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$TAYLORSEER_SCRIPT"')
+    python.chmod(0o755)
+    done = subprocess.run(["bash", tmp_path / "scripts" / script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"scripts/{script}\n"
+
+
 CLOTHES, EMOJI = ("fashion_mnist", "FASHION_MNIST"), ("emoji", "EMOJI_DATA")
 TRAININGS = {  # command; on a CPU, settings and processes of one thread; data and the variable that says where they are
     "train_dit.sh": ("TaylorSeer-DiT/train.py|--output-dir|outputs/dit-fashion", "--steps 5600", None, *CLOTHES),

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 EMBEDDED = "flux-tiny"
 ALSO = {"--model": "--model-name", "--guidance-scale": "--guidance"}
 """Spellings of black-forest-labs/flux where they are others."""
+NOT_TAKEN = {"--name": "give --model flux-dev or --model flux-schnell"}
+"""Official flags that have no counterpart, and what to do instead."""
 
 
 def add_flags(parser: Parser) -> None:
     """All flags of the command."""
+    parser.not_taken = NOT_TAKEN
     add_model_flag(parser, tuple(CONFIGS), EMBEDDED, ALSO)
     model = parser.section("model")
     model.add_argument("--ckpt", type=Path, help="checkpoint file or folder (default: $FLUX_DEV or $FLUX_SCHNELL, …)")

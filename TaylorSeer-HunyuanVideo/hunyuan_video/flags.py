@@ -37,11 +37,21 @@ ALSO = {
     "--offload": "--use-cpu-offload",
 }
 """Spellings of Tencent-Hunyuan/HunyuanVideo where they are others."""
+OFFICIAL_NAMES = {"HYVideo-T/2-cfgdistill": "hunyuan-video"}
+NOT_TAKEN = {
+    "--model-base": "name files and folders by --ckpt, --vae, --llm and --clip",
+    "--model-resolution": "the weights are the same for all; give --height and --width",
+    "--num-videos": "give --samples-per-prompt",
+    "--cfg-scale": "the model has distilled guidance alone, --guidance-scale",
+    "--neg-prompt": "the model has distilled guidance alone, which has no negative prompt",
+}
+"""Official flags that have no counterpart, and what to do instead."""
 
 
 def add_flags(parser: Parser) -> None:
     """Flags of model, prompts, sampling, caching and device."""
-    add_model_flag(parser, tuple(CONFIGS), EMBEDDED, ALSO)
+    parser.not_taken = NOT_TAKEN
+    add_model_flag(parser, tuple(CONFIGS), EMBEDDED, ALSO, official=OFFICIAL_NAMES)
     model = parser.section("model")
     model.add_argument(
         *spellings("--ckpt", ALSO), type=Path, help="checkpoint file or folder (default: $HUNYUAN_VIDEO, …)"

@@ -44,10 +44,19 @@ ALSO = {
     "--ring-degree": "--ring-size",
 }
 """Spellings of Wan-Video/Wan2.1 where they are others; its names of models lack PREFIX."""
+NOT_TAKEN = dict.fromkeys(
+    (
+        f"--{name}"
+        for name in ("use-prompt-extend", "prompt-extend-method", "prompt-extend-model", "prompt-extend-target-lang")
+    ),
+    "lengthen the prompts yourself and hand them over by --prompt-file",
+)
+"""Official flags that have no counterpart, and what to do instead."""
 
 
 def add_flags(parser: Parser) -> None:
     """Flags of model, prompts, sampling, caching and device, and --save-file."""
+    parser.not_taken = NOT_TAKEN
     add_model_flag(parser, (*CONFIGS, *VARIANTS), EMBEDDED, ALSO, prefix=PREFIX)
     model = parser.section("model")
     model.add_argument(

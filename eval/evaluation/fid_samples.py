@@ -21,7 +21,7 @@ from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main, start_world
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.claims import claim_samples
-from seerkit.io.files import check_space, clear_partial, read_json, writable_directory, write_json, written_whole
+from seerkit.io.files import check_space, clear_partial, read_json, writable_or_gone, write_json, written_whole
 from seerkit.io.images import image_path, read_image
 from seerkit.io.records import conditions
 from seerkit.sampling.seeds import derive_seed
@@ -175,17 +175,17 @@ def run(job: FidJob) -> None:
 
     def prepare() -> dict[str, Any]:
         """Refuse what can be refused before anything is made; the claim of the folder, which is then this run's."""
-        writable_directory(folder)
-        check_space(args.output_dir, count * math.prod(shape), f"the .npz of {count} images")
-        contents = digests(job.find())  # one process downloads what the others then load
-        dtype = torch_dtype(args.precision)
-        claim = make_claim(settings, contents, cache, args.num_steps, args.accumulator_dtype, dtype, world.device)
-        claim_samples(
-            args.output_dir,
-            {job.name: claim},
-            has_samples=lambda _: any(folder.glob("*.png")),
-            alone=True,
-        )
+        with writable_or_gone(folder):
+            check_space(args.output_dir, count * math.prod(shape), f"the .npz of {count} images")
+            contents = digests(job.find())  # one process downloads what the others then load
+            dtype = torch_dtype(args.precision)
+            claim = make_claim(settings, contents, cache, args.num_steps, args.accumulator_dtype, dtype, world.device)
+            claim_samples(
+                args.output_dir,
+                {job.name: claim},
+                has_samples=lambda _: any(folder.glob("*.png")),
+                alone=True,
+            )
         clear_partial(folder)
         clear_partial(args.output_dir, folder.with_name(f"{job.name}.npz"))
         return claim

@@ -6,6 +6,7 @@ records of its folder.
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ from evaluation.backbones import count_caches
 from seerkit.devices.distributed import World
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.claims import CACHE, PROMPTS, Claim, claim_samples, state_folder
-from seerkit.io.files import check_space, clear_partial, content_digest, read_json, writable_directory, write_json
+from seerkit.io.files import check_space, clear_partial, content_digest, read_json, writable_or_gone, write_json
 from seerkit.io.images import digest
 from seerkit.io.report import Row
 from seerkit.sampling.compare import UNCACHED, Outcome
 from seerkit.text.prompts import Batch, make_batches
 
 PATHS = ("ckpt", "vae", "image")  # settings that name files, whose contents are claimed instead
+SCRIPT = "TAYLORSEER_SCRIPT"  # the environment variable in which a scripts/run_*.sh names itself
 LEAST_STREAMS = 4  # of the model's token stream at once in a full step: its tokens, queries, keys and values
 
 Read = Mapping[str, Sequence[Path]]
@@ -63,9 +65,14 @@ class Job:
         return self.record_path.with_name("index.html" if self.record_name == "record" else f"{self.record_name}.html")
 
     def command_line(self, num_processes: int) -> str:
-        """What repeats this run from the root of the repository."""
-        launcher = ["python"] if num_processes == 1 else ["torchrun", f"--nproc_per_node={num_processes}"]
-        return shlex.join([*launcher, self.command, *self.args.command_line])
+        """What repeats this run from the root of the repository: the script that it was started by, where that was one."""
+        if num_processes > 1:
+            launcher = ["torchrun", f"--nproc_per_node={num_processes}", self.command]
+        elif script := os.environ.get(SCRIPT):
+            launcher = ["bash", script]
+        else:
+            launcher = ["python", self.command]
+        return shlex.join([*launcher, *self.args.command_line])
 
     @property
     def num_steps(self) -> int:
@@ -104,10 +111,10 @@ class Job:
         disk_bytes: the least that the samples take. One process does this for all.
         """
         check_memory(counts, world.device)
-        writable_directory(self.out)
-        check_space(self.out, disk_bytes, f"{len(self.prompts)} samples of {len(self.caches)} caches")
-        claims = self.claims(digests(self.find(world)), world.device)
-        claim_samples(self.out, claims, has_samples=has_samples)
+        with writable_or_gone(self.out):
+            check_space(self.out, disk_bytes, f"{len(self.prompts)} samples of {len(self.caches)} caches")
+            claims = self.claims(digests(self.find(world)), world.device)
+            claim_samples(self.out, claims, has_samples=has_samples)
         clear_partial(self.out)
 
     def claims(self, contents: Mapping[str, str], device: torch.device) -> dict[str, Claim]:
@@ -212,4 +219,4 @@ def check_memory(counts: Mapping[str, Mapping[str, Any]], device: torch.device) 
 
 def output_folder(given: Path | None, family: str, settings: dict[str, Any]) -> Path:
     """The folder asked for, or outputs/FAMILY/MODEL-DIGEST."""
-    return given or Path("outputs") / family / f"{settings['model']}-{digest(settings)}"
+    return given or Path("outputs") / family / f"{settings['model'].replace('/', '-')}-{digest(settings)}"

@@ -11,6 +11,7 @@ stage leaves files, whole ones, so that a killed run goes on with --resume where
     OUT/index.html                   all of it to look at (see `evaluation.page`)
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import Cache, UserError
+from cache_dic.errors import shown_bytes
 from evaluation.jobs import Job
 from evaluation.metrics import finite_or_none, summarize_psnr
 from evaluation.page import Shown, readable, write_page
@@ -430,8 +432,6 @@ def run(job: VideoJob) -> dict[str, Any] | None:
     world = start_world(args.device)
     if world.is_main and not args.json:
         show_log()
-        until = "are kept" if args.keep_latents else "are dropped when their videos are written"
-        print(f"latents take up to {latent_bytes / 2**30:.3f} GiB in {job.out} and {until}")
     folders = {label: VideoFolder(job, label) for label in job.caches}
 
     def prepare() -> None:
@@ -440,6 +440,9 @@ def run(job: VideoJob) -> dict[str, Any] | None:
         check_folder(job.names, job.out)
 
     on_main(world, prepare)
+    if world.is_main and not args.json:
+        until = "are kept" if args.keep_latents else "are dropped when their videos are written"
+        print(f"latents take up to {shown_bytes(latent_bytes)} in {job.out} and {until}")
     pipeline = job.make_pipeline(world)
     missing = find_missing(job, folders, world)
     outcomes = sample_missing(job, pipeline, folders, missing, world)
@@ -448,6 +451,9 @@ def run(job: VideoJob) -> dict[str, Any] | None:
     world.barrier()
     if not world.is_main:
         return None
+    for folder in folders.values():
+        with contextlib.suppress(OSError):  # still has some, or never was
+            (folder.state / "latents").rmdir()
     whole = {label: folder for label, folder in folders.items() if not outcomes[label].failed}
     record = None
     if whole:

@@ -130,6 +130,13 @@ def test_a_job_leaves_images_grid_and_record(carry_out, out, capsys):
     assert "score" not in printed
 
 
+def test_a_run_by_a_script_is_repeated_by_it(carry_out, out, monkeypatch):
+    monkeypatch.setenv("TAYLORSEER_SCRIPT", "scripts/run_fake.sh")
+    record, _ = carry_out()
+    assert record["command_line"].startswith("bash scripts/run_fake.sh --output")
+    assert "bash scripts/run_fake.sh " in (out / "index.html").read_text()
+
+
 def test_batches_with_a_missing_image_are_made_again_and_no_others(carry_out, out):
     carry_out()
     before = pngs(out)

@@ -154,6 +154,7 @@ def test_a_job_leaves_videos_latents_figures_strips_and_a_record(carry_out, out,
         CACHES
     )
     assert f"record: {out / 'record.json'}" in printed
+    assert not list(out.rglob("latents")), "which are decoded"
 
 
 def damage(path: Path) -> None:
@@ -214,7 +215,7 @@ def test_a_damaged_strip_is_drawn_again_without_sampling(carry_out, out):
 
 def test_latents_are_kept_on_request_and_serve_a_later_comparison(carry_out, out, capsys):
     carry_out("--keep-latents", labels=["uncached"])
-    assert "GiB" in capsys.readouterr().out.splitlines()[0], "told before"
+    assert capsys.readouterr().out.startswith("latents take up to 9.00 KiB in "), "told before"
     assert len(list((out / "state" / "uncached" / "latents").glob("*.safetensors"))) == 3
     assert rows(carry_out("--keep-latents", labels=[TAYLORSEER])[1])[TAYLORSEER]["psnr"] is None
     strip = (out / "strips" / "000000.png").read_bytes()

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -17,6 +17,7 @@ import seerkit.environment  # noqa: F401
 from seerkit.limits import MAX_GUIDANCE
 
 Number = TypeVar("Number", int, float)
+LIKE = 0.75  # of two flags' letters, so that one may be meant by the other
 
 
 SECTIONS = ("model", "prompts", "data", "sampling", "training", "caching", "measuring", "output", "device")
@@ -76,6 +77,8 @@ class Parser(argparse.ArgumentParser):
             description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False, **options
         )
         self._sections = {title: self.add_argument_group(title) for title in SECTIONS}
+        self.not_taken: Mapping[str, str] = {}
+        """Flags of a reference command that there are not here, each with what to do instead."""
 
     def section(self, title: str) -> argparse._ArgumentGroup:
         """The section of --help for flags of a kind, one of SECTIONS."""
@@ -85,9 +88,13 @@ class Parser(argparse.ArgumentParser):
         """As ArgumentParser's; the flag that an unknown one may mean is named."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [self._hyphenated(text).partition("=")[0] for text in unknown if text.startswith("--")]
-            near = get_close_matches(flags[0], self._option_string_actions, 1) if flags else []
-            meant = f"; did you mean {near[0]}?" if near else ""
+            flags = [text.partition("=")[0].replace("_", "-") for text in unknown if text.startswith("--")]
+            for flag in flags:
+                if flag in self.not_taken:
+                    self.error(f"{flag} is not taken here: {self.not_taken[flag]}")
+            names = {name.lstrip("-"): name for name in self._option_string_actions}
+            near = get_close_matches(flags[0].lstrip("-"), names, 1, LIKE) if flags else []
+            meant = f"; did you mean {names[near[0]]}?" if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
         return parsed
 

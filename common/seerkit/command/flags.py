@@ -7,6 +7,7 @@ import argparse
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from seerkit.command.cli import Parser, device_name, guidance_weight, json_file, non_negative_int, positive_int
 from seerkit.devices.dtypes import PRECISIONS
@@ -21,20 +22,28 @@ def spellings(flag: str, also: Also) -> tuple[str, ...]:
     return flag, *also.get(flag, "").split()
 
 
-def model_name(names: Sequence[str], prefix: str) -> Callable[[str], str]:
-    """An argparse type: a name, or what follows its prefix in official commands: `full` for `hidream-full`."""
+def model_name(names: Sequence[str], prefix: str, official: Also) -> Callable[[str], str]:
+    """An argparse type: a name, or what official commands have for it: what follows its prefix, or a name of their own."""
 
     def convert(text: str) -> str:
-        return next((name for name in (text, prefix + text) if name in names), text)
+        return next((name for name in (text, prefix + text, official.get(text, text)) if name in names), text)
 
     return convert
 
 
-def add_model_flag(parser: Parser, names: Sequence[str], embedded: str, also: Also, *, prefix: str = "") -> None:
-    """--model; prefix: what official commands leave out of the names."""
+def add_model_flag(
+    parser: Parser,
+    names: Sequence[str],
+    embedded: str,
+    also: Also,
+    *,
+    prefix: str = "",
+    official: Also = MappingProxyType({}),
+) -> None:
+    """--model; prefix: what official commands leave out of the names. official: their names, where they are others."""
     parser.section("model").add_argument(
         *spellings("--model", also),
-        type=model_name(names, prefix),
+        type=model_name(names, prefix, official),
         choices=tuple(names),
         default=embedded,
         help=f"{embedded} is the embedded model",

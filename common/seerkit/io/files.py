@@ -145,6 +145,20 @@ def writable_directory(path: str | Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def writable_or_gone(path: str | Path) -> Iterator[None]:
+    """`writable_directory` for what follows; if that fails, the folders made for it are removed, where still empty."""
+    made = [folder for folder in (Path(path), *Path(path).parents) if not os.path.lexists(folder)]
+    try:
+        writable_directory(path)
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def check_space(folder: Path, num_bytes: int, what: str) -> None:
     """UserError if `num_bytes` more do not fit the disk of a folder, which need not be there yet. what: for the message."""
     place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())

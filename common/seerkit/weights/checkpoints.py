@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shlex
+import shutil
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,7 +62,16 @@ def hub_command(repo: str, patterns: Sequence[str], folder: Path | None) -> str:
     """The shell command that puts files of a repository into a folder, None for the hub's cache; patterns: of their names."""
     include = [word for pattern in patterns for word in ("--include", pattern)]
     place = ["--local-dir", str(folder)] if folder else []
-    return shlex.join(["hf", "download", repo, *include, *place])
+    return shlex.join([hub_program(), "download", repo, *include, *place])
+
+
+def hub_program() -> str:
+    """What `hf` is called from the current folder: on PATH, or beside the Python that runs, where an environment has it."""
+    beside = Path(sys.executable).with_name("hf")
+    if shutil.which("hf") or not beside.is_file():
+        return "hf"
+    here = Path.cwd()
+    return str(beside.relative_to(here)) if beside.is_relative_to(here) else str(beside)
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class Published:
         if self.repo and self.patterns != [self.name]:
             return hub_command(self.repo, self.patterns, self.folder)
         if self.repo:
-            return shlex.join(["hf", "download", self.repo, self.name, "--local-dir", str(self.folder)])
+            return shlex.join([hub_program(), "download", self.repo, self.name, "--local-dir", str(self.folder)])
         return None
 
     def caches(self) -> Iterable[Path]:
@@ -255,7 +266,7 @@ def _incomplete(
     if file is None or file.repo is None:
         return NotFoundError(f"{said}; copy the rest there", named=f"{path}, without {listed(missing)}")
     wanted = [str(PurePosixPath(file.name).with_name(name)) for name in missing]
-    command = ["hf", "download", file.repo, *wanted]
+    command = [hub_program(), "download", file.repo, *wanted]
     if "snapshots" not in path.parts:  # which are of the hub's cache, where the command puts it anyway
         folders = len(PurePosixPath(file.name).parts) - 1
         at_home = path.parts[-folders - 1 :] == PurePosixPath(file.name).parts

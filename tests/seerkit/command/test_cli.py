@@ -160,6 +160,25 @@ class TestParser:
         hyphenated = first.replace("_", "-")
         assert f"argument {second}: the same as {hyphenated}; give one of them" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("flag", "told"),
+        [
+            ("--step", "unrecognized arguments: --step 3; did you mean --steps?"),
+            ("--step=3", "unrecognized arguments: --step=3 3; did you mean --steps?"),
+            ("--num_videos", "unrecognized arguments: --num_videos 3"),
+            ("--name", "unrecognized arguments: --name 3"),
+            ("--old_speed", "--old-speed is not taken here: give --fast"),
+            ("--old-speed=2", "--old-speed is not taken here: give --fast"),
+        ],
+    )
+    def test_an_unknown_flag_is_explained_or_a_near_one_named(self, parser, flag, told, capsys):
+        parser.add_argument("--video-size")
+        parser.add_argument("--ae")
+        parser.not_taken = {"--old-speed": "give --fast"}
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args([flag, "3"])
+        assert capsys.readouterr().err == f"draw.py: error: {told} (see --help)\n"
+
     @pytest.mark.parametrize("arguments", [["--ste", "3"], ["--steps", "x"], ["--steps"], ["extra"]])
     def test_errors_are_one_line(self, parser, arguments, capsys):
         with pytest.raises(SystemExit) as caught:

@@ -34,6 +34,7 @@ from seerkit.weights.checkpoints import (
     checkpoint_files,
     export_safetensors,
     find_weights,
+    hub_command,
     load_weights,
     parse_metadata,
     read_metadata,
@@ -161,6 +162,20 @@ class TestFind:
         assert caught.value.named == f"{index}, without {second.name}"
         touch(second)
         assert find_weights(None, [SHARDED]) == index
+
+    @pytest.mark.parametrize(("inside", "shown"), [(True, "env/bin/hf"), (False, "{}/env/bin/hf")])
+    def test_a_program_that_is_not_on_the_path_is_named_beside_python(self, tmp_path, monkeypatch, inside, shown):
+        program = tmp_path / "env" / "bin" / "hf"
+        monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path if inside else tmp_path / "elsewhere")
+        assert hub_command("a/b", ["c"], None) == "hf download a/b --include c", "to be installed"
+        touch(program)
+        assert hub_command("a/b", ["c"], None) == f"{shown.format(tmp_path)} download a/b --include c"
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent))
+        assert hub_command("a/b", ["c"], None) == "hf download a/b --include c"
 
     @pytest.mark.parametrize("given", ["the index", "its folder", "the repository", "a shard", "the variable"])
     def test_missing_shard_of_a_folder_is_named(self, nowhere, tmp_path, given, monkeypatch):

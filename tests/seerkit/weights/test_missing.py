@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 import dit.flags
 import dit.pipeline
@@ -18,7 +17,6 @@ import hidream.pipeline
 import hunyuan_video.pipeline
 import wan.pipeline
 from seerkit.command.cli import run_command
-from seerkit.devices.distributed import World
 from seerkit.weights.checkpoints import NotFoundError, Published
 from seerkit.weights.missing import MissingError, Part, find_parts
 
@@ -147,8 +145,6 @@ ENVIRONMENT = {
     "wan": ("WAN_T2V_1_3B", "WAN_I2V_14B_480P", "WAN_VAE"),
 }
 
-ONE = World(0, 1, torch.device("cpu"))
-
 
 def args(**given: object) -> Namespace:
     names = (
@@ -182,17 +178,17 @@ MODELS: dict[str, tuple[Callable[[], dict[str, list[Path]]], int, list[str]]] = 
         ["hf download HiDream-ai/HiDream-I1-Dev", "hf download meta-llama/Llama-3.1-8B-Instruct"],
     ),
     "hunyuan": (
-        lambda: hunyuan_video.pipeline.find_everything(args(model="hunyuan-video"), ONE),
+        lambda: hunyuan_video.pipeline.find_everything(args(model="hunyuan-video")),
         4,
         ["hf download tencent/HunyuanVideo", "hf download hunyuanvideo-community/HunyuanVideo"],
     ),
     "wan-t2v": (
-        lambda: wan.pipeline.find_everything(args(model="wan-t2v-1.3B"), ONE),
+        lambda: wan.pipeline.find_everything(args(model="wan-t2v-1.3B")),
         3,
         ["hf download Wan-AI/Wan2.1-T2V-1.3B", "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers"],
     ),
     "wan-i2v": (
-        lambda: wan.pipeline.find_everything(args(model="wan-i2v-14B-480P", image=Path(__file__)), ONE),
+        lambda: wan.pipeline.find_everything(args(model="wan-i2v-14B-480P", image=Path(__file__))),
         4,
         ["hf download Wan-AI/Wan2.1-I2V-14B-480P", "hf download Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"],
     ),
