@@ -251,3 +251,43 @@ def test_a_run_that_is_refused_for_its_weights_leaves_no_folder_and_says_nothing
 
 def test_a_default_folder_is_one_folder_whatever_the_name_of_the_model():
     assert output_folder(None, "dit", {"model": "DiT-XL/2"}).parent == Path("outputs/dit")
+
+
+def help_of(load_command, capsys, command: str) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        load_command(command).main(["--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_does_not_list_what_is_refused(load_command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")  # names are not wrapped
+    for command, refused in (
+        ("eval/flops.py", ("--compare", "--telemetry", "--memory-limit-gib")),
+        ("eval/benchmark.py", ("--compare", "--telemetry", "--engine")),
+    ):
+        text = help_of(load_command, capsys, command)
+        assert [flag for flag in refused if f" {flag} " in text.partition(" examples: ")[0]] == []
+        assert "wan-debug, hidream-debug (default: DiT-XL/2)" in text, "those for tests behind the others"
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (DIT, "one of DiT-XL/2, DiT-S/2, DiT-S/4, "),
+        (
+            FLUX,
+            "one of flux-dev, flux-schnell, flux-tiny, flux-debug; flux-tiny is the embedded model, flux-debug a tiny one",
+        ),
+        (
+            WAN,
+            "wan-i2v-14B-720P, wan-i2v-14B, wan-tiny, wan-debug; wan-tiny is the embedded model, wan-debug a tiny one for",
+        ),
+    ],
+)
+def test_help_lists_official_models_first(load_command, capsys, monkeypatch, command, names):
+    monkeypatch.setenv("COLUMNS", "2000")
+    text = help_of(load_command, capsys, command)
+    assert names in text
+    assert ", …)" not in text
+    assert "--max-order N highest Taylor order" in text
+    assert "--memory-limit-gib GIB most that" in text
