@@ -291,3 +291,33 @@ def test_help_lists_official_models_first(load_command, capsys, monkeypatch, com
     assert ", …)" not in text
     assert "--max-order N highest Taylor order" in text
     assert "--memory-limit-gib GIB most that" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "flags", "first", "row"),
+    [
+        (
+            DIT,
+            "--model DiT-XL/2 --image-size 256",
+            "DiT-XL/2, 256x256, 50 steps, batches of 8",
+            "taylorseer-N4-W2-O4 14/50",
+        ),
+        (FLUX, "--model flux-dev", "flux-dev, 1024x1024, 50 steps, batches of 1", "taylorseer-N6-W3-O2 10/50"),
+        (HIDREAM, "--model hidream-dev", "hidream-dev, 1024x1024, 28 steps, batches of 1", "taylorseer-N4-W1-O2 7/28"),
+        (
+            WAN,
+            "--model wan-t2v-1.3B",
+            "wan-t2v-1.3B, 832x480, 81 frames, 50 steps, batches of 1",
+            "taylorseer-N5-W1-O1 10/50",
+        ),
+    ],
+)
+def test_a_plan_is_a_short_table_and_needs_no_prompt(load_command, capsys, command, flags, first, row):
+    load_command(command).main([*flags.split(), "--dry-run"])
+    title, header, _, line, output = capsys.readouterr().out.splitlines()
+    assert title == first
+    assert header.split("  ")[0] == "method"
+    assert " ".join(line.split()).startswith(row)
+    assert output.startswith("output: ")
+    assert ("which depends on the prompts" in output) == (command != DIT)

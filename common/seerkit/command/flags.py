@@ -145,7 +145,7 @@ def add_output_flags(parser: Parser, also: Also, *, family: str, sample: str) ->
     )
     section.add_argument("--resume", action="store_true", help=f"keep the {sample}s that are there, make those missing")
     add_dry_run_flag(parser)
-    section.add_argument("--json", action="store_true", help="print the record instead of the table")
+    section.add_argument("--json", action="store_true", help="print the record, or the plan, instead of the table")
 
 
 def add_dry_run_flag(parser: Parser, shown: str = "configuration, full steps, FLOPs and kept bytes") -> None:
