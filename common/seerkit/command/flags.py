@@ -27,7 +27,7 @@ def model_name(names: Sequence[str], prefix: str, official: Also) -> Callable[[s
     """An argparse type: a name, or what official commands have for it: what follows its prefix, or a name of their own."""
 
     def convert(text: str) -> str:
-        return next((name for name in (text, prefix + text, official.get(text)) if name in names), text)
+        return next((name for name in (text, prefix + text, official.get(text, text)) if name in names), text)
 
     return convert
 
