@@ -29,6 +29,7 @@ MOST = {"threads": 1024, "repeats": 10**4, "dropped": 10**4, "whole_repeats": 10
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
     add_workload_flags(parser, argv)
+    parser.hide("--engine", "--telemetry", "--compare")
     measuring = parser.section("measuring")
     measuring.add_argument(
         "--repeats", type=positive_int, metavar="N", default=10, help="timings kept of every kind of step"

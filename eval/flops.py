@@ -22,6 +22,7 @@ python eval/flops.py --model hidream-full --precision bf16
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
     add_workload_flags(parser, argv)
+    parser.hide("--memory-limit-gib", "--telemetry", "--compare")
     parser.section("measuring").add_argument(
         "--kept-goal-gib",
         type=positive_float,

@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
 [ $# -gt 0 ] || set -- --compare
-TAYLORSEER_SCRIPT=scripts/run_flux.sh exec python TaylorSeer-FLUX/sample.py "$@"
+export TAYLORSEER_SCRIPT=scripts/run_flux.sh
+exec python TaylorSeer-FLUX/sample.py "$@"

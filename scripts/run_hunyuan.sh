@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
 [ $# -gt 0 ] || set -- --compare
-TAYLORSEER_SCRIPT=scripts/run_hunyuan.sh exec python TaylorSeer-HunyuanVideo/sample_video.py "$@"
+export TAYLORSEER_SCRIPT=scripts/run_hunyuan.sh
+exec python TaylorSeer-HunyuanVideo/sample_video.py "$@"

@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
 [ $# -gt 0 ] || set -- --compare
-TAYLORSEER_SCRIPT=scripts/run_wan.sh exec python TaylorSeer-Wan2.1/generate.py "$@"
+export TAYLORSEER_SCRIPT=scripts/run_wan.sh
+exec python TaylorSeer-Wan2.1/generate.py "$@"

@@ -251,3 +251,73 @@ def test_a_run_that_is_refused_for_its_weights_leaves_no_folder_and_says_nothing
 
 def test_a_default_folder_is_one_folder_whatever_the_name_of_the_model():
     assert output_folder(None, "dit", {"model": "DiT-XL/2"}).parent == Path("outputs/dit")
+
+
+def help_of(load_command, capsys, command: str) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        load_command(command).main(["--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_does_not_list_what_is_refused(load_command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")  # names are not wrapped
+    for command, refused in (
+        ("eval/flops.py", ("--compare", "--telemetry", "--memory-limit-gib")),
+        ("eval/benchmark.py", ("--compare", "--telemetry", "--engine")),
+    ):
+        text = help_of(load_command, capsys, command)
+        assert [flag for flag in refused if f" {flag} " in text.partition(" examples: ")[0]] == []
+        assert "wan-debug, hidream-debug (default: DiT-XL/2)" in text, "those for tests behind the others"
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (DIT, "one of DiT-XL/2, DiT-S/2, DiT-S/4, "),
+        (
+            FLUX,
+            "one of flux-dev, flux-schnell, flux-tiny, flux-debug; flux-tiny is the embedded model, flux-debug a tiny one",
+        ),
+        (
+            WAN,
+            "wan-i2v-14B-720P, wan-i2v-14B, wan-tiny, wan-debug; wan-tiny is the embedded model, wan-debug a tiny one for",
+        ),
+    ],
+)
+def test_help_lists_official_models_first(load_command, capsys, monkeypatch, command, names):
+    monkeypatch.setenv("COLUMNS", "2000")
+    text = help_of(load_command, capsys, command)
+    assert names in text
+    assert ", …)" not in text
+    assert "--max-order N highest Taylor order" in text
+    assert "--memory-limit-gib GIB most that" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "flags", "first", "row"),
+    [
+        (
+            DIT,
+            "--model DiT-XL/2 --image-size 256",
+            "DiT-XL/2, 256x256, 50 steps, batches of 8",
+            "taylorseer-N4-W2-O4 14/50",
+        ),
+        (FLUX, "--model flux-dev", "flux-dev, 1024x1024, 50 steps, batches of 1", "taylorseer-N6-W3-O2 10/50"),
+        (HIDREAM, "--model hidream-dev", "hidream-dev, 1024x1024, 28 steps, batches of 1", "taylorseer-N4-W1-O2 7/28"),
+        (
+            WAN,
+            "--model wan-t2v-1.3B",
+            "wan-t2v-1.3B, 832x480, 81 frames, 50 steps, batches of 1",
+            "taylorseer-N5-W1-O1 10/50",
+        ),
+    ],
+)
+def test_a_plan_is_a_short_table_and_needs_no_prompt(load_command, capsys, command, flags, first, row):
+    load_command(command).main([*flags.split(), "--dry-run"])
+    title, header, _, line, output = capsys.readouterr().out.splitlines()
+    assert title == first
+    assert header.split("  ")[0] == "method"
+    assert " ".join(line.split()).startswith(row)
+    assert output.startswith("output: ")
+    assert ("which depends on the prompts" in output) == (command != DIT)

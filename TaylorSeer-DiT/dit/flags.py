@@ -27,7 +27,7 @@ ALSO = {"--num-steps": "--num-sampling-steps", "--guidance-scale": "--cfg-scale"
 
 def add_flags(parser: Parser, *, guidance_scale: float) -> None:
     """Flags of the model, the sampler, the caches and the device; guidance_scale: the command's default."""
-    add_model_flag(parser, tuple(CONFIGS), EMBEDDED, ALSO)
+    add_model_flag(parser, (PUBLISHED, *(name for name in CONFIGS if name != PUBLISHED)), EMBEDDED, ALSO)
     model = parser.section("model")
     model.add_argument(
         "--image-size",
@@ -36,9 +36,13 @@ def add_flags(parser: Parser, *, guidance_scale: float) -> None:
         help="side in pixels; 256 or 512 for DiT-XL/2 (default: the model's own)",
     )
     model.add_argument("--num-classes", type=positive_int, metavar="N", help="of the model; checked against it")
-    model.add_argument("--ckpt", type=Path, help="checkpoint file or folder (default: the embedded or published one)")
     model.add_argument(
-        "--vae", help=f"{', '.join(VAES)}, a folder or a hub repository; of latent models (default: {DEFAULT_VAE})"
+        "--ckpt", type=Path, metavar="PATH", help="checkpoint file or folder (default: the embedded or published one)"
+    )
+    model.add_argument(
+        "--vae",
+        metavar="PATH",
+        help=f"{', '.join(VAES)}, a folder or a hub repository; of latent models (default: {DEFAULT_VAE})",
     )
     add_sampling_flags(
         parser,

@@ -8,6 +8,7 @@ from flux.config import CONFIGS, REPOS, USAGE, latent_shape
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, positive_int, refuse_without_effect
 from seerkit.command.flags import (
+    LOOKED_IN,
     add_device_flags,
     add_image_flags,
     add_model_flag,
@@ -33,8 +34,15 @@ def add_flags(parser: Parser) -> None:
     parser.not_taken = NOT_TAKEN
     add_model_flag(parser, tuple(CONFIGS), EMBEDDED, ALSO)
     model = parser.section("model")
-    model.add_argument("--ckpt", type=Path, help="checkpoint file or folder (default: $FLUX_DEV or $FLUX_SCHNELL, …)")
-    model.add_argument("--ae", type=Path, help="autoencoder file or folder (default: $AE, …)")
+    model.add_argument(
+        "--ckpt",
+        type=Path,
+        metavar="PATH",
+        help=f"checkpoint file or folder (default: $FLUX_DEV or $FLUX_SCHNELL, {LOOKED_IN})",
+    )
+    model.add_argument(
+        "--ae", type=Path, metavar="PATH", help=f"autoencoder file or folder (default: $AE, {LOOKED_IN})"
+    )
     model.add_argument("--t5", type=Path, metavar="DIR", help="folder of the T5-v1.1-XXL encoder")
     model.add_argument("--clip", type=Path, metavar="DIR", help="folder of the CLIP-L text encoder")
     add_prompt_flags(parser, embedded=EMBEDDED)

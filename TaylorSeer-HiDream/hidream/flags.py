@@ -9,6 +9,7 @@ from hidream.config import CONFIGS, REPOS, USAGE, latent_shape
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, non_negative_float, positive_int, refuse_without_effect
 from seerkit.command.flags import (
+    LOOKED_IN,
     add_device_flags,
     add_image_flags,
     add_model_flag,
@@ -54,9 +55,14 @@ def add_single_image_flags(parser: Parser, *, batch_size: str | None = None) -> 
     add_model_flag(parser, tuple(CONFIGS), EMBEDDED, ALSO, prefix=PREFIX)
     model = parser.section("model")
     model.add_argument(
-        "--ckpt", type=Path, help="checkpoint file or folder (default: $HIDREAM_FULL, $HIDREAM_DEV or $HIDREAM_FAST, …)"
+        "--ckpt",
+        type=Path,
+        metavar="PATH",
+        help=f"checkpoint file or folder (default: $HIDREAM_FULL, $HIDREAM_DEV or $HIDREAM_FAST, {LOOKED_IN})",
     )
-    model.add_argument("--ae", type=Path, help="autoencoder file or folder (default: $HIDREAM_VAE, …)")
+    model.add_argument(
+        "--ae", type=Path, metavar="PATH", help=f"autoencoder file or folder (default: $HIDREAM_VAE, {LOOKED_IN})"
+    )
     model.add_argument("--t5", type=Path, metavar="DIR", help="folder of the T5-v1.1-XXL encoder")
     model.add_argument("--clip-l", type=Path, metavar="DIR", help="folder of the CLIP-L text encoder")
     model.add_argument("--clip-g", type=Path, metavar="DIR", help="folder of the CLIP-bigG text encoder")

@@ -10,6 +10,7 @@ from hunyuan_video.config import CONFIGS, REPOS, USAGE, latent_shape
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, positive_int, refuse_without_effect
 from seerkit.command.flags import (
+    LOOKED_IN,
     add_device_flags,
     add_model_flag,
     add_prompt_flags,
@@ -54,9 +55,14 @@ def add_flags(parser: Parser) -> None:
     add_model_flag(parser, tuple(CONFIGS), EMBEDDED, ALSO, official=OFFICIAL_NAMES)
     model = parser.section("model")
     model.add_argument(
-        *spellings("--ckpt", ALSO), type=Path, help="checkpoint file or folder (default: $HUNYUAN_VIDEO, …)"
+        *spellings("--ckpt", ALSO),
+        type=Path,
+        metavar="PATH",
+        help=f"checkpoint file or folder (default: $HUNYUAN_VIDEO, {LOOKED_IN})",
     )
-    model.add_argument("--vae", type=Path, help="autoencoder file or folder (default: $HUNYUAN_VAE, …)")
+    model.add_argument(
+        "--vae", type=Path, metavar="PATH", help=f"autoencoder file or folder (default: $HUNYUAN_VAE, {LOOKED_IN})"
+    )
     model.add_argument("--vae-tiling", action=BooleanOptionalAction, default=True, help="decode in overlapping tiles")
     model.add_argument(
         "--llm", type=Path, metavar="DIR", help="folder of the LLaVA-LLaMA-3 text encoder and its tokenizer"

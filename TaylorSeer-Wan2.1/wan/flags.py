@@ -8,6 +8,7 @@ from cache_dic import UserError
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, positive_int, refuse_without_effect, true_or_false
 from seerkit.command.flags import (
+    LOOKED_IN,
     add_device_flags,
     add_model_flag,
     add_prompt_flags,
@@ -62,9 +63,12 @@ def add_flags(parser: Parser) -> None:
     model.add_argument(
         *spellings("--ckpt", ALSO),
         type=Path,
-        help="checkpoint file or folder (default: $WAN_T2V_14B for that model, …)",
+        metavar="PATH",
+        help=f"checkpoint file or folder (default: $WAN_T2V_14B for that model, {LOOKED_IN})",
     )
-    model.add_argument("--vae", type=Path, help="autoencoder file or folder (default: $WAN_VAE, …)")
+    model.add_argument(
+        "--vae", type=Path, metavar="PATH", help=f"autoencoder file or folder (default: $WAN_VAE, {LOOKED_IN})"
+    )
     model.add_argument("--t5", type=Path, metavar="DIR", help="folder of the UMT5-XXL encoder and its tokenizer")
     model.add_argument("--clip", type=Path, metavar="DIR", help="folder of the CLIP ViT-H/14 image encoder, for i2v")
     add_prompt_flags(parser, embedded=EMBEDDED)

@@ -9,6 +9,7 @@ from cache_dic import UserError
 from evaluation.backbones import BACKBONES, PACKAGES, workload
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, positive_float, positive_int
+from seerkit.command.flags import in_order
 from seerkit.devices.dtypes import PRECISIONS
 from seerkit.layers.names import ATTENTION_BACKENDS
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from seerkit.sampling.workload import Case, Workload
 
 DEFAULT_MODEL = "DiT-XL/2"
+EMBEDDED = ("fashion-mnist", "flux-tiny", "hidream-tiny", "hunyuan-tiny", "wan-tiny")
 
 
 def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
@@ -27,7 +29,7 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
         choices=tuple(PACKAGES),
         default=DEFAULT_MODEL,
         metavar="NAME",
-        help=f"one of {', '.join(PACKAGES)}",
+        help=f"one of {', '.join(in_order(PACKAGES, EMBEDDED))}",
     )
     model.add_argument(
         "--depth",

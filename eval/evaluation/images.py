@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cache_dic import Cache, UserError
-from evaluation.jobs import Job
+from evaluation.jobs import Job, workload_in_words
 from evaluation.metrics import psnr, summarize_psnr
 from evaluation.page import Shown, readable, write_page
 from evaluation.scorer import load_scorer
@@ -263,11 +263,10 @@ def report(
 def compared(record: dict[str, Any], judge: Judge | None, rows: Sequence[Row]) -> Comparison:
     """Some rows of a record as a table, with what its figures mean."""
     s = record["settings"]
-    size = f"{s['width']}x{s['height']}, {s['num_steps']} steps, batches of {s['batch_size']}"
     cells = [judge.cell(row[judge.key]) if judge.key in row else "–" for row in rows] if judge else []
     return Comparison(
         title=s["model"],
-        facts=f"{counted(record['num_samples'], 'image')}, {size}",
+        facts=f"{counted(record['num_samples'], 'image')}, {workload_in_words(s)}",
         rows=rows,
         extra={judge.heading: cells} if judge else {},
         explanations=[judge.explanation] if judge else [],

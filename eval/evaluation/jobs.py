@@ -25,8 +25,9 @@ from seerkit.io.claims import CACHE, PROMPTS, Claim, claim_samples, state_folder
 from seerkit.io.files import check_space, clear_partial, content_digest, read_json, writable_or_gone, write_json
 from seerkit.io.images import digest
 from seerkit.io.report import Row
+from seerkit.io.tables import number, text_table
 from seerkit.sampling.compare import UNCACHED, Outcome
-from seerkit.text.prompts import Batch, make_batches
+from seerkit.text.prompts import ANY_PROMPT, Batch, make_batches
 
 PATHS = ("ckpt", "vae", "image")  # settings that name files, whose contents are claimed instead
 SCRIPT = "TAYLORSEER_SCRIPT"  # the environment variable in which a scripts/run_*.sh names itself
@@ -93,8 +94,28 @@ class Job:
         )
 
     def print_plan(self, counts: dict[str, dict[str, Any]], **more: Any) -> None:
-        """What --dry-run prints."""
-        print(json.dumps({"settings": self.settings, "output_dir": str(self.out), "batch": counts, **more}, indent=2))
+        """What --dry-run prints: a table of one batch, or with --json all that is known."""
+        if self.args.json:
+            plan = {"settings": self.settings, "output_dir": str(self.out), "batch": counts, **more}
+            print(json.dumps(plan, indent=2))
+            return
+        engines = list(next(iter(counts.values()))["kept_bytes"])
+        header = ["method", "full steps", "TFLOPs", "FLOPs ratio", *(f"{engine} keeps MiB" for engine in engines)]
+        rows = [
+            [
+                label,
+                f"{len(count['full_steps'])}/{self.num_steps}",
+                number(count["flops_T"], 3),
+                number(count["flops_ratio"], 2, "x"),
+                *(number(count["kept_bytes"][engine] / 2**20, 1) for engine in engines),
+            ]
+            for label, count in counts.items()
+        ]
+        print(f"{self.settings['model']}, {workload_in_words(self.settings)}", text_table(header, rows), sep="\n")
+        if ANY_PROMPT in self.prompts and self.args.output_dir is None:
+            print(f"output: a folder in {self.out.parent}, which depends on the prompts")
+        else:
+            print(f"output: {self.out}")
 
     # ----------------------------------------------------------------------------------------------------- before
 
@@ -156,6 +177,15 @@ class Job:
         broken = {label: outcome.failed for label, outcome in outcomes.items() if outcome.failed}
         if broken:
             raise UserError(failure_message(broken))
+
+
+def workload_in_words(settings: Mapping[str, Any]) -> str:
+    """Sizes, steps and batch of a job's settings."""
+    frames = f", {settings['frames']} frames" if "frames" in settings else ""
+    return (
+        f"{settings['width']}x{settings['height']}{frames}, {settings['num_steps']} steps, batches of "
+        f"{settings['batch_size']}"
+    )
 
 
 def make_claim(

@@ -41,7 +41,8 @@ def add_video_flags(parser: Parser, also: Also, *, family: str, quality: float) 
         "--quality",
         type=video_quality,
         default=quality,
-        help="of the H.264 files, 1 to 10, or lossless: what PSNR and flicker are measured on, which needs no files",
+        metavar="1-10",
+        help="of the H.264 files, or lossless; PSNR and flicker do not depend on it",
     )
     output.add_argument("--gif", action=BooleanOptionalAction, default=True, help="small videos also as GIF")
     output.add_argument("--keep-latents", action="store_true", help="keep the latents when their videos are written")

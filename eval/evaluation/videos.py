@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from cache_dic import Cache, UserError
 from cache_dic.errors import shown_bytes
-from evaluation.jobs import Job
+from evaluation.jobs import Job, workload_in_words
 from evaluation.metrics import finite_or_none, summarize_psnr
 from evaluation.page import Shown, readable, write_page
 from evaluation.vbench import check_folder
@@ -380,12 +380,11 @@ def judge(folders: Mapping[str, VideoFolder], num_samples: int) -> dict[str, dic
 def compared(record: dict[str, Any], rows: Sequence[Row]) -> Comparison:
     """Some rows of a record as a table, with what its figures mean."""
     s = record["settings"]
-    size = f"{s['width']}x{s['height']}, {s['frames']} frames, {s['num_steps']} steps, batches of {s['batch_size']}"
     flickers = [row.get("flicker") or {} for row in rows]
     changes = [flicker_change(record, row) for row in rows]
     return Comparison(
         title=s["model"],
-        facts=f"{counted(record['num_samples'], 'video')}, {size}",
+        facts=f"{counted(record['num_samples'], 'video')}, {workload_in_words(s)}",
         rows=rows,
         extra={
             "flicker": [number(flicker.get("mean"), 2) for flicker in flickers],

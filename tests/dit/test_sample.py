@@ -118,6 +118,7 @@ def test_dry_run_shows_steps_flops_and_bytes_of_every_engine(command, capsys):
         "--batch-size",
         1,
         "--dry-run",
+        "--json",
     )
     assert code == 0
     shown = json.loads(out)["batch"]["taylorseer-N4-W2-O4"]

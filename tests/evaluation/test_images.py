@@ -176,7 +176,7 @@ def test_the_record_alone_is_printed_on_demand(carry_out, capsys):
 
 @pytest.mark.parametrize("flag", ["--dry-run", "--test_FLOPs"])
 def test_plans_make_nothing(carry_out, out, capsys, flag):
-    assert carry_out(flag) == (None, None)
+    assert carry_out(flag, "--json") == (None, None)
     shown = json.loads(capsys.readouterr().out)
     if flag == "--dry-run":
         assert (shown["output_dir"], shown["settings"]["prompts"]) == (str(out), FOUR)

@@ -289,7 +289,7 @@ def test_the_record_alone_is_printed_on_demand(carry_out, capsys):
 
 
 def test_dry_run_writes_nothing(carry_out, out, capsys):
-    pipeline, record = carry_out("--dry-run")
+    pipeline, record = carry_out("--dry-run", "--json")
     shown = json.loads(capsys.readouterr().out)
     assert shown["output_dir"] == str(out)
     assert list(shown["batch"]) == list(CACHES)

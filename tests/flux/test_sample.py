@@ -154,7 +154,7 @@ def test_options_that_change_where_weights_are_change_no_pixel(command, capsys, 
 
 def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys, monkeypatch):
     flags = ["--model", "flux-dev", "--prompt", "a fox", "--interval", 6]
-    code, out, _ = run(command, capsys, *flags, "--dry-run")
+    code, out, _ = run(command, capsys, *flags, "--dry-run", "--json")
     assert code == 0
     shown = json.loads(out)
     batch = shown["batch"]["taylorseer-N6-W3-O2"]
@@ -171,7 +171,16 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys, monke
 def test_reference_flags_are_accepted(command, capsys):
     flags = "--model_name flux-schnell --width 512 --height 768 --num_steps 8 --guidance 4.0 --seed 1 --output_dir x"
     code, out, _ = run(
-        command, capsys, *flags.split(), "--prompt", "a fox", "--add_sampling_metadata", "--interval", 3, "--dry-run"
+        command,
+        capsys,
+        *flags.split(),
+        "--prompt",
+        "a fox",
+        "--add_sampling_metadata",
+        "--interval",
+        3,
+        "--dry-run",
+        "--json",
     )
     assert code == 0
     settings = json.loads(out)["settings"]

@@ -50,7 +50,7 @@ def settings_of(run):
     """`settings_of(*flags)`: what --dry-run says the images depend on, and what a batch costs by label."""
 
     def shown(*flags: object) -> tuple[dict[str, Any], dict[str, Any]]:
-        code, out, err = run(*flags, "--dry-run", alone=True)
+        code, out, err = run(*flags, "--dry-run", "--json", alone=True)
         assert code == 0, err
         record = json.loads(out)
         return record["settings"], record["batch"]

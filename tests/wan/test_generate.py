@@ -72,7 +72,7 @@ def run(command, capsys, *flags: object) -> tuple[int, str, str]:
 
 def settings_shown(command, capsys, *flags: object) -> dict:
     """What --dry-run says the videos depend on."""
-    code, out, err = run(command, capsys, *flags, "--dry-run")
+    code, out, err = run(command, capsys, *flags, "--dry-run", "--json")
     assert code == 0, err
     return json.loads(out)["settings"]
 
@@ -108,7 +108,7 @@ def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, c
     need("imageio_ffmpeg")
     imageio = need("imageio.v3")
     flags = [*flags, "--compare", "--prompt", *PROMPTS[:2]]
-    code, out, err = run(command, capsys, *flags, "--dry-run")
+    code, out, err = run(command, capsys, *flags, "--dry-run", "--json")
     assert code == 0, err
     planned, folder = json.loads(out), tmp_path / "out"
     assert not folder.exists()
@@ -268,7 +268,7 @@ def test_defaults_are_the_official_ones(command, capsys, picture):
 @pytest.mark.slow
 def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys):
     flags = ["--model", "wan-t2v-1.3B", "--prompt", "two cats boxing", "--interval", 5]
-    code, out, err = run(command, capsys, *flags, "--dry-run")
+    code, out, err = run(command, capsys, *flags, "--dry-run", "--json")
     assert code == 0, err
     shown = json.loads(out)
     batch = shown["batch"]["taylorseer-N5-W1-O1"]

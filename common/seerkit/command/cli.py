@@ -84,6 +84,11 @@ class Parser(argparse.ArgumentParser):
         """The section of --help for flags of a kind, one of SECTIONS."""
         return self._sections[title]
 
+    def hide(self, *flags: str) -> None:
+        """Leave flags out of --help, which the command knows only to refuse them with a reason."""
+        for flag in flags:
+            self._option_string_actions[flag].help = argparse.SUPPRESS
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As ArgumentParser's; the flag that an unknown one may mean is named."""
         parsed, unknown = self.parse_known_args(args, namespace)

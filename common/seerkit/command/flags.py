@@ -5,7 +5,7 @@ also: by flag, how a reference command spells it officially, hyphenated; the par
 
 import argparse
 from argparse import BooleanOptionalAction
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +14,7 @@ from seerkit.devices.dtypes import PRECISIONS
 from seerkit.layers.names import ATTENTION_BACKENDS
 
 Also = Mapping[str, str]
+LOOKED_IN = "checkpoints/, the hub's cache"  # for help: where files are looked for, before they are downloaded
 MOST_ENLARGED = 4  # sides of an embedded model's samples, to those that it was trained on
 
 
@@ -31,6 +32,16 @@ def model_name(names: Sequence[str], prefix: str, official: Also) -> Callable[[s
     return convert
 
 
+def is_debug(name: str) -> bool:
+    """Whether a model is for tests, without weights."""
+    return name.endswith("debug")
+
+
+def in_order(names: Iterable[str], embedded: Collection[str]) -> list[str]:
+    """Names of models: the official ones, the embedded ones, those for tests."""
+    return sorted(names, key=lambda name: 2 * is_debug(name) + (name in embedded))
+
+
 def add_model_flag(
     parser: Parser,
     names: Sequence[str],
@@ -41,12 +52,15 @@ def add_model_flag(
     official: Also = MappingProxyType({}),
 ) -> None:
     """--model; prefix: what official commands leave out of the names. official: their names, where they are others."""
+    names = in_order(names, [embedded])
+    debug = "".join(f", {name} a tiny one for tests" for name in names if is_debug(name))
     parser.section("model").add_argument(
         *spellings("--model", also),
         type=model_name(names, prefix, official),
-        choices=tuple(names),
+        choices=names,
         default=embedded,
-        help=f"{embedded} is the embedded model",
+        metavar="NAME",
+        help=f"one of {', '.join(names)}; {embedded} is the embedded model{debug}",
     )
 
 
@@ -116,7 +130,7 @@ def add_device_flags(parser: Parser, *, precision: str) -> None:
 def add_device_flag(parser: Parser) -> None:
     """--device."""
     parser.section("device").add_argument(
-        "--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N"
+        "--device", type=device_name, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N"
     )
 
 
@@ -131,7 +145,7 @@ def add_output_flags(parser: Parser, also: Also, *, family: str, sample: str) ->
     )
     section.add_argument("--resume", action="store_true", help=f"keep the {sample}s that are there, make those missing")
     add_dry_run_flag(parser)
-    section.add_argument("--json", action="store_true", help="print the record instead of the table")
+    section.add_argument("--json", action="store_true", help="print the record, or the plan, instead of the table")
 
 
 def add_dry_run_flag(parser: Parser, shown: str = "configuration, full steps, FLOPs and kept bytes") -> None:

@@ -1,9 +1,10 @@
 """What the commands that make images of prompts do with their flags."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from seerkit.text.prompts import chosen_prompts, read_prompts
+from seerkit.text.prompts import ANY_PROMPT, chosen_prompts, read_prompts
 
 
 def fill_in(args: argparse.Namespace, **own: Any) -> None:
@@ -36,12 +37,17 @@ def fill_image_settings(args: argparse.Namespace, usage: ImageUsage) -> None:
     )
 
 
+def planned_prompts(args: argparse.Namespace) -> Callable[[], list[str]] | None:
+    """Where a run is only planned, a batch of prompts that stand for any."""
+    return (lambda: [ANY_PROMPT] * args.batch_size) if args.dry_run or vars(args).get("test_flops") else None
+
+
 def shipped_or_given_prompts(args: argparse.Namespace, *, published: bool) -> list[str]:
     """The prompts that the flags ask for, or of models that are not published the shipped ones.
 
-    UserError if there are none or two sources of them.
+    UserError if there are none or two sources of them; a plan needs none.
     """
     from seerkit.data.emoji import PROMPTS
 
-    default = None if published else lambda: read_prompts(PROMPTS)
+    default = planned_prompts(args) if published else lambda: read_prompts(PROMPTS)
     return chosen_prompts(args.prompt, args.prompt_file, model=args.model, default=default)

@@ -5,6 +5,7 @@ import argparse
 from cache_dic import UserError
 from seerkit.command.cli import Parser, positive_float, positive_int
 from seerkit.command.flags import Also, add_sampling_flags, spellings
+from seerkit.command.images import planned_prompts
 from seerkit.data.captions import PROMPTS, word_indices
 from seerkit.text.prompts import Listed, chosen_list
 
@@ -79,9 +80,10 @@ def check_processes(args: argparse.Namespace, heads: int, *shared: str) -> None:
 def shipped_or_given_list(args: argparse.Namespace, *, published: bool) -> list[Listed]:
     """The prompts that the flags ask for, or of models that are not published the shipped ones.
 
-    UserError if there are none or two sources of them, and for words that models that are not published do not know.
+    UserError if there are none or two sources of them, where a plan needs none, and for words that models that are not
+    published do not know.
     """
-    default = None if published else lambda: list(PROMPTS)
+    default = planned_prompts(args) if published else lambda: list(PROMPTS)
     listed = chosen_list(args.prompt, args.prompt_file, model=args.model, default=default)
     if not published:
         for one in listed:

@@ -8,6 +8,8 @@ from pathlib import Path
 from cache_dic import UserError
 from seerkit.io.files import read_json, read_text
 
+ANY_PROMPT = "…"
+"""Stands for a prompt where a run is only planned, whose counts do not depend on it."""
 MAX_SAMPLES = 1_000_000  # their numbers have six digits in the names of files
 FORMS = 'give a list of objects with "prompt_en", as VBench_full_info.json is, or a .txt file with one prompt per line'
 

@@ -16,7 +16,7 @@ def test_what_was_given_stays():
 
 
 def test_models_that_are_not_published_have_prompts_of_their_own():
-    args = argparse.Namespace(prompt=None, prompt_file=None, model="a model")
+    args = argparse.Namespace(dry_run=False, prompt=None, prompt_file=None, model="a model")
     assert shipped_or_given_prompts(args, published=False) == read_prompts(PROMPTS)
     with pytest.raises(ValueError, match="a model needs --prompt"):
         shipped_or_given_prompts(args, published=True)
