@@ -10,7 +10,7 @@ from cache_dic.errors import shown
 from dit.config import CONFIGS, PUBLISHED_SIZES, TRAIN_STEPS, VAES, DiTConfig, dit_config
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, positive_int, refuse_without_effect
-from seerkit.command.flags import add_device_flags, add_model_flag, add_sampling_flags
+from seerkit.command.flags import add_device_flags, add_model_flag, add_sampling_flags, report_no_weights
 from seerkit.data.fashion_mnist import CLASS_NAMES
 
 if TYPE_CHECKING:
@@ -88,10 +88,11 @@ def config_of(args: argparse.Namespace) -> DiTConfig:
     if args.ckpt is None and config not in WITH_WEIGHTS:
         size = f" at {args.image_size} pixels" if args.image_size else ""
         hint = f"; did you mean --model {PUBLISHED}?" if args.model == EMBEDDED else ""
-        raise UserError(
-            f"no weights are published for {args.model}{size}, only for {PUBLISHED} at "
-            f"{' and '.join(map(str, PUBLISHED_SIZES))} pixels and for {EMBEDDED}; name a checkpoint of your own by "
-            f"--ckpt{hint}"
+        sizes = " and ".join(map(str, PUBLISHED_SIZES))
+        report_no_weights(
+            args,
+            f"no weights are published for {args.model}{size}, only for {PUBLISHED} at {sizes} pixels and for {EMBEDDED}",
+            hint,
         )
     if args.num_classes not in (None, config.num_classes):
         raise UserError(f"--num-classes {args.num_classes} does not fit {args.model}, which has {config.num_classes}")

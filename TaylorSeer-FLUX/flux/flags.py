@@ -85,7 +85,6 @@ def fill_defaults(args: argparse.Namespace) -> None:
         args,
         lambda: latent_shape(args.model, args.height, args.width),
         embedded=EMBEDDED,
-        side=USAGE[EMBEDDED].image_size,
         published="flux-dev",
     )
     require_weights(args, (*REPOS, EMBEDDED))

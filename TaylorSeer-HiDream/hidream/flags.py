@@ -122,7 +122,6 @@ def fill_defaults(args: argparse.Namespace) -> None:
         args,
         lambda: latent_shape(args.model, args.height, args.width),
         embedded=EMBEDDED,
-        side=USAGE[EMBEDDED].image_size,
         published="hidream-full",
     )
     require_weights(args, (*REPOS, EMBEDDED))

@@ -133,7 +133,6 @@ def fill_defaults(args: argparse.Namespace) -> None:
         args,
         lambda: latent_shape(args.model, args.height, args.width, args.num_frames),
         embedded=EMBEDDED,
-        side=USAGE[EMBEDDED].width,
         published="hunyuan-video",
     )
     require_weights(args, (*REPOS, EMBEDDED))

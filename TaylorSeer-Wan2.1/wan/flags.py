@@ -163,7 +163,6 @@ def fill_defaults(args: argparse.Namespace) -> None:
         args,
         lambda: latent_shape(args.model, args.height, args.width, args.num_frames),
         embedded=EMBEDDED,
-        side=USAGE[EMBEDDED].sizes[0][0],
         published="wan-t2v-1.3B" if small else "wan-t2v-14B",
     )
     require_weights(args, (*REPOS, EMBEDDED))

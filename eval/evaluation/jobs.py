@@ -7,6 +7,7 @@ records of its folder.
 import argparse
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from seerkit.io.claims import CACHE, PROMPTS, Claim, claim_samples, state_folder
 from seerkit.io.files import check_space, clear_partial, content_digest, read_json, writable_or_gone, write_json
 from seerkit.io.images import digest
 from seerkit.io.report import Row
-from seerkit.io.tables import number, text_table
 from seerkit.sampling.compare import UNCACHED, Outcome
-from seerkit.text.prompts import ANY_PROMPT, Batch, make_batches
+from seerkit.text.prompts import Batch, make_batches
 
 PATHS = ("ckpt", "vae", "image")  # settings that name files, whose contents are claimed instead
+LONG_LIST = re.compile(r"\[[^][{}\"]*\]")  # of numbers, which JSON would spread over as many lines
 SCRIPT = "TAYLORSEER_SCRIPT"  # the environment variable in which a scripts/run_*.sh names itself
 LEAST_STREAMS = 4  # of the model's token stream at once in a full step: its tokens, queries, keys and values
 
@@ -94,28 +95,9 @@ class Job:
         )
 
     def print_plan(self, counts: dict[str, dict[str, Any]], **more: Any) -> None:
-        """What --dry-run prints: a table of one batch, or with --json all that is known."""
-        if self.args.json:
-            plan = {"settings": self.settings, "output_dir": str(self.out), "batch": counts, **more}
-            print(json.dumps(plan, indent=2))
-            return
-        engines = list(next(iter(counts.values()))["kept_bytes"])
-        header = ["method", "full steps", "TFLOPs", "FLOPs ratio", *(f"{engine} keeps MiB" for engine in engines)]
-        rows = [
-            [
-                label,
-                f"{len(count['full_steps'])}/{self.num_steps}",
-                number(count["flops_T"], 3),
-                number(count["flops_ratio"], 2, "x"),
-                *(number(count["kept_bytes"][engine] / 2**20, 1) for engine in engines),
-            ]
-            for label, count in counts.items()
-        ]
-        print(f"{self.settings['model']}, {workload_in_words(self.settings)}", text_table(header, rows), sep="\n")
-        if ANY_PROMPT in self.prompts and self.args.output_dir is None:
-            print(f"output: a folder in {self.out.parent}, which depends on the prompts")
-        else:
-            print(f"output: {self.out}")
+        """What --dry-run prints."""
+        plan = {"settings": self.settings, "output_dir": str(self.out), "batch": counts, **more}
+        print(LONG_LIST.sub(lambda found: " ".join(found[0].split()), json.dumps(plan, indent=2)))
 
     # ----------------------------------------------------------------------------------------------------- before
 

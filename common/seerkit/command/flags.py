@@ -4,6 +4,7 @@ also: by flag, how a reference command spells it officially, hyphenated; the par
 """
 
 import argparse
+import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from seerkit.layers.names import ATTENTION_BACKENDS
 
 Also = Mapping[str, str]
 LOOKED_IN = "checkpoints/, the hub's cache"  # for help: where files are looked for, before they are downloaded
-MOST_ENLARGED = 4  # sides of an embedded model's samples, to those that it was trained on
 
 
 def spellings(flag: str, also: Also) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ def add_output_flags(parser: Parser, also: Also, *, family: str, sample: str) ->
     )
     section.add_argument("--resume", action="store_true", help=f"keep the {sample}s that are there, make those missing")
     add_dry_run_flag(parser)
-    section.add_argument("--json", action="store_true", help="print the record, or the plan, instead of the table")
+    section.add_argument("--json", action="store_true", help="print the record instead of the table")
 
 
 def add_dry_run_flag(parser: Parser, shown: str = "configuration, full steps, FLOPs and kept bytes") -> None:
@@ -172,37 +172,40 @@ def add_image_flags(parser: Parser, also: Also, *, family: str) -> None:
     )
 
 
-def check_sizes(
-    args: argparse.Namespace, check: Callable[[], object], *, embedded: str, side: int, published: str
-) -> None:
-    """Let `check` refuse sizes that a model cannot have, and refuse those that are far from what the embedded one was made for.
+def check_sizes(args: argparse.Namespace, check: Callable[[], object], *, embedded: str, published: str) -> None:
+    """Let `check` refuse sizes that a model cannot have.
 
-    embedded: that model, of squares of `side` pixels. published: the model to suggest, which commands of the reference code
-    that name none are meant for.
+    embedded, published: where it is the first, the second is suggested, for which official commands that name no model are.
     """
     from cache_dic import UserError
 
     try:
         check()
-        if args.model == embedded and args.ckpt is None and max(args.height, args.width) > MOST_ENLARGED * side:
-            raise UserError(
-                f"{args.width} x {args.height} pixels are beyond {embedded}, which was trained on {side} x {side}; take at "
-                f"most {MOST_ENLARGED * side} a side"
-            )
     except UserError as error:
         if args.model != embedded:
             raise
         raise UserError(f"{error}; did you mean --model {published}?") from error
 
 
+def is_planned(args: argparse.Namespace) -> bool:
+    """Whether a run is only counted."""
+    return vars(args).get("dry_run", False) or vars(args).get("test_flops", False)
+
+
 def require_weights(args: argparse.Namespace, known: Sequence[str]) -> None:
-    """UserError for a model without weights, where --ckpt names none. known: models that have some."""
+    """As `report_no_weights`, for a model that is none of those known to have some, where --ckpt names none."""
+    if args.model not in known and args.ckpt is None:
+        report_no_weights(args, f"no weights are published for {args.model}, only for {', '.join(known)}")
+
+
+def report_no_weights(args: argparse.Namespace, finding: str, hint: str = "") -> None:
+    """UserError for a run that would find no weights; a plan, which needs none, says so beside what it prints."""
     from cache_dic import UserError
 
-    if args.model not in known and args.ckpt is None:
-        raise UserError(
-            f"no weights are published for {args.model}, only for {', '.join(known)}; name a checkpoint of your own by --ckpt"
-        )
+    message = f"{finding}; name a checkpoint of your own by --ckpt{hint}"
+    if not is_planned(args):
+        raise UserError(message)
+    print(f"note: {message}", file=sys.stderr)
 
 
 def refuse_two_sizes(args: argparse.Namespace, flag: str) -> None:

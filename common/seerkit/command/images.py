@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from seerkit.command.flags import is_planned
 from seerkit.text.prompts import ANY_PROMPT, chosen_prompts, read_prompts
 
 
@@ -39,7 +40,7 @@ def fill_image_settings(args: argparse.Namespace, usage: ImageUsage) -> None:
 
 def planned_prompts(args: argparse.Namespace) -> Callable[[], list[str]] | None:
     """Where a run is only planned, a batch of prompts that stand for any."""
-    return (lambda: [ANY_PROMPT] * args.batch_size) if args.dry_run or vars(args).get("test_flops") else None
+    return (lambda: [ANY_PROMPT] * args.batch_size) if is_planned(args) else None
 
 
 def shipped_or_given_prompts(args: argparse.Namespace, *, published: bool) -> list[str]:
