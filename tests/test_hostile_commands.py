@@ -543,7 +543,7 @@ FOUND = [
     ("TaylorSeer-FLUX/train.py", ["--ema-decay", "nan"], "argument --ema-decay: nan must lie in [0, 1)"),
     ("TaylorSeer-FLUX/train.py", ["--device", "gpu", "--dry-run"], "device 'gpu' is unknown"),
     ("TaylorSeer-HiDream/train.py", ["--lr", "16"], "samples of the averaged weights have NaN or infinity"),
-    ("TaylorSeer-HiDream/train.py", ["--out", "\udcff"], "is not UTF-8"),
+    ("TaylorSeer-HiDream/train.py", ["--output-dir", "\udcff"], "is not UTF-8"),
     ("TaylorSeer-Wan2.1/generate.py", ["--output-dir", "\udcff/out"], "is not UTF-8"),
     ("eval/train_classifier.py", ["--out", "\udcff/c.safetensors"], "is not UTF-8"),
     ("TaylorSeer-HiDream/inference.py", ["--telemetry"], "--telemetry has no effect on a single image"),
