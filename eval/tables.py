@@ -874,7 +874,8 @@ def flux_busy_machine(results: Path) -> str:
         [
             markdown_table(header, rows),
             made_with(
-                f"a full step of {s['model']}, {s['batch_size']} images, median and range; {record['cores']} cores",
+                f"a full step of {s['model']}, {s['batch_size']} images, median and range of {s['repeats']} timings; "
+                f"{record['cores']} cores",
                 run_conditions(record["conditions"]),
             ),
         ]

@@ -6,7 +6,7 @@ is started with MKL_CBWR=AUTO,STRICT: MKL and OpenMP read their variables when t
 
 import os
 
-SPINS, OPENMPS_OWN_SPINS = 10_000, 300_000
+SPINS, OPENMPS_OWN_SPINS = 3_000, 300_000
 """How often a thread of GNU OpenMP looks for new work before it sleeps: in the commands, and where nothing is set (GCC's manual
 of libgomp). Threads that look take a core from whoever has work (eval/busy_machine.py)."""
 

@@ -384,10 +384,10 @@ print(os.environ.get("MKL_CBWR"), os.environ.get("GOMP_SPINCOUNT"), "torch" in s
 @pytest.mark.parametrize(
     ("given", "settled"),
     [
-        ({}, "AUTO,STRICT 10000 False"),
+        ({}, "AUTO,STRICT 3000 False"),
         ({"GOMP_SPINCOUNT": "7"}, "AUTO,STRICT 7 False"),
         ({"OMP_WAIT_POLICY": "passive"}, "AUTO,STRICT None False"),
-        ({"MKL_CBWR": "COMPATIBLE"}, "COMPATIBLE 10000 False"),
+        ({"MKL_CBWR": "COMPATIBLE"}, "COMPATIBLE 3000 False"),
     ],
 )
 def test_the_environment_is_settled_before_torch_is_loaded(given, settled):
