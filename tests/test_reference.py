@@ -6,6 +6,8 @@ import pytest
 import reference
 import torch
 
+from cache_dic import make_cache
+
 TOLERANCE = 1e-5  # of outputs, which are about 1
 FILES = sorted(path.stem for path in reference.FOLDER.glob("*.json"))
 
@@ -81,3 +83,24 @@ def test_hooks_of_diffusers_and_cache_dit_play(need):
         for ours, theirs, full_steps in zip(plain, played.outputs, played.full_steps, strict=True):
             difference = (ours - theirs).flatten(1).abs().amax(1)
             assert [step for step in range(20) if difference[step] <= TOLERANCE] == full_steps
+
+
+@pytest.mark.parametrize("max_order", [1, 2])
+@pytest.mark.parametrize("name", ["flux", "hunyuan_video", "wan"])
+def test_taylorseer_is_that_of_diffusers(need, name, max_order):
+    """Its full steps, and its differences from the second full step on."""
+    diffusers = need("diffusers")
+    from reference import side_by_side
+
+    loop, full_steps = reference.open_loop(name, 14), (0, 1, 2, 4, 8, 12)
+    config = diffusers.TaylorSeerCacheConfig(
+        cache_interval=4, disable_cache_before_step=3, max_order=max_order, taylor_factors_dtype=torch.float32,
+        cache_identifiers=side_by_side.SITES[name],
+    )  # fmt: skip
+    played = side_by_side.play_hook(name, loop, config)
+    assert played.full_steps == [list(full_steps)] * len(loop.branches)
+    assert make_cache(schedule="diffusers", interval=4, warmup_steps=3).plan(14).full_steps == full_steps
+    cache = make_cache(full_steps=full_steps, max_order=max_order, warmup_steps=1)
+    _, outputs = reference.play(name, loop, cache)
+    for ours, theirs in zip(outputs, played.outputs, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-4

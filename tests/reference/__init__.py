@@ -22,6 +22,7 @@ import flux
 import hidream
 import hunyuan_video
 import wan
+from cache_dic import Cache, Run
 from dit import DiT, DiTConfig
 from dit.diffusion import Diffusion
 from flux import Flux, FluxConfig
@@ -185,8 +186,22 @@ def _hidream(num_steps: int, random: Callable[..., Tensor]) -> Given:
 _GIVEN = {"dit": _dit, "flux": _flux, "hunyuan_video": _hunyuan_video, "wan": _wan, "hidream": _hidream}
 
 
-def sample(name: str, model: nn.Module, num_steps: int, cache: Any = None) -> tuple[Tensor, dict[str, Any]]:
-    """Latents of a closed loop, our sampler's, and its record, for our network of that name."""
+def play(name: str, loop: OpenLoop, cache: Cache) -> tuple[list[Run], list[Tensor]]:
+    """Our network over an open loop under a cache: its runs and their outputs (S, B, …), by branch."""
+    model, runs = network(name), []
+    for conditions in loop.branches:
+        follows = {"leader": runs[0]} if runs else {}
+        runs.append(cache.start(model, loop.latents[0], loop.timesteps, **follows, **conditions))
+    outputs: list[list[Tensor]] = [[] for _ in runs]
+    for step, latents in enumerate(loop.latents):
+        given = {model.TIME: loop.timesteps[step].expand(len(latents))}
+        for rows, run, conditions in zip(outputs, runs, loop.branches, strict=True):
+            rows.append(model(latents, **given, **conditions, cache=run.at(step)))
+    return runs, [torch.stack(rows) for rows in outputs]
+
+
+def sample(name: str, model: nn.Module, num_steps: int, cache: Cache | None = None) -> tuple[Tensor, Any]:
+    """Latents of a closed loop, our sampler's, and its run or branches, for our network of that name."""
     it = given(name, num_steps)
     (first, *rest), noise = it.branches, it.noise
     if name == "dit":
@@ -203,7 +218,7 @@ def sample(name: str, model: nn.Module, num_steps: int, cache: Any = None) -> tu
         negative, asked = ((t5[i], llama[:, i], pooled[i]) for i in (slice(BATCH), slice(BATCH, None)))
         sampler = hidream.Sampler(model, num_steps, guidance_scale=5.0)
         x, run = sampler.run(noise, *asked, negative=negative, cache=cache)
-    return x, run.record()
+    return x, run
 
 
 def sampled(output: Tensor) -> list[float]:
@@ -215,8 +230,11 @@ def sampled(output: Tensor) -> list[float]:
 def stored(name: str) -> dict[str, Any]:
     """The contents of `name`.json.
 
-    network, source, runs; a run has num_steps, settings, loop (open or closed) and per branch: full_steps; signal, the
-    number that the code computed at a step, and accumulated, what it compared with its threshold, both null where it
-    computed none; outputs, `sampled` of every step's. A closed loop has `latents`, sampled from the last.
+    network, source and file of the code, what of it was changed, tolerance, runs. A run has num_steps, settings by our names,
+    loop (open or closed), margin (the least relative distance of a number to its threshold) and branches, each with
+    full_steps; signal, the number that the code computed at a step, and accumulated, what it compared with its threshold, both
+    null where it computed none; of an open loop outputs, `sampled` from those of every step. A closed loop has latents, sampled
+    from the last. tolerance: of float32, relative for signals, null where they are no more than rounding in places, and
+    absolute for outputs and latents.
     """
     return json.loads((FOLDER / f"{name}.json").read_text())

@@ -26,6 +26,14 @@ CONVERT = {
     "wan": wan.weights.convert_diffusers,
 }
 
+_SINGLE = r"single_transformer_blocks\.\d+\.(attn|proj_out)"
+SITES = {
+    "flux": [r"transformer_blocks\.\d+\.(attn|ff|ff_context)", _SINGLE],
+    "hunyuan_video": [r"transformer_blocks\.\d+\.(attn|ff|ff_context)", _SINGLE],
+    "wan": [r"blocks\.\d+\.(attn1|attn2|ffn)"],
+}
+"""`cache_identifiers` with which the TaylorSeer hook forecasts what our sites keep; by default it keeps attention alone."""
+
 
 def _empty(name: str) -> nn.Module:
     c = CONFIGS[name]
