@@ -230,11 +230,41 @@ def sampled(output: Tensor) -> list[float]:
 def stored(name: str) -> dict[str, Any]:
     """The contents of `name`.json.
 
-    network, source and file of the code, what of it was changed, tolerance, runs. A run has num_steps, settings by our names,
-    loop (open or closed), margin (the least relative distance of a number to its threshold) and branches, each with
-    full_steps; signal, the number that the code computed at a step, and accumulated, what it compared with its threshold, both
-    null where it computed none; of an open loop outputs, `sampled` from those of every step. A closed loop has latents, sampled
-    from the last. tolerance: of float32, relative for signals, null where they are no more than rounding in places, and
-    absolute for outputs and latents.
+    method by our name, network, source and file of the code, what of it was changed, tolerance, runs. A run has num_steps,
+    settings by our names, loop (open or closed), margin (the least relative distance of a number to its threshold) and
+    branches, each with full_steps; signal, the number that the code computed at a step, and accumulated, what it compared with
+    its threshold, both null where it computed none; of an open loop outputs, `sampled` from those of every step. A closed loop
+    has latents, sampled from the last. tolerance: of float32, relative for signals, null where they are no more than rounding
+    in places, and absolute for outputs and latents.
     """
     return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def files(method: str) -> list[tuple[str, int]]:
+    """(name of a file, number of a run) of everything that is stored of a method, for `pytest.mark.parametrize`."""
+    names = sorted(path.stem for path in FOLDER.glob(f"{method}-*.json"))
+    return [(name, number) for name in names for number in range(len(stored(name)["runs"]))]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Full steps of ours and of theirs by branch, and the largest difference of what is stored of outputs and latents."""
+
+    ours: list[list[int]]
+    theirs: list[list[int]]
+    difference: float
+
+
+def compare(file: str, number: int, cache: Cache) -> Compared:
+    """A stored run beside ours under a cache, which is usually `make_cache(method, **settings)` of that run."""
+    name, run = stored(file)["network"], stored(file)["runs"][number]
+    theirs = [branch["full_steps"] for branch in run["branches"]]
+    if run["loop"] == "open":
+        runs, outputs = play(name, open_loop(name, run["num_steps"]), cache)
+        ours = torch.tensor([[sampled(output) for output in rows] for rows in outputs])
+        expected = torch.tensor([branch["outputs"] for branch in run["branches"]])
+    else:
+        latents, result = sample(name, network(name), run["num_steps"], cache)
+        runs = getattr(result, "runs", [result])
+        ours, expected = torch.tensor(sampled(latents)), torch.tensor(run["latents"])
+    return Compared([run.record()["full_steps"] for run in runs], theirs, (ours - expected).abs().max().item())
