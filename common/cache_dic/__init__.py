@@ -17,7 +17,7 @@ from cache_dic.registry import METHODS, accepted_settings, make_cache, read_sett
 from cache_dic.schedule import SCHEDULES
 from cache_dic.settings import ENGINE_NAMES
 
-import cache_dic.methods  # isort: skip  (registers them)
+import cache_dic.methods  # noqa: F401, registers them  # isort: skip
 
 if TYPE_CHECKING:
     from cache_dic.cache import Cache
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from cache_dic.site import Site, once, residual
 
 __all__ = [
-    "ENGINES", "ENGINE_NAMES", "METHODS", "PRESETS", "SCHEDULES", "Cache", "Decider", "Forecast", "GateFactors", "Look", "Parts",
-    "Plan", "Preset", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "make_cache", "once",
+    "ENGINES", "ENGINE_NAMES", "METHODS", "PRESETS", "SCHEDULES", "Cache", "Decider", "Forecast", "GateFactors", "Look",
+    "Parts", "Plan", "Preset", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "make_cache", "once",
     "read_setting", "register", "residual",
 ]  # fmt: skip
 

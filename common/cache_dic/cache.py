@@ -71,8 +71,8 @@ class Cache(NoStep):
     schedule: a name in SCHEDULES; schedule_settings its arguments. engine: a name in ENGINES. telemetry: compare a forecast
     with every full step after the first. memory_limit: bytes that runs under way together may keep; None lets them keep and
     hold what the device has free. branches: how many those are, such as the branches of guidance.
-    own_schedule, own_engine: the method's usual ones, which its label need not name. default_warmup: nobody asked for this number of
-    warm-up steps, so that a run of fewer steps has as many as it has steps.
+    own_schedule, own_engine: the method's usual ones, which its label need not name. default_warmup: nobody asked for this
+    number of warm-up steps, so that a run of fewer steps has as many as it has steps.
     """
 
     method: str
@@ -193,9 +193,7 @@ class Cache(NoStep):
             decider, full, gated = None, plan.full_steps, plan.predicted_steps
         else:
             full, gated = tuple(range(num_steps)), tuple(range(1, num_steps))
-        table = model.modulation_table(
-            timesteps, full, gated if ENGINES[self.engine].needs_gates else (), **conditions
-        )
+        table = model.modulation_table(timesteps, full, gated if ENGINES[self.engine].needs_gates else (), **conditions)
         if decider is not None and decider.by_branch:
             leader = None
         run = Run(self, plan, tokens, table, inputs, decider=decider, leader=leader if decider is not None else None)

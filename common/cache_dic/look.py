@@ -31,8 +31,8 @@ class Parts:
     """A call of a model in parts, for methods that look into it or stop between blocks.
 
     latents: its input. modulated(): tokens after the first norm, shift and scale of block 0 (B, L, D). enter(): the state
-    before block 0. walk(streams, site, start, stop): the state after blocks start … stop - 1, stop None for all. leave(streams):
-    the output from the state after the last block.
+    before block 0. walk(streams, site, start, stop): the state after blocks start … stop - 1, stop None for all.
+    leave(streams): the output from the state after the last block.
     """
 
     latents: Tensor
@@ -43,7 +43,7 @@ class Parts:
 
 
 class Observable(Protocol):
-    """What schedules may ask of a model, beside `Parts`; a model that lacks one cannot be sampled with those that ask for it."""
+    """What schedules may ask of a model beside `Parts`; a model that lacks one cannot be sampled with those that ask for it."""
 
     def time_signals(self, timesteps: Tensor, **conditions: Any) -> Mapping[str, Tensor]:
         """By name, what timesteps (S,) are embedded as, (S, …)."""
@@ -124,7 +124,8 @@ class Look:
         """UserError for a model that is called without."""
         if self._parts is None:
             raise UserError(
-                f"{type(self._inputs.model).__name__} hands no Parts to its steps, which this method needs; see docs/backbones.md"
+                f"{type(self._inputs.model).__name__} hands no Parts to its steps, which this method needs; "
+                "see docs/backbones.md"
             )
         return self._parts
 

@@ -149,7 +149,9 @@ class Plan:
 
         The digest is of the exact numbers, wherever they come from, and tells nothing of `observed`.
         """
-        rows = [[step, [[m, exact(weight)] for m, weight in self.weights[step].items()]] for step in self.forecast_steps]
+        rows = [
+            [step, [[m, exact(weight)] for m, weight in self.weights[step].items()]] for step in self.forecast_steps
+        ]
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
         return {"num_steps": self.num_steps, "full_steps": list(self.full_steps), "forecast_weights": digest}
 
@@ -232,8 +234,8 @@ class OpenPlan:
         row = weights_of(self.forecaster, so_far, step, self.method)
         if len(so_far) > self.history and row.keys() - set(so_far[-self.history :]):
             raise UserError(
-                f"{type(self.forecaster).__name__} reaches further back than {self.history} full steps at step {step}; where "
-                "full steps are decided while sampling, a forecaster gives as many weights after many full steps as it ever does"
+                f"{type(self.forecaster).__name__} reaches further back than {self.history} full steps at step {step}; where full "
+                "steps are decided while sampling, a forecaster gives as many weights after many full steps as it ever does"
             )
         self.max_weight = max((self.max_weight, *map(magnitude, row.values())))
         return row

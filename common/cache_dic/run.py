@@ -133,7 +133,9 @@ class Run(NoStep):
             return plan.is_full(step)
         if self.leader is not None:
             if len(self.leader.steps) <= step:
-                raise ValueError(f"step {step} of the guidance branch that decides is to be taken before that of the others")
+                raise ValueError(
+                    f"step {step} of the guidance branch that decides is to be taken before that of the others"
+                )
             is_full = self.leader.steps[step]["kind"] == "full"
         else:
             assert self.decider is not None, "an open plan is that of a schedule that decides"
@@ -213,7 +215,10 @@ class Run(NoStep):
         expected = self.engine.gates_of(step).float()  # (sites, B or 1, D)
         ones = expected.new_ones(())
         used = torch.stack(
-            [ones.expand(expected.shape[1:]) if g is None else g.squeeze(1).expand(expected.shape[1:]) for g in site.gates]
+            [
+                ones.expand(expected.shape[1:]) if g is None else g.squeeze(1).expand(expected.shape[1:])
+                for g in site.gates
+            ]
         ).float()
         error = (used - expected).flatten(1).norm(dim=1) / used.flatten(1).norm(dim=1).clamp_min(1e-20)
         worst = int(error.argmax())

@@ -22,5 +22,12 @@ __all__ = [
     "Tokens", "WholeEngine", "weighted_sum",
 ]  # fmt: skip
 
-_FORMS: tuple[type[Engine], ...] = (FoldedEngine, LayerwiseEngine, StackEngine, HiddenEngine, OutputEngine, LatentEngine)
+_FORMS: tuple[type[Engine], ...] = (
+    FoldedEngine,
+    LayerwiseEngine,
+    StackEngine,
+    HiddenEngine,
+    OutputEngine,
+    LatentEngine,
+)
 ENGINES: dict[str, type[Engine]] = dict(zip(ENGINE_NAMES, _FORMS, strict=True))

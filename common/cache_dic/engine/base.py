@@ -145,7 +145,7 @@ class Engine:
         raise NotImplementedError
 
     def forecast(self, step: int) -> Forecast:
-        """What predicts a step: a function of the tokens before the blocks alone, or of the model's input (`output`, `latent`)."""
+        """What predicts a step: a function of the tokens before the blocks alone; of the model's input where that is not entered."""
         raise NotImplementedError
 
     def finish(self, step: int, site: Recorder | None) -> None:
@@ -258,5 +258,3 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Collection[float]) -> Tenso
     for tensor, weight in others:
         total = torch.add(total, tensor, alpha=weight)
     return total
-
-

@@ -23,7 +23,7 @@ from cache_dic.engine.base import (
     weighted_sum,
 )
 from cache_dic.fold import fold_, group_size
-from cache_dic.plan import AnyPlan, OpenPlan, Plan, Weight
+from cache_dic.plan import AnyPlan, OpenPlan, Plan
 
 
 class FoldedEngine(Engine):
@@ -261,7 +261,6 @@ class FactoredEngine(FoldedEngine):
     def finish(self, step: int, site: Recorder | None) -> None:
         if isinstance(site, FoldingRecorder):
             self.snapshots.push(step, site.accumulators)
-
 
 
 class PairEngine(FoldedEngine):

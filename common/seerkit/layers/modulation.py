@@ -211,6 +211,18 @@ class TwoStreamModulation:
     head: Tensor
 
 
+Numbered = list[tuple[int, Any]]
+"""Blocks by their number, with their rows."""
+
+
+def split_blocks(rows: tuple[Sequence[Any], Sequence[Any]], start: int, stop: int | None) -> tuple[Numbered, Numbered]:
+    """Numbers and rows of the double and of the single blocks among blocks start … stop - 1, counted through."""
+    double, single = (list(enumerate(of_kind)) for of_kind in rows)
+    count = len(double)
+    last = count + len(single) if stop is None else stop
+    return double[start:last], single[max(0, start - count) : max(0, last - count)]
+
+
 def _block_rows(model: TwoStreams, c: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
     return [b.modulation(c) for b in model.double_blocks], [b.modulation(c) for b in model.single_blocks]
 
