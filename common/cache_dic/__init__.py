@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES", "ENGINE_NAMES", "METHODS", "PRESETS", "SCHEDULES", "Cache", "Decider", "Forecast", "GateFactors", "Look",
-    "Parts", "Plan", "Preset", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "make_cache", "once",
-    "read_setting", "register", "residual",
+    "Parts", "Plan", "Preset", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "make_cache",
+    "once", "read_setting", "register", "residual",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(

@@ -42,6 +42,10 @@ class Decider:
     def horizon(self) -> int | None:
         return getattr(self, "max_consecutive", None)
 
+    def exhausted(self, look: "Look") -> bool:
+        """Whether as many forecasts in a row as there may be have passed."""
+        return self.horizon is not None and look.since > self.horizon
+
     def decide(self, look: "Look") -> bool:
         """Whether the step is full; the first one is whatever is said here."""
         raise NotImplementedError

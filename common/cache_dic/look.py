@@ -108,7 +108,7 @@ class Look:
         self.step, self.num_steps, self.full_steps = step, num_steps, tuple(full_steps)
         self.before: Tensor | None = None
         self.after: Tensor | None = None
-        self.reported: dict[str, float | None] = {}
+        self.reported: dict[str, float | str | None] = {}
 
     @property
     def since(self) -> int:
@@ -140,7 +140,14 @@ class Look:
 
     def modulated(self) -> Tensor:
         """Tokens after the first norm, shift and scale of block 0 (B, L, D)."""
+        self.reported["looked_at"] = "modulated"
         return self._modulated
+
+    def added(self) -> Tensor:
+        """What the first blocks add to the tokens (B, L, D)."""
+        assert self.before is not None, "the schedule has first_blocks"
+        assert self.after is not None, "the schedule has first_blocks"
+        return self.after - self.before
 
     def time_signal(self, name: str) -> Tensor:
         """What this step's time is embedded as, by one of the model's names for it; UserError for another."""

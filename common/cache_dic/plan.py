@@ -63,12 +63,12 @@ def weights_of(forecaster: Forecaster, so_far: Sequence[int], step: int, method:
 def _is_weight(weight: Any) -> bool:
     if getattr(weight, "ndim", 0) == 2:
         return magnitude(weight) <= MAX_WEIGHT
-    return isinstance(weight, Real) and not isinstance(weight, bool) and abs(weight) <= MAX_WEIGHT  # type: ignore[operator]
+    return isinstance(weight, Real) and not isinstance(weight, bool) and bool(-MAX_WEIGHT <= weight <= MAX_WEIGHT)  # type: ignore[operator]
 
 
 def magnitude(weight: Weight) -> float:
     """|weight|, the largest where it differs by site."""
-    return abs(weight) if isinstance(weight, Real) else float(abs(weight).max())  # type: ignore[arg-type]
+    return float(abs(weight) if isinstance(weight, Real) else abs(weight).max())
 
 
 def exact(weight: Weight) -> str:
@@ -133,6 +133,11 @@ class Plan:
     def predicted_steps(self) -> tuple[int, ...]:
         """Forecast steps; with `observed`, every step after the first."""
         return tuple(range(1, self.num_steps)) if self.observed else self.forecast_steps
+
+    @property
+    def least_full(self) -> int:
+        """The fewest full steps that a run may have."""
+        return len(self.full_steps)
 
     @cached_property
     def max_weight(self) -> float:
@@ -234,8 +239,8 @@ class OpenPlan:
         row = weights_of(self.forecaster, so_far, step, self.method)
         if len(so_far) > self.history and row.keys() - set(so_far[-self.history :]):
             raise UserError(
-                f"{type(self.forecaster).__name__} reaches further back than {self.history} full steps at step {step}; where full "
-                "steps are decided while sampling, a forecaster gives as many weights after many full steps as it ever does"
+                f"{type(self.forecaster).__name__} reaches further back than {self.history} full steps at step {step}; where "
+                "they are decided while sampling, a forecaster gives no more weights than after all earlier steps were full"
             )
         self.max_weight = max((self.max_weight, *map(magnitude, row.values())))
         return row

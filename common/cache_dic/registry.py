@@ -114,7 +114,7 @@ def register(
                 f"method {name!r}: class {made.__name__} has no weights(self, full_steps, step), nor is it a Decider with "
                 "decide(self, look)"
             )
-        if decides and made.decide is Decider.decide:
+        if decides and getattr(made, "decide", None) is Decider.decide:
             raise UserError(f"method {name!r}: class {made.__name__} has no decide(self, look)")
         reserved = {f.name for f in init_fields(made)} & inspect.signature(make_cache).parameters.keys()
         if reserved:
@@ -241,7 +241,7 @@ def _schedule_values(method: str, schedule: str, given: Settings) -> dict[str, A
     missing = known.keys() - given.keys()
     if missing:
         raise UserError(f"schedule {schedule!r} needs {', '.join(sorted(missing))}")
-    values = {}
+    values: dict[str, Any] = {}
     for name, annotation in known.items():
         value = given[name]
         if name in ("interval", "warmup_steps"):

@@ -316,6 +316,12 @@ class Step:
         self.run, self.step = run, step
 
     @property
+    def is_full(self) -> bool | None:
+        """None where that is decided when the model is called."""
+        plan = self.run.plan
+        return None if isinstance(plan, OpenPlan) else plan.is_full(self.step)
+
+    @property
     def modulation(self) -> Any:
         """The backbone's modulation for this step, from the run's table."""
         return self.run.table.at(self.step)

@@ -1,10 +1,11 @@
 """A site: one residual addition of a block, the place where a feature is cached."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from torch import Tensor
 
-Feature = Tensor | Callable[[], Tensor]
+Feature: TypeAlias = "Tensor | Callable[[], Tensor]"
 """What a module gives, or the computation of it, which a site may leave out."""
 
 Site = Callable[..., Tensor]

@@ -6,12 +6,13 @@ from cache_dic.engine.base import (
     Forecast,
     GateFactors,
     Gates,
+    Increment,
     Recorder,
     Snapshots,
     Tokens,
     weighted_sum,
 )
-from cache_dic.engine.folded import FactoredEngine, FoldedEngine, Increment, PairEngine
+from cache_dic.engine.folded import FactoredEngine, FoldedEngine, PairEngine
 from cache_dic.engine.layerwise import LayerwiseEngine
 from cache_dic.engine.whole import HiddenEngine, LatentEngine, OutputEngine, StackEngine, WholeEngine
 from cache_dic.settings import ENGINE_NAMES

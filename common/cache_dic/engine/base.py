@@ -61,6 +61,16 @@ Forecast = Callable[[Tensor], Tensor]
 """Tokens before the first block -> tokens after the last, both (B, L, D)."""
 
 
+@dataclass(frozen=True)
+class Increment:
+    """Adds what the blocks would have added: Σ_l gate_l F_l (B, L, D), None where every weight is zero; rounds once."""
+
+    total: Tensor | None
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        return x0 if self.total is None else (x0 + self.total).to(x0.dtype)
+
+
 class Recorder:
     """The site of a full step: adds as usual, counts its calls and shows every feature to `keep`.
 
@@ -145,7 +155,7 @@ class Engine:
         raise NotImplementedError
 
     def forecast(self, step: int) -> Forecast:
-        """What predicts a step: a function of the tokens before the blocks alone; of the model's input where that is not entered."""
+        """What predicts a step, a function of the tokens before the blocks alone; or of the input of a model not entered."""
         raise NotImplementedError
 
     def finish(self, step: int, site: Recorder | None) -> None:

@@ -5,7 +5,6 @@ What the sums are kept by follows from what is known when a feature is computed:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from cache_dic.engine.base import (
     Forecast,
     GateFactors,
     Gates,
+    Increment,
     Recorder,
     Snapshots,
     Tokens,
@@ -40,6 +40,12 @@ class FoldedEngine(Engine):
         self.accumulators: Tensor | None = None
         self.filled: set[int] = set()  # slots that hold something
 
+    @property
+    def known(self) -> Plan:
+        """The plan of a schedule that is known beforehand, which accumulators by step need."""
+        assert isinstance(self.plan, Plan), "others have sums by pair or by term"
+        return self.plan
+
     @classmethod
     def start(
         cls, plan: AnyPlan, tokens: Tokens, gates: Gates, factors: GateFactors | None, settings: EngineSettings
@@ -58,19 +64,18 @@ class FoldedEngine(Engine):
         return FoldedEngine if plan.foreseen else PairEngine
 
     def record(self, step: int, *, ends: bool = False) -> Recorder:
-        assert isinstance(self.plan, Plan), "accumulators by step need all steps beforehand"
-        targets = self.plan.targets[step]
-        if self.settings.static_shapes and self.plan.num_slots:
-            folds = [self._in_slot(slot, targets) for slot in range(self.plan.num_slots)]
+        targets = self.known.targets[step]
+        if self.settings.static_shapes and self.known.num_slots:
+            folds = [self._in_slot(slot, targets) for slot in range(self.known.num_slots)]
             return self._recorder(folds, fresh=False, ends=ends)
-        return self._recorder([(self.plan.slots[s], s, w) for s, w in targets.items()], fresh=True, ends=ends)
+        return self._recorder([(self.known.slots[s], s, w) for s, w in targets.items()], fresh=True, ends=ends)
 
     def _in_slot(self, slot: int, targets: dict[int, float]) -> tuple[int, int, float]:
         """Slot, step and weight of whatever target uses a slot now; weight 0 where none does."""
         for s, weight in targets.items():
-            if self.plan.slots[s] == slot:
+            if self.known.slots[s] == slot:
                 return slot, s, weight
-        return slot, next(iter(targets), self.plan.predicted_steps[-1]), 0.0
+        return slot, next(iter(targets), self.known.predicted_steps[-1]), 0.0
 
     def _recorder(self, folds: list[tuple[int, int, float]], *, fresh: bool, ends: bool) -> Recorder:
         if not folds:
@@ -94,24 +99,24 @@ class FoldedEngine(Engine):
 
     @staticmethod
     def held_bytes(plan: AnyPlan, tokens: Tokens, settings: EngineSettings) -> int:
-        if not plan.num_slots:
+        if not FoldedEngine.basis(plan, tokens, settings).num_sums(plan, tokens):
             return 0
         return _group_size(tokens, settings) * tokens.numel * tokens.dtype.itemsize
 
     def _allocate(self) -> Tensor:
-        shape = (self.plan.num_slots, self.tokens.batch, self.tokens.length, self.tokens.dim)
+        shape = (self.known.num_slots, self.tokens.batch, self.tokens.length, self.tokens.dim)
         dtype = self.settings.accumulators(self.tokens.dtype)
-        return torch.zeros(shape, dtype=dtype, device=self.gates([self.plan.predicted_steps[0]]).device)
+        return torch.zeros(shape, dtype=dtype, device=self.gates([self.known.predicted_steps[0]]).device)
 
     def forecast(self, step: int) -> Forecast:
-        slot = self.plan.slots.get(step)
+        slot = self.known.slots.get(step)
         if slot is None:
             return Increment(None)
         assert self.accumulators is not None, "a step with a slot comes after one that filled it"
         return Increment(self.accumulators[slot])
 
     def finish(self, step: int, site: Recorder | None) -> None:
-        slot = self.plan.slots.get(step)
+        slot = self.known.slots.get(step)
         if slot is not None:
             self.filled.discard(slot)
             if self.settings.static_shapes and self.accumulators is not None:
@@ -156,16 +161,6 @@ class FoldedEngine(Engine):
 def _group_size(tokens: Tokens, settings: EngineSettings) -> int:
     """Sites folded at once: as many features of a row as `group_bytes` holds."""
     return group_size(tokens.num_sites, tokens.row_numel * tokens.dtype.itemsize, settings.group_bytes)
-
-
-@dataclass(frozen=True)
-class Increment:
-    """Adds what the blocks would have added: Σ_l gate_l F_l (B, L, D), None where every weight is zero; rounds once."""
-
-    total: Tensor | None
-
-    def __call__(self, x0: Tensor) -> Tensor:
-        return x0 if self.total is None else (x0 + self.total).to(x0.dtype)
 
 
 class FoldingRecorder(Recorder):

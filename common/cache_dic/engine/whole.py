@@ -4,12 +4,34 @@ They keep `history` tensors whatever the depth is and need no gates. What they l
 of the full step inside it, `hidden` the embedded latents of that step too, and neither `output` nor `latent` enters the model.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from cache_dic.engine.base import Engine, EngineSettings, Forecast, Gates, Recorder, Snapshots, Tokens, weighted_sum
+from cache_dic.engine.base import (
+    Engine,
+    EngineSettings,
+    Forecast,
+    Gates,
+    Increment,
+    Recorder,
+    Snapshots,
+    Tokens,
+    weighted_sum,
+)
 from cache_dic.errors import UserError
 from cache_dic.plan import AnyPlan
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Stands in for what would have been computed, whatever comes in; None for zeros."""
+
+    value: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x) if self.value is None else self.value
 
 
 class WholeEngine(Engine):
@@ -29,13 +51,9 @@ class WholeEngine(Engine):
         return Recorder(self.tokens.num_sites, ends=ends or self.enters_model)
 
     def forecast(self, step: int) -> Forecast:
-        def value(x: Tensor) -> Tensor:
-            row = self.plan.row(step)
-            if not row:
-                return torch.zeros_like(next(iter(self.snapshots.by_step.values()), x))
-            return weighted_sum([self.snapshots.by_step[m] for m in row], row.values())
-
-        return value
+        row = self.plan.row(step)
+        kept = [self.snapshots.by_step[m] for m in row]
+        return Replacement(weighted_sum(kept, row.values()) if row else None)
 
     @staticmethod
     def kept_bytes(plan: AnyPlan, tokens: Tokens, settings: EngineSettings) -> int:
@@ -52,8 +70,12 @@ class StackEngine(WholeEngine):
     name = "stack"
 
     def forecast(self, step: int) -> Forecast:
+        row = self.plan.row(step)
+        if self.settings.static_shapes:  # one compiled forecast step serves any number of terms
+            return Increment(weighted_sum([self.snapshots.by_step[m] for m in row], row.values()) if row else None)
+
         def advance(x: Tensor) -> Tensor:
-            for m, weight in self.plan.row(step).items():
+            for m, weight in row.items():
                 x = torch.add(x, self.snapshots.by_step[m], alpha=weight)
             return x
 

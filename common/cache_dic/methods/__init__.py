@@ -1,5 +1,5 @@
 """The methods that come with the package, one file each; importing this package registers them."""
 
-from cache_dic.methods import taylorseer
+from cache_dic.methods import first_block_cache, taylorseer, teacache
 
-__all__ = ["taylorseer"]
+__all__ = ["first_block_cache", "taylorseer", "teacache"]
