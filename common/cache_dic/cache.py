@@ -108,8 +108,8 @@ class Cache(NoStep):
     def label(self) -> str:
         """A short string for file names and row labels: `taylorseer-N4-W2-O4`; other settings, other labels.
 
-        Of a schedule that decides while sampling, settings at their defaults are left out. The schedule is named only where it is
-        not the method's own, the engine only if it is not the method's. How the engine
+        Of a schedule that decides while sampling, settings at their defaults are left out. The schedule is named only where it
+        is not the method's own, the engine only if it is not the method's. How the engine
         stores (`EngineSettings`), what is watched and the memory limit are no part of it.
         """
         of_forecaster = values_of(self.forecaster)
