@@ -4,6 +4,7 @@ They are published for steps of one length. Here each is what the same formula s
 and the one before it, x the steps from the latest full one, to the forecast. At h = g = x the weights are the published ones.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
@@ -33,15 +34,15 @@ class ABCache:
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
         if not self.recursive:
             return Newton(max_order=self.order - 1).weights(full_steps, step)
-        outputs: list[list[float]] = []
+        outputs: deque[list[float]] = deque(maxlen=self.order)  # newest first
         for past in range(step + 1):
             if past in full_steps:
-                outputs.append([float(past == full) for full in full_steps])
+                output = [float(past == full) for full in full_steps]
             else:
-                latest = outputs[-self.order :][::-1]
-                count = len(latest)
-                outputs.append(weighted_sum([(-1) ** j * comb(count, j + 1) for j in range(count)], latest))
-        return outputs[-1]
+                signs = [(-1) ** j * comb(len(outputs), j + 1) for j in range(len(outputs))]
+                output = weighted_sum(signs, outputs)
+            outputs.appendleft(output)
+        return output
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from cache_dic.settings import integer
 class ChebBooster:
     """a_j ∝ w_j / (step - s_j) over the last `num_snapshots` full steps s_j; w alternates in sign and is halved at both ends.
 
-    The weights sum to 1. Two features give a straight line, three at equal gaps a parabola; from four on, or at unequal gaps,
-    a rational function, which has no poles between the full steps but may have one beyond the last: of three, where the latest
-    gap h is shorter than the one before it, g, at h (g + h) / (g - h) steps. UserError there; weights are large around it.
+    Exact for features linear in the step, whatever the gaps, and for three at equal gaps quadratic ones. Otherwise a rational
+    function, which has no poles between the full steps but may have one beyond the last: of three, where the latest gap h is
+    shorter than the one before it, g, at h (g + h) / (g - h) steps. UserError there; weights are large around it.
     """
 
     num_snapshots: int = 3

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from cache_dic.errors import UserError, check_choice
 from cache_dic.schedule import MAX_STEPS, SCHEDULES, check_num_steps, check_periodic, taylorseer
@@ -48,7 +49,7 @@ def published(num_steps: int, *, name: str) -> tuple[int, ...]:
 def step_mask(num_steps: int, *, mask: str) -> tuple[int, ...]:
     """The full steps of DBCache's masks "slow", "medium", "fast" and "ultra" (vipshop/cache-dit), with its resampling.
 
-    A mask is runs of full and of forecast steps in turn, given for 28, 9 to 15, 9, 8, 6 and 4 steps. For more than 28 every run
+    A mask is runs of full and of forecast steps in turn, given for 28, 15, 9, 8, 6 and 4 steps. For more than 28 every run
     grows in proportion, round after round; what is too long is cut from the last run of each kind in turn. The last step is
     always full. UserError for 1 to 3, 5 and 7 steps.
     """
@@ -61,11 +62,11 @@ def step_mask(num_steps: int, *, mask: str) -> tuple[int, ...]:
     if num_steps > source:
         _grow(full, forecast, num_steps)
     _cut(full, forecast, num_steps)
-    steps, start = [], 0
-    for i, run in enumerate(full):
-        steps.extend(range(start, start + run))
-        start += run + (forecast[i] if i < len(forecast) else 0)
-    return tuple(sorted({*steps, num_steps - 1}))
+    steps, start = {num_steps - 1}, 0
+    for run, gap in zip_longest(full, forecast, fillvalue=0):
+        steps.update(range(start, start + run))
+        start += run + gap
+    return tuple(sorted(steps))
 
 
 def _grow(full: list[int], forecast: list[int], num_steps: int) -> None:
