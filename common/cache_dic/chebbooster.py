@@ -6,9 +6,9 @@ Its repository (Kiramei/ChebBooster) could not be read; the formula is the paper
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cache_dic.published_schedules  # noqa: F401  its rules are schedules by name
 from cache_dic.errors import UserError
 from cache_dic.methods import register
-from cache_dic.published_schedules import with_tail  # noqa: F401
 from cache_dic.settings import integer
 
 

@@ -161,7 +161,7 @@ def _table(name: str, entry: Any) -> Table:
 def _ratios(name: str, key: str, values: Any, num_steps: int) -> tuple[float, ...]:
     if not isinstance(values, Sequence) or len(values) != num_steps:
         raise UserError(f"{key} of table {name!r} must be a list of {num_steps} numbers, one a step")
-    if not all(isinstance(plain(v), int | float) and 0 < v < math.inf for v in values):
+    if not all(type(plain(v)) in (int, float) and 0 < v < math.inf for v in values):
         raise UserError(f"{key} of table {name!r} must be finite numbers above 0, not {shown(values)}")
     return tuple(float(v) for v in values)
 

@@ -5,10 +5,10 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cache_dic.published_schedules  # noqa: F401  its rules are schedules by name
 from cache_dic.errors import check_choice
 from cache_dic.forecast import Newton, check_order, weighted_sum
 from cache_dic.methods import register
-from cache_dic.published_schedules import growing_window  # noqa: F401
 from cache_dic.schedule import MAX_STEPS
 from cache_dic.settings import integer, number
 
