@@ -4,10 +4,8 @@ They are published for steps of one length. Here each is what the same formula s
 and the one before it, x the steps from the latest full one, to the forecast. At h = g = x the weights are the published ones.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb
 
 from cache_dic.errors import check_choice
 from cache_dic.forecast import MAX_ORDER, Newton, weighted_sum
@@ -19,30 +17,18 @@ from cache_dic.settings import integer
 class ABCache:
     """AB-Cache (arXiv 2504.10540): the output that makes the explicit and the implicit Adams formula of `order` agree.
 
-    That is the polynomial through `order` outputs: 2, -1 one step on, then 3, -3, 1 and 4, -6, 4, -1.
-    recursive: False takes the latest full steps, whatever their gaps. True takes the latest steps, forecasts among them, so
-    that only full steps in a row start it well: where one comes alone after n forecasts, the error of the last of them returns
-    n-fold. The paper's text was not at hand; both readings give its 2, -1.
+    That is the polynomial through the last `order` outputs: 2, -1 one step on, then 3, -3, 1 and 4, -6, 4, -1. Outputs of full
+    steps alone are taken, whatever their gaps: were forecasts taken as well, an error would return multiplied after every full
+    step that comes alone. How the authors' code, which is not public, goes on from a forecast is not known.
     """
 
     order: int = 2
-    recursive: bool = False
 
     def __post_init__(self) -> None:
         integer("order", self.order, at_least=1, at_most=MAX_ORDER)
 
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
-        if not self.recursive:
-            return Newton(max_order=self.order - 1).weights(full_steps, step)
-        outputs: deque[list[float]] = deque(maxlen=self.order)  # newest first
-        for past in range(step + 1):
-            if past in full_steps:
-                output = [float(past == full) for full in full_steps]
-            else:
-                signs = [(-1) ** j * comb(len(outputs), j + 1) for j in range(len(outputs))]
-                output = weighted_sum(signs, outputs)
-            outputs.appendleft(output)
-        return output
+        return Newton(max_order=self.order - 1).weights(full_steps, step)
 
 
 @dataclass(frozen=True, kw_only=True)

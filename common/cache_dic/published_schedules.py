@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from cache_dic.errors import UserError, check_choice
+from cache_dic.forecast import Reuse
+from cache_dic.methods import register
 from cache_dic.schedule import MAX_STEPS, SCHEDULES, check_num_steps, check_periodic, taylorseer
 from cache_dic.settings import integer, number
 
@@ -36,13 +38,13 @@ def with_tail(num_steps: int, *, interval: int, warmup_steps: int, tail_steps: i
     return tuple(sorted({*periodic, *range(num_steps - tail_steps, num_steps)}))
 
 
-def published(num_steps: int, *, name: str) -> tuple[int, ...]:
+def published(num_steps: int, *, list_name: str) -> tuple[int, ...]:
     """A list of `LISTS` by its name. UserError for another number of steps than it was found for."""
     check_num_steps(num_steps)
-    check_choice("schedule list", name, LISTS)
-    length, steps = LISTS[name]
+    check_choice("list_name", list_name, LISTS)
+    length, steps = LISTS[list_name]
     if num_steps != length:
-        raise UserError(f"schedule list {name!r} is of {length} steps, not {num_steps}; take num_steps={length}")
+        raise UserError(f"schedule list {list_name!r} is of {length} steps, not {num_steps}; take num_steps={length}")
     return steps
 
 
@@ -180,3 +182,10 @@ procache_hunyuan_video 50: 0 8 16 24 32 40 47
 """By name, the number of steps that a list is for, and its full steps."""
 
 SCHEDULES.update(growing_window=growing_window, with_tail=with_tail, published=published, step_mask=step_mask)
+
+PRESETS = {
+    "smoothcache": {"dit": ({"list_name": "smoothcache_50_0.18"}, {"list_name": "smoothcache_50_0.08"})},
+    "procache": {"dit": ({"list_name": "procache_dit_skips"},)},
+}
+register("smoothcache", schedule="published", list_name="smoothcache_50_0.18")(Reuse)
+register("procache", schedule="published", list_name="procache_dit_skips")(Reuse)

@@ -82,20 +82,20 @@ def test_every_list_is_whole():
 
 
 def test_lists_by_name():
-    assert published(50, name="l2p_16") == (0, 1, 2, 4, 16, 32)
-    assert published(50, name="meancache_qwen_image_2512_10") == (0, 2, 4, 7, 14, 21, 28, 35, 42, 49)
-    assert set(range(50)) - set(published(50, name="smoothcache_50_0.08")) == {1, 2, 4, 6}
+    assert published(50, list_name="l2p_16") == (0, 1, 2, 4, 16, 32)
+    assert published(50, list_name="meancache_qwen_image_2512_10") == (0, 2, 4, 7, 14, 21, 28, 35, 42, 49)
+    assert set(range(50)) - set(published(50, list_name="smoothcache_50_0.08")) == {1, 2, 4, 6}
     # The published pattern of DiT: code 1 is full, 2 is partial, 0 reuses.
     pattern = "1020" * 6 + "102" + "102" * 3 + "10" * 7
     assert len(pattern) == 50
-    assert published(50, name="procache_dit_skips") == tuple(i for i, code in enumerate(pattern) if code == "1")
+    assert published(50, list_name="procache_dit_skips") == tuple(i for i, code in enumerate(pattern) if code == "1")
 
 
 @pytest.mark.parametrize("name", LISTS)
 def test_another_number_of_steps_is_refused(name):
     length, _ = LISTS[name]
     with pytest.raises(UserError, match=f"is of {length} steps, not 28; take num_steps={length}"):
-        published(28, name=name)
+        published(28, list_name=name)
 
 
 # Runs of full and of forecast steps in turn, of 28.
@@ -128,7 +128,7 @@ def test_masks_agree_with_cache_dit(need, mask):
         ("growing_window", {"warmup_steps": 5, "window": 2, "alpha": -1}, "alpha = -1 must be at least 0"),
         ("growing_window", {"warmup_steps": 0, "window": 2, "alpha": 1}, "warmup_steps = 0 must be an integer"),
         ("with_tail", {"interval": 4, "warmup_steps": 1, "tail_steps": 31}, "tail_steps = 31 must be at most 30"),
-        ("published", {"name": "l2p_9"}, "schedule list 'l2p_9' is unknown; choose from .*did you mean"),
+        ("published", {"list_name": "l2p_9"}, "list_name 'l2p_9' is unknown; choose from .*did you mean"),
         ("step_mask", {"mask": "quick"}, "mask 'quick' is unknown; choose from slow, medium, fast, ultra"),
     ],
 )
