@@ -31,6 +31,19 @@ def integer(name: str, value: Any, *, at_least: int, at_most: int | None = None)
     return value
 
 
+def number(
+    name: str, value: Any, *, above: float | None = None, at_least: float | None = None, at_most: float
+) -> float:
+    """The value of a setting as a finite float; UserError for another type and out of range."""
+    value = check_kind(name, value, float)
+    low = above if at_least is None else at_least
+    if low is not None and (value < low or (value == low and at_least is None)):
+        raise UserError(f"{name} = {shown(value)} must be {'above' if at_least is None else 'at least'} {low:g}")
+    if value > at_most:
+        raise UserError(f"{name} = {shown(value)} must be at most {at_most:g}")
+    return float(value)
+
+
 def plain(value: Any) -> Any:
     """The Python number of a scalar of numpy's or torch's; anything else as it is."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
