@@ -139,10 +139,10 @@ class Cache(NoStep):
         decider = self.decider()
         return (decider.first_blocks, decider.last_blocks) if decider is not None else (0, 0)
 
-    def plan(self, num_steps: int, branch: int = 0, full_steps: tuple[int, ...] | None = None) -> AnyPlan:
+    def plan(self, num_steps: int, branch: str = "cond", full_steps: tuple[int, ...] | None = None) -> AnyPlan:
         """Full steps and forecast weights of a run of `num_steps`, or what is known of them where they are decided later.
 
-        branch: of guidance, 0 being the conditional one. full_steps: what has been decided by the times of a run.
+        branch: of guidance, "cond" or "uncond". full_steps: what has been decided by the times of a run.
         UserError where the settings do not fit the number of steps.
         """
         check_num_steps(num_steps)
@@ -183,7 +183,7 @@ class Cache(NoStep):
         does not fit the device.
         """
         inputs, num_steps = Inputs(model, latents, timesteps, conditions), len(timesteps)
-        decider, branch = self.decider(), 0 if leader is None else 1
+        decider, branch = self.decider(), "cond" if leader is None else "uncond"
         by_time = self._decided_by_time(decider, inputs) if decider is not None and decider.of_time else None
         plan, tokens = self.plan(num_steps, branch, by_time), model.tokens(latents)
         if tokens.num_sites < 1:

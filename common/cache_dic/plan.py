@@ -13,7 +13,7 @@ from typing import Any
 
 from cache_dic.errors import UserError, is_ours, run_of_user_code, shown, source_of
 from cache_dic.forecast import Forecaster
-from cache_dic.settings import plain
+from cache_dic.settings import json_value, plain, values_of
 
 MAX_WEIGHT = 2.0**24
 """The largest weight of a forecast: float32 rounds a feature to one part in 2^24, so past it the rounding alone is as large
@@ -158,7 +158,8 @@ class Plan:
             [step, [[m, exact(weight)] for m, weight in self.weights[step].items()]] for step in self.forecast_steps
         ]
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-        return {"num_steps": self.num_steps, "full_steps": list(self.full_steps), "forecast_weights": digest}
+        claim = {"num_steps": self.num_steps, "full_steps": list(self.full_steps), "forecast_weights": digest}
+        return claim | ({"bands": json_value(values_of(self.forecaster))} if hasattr(self.forecaster, "bands") else {})
 
     @cached_property
     def targets(self) -> dict[int, Row]:

@@ -70,6 +70,7 @@ class Run(NoStep):
         self.of_blocks = sites  # the tokens of the blocks that a forecast stands for
         engine = ENGINES[cache.engine]
         self.engine: Engine = engine.start(plan, sites, gates, factors, cache.engine_settings)
+        self.engine.grid = lambda: inputs.grid
         self.others = Snapshots(plan)  # what those blocks add to the streams that do not reach the output
         self.steps: list[dict[str, Any]] = []  # what was computed, one dictionary per step
         self.broken = False

@@ -83,8 +83,8 @@ def schedule_defaults(name: str) -> dict[str, Any]:
     return {n: p.default for n, p in parameters.items() if n not in GIVEN and p.default is not p.empty}
 
 
-def foreseen_steps(name: str, num_steps: int, branch: int, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """Full steps of a rule. branch: of guidance, for rules that tell them apart."""
+def foreseen_steps(name: str, num_steps: int, branch: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """Full steps of a rule. branch: of guidance, "cond" or "uncond", for rules that tell them apart."""
     rule = SCHEDULES[name]
     takes_branch = "branch" in inspect.signature(rule).parameters
     return rule(num_steps, **({"branch": branch} if takes_branch else {}), **settings)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cache_dic import UserError
-from cache_dic.magcache import PRESETS, magcache, read_table, table_names
+from cache_dic.methods.magcache import PRESETS, magcache, read_table, table_names
 
 # Full steps that each table gives at its own number of steps and settings; 0-9 stands for 0 1 2 … 9.
 FULL_STEPS = {

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cache_dic import UserError
-from cache_dic.adams_bashforth import FORMULAS, ABCache, Multistep
-from cache_dic.chebbooster import ChebBooster
 from cache_dic.forecast import Newton, Reuse, Taylor
-from cache_dic.freqca import FreqCa, cosines, low_band
-from cache_dic.hicache import HiCache, hermite
+from cache_dic.methods.adams_bashforth import FORMULAS, ABCache, Multistep
+from cache_dic.methods.chebbooster import ChebBooster
+from cache_dic.methods.freqca import FreqCa, cosines, low_band
+from cache_dic.methods.hicache import HiCache, hermite
+from cache_dic.methods.spectrum import Spectrum, bfloat16, solve
 from cache_dic.plan import Plan
-from cache_dic.spectrum import Spectrum, bfloat16, solve
 
 UNEVEN = (0, 1, 2, 5, 11, 15)
 
@@ -368,5 +368,5 @@ def test_freqca_forecasts_each_band_by_its_own_order(low_order, max_order, trans
 
 def test_naming_predictors_loads_no_torch():
     names = ["adams_bashforth", "chebbooster", "freqca", "hicache", "magcache", "published_schedules", "spectrum"]
-    code = f"import sys; {'; '.join(f'import cache_dic.{name}' for name in names)}; print('torch' in sys.modules)"
+    code = f"import sys; {'; '.join(f'import cache_dic.methods.{name}' for name in names)}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from cache_dic import UserError
-from cache_dic.published_schedules import LISTS, MASKS, growing_window, published, step_mask, with_tail
+from cache_dic.methods.published_schedules import LISTS, MASKS, growing_window, published, step_mask, with_tail
 from cache_dic.schedule import SCHEDULES, taylorseer
 
 # alpha -> full steps of 50, warm-up 5, window 2

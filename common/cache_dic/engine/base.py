@@ -133,6 +133,8 @@ class Engine:
     """
 
     name: str
+    grid: Callable[[], tuple[int, ...]]
+    """Frames (of videos), rows and columns of the tokens; set by the run."""
     enters_model = True
     needs_gates = True
 

@@ -5,6 +5,7 @@ of the full step inside it, `hidden` the embedded latents of that step too, and 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,9 +93,26 @@ class StackEngine(WholeEngine):
 
 
 class HiddenEngine(WholeEngine):
-    """The tokens after the last block (TaylorSeer-Lite): the latents of a forecast step itself are not looked at."""
+    """The tokens after the last block (TaylorSeer-Lite): the latents of a forecast step itself are not looked at.
+
+    Forecasters with `bands(full_steps, step)` weight low frequencies over the tokens otherwise than high ones (FreqCa):
+    Σ_m high_m F_m + Low(Σ_m (low_m - high_m) F_m).
+    """
 
     name = "hidden"
+    low_pass: Forecast | None = None
+
+    def forecast(self, step: int) -> Forecast:
+        forecaster: Any = self.plan.forecaster
+        if not hasattr(forecaster, "bands"):
+            return super().forecast(step)
+        so_far = [m for m in self.plan.full_steps if m < step]
+        low, high = forecaster.bands(so_far, step)
+        kept = [self.snapshots.by_step[m] for m in so_far[-len(high) :]]
+        if self.low_pass is None:
+            self.low_pass = forecaster.low_pass(self.grid(), kept[0])
+        lower = weighted_sum(kept, [a - b for a, b in zip(low, high, strict=True)])
+        return Replacement(weighted_sum(kept, high) + self.low_pass(lower))
 
     def finish(self, step: int, site: Recorder | None) -> None:
         if site is not None:

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 from cache_dic.errors import UserError, check_choice
 from cache_dic.forecast import Reuse
-from cache_dic.methods import register
+from cache_dic.registry import Settings, register
 from cache_dic.schedule import MAX_STEPS, SCHEDULES, check_num_steps, check_periodic, taylorseer
 from cache_dic.settings import integer, number
 
@@ -183,9 +183,9 @@ procache_hunyuan_video 50: 0 8 16 24 32 40 47
 
 SCHEDULES.update(growing_window=growing_window, with_tail=with_tail, published=published, step_mask=step_mask)
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Sequence[Settings]]] = {
     "smoothcache": {"dit": ({"list_name": "smoothcache_50_0.18"}, {"list_name": "smoothcache_50_0.08"})},
     "procache": {"dit": ({"list_name": "procache_dit_skips"},)},
 }
-register("smoothcache", schedule="published", list_name="smoothcache_50_0.18")(Reuse)
-register("procache", schedule="published", list_name="procache_dit_skips")(Reuse)
+register("smoothcache", schedule="published", presets=PRESETS["smoothcache"], paper="arXiv 2411.10510")(Reuse)
+register("procache", schedule="published", presets=PRESETS["procache"], paper="arXiv 2512.17298")(Reuse)

@@ -5,10 +5,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cache_dic.published_schedules  # noqa: F401  its rules are schedules by name
 from cache_dic.errors import check_choice
 from cache_dic.forecast import Newton, check_order, weighted_sum
-from cache_dic.methods import register
+from cache_dic.registry import register
 from cache_dic.schedule import MAX_STEPS
 from cache_dic.settings import integer, number
 
@@ -128,4 +127,7 @@ PRESETS = {
     "hunyuan_video": ({"alpha": 0.75, "w": 0.5}, {"alpha": 3.0, "w": 0.5}),
     "wan": ({"alpha": 0.75, "w": 0.5}, {"alpha": 3.0, "w": 0.5}),
 }
-register("spectrum", schedule="growing_window", warmup_steps=5, window=2, alpha=0.75)(Spectrum)
+register(
+    "spectrum", schedule="growing_window", engine="hidden", presets=PRESETS, paper="arXiv 2603.01623",
+    warmup_steps=5, window=2, alpha=0.75,
+)(Spectrum)  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cache_dic.errors import check_choice
 from cache_dic.forecast import MAX_ORDER, Newton, weighted_sum
-from cache_dic.methods import register
+from cache_dic.registry import Settings, register
 from cache_dic.settings import integer
 
 
@@ -105,9 +105,11 @@ def am(x: float, h: float, g: float) -> Sequence[float]:
 
 FORMULAS: dict[str, Formula] = {"tf": tf, "ab2": ab2, "rk2": rk2, "bdf2": bdf2, "foca": foca, "am": am}
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Sequence[Settings]]] = {
     "ab_cache": {"flux": ({"order": 2, "interval": 3}, {"order": 2, "interval": 6}, {"order": 4, "interval": 6})},
     "foca": {"flux": ({"interval": 6, "warmup_steps": 3}, {"interval": 4, "warmup_steps": 3})},
 }
-register("ab_cache", interval=6, warmup_steps=2)(ABCache)
-register("foca", interval=6, warmup_steps=3)(Multistep)
+register(
+    "ab_cache", engine="output", presets=PRESETS["ab_cache"], paper="arXiv 2504.10540", interval=6, warmup_steps=2
+)(ABCache)
+register("foca", presets=PRESETS["foca"], paper="arXiv 2508.16211", interval=6, warmup_steps=3)(Multistep)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from cache_dic.errors import UserError, check_choice
 from cache_dic.forecast import check_order
-from cache_dic.hicache import HiCache
-from cache_dic.methods import register
+from cache_dic.methods.hicache import HiCache
+from cache_dic.registry import register
 from cache_dic.settings import number
 
 if TYPE_CHECKING:
@@ -130,4 +130,4 @@ PRESETS = {
     ),
     "flux-schnell": ({"interval": 2, "warmup_steps": 3, "max_order": 2},),
 }
-register("freqca", interval=6, warmup_steps=3)(FreqCa)
+register("freqca", engine="hidden", presets=PRESETS, paper="arXiv 2510.08669", interval=6, warmup_steps=3)(FreqCa)

@@ -6,9 +6,8 @@ Its repository (Kiramei/ChebBooster) could not be read; the formula is the paper
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cache_dic.published_schedules  # noqa: F401  its rules are schedules by name
 from cache_dic.errors import UserError
-from cache_dic.methods import register
+from cache_dic.registry import register
 from cache_dic.settings import integer
 
 
@@ -47,4 +46,12 @@ PRESETS = {
     ),
     "flux": ({"num_snapshots": 2, "interval": 5}, {"num_snapshots": 2, "interval": 6}),
 }
-register("chebbooster", schedule="with_tail", interval=5, warmup_steps=2, tail_steps=1)(ChebBooster)
+register(
+    "chebbooster",
+    schedule="with_tail",
+    presets=PRESETS,
+    paper="arXiv 2608.23429",
+    interval=5,
+    warmup_steps=2,
+    tail_steps=1,
+)(ChebBooster)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cache_dic.forecast import Taylor, weighted_sum
-from cache_dic.methods import register
+from cache_dic.registry import register
 from cache_dic.settings import number
 
 
@@ -45,4 +45,4 @@ PRESETS = {
         {"interval": 7, "max_order": 2, "warmup_steps": 3, "contraction": 0.7},
     ),
 }
-register("hicache", interval=6, warmup_steps=3)(HiCache)
+register("hicache", interval=6, warmup_steps=3, presets=PRESETS, paper="arXiv 2508.16984")(HiCache)

@@ -16,7 +16,7 @@ from typing import Any
 
 from cache_dic.errors import UserError, check_choice, shown
 from cache_dic.forecast import Reuse
-from cache_dic.methods import register
+from cache_dic.registry import register
 from cache_dic.schedule import MAX_STEPS, SCHEDULES, check_num_steps
 from cache_dic.settings import integer, number, plain
 
@@ -182,4 +182,4 @@ PRESETS = {
     "wan-i2v-14B-480P": ({"table": "wan2_1_i2v_14b_480p"},),
     "wan-i2v-14B-720P": ({"table": "wan2_1_i2v_14b_720p"},),
 }
-register("magcache", schedule="magcache")(Reuse)
+register("magcache", schedule="magcache", engine="stack", presets=PRESETS, paper="arXiv 2506.09045")(Reuse)
