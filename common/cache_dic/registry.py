@@ -263,7 +263,9 @@ def _schedule_values(method: str, schedule: str, given: Settings, model: str | N
     rule = SCHEDULES[schedule]
     if isinstance(rule, type):
         with run_of_user_code(f"method {method!r} cannot be made", *source_of(rule, "decide")):
-            rule(**values)
+            horizon = rule(**values).horizon
+            if horizon is not None:
+                integer(f"horizon of schedule {schedule!r}", horizon, at_least=0)
     return values
 
 
