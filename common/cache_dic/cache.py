@@ -102,8 +102,8 @@ class Cache(NoStep):
             )
         if hasattr(self.forecaster, "bands") and self.engine != "hidden":
             raise UserError(
-                f"method {self.method!r} weights frequencies of the tokens after the last block, which the hidden engine has and "
-                f"the {self.engine} engine has not; leave the engine out"
+                f"method {self.method!r} weights frequencies of the tokens after the last block, which the {self.engine} "
+                "engine does not keep; take the hidden one"
             )
         for name, value in (("telemetry", self.telemetry), ("static_shapes", self.engine_settings.static_shapes)):
             if not isinstance(value, bool):
