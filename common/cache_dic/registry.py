@@ -216,7 +216,8 @@ def make_cache(
     idle = method == "uncached" or chosen.rows(model, preset)
     usual = _preset_settings(preset, () if idle else accepted, settings)
     # What a class of the user's says itself stands against the usual settings of a backbone, what one of ours says does not.
-    ours, theirs = {}, {}
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
     (ours if _is_ours(SCHEDULES[schedule]) else theirs).update(schedule_defaults(schedule))
     shipped = _is_ours(chosen.forecaster) and _is_ours(SCHEDULES[chosen.schedule])
     (ours if shipped else theirs).update(_own_fields(method), **chosen.defaults)
