@@ -250,7 +250,7 @@ def files(method: str) -> list[tuple[str, int]]:
 class Compared:
     """Full steps of ours and of theirs by branch, and the largest difference of what is stored of outputs or latents.
 
-    Where the largest of those is above 1, as latents of a network that was never trained may be, the difference is a part of it.
+    Where the largest of those is above 1, as latents of an untrained network may be, the difference is a part of it.
     """
 
     ours: list[list[int]]
