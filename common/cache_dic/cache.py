@@ -100,6 +100,11 @@ class Cache(NoStep):
             raise UserError(
                 f"accumulator_dtype = {shown(dtype)} must be a floating dtype of torch, such as torch.float32"
             )
+        if hasattr(self.forecaster, "bands") and self.engine != "hidden":
+            raise UserError(
+                f"method {self.method!r} weights frequencies of the tokens after the last block, which the {self.engine} "
+                "engine does not keep; take the hidden one"
+            )
         for name, value in (("telemetry", self.telemetry), ("static_shapes", self.engine_settings.static_shapes)):
             if not isinstance(value, bool):
                 raise UserError(f"{name} = {shown(value)} must be True or False")

@@ -51,9 +51,9 @@ Settings = Mapping[str, Any]
 class Method:
     """A forecaster class, its usual schedule and engine, and defaults of the schedule's settings.
 
-    presets: by model or by backbone, rows of settings as published: the first stands where nothing else is asked for, a
-    comparison shows all. Without presets a method has the settings that `PRESETS` gives a backbone. undefined: by backbone or
-    model, why the method cannot be had there. paper: where it is described. shipped: whether it comes with the package.
+    presets: by model, by backbone or for any other ("*"), rows of settings as published: the first stands where nothing else
+    is asked for, a comparison shows all. Where there is no row a method has the settings that `PRESETS` gives a backbone.
+    undefined: by backbone or model, why the method cannot be had there. paper: where it is described.
     """
 
     forecaster: type
@@ -163,9 +163,10 @@ def accepted_settings(method: str, schedule: str | None = None) -> set[str]:
     }
 
 
-def read_setting(method: str, name: str, text: str) -> Any:
-    """The value that a setting written as text has for a method, by its annotation."""
-    return from_text(text, {**schedule_settings(METHODS[method].schedule), **_forecaster_settings(method)}.get(name))
+def read_setting(method: str, name: str, text: str, schedule: str | None = None) -> Any:
+    """The value that a setting written as text has for a method under a schedule (None: its own), by its annotation."""
+    of_schedule = schedule_settings(METHODS[method].schedule if schedule is None else schedule)
+    return from_text(text, {**of_schedule, **_forecaster_settings(method)}.get(name))
 
 
 def _forecaster_settings(method: str) -> dict[str, Any]:
@@ -209,6 +210,8 @@ def make_cache(
     own_engine, own_schedule = row.pop("engine", chosen.engine), row.pop("schedule", chosen.schedule)
     engine, schedule = engine or own_engine, own_schedule if schedule is None else schedule
     accepted = accepted_settings(method, schedule)
+    if schedule != own_schedule and schedule in METHODS:
+        row |= next(iter(METHODS[schedule].rows(model, preset)), {})
     for name in settings:
         if name not in accepted:
             raise UserError(
@@ -218,13 +221,16 @@ def make_cache(
     if method == "uncached" and (settings or schedule != chosen.schedule):
         vain = ", ".join(settings) or f"schedule {schedule!r}"
         raise UserError(f"method 'uncached' computes every step; leave out {vain}, or name another method")
-    if chosen.presets:
-        usual = {name: value for name, value in row.items() if name in accepted}
-    else:
-        usual = _preset_settings(preset, () if method == "uncached" else accepted, settings)
-    own = {**schedule_defaults(schedule), **_own_fields(method), **chosen.defaults}
-    given = {**own, **usual, **settings} if chosen.shipped else {**usual, **own, **settings}
-    of_schedule = _schedule_values(method, schedule, given)
+    idle = method == "uncached" or chosen.rows(model, preset)
+    usual = _preset_settings(preset, () if idle else accepted, settings)
+    # What a class of the user's says itself stands against the usual settings of a backbone, what one of ours says does not.
+    ours, theirs = {}, {}
+    (ours if _is_ours(SCHEDULES[schedule]) else theirs).update(schedule_defaults(schedule))
+    shipped = _is_ours(chosen.forecaster) and _is_ours(SCHEDULES[chosen.schedule])
+    (ours if shipped else theirs).update(_own_fields(method), **chosen.defaults)
+    of_row = {name: value for name, value in row.items() if name in accepted}
+    given = {**ours, **usual, **theirs, **of_row, **settings}
+    of_schedule = _schedule_values(method, schedule, given, model or preset)
     return Cache(
         method=method,
         schedule=schedule,
@@ -244,12 +250,17 @@ def make_cache(
     )
 
 
-def _schedule_values(method: str, schedule: str, given: Settings) -> dict[str, Any]:
-    """The settings of a schedule among those given, checked against their annotations and by the schedule itself."""
+def _schedule_values(method: str, schedule: str, given: Settings, model: str | None) -> dict[str, Any]:
+    """The settings of a schedule among those given, checked against their annotations and by the schedule itself.
+
+    model: a name for the message about settings that nobody has published for it.
+    """
     known = schedule_settings(schedule)
-    missing = known.keys() - given.keys()
+    missing = ", ".join(sorted(known.keys() - given.keys()))
     if missing:
-        raise UserError(f"schedule {schedule!r} needs {', '.join(sorted(missing))}")
+        of = METHODS[schedule if schedule in METHODS else method]
+        known_for = f", which it has for {', '.join(of.presets)} and not for {model}" if of.presets and model else ""
+        raise UserError(f"schedule {schedule!r} of method {method!r} needs {missing}{known_for}; give a value of each")
     values: dict[str, Any] = {}
     for name, annotation in known.items():
         value = given[name]
@@ -260,7 +271,9 @@ def _schedule_values(method: str, schedule: str, given: Settings) -> dict[str, A
     rule = SCHEDULES[schedule]
     if isinstance(rule, type):
         with run_of_user_code(f"method {method!r} cannot be made", *source_of(rule, "decide")):
-            rule(**values)
+            horizon = rule(**values).horizon
+            if horizon is not None:
+                integer(f"horizon of schedule {schedule!r}", horizon, at_least=0)
     return values
 
 
@@ -272,6 +285,11 @@ def _preset_settings(preset: str | None, accepted: Collection[str], given: Mappi
     interval = plain(given.get("interval"))
     usual = PRESETS[preset].settings(interval if type(interval) is int else None)
     return {name: value for name, value in usual.items() if name in accepted}
+
+
+def _is_ours(made: Any) -> bool:
+    """Whether a class or function is of this package."""
+    return made.__module__.split(".")[0] == __package__
 
 
 def _own_fields(method: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from cache_dic.decide import Decider, decided
+from cache_dic.decide import Decider, decided, learned
 from cache_dic.engine import ENGINES, Engine, Forecast, Recorder, Snapshots, Tokens
 from cache_dic.errors import UserError
 from cache_dic.look import Inputs, Look, Parts, Streams
@@ -169,7 +169,7 @@ class Run(NoStep):
         if not engine.enters_model and self.plan.serves(step):
             engine.see(step, look.latents, output)
         if self.decider is not None and self.leader is None:
-            self.decider.learn(look, output)
+            learned(self.decider, look, output)
         return output, entry
 
     def _stop(self) -> int:

@@ -5,6 +5,7 @@ from cache_dic.methods import (  # isort: skip
     published_schedules,
     adams_bashforth,
     chebbooster,
+    easycache,
     first_block_cache,
     freqca,
     hicache,
@@ -14,6 +15,6 @@ from cache_dic.methods import (  # isort: skip
 )
 
 __all__ = [
-    "adams_bashforth", "chebbooster", "first_block_cache", "freqca", "hicache", "magcache", "published_schedules", "spectrum",
-    "taylorseer", "teacache",
+    "adams_bashforth", "chebbooster", "easycache", "first_block_cache", "freqca", "hicache", "magcache",
+    "published_schedules", "spectrum", "taylorseer", "teacache",
 ]  # fmt: skip
