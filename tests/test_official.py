@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import reference
+import torch
 
 from cache_dic import METHODS, make_cache
 
@@ -50,3 +51,40 @@ def test_first_block_cache_of_diffusers(need, name, threshold):
 
     played = side_by_side.play_hook(name, reference.open_loop(name, 20), config)
     assert_agrees(name, "first_block_cache", played, threshold=threshold)
+
+
+@pytest.mark.parametrize(("threshold", "max_consecutive", "retention_ratio"), [(0.06, 3, 0.2), (0.24, 5, 0.1)])
+@pytest.mark.parametrize("name", ["flux", "hunyuan_video", "wan"])
+def test_magcache_of_diffusers(need, name, threshold, max_consecutive, retention_ratio):
+    """Its table of 28 ratios in float32, over 20 steps; all branches by the same one."""
+    needs("magcache")
+    need("diffusers")
+    from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig
+    from reference import side_by_side
+
+    config = MagCacheConfig(
+        threshold=threshold, max_skip_steps=max_consecutive, retention_ratio=retention_ratio, num_inference_steps=20,
+        mag_ratios=FLUX_MAG_RATIOS,
+    )  # fmt: skip
+    played = side_by_side.play_hook(name, reference.open_loop(name, 20), config)
+    assert_agrees(
+        name, "magcache", played, table=FLUX_MAG_RATIOS.double().tolist(), threshold=threshold,
+        max_consecutive=max_consecutive, retention_ratio=retention_ratio,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("max_order", [1, 2])
+@pytest.mark.parametrize("name", ["flux", "hunyuan_video", "wan"])
+def test_lite_taylorseer_of_diffusers(need, name, max_order):
+    """Its lite mode forecasts the output of the network's last layer."""
+    config = need("diffusers").TaylorSeerCacheConfig(
+        cache_interval=4, disable_cache_before_step=3, max_order=max_order, taylor_factors_dtype=torch.float32,
+        use_lite_mode=True,
+    )  # fmt: skip
+    from reference import side_by_side
+
+    played = side_by_side.play_hook(name, reference.open_loop(name, 14), config)
+    assert_agrees(
+        name, "taylorseer", played, engine="output", full_steps=(0, 1, 2, 4, 8, 12), max_order=max_order,
+        warmup_steps=1,
+    )  # fmt: skip
