@@ -63,7 +63,6 @@ class Method:
     presets: Mapping[str, Sequence[Settings]] = field(default_factory=dict)
     undefined: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
-    shipped: bool = True
 
     def rows(self, model: str | None, backbone: str | None) -> Sequence[Settings]:
         """The published rows for a model, or else for its backbone, or else for any ("*")."""
@@ -137,7 +136,6 @@ def register(
             presets=presets or {},
             undefined=undefined or {},
             paper=paper,
-            shipped=made.__module__.split(".")[0] == __package__,
         )
         return made
 

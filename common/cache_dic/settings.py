@@ -11,7 +11,7 @@ from cache_dic.errors import UserError, shown
 
 KINDS = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
 MEANING = {"int": "an integer", "float": "a finite number", "bool": "true or false", "str": "text", "None": "nothing"}
-ENGINE_NAMES = ("folded", "layerwise", "stack", "hidden", "output", "latent")
+ENGINE_NAMES = ("folded", "layerwise", "walked", "stack", "hidden", "output", "latent")
 """Where features are kept; cache_dic.engine has the engines."""
 
 GROUP_BYTES = 2**28

@@ -225,9 +225,9 @@ def _refuse_idle_flags(args: argparse.Namespace, methods: Sequence[str], given: 
 def for_compiling(caches: "Mapping[str, Cache]") -> "dict[str, Cache]":
     """The caches with full steps that are all alike, as `seerkit.devices.compile` needs them; UserError for engines without."""
     for cache in caches.values():
-        if cache.engine == "layerwise":
+        if cache.engine in ("layerwise", "walked"):
             raise UserError(
-                "--compile works with engines whose steps are all alike, such as the folded one, not with layerwise"
+                f"--compile works with engines whose steps are all alike, such as the folded one, not with {cache.engine}"
             )
     return {
         label: replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))
