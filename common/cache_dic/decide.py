@@ -30,13 +30,15 @@ class Decider:
     first_blocks: blocks that every step computes before it is decided, whose tokens `look.before` and `look.after` are.
     last_blocks: those that every step computes after the forecast. by_branch: guidance branches decide each for itself;
     otherwise the first one, the conditional, decides for all. of_time: it looks at nothing but steps and times, so that all
-    full steps are known before the run. horizon: the most forecasts in a row, None for no bound.
+    full steps are known before the run. horizon: the most forecasts in a row, None for no bound. sees_ends: `look.before` and
+    `look.after` are, when it learns, the tokens before the first and after the last block.
     """
 
     first_blocks: int = 0
     last_blocks: int = 0
     by_branch: bool = False
     of_time: bool = False
+    sees_ends: bool = False
 
     @property
     def horizon(self) -> int | None:

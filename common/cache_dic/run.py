@@ -1,7 +1,7 @@
 """The state of one sampling run of one guidance branch, and the step of it that a model call takes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,7 +45,8 @@ class Run(NoStep):
     """State of one sampling run of one guidance branch; made by `Cache.start`.
 
     decider: of a schedule that decides while sampling, in the state of this run. leader: the run of another guidance branch
-    whose decisions this one follows. first_blocks, last_blocks: those that every step computes.
+    whose decisions this one follows. reports: by step, what a schedule had to say that has decided all of them before.
+    first_blocks, last_blocks: those that every step computes.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Run(NoStep):
         *,
         decider: Decider | None = None,
         leader: "Run | None" = None,
+        reports: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.cache, self.plan, self.tokens, self.table, self.inputs = cache, plan, tokens, table, inputs
-        self.decider, self.leader = decider, leader
+        self.decider, self.leader, self.reports = decider, leader, reports
         self.first_blocks, self.last_blocks = cache.always_computed
         sites, gates, factors = tokens, table.gates, table.factors
         if self.first_blocks or self.last_blocks:
@@ -117,7 +119,8 @@ class Run(NoStep):
             output, entry = self._full_step(look, head, full)
         else:
             output, entry = self._forecast_step(look, head, forecast), {"kind": "forecast", "sites": 0}
-        self.steps.append({"step": step, **entry, **look.reported})
+        said = self.reports[step] if self.reports else look.reported
+        self.steps.append({"step": step, **entry, **said})
         self.table.forget_before(step + 1)
         return output
 
@@ -150,7 +153,9 @@ class Run(NoStep):
     ) -> tuple[Tensor, dict[str, Any]]:
         engine, step, observed = self.engine, look.step, self.plan.observed and bool(self.steps)
         expected = engine.forecast(step) if observed else None
-        site = engine.record(step, ends=self.plan.observed)
+        learns = self.decider is not None and self.leader is None
+        sees_ends = learns and self.decider.sees_ends
+        site = engine.record(step, ends=self.plan.observed or sees_ends)
         if head is None and not self.last_blocks:
             output = full(site)
         else:
@@ -168,7 +173,9 @@ class Run(NoStep):
         engine.finish(step, site)
         if not engine.enters_model:
             engine.see(step, look.latents, output)
-        if self.decider is not None and self.leader is None:
+        if learns:
+            if sees_ends:
+                look.before, look.after = site.both_ends()
             self.decider.learn(look, output)
         return output, entry
 
@@ -296,7 +303,7 @@ class Run(NoStep):
         return {
             "method": self.cache.method,
             "engine": self.cache.engine,
-            "schedule": {"name": self.cache.schedule, **json_value(self.cache.schedule_settings)},
+            "schedule": {"name": self.cache.schedule, **json_value(self.cache.schedule_values)},
             "forecaster": {
                 "name": type(self.cache.forecaster).__name__,
                 **json_value(values_of(self.cache.forecaster)),

@@ -9,11 +9,12 @@ from cache_dic.methods import (  # isort: skip
     freqca,
     hicache,
     magcache,
+    seacache,
     spectrum,
     teacache,
 )
 
 __all__ = [
-    "adams_bashforth", "chebbooster", "first_block_cache", "freqca", "hicache", "magcache", "published_schedules", "spectrum",
-    "taylorseer", "teacache",
+    "adams_bashforth", "chebbooster", "first_block_cache", "freqca", "hicache", "magcache", "published_schedules", "seacache",
+    "spectrum", "taylorseer", "teacache",
 ]  # fmt: skip
