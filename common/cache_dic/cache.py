@@ -198,7 +198,8 @@ class Cache(NoStep):
         """
         inputs, num_steps = Inputs(model, latents, timesteps, conditions, sigmas), len(timesteps)
         decider, branch = self.decider(), "cond" if leader is None else "uncond"
-        by_time, reports = None, []
+        by_time: tuple[int, ...] | None = None
+        reports: list[dict[str, Any]] = []
         if decider is not None and decider.of_time:
             by_time, reports = self._decided_by_time(decider, inputs)
         plan, tokens = self.plan(num_steps, branch, by_time), model.tokens(latents)

@@ -153,8 +153,8 @@ class Run(NoStep):
     ) -> tuple[Tensor, dict[str, Any]]:
         engine, step, observed = self.engine, look.step, self.plan.observed and bool(self.steps)
         expected = engine.forecast(step) if observed else None
-        learns = self.decider is not None and self.leader is None
-        sees_ends = learns and self.decider.sees_ends
+        decider = self.decider if self.leader is None else None
+        sees_ends = decider is not None and decider.sees_ends
         site = engine.record(step, ends=self.plan.observed or sees_ends)
         if head is None and not self.last_blocks:
             output = full(site)
@@ -173,10 +173,10 @@ class Run(NoStep):
         engine.finish(step, site)
         if not engine.enters_model:
             engine.see(step, look.latents, output)
-        if learns:
+        if decider is not None:
             if sees_ends:
                 look.before, look.after = site.both_ends()
-            self.decider.learn(look, output)
+            decider.learn(look, output)
         return output, entry
 
     def _stop(self) -> int:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cache_dic.decide import Decider
 from cache_dic.errors import check_choice
 from cache_dic.forecast import Taylor, check_order
-from cache_dic.registry import register
+from cache_dic.registry import Settings, register
 from cache_dic.schedule import MAX_STEPS
 from cache_dic.settings import integer, number
 
@@ -35,15 +35,17 @@ SIGNALS = ("modulated", "latents")
 LEAST = 1e-16  # beside what divides
 LEAST_LEVEL = 1e-6  # of data and of noise
 
-IMAGES, VIDEOS = {"power": 2.0}, {"power": 3.0}
-DIFFUSERS = {"threshold": 0.25, "signal": "latents", "residual_order": 1, "max_consecutive": 2, "power": 3.0}
-PRESETS = {
-    "flux-dev": [{"threshold": threshold, **IMAGES} for threshold in (0.3, 0.6)],
-    "hunyuan-video": [{"threshold": threshold, **VIDEOS} for threshold in (0.2, 0.4)],
-    "wan-t2v-1.3B": [*({"threshold": threshold, **VIDEOS} for threshold in (0.2, 0.35)), DIFFUSERS],
-    "wan": [*({"threshold": threshold, **VIDEOS} for threshold in (0.2, 0.35)), DIFFUSERS],
-    "hunyuan_video": [{"threshold": threshold, **VIDEOS} for threshold in (0.2, 0.4)],
-    "*": [{"threshold": threshold, **IMAGES} for threshold in (0.3, 0.6)],
+DIFFUSERS: Settings = {"threshold": 0.25, "signal": "latents", "residual_order": 1, "max_consecutive": 2, "power": 3.0}
+
+
+def _rows(power: float, *thresholds: float) -> list[Settings]:
+    return [{"threshold": threshold, "power": power} for threshold in thresholds]
+
+
+PRESETS: dict[str, list[Settings]] = {
+    "hunyuan_video": _rows(3.0, 0.2, 0.4),
+    "wan": [*_rows(3.0, 0.2, 0.35), DIFFUSERS],
+    "*": _rows(2.0, 0.3, 0.6),  # FLUX.1-dev's
 }
 
 
