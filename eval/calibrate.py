@@ -1,4 +1,4 @@
-"""Fit TeaCache's polynomial, or measure MagCache's table, on uncached samples of a model: the file for its `calibration` or `table`.
+"""Fit TeaCache's polynomial, or measure MagCache's table, on uncached samples: the file for `calibration` or `table`.
 
 Prompts and noise of the calibration samples are others than those that results are shown on. Every further flag is one of the
 model's own sampling command, such as --ckpt, --precision or --height.

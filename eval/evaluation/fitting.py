@@ -44,7 +44,7 @@ BRANCHES = ("cond", "uncond")
 class Measure(Decider):
     """Every step is full; reports, beside the change of a signal, what it did to the tokens after the last block.
 
-    change, output_change: mean |new - old| / mean |old| of the signal and of those tokens, from one step to the next. ratio: mean
+    change, output_change: mean |new - old| / mean |old| of signal and tokens, from one step to the next. ratio: mean
     over tokens of ‖R‖ / ‖R of the step before‖, R being what all blocks added.
     """
 
