@@ -32,7 +32,8 @@ class Decider:
     last_blocks: those that every step computes after the forecast. by_branch: guidance branches decide each for itself;
     otherwise the first one, the conditional, decides for all. of_time: it looks at nothing but steps and times, so that all
     full steps are known before the run. horizon: the most forecasts in a row, None for no bound. verifies: at forecasts for
-    which `checks` says so, the last block is also computed from what is forecast before it, and `verify` sees both.
+    which `checks` says so, the last block is also computed from what is forecast before it, and `verify` sees both. sees_ends:
+    `look.before` and `look.after` are, when it learns, the tokens before the first and after the last block.
     """
 
     first_blocks: int = 0
@@ -40,6 +41,7 @@ class Decider:
     by_branch: bool = False
     of_time: bool = False
     verifies: bool = False
+    sees_ends: bool = False
 
     @property
     def horizon(self) -> int | None:

@@ -188,10 +188,10 @@ _GIVEN = {"dit": _dit, "flux": _flux, "hunyuan_video": _hunyuan_video, "wan": _w
 
 def play(name: str, loop: OpenLoop, cache: Cache) -> tuple[list[Run], list[Tensor]]:
     """Our network over an open loop under a cache: its runs and their outputs (S, B, …), by branch."""
-    model, runs = network(name), []
+    model, runs, sigmas = network(name), [], None if name == "dit" else loop.sigmas
     for conditions in loop.branches:
         follows = {"leader": runs[0]} if runs else {}
-        runs.append(cache.start(model, loop.latents[0], loop.timesteps, **follows, **conditions))
+        runs.append(cache.start(model, loop.latents[0], loop.timesteps, sigmas=sigmas, **follows, **conditions))
     outputs: list[list[Tensor]] = [[] for _ in runs]
     for step, latents in enumerate(loop.latents):
         given = {model.TIME: loop.timesteps[step].expand(len(latents))}
