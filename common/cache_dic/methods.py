@@ -14,6 +14,7 @@ Its fields become settings of `make_cache("damped", damping=…)` and of every c
 """
 
 import inspect
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from cache_dic.errors import UserError, check_choice, run_of_user_code, source_of, suggestion
 from cache_dic.forecast import Forecaster, Newton, Reuse, Taylor
 from cache_dic.presets import PRESETS
-from cache_dic.schedule import MAX_STEPS, SCHEDULES
+from cache_dic.schedule import MAX_STEPS, SCHEDULES, SEARCHED
+from cache_dic.searched import is_schedule_file, read_schedule, rule_name
 from cache_dic.settings import (
     GROUP_BYTES,
     check_kind,
@@ -88,11 +90,12 @@ def register(name: str, *, schedule: str = "taylorseer", **defaults: Any):
 def accepted_settings(method: str, schedule: str | None = None) -> set[str]:
     """Names of the settings that `make_cache` takes for a method under a schedule (None: the method's own).
 
-    Raises UserError for an unknown method or schedule.
+    Raises UserError for an unknown method or schedule. A schedule's file, which may stand for its name, is no setting.
     """
     check_choice("method", method, METHODS)
+    rule = METHODS[method].schedule if schedule is None else rule_name(schedule)
     return {
-        *_schedule_settings(METHODS[method].schedule if schedule is None else schedule),
+        *(_schedule_settings(rule) if rule != SEARCHED else ()),
         *_forecaster_settings(method),
     }
 
@@ -119,7 +122,7 @@ def make_cache(
     *,
     preset: str | None = None,
     engine: str = "folded",
-    schedule: str | None = None,
+    schedule: str | os.PathLike[str] | None = None,
     accumulator_dtype: "torch.dtype | None" = None,
     group_bytes: int = GROUP_BYTES,
     static_shapes: bool = False,
@@ -130,7 +133,8 @@ def make_cache(
     """A cache by the name of its method.
 
     preset: a backbone of `PRESETS`, whose published interval, warm-up and order stand where nothing else is asked for, and
-    where a method of one's own does not say otherwise.
+    where a method of one's own does not say otherwise. schedule: a rule's name, or the file of a searched schedule, whose name
+    ends in .json.
     settings: those of the method's forecaster (taylorseer: max_order, warmup_steps) and of its schedule (interval,
     warmup_steps; `explicit`: full_steps). `full_steps=…` alone implies the explicit schedule. Others as in `Cache` and
     `EngineSettings`. Raises UserError for an unknown method, preset, engine, schedule or setting, and for values of a wrong
@@ -143,7 +147,8 @@ def make_cache(
         schedule = "explicit"
     accepted = accepted_settings(method, schedule)
     chosen = METHODS[method]
-    schedule = chosen.schedule if schedule is None else schedule
+    of_file = {"file": read_schedule(schedule)} if is_schedule_file(schedule) else {}
+    schedule = chosen.schedule if schedule is None else rule_name(schedule)
     for name in settings:
         if name not in accepted:
             raise UserError(
@@ -156,9 +161,9 @@ def make_cache(
     usual = _preset_settings(preset, () if method == "uncached" else accepted, settings)
     own = {**_own_fields(method), **chosen.defaults}
     given = {**own, **usual, **settings} if method in SHIPPED else {**usual, **own, **settings}
-    of_schedule = {name: given[name] for name in _schedule_settings(schedule) if name in given}
-    missing = _schedule_settings(schedule).keys() - of_schedule.keys()
-    if missing:
+    needed = [name for name in _schedule_settings(schedule) if name not in of_file]
+    of_schedule = {name: given[name] for name in needed if name in given}
+    if missing := [name for name in needed if name not in given]:
         raise UserError(f"schedule {schedule!r} needs {', '.join(sorted(missing))}")
     for name, value in of_schedule.items():
         whole = integer(name, value, at_least=1, at_most=MAX_STEPS) if name != "full_steps" else full_steps_tuple(value)
@@ -166,7 +171,7 @@ def make_cache(
     return Cache(
         method=method,
         schedule=schedule,
-        schedule_settings=of_schedule,
+        schedule_settings={**of_file, **of_schedule},
         own_schedule=chosen.schedule,
         default_warmup="warmup_steps" not in settings,
         forecaster=_make_forecaster(method, {**given, **of_schedule}),

@@ -6,7 +6,7 @@ Steps count up from 0 in sampling order; the result is the ascending tuple of fu
 from collections.abc import Callable, Sequence
 
 from cache_dic.errors import UserError, shown
-from cache_dic.settings import full_steps_tuple, integer
+from cache_dic.settings import ScheduleFile, full_steps_tuple, integer
 
 MAX_STEPS = 10_000
 """The most sampling steps of a run: ten times what models are trained with; at the usual orders planned within a second."""
@@ -45,12 +45,27 @@ def explicit(num_steps: int, *, full_steps: Sequence[int]) -> tuple[int, ...]:
     return steps
 
 
+def searched(num_steps: int, *, file: ScheduleFile) -> tuple[int, ...]:
+    """The full steps of a file, in a run of as many steps as they were searched for."""
+    check_num_steps(num_steps)
+    if num_steps != file.num_steps:
+        raise UserError(
+            f"schedule {file.name} is for runs of {file.num_steps} steps, and this one has {num_steps}; take "
+            f"{file.num_steps} steps, or search a schedule for {num_steps} with `python eval/search_schedule.py`"
+        )
+    return file.full_steps
+
+
 SCHEDULES: dict[str, Callable[..., tuple[int, ...]]] = {
     "taylorseer": taylorseer,
     "diffusers": diffusers,
     "fora": fora,
     "explicit": explicit,
+    "searched": searched,
 }
+
+SEARCHED = "searched"
+"""The one rule that is given by the path of a file (`cache_dic.searched`) and not by its name."""
 
 
 def check_num_steps(num_steps: int) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cache_dic import ENGINE_NAMES, METHODS, PRESETS, SCHEDULES, UserError, accepted_settings, make_cache, read_setting
 from cache_dic.errors import run_of_user_code, suggestion
+from cache_dic.schedule import SEARCHED
+from cache_dic.searched import is_schedule_file
 from seerkit.command.cli import Parser, non_negative_int, positive_float, positive_int
 from seerkit.devices.dtypes import DTYPES, torch_dtype
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from cache_dic import Cache
 
 GIB = 2**30
+RULES = tuple(name for name in SCHEDULES if name != SEARCHED)
 FLAGGED = ("interval", "max_order", "warmup_steps", "full_steps")
 """Settings with a flag of their own, of the same name."""
 
@@ -50,7 +53,13 @@ def add_cache_flags(parser: Parser, preset: str) -> None:
         help=f"full steps before the first forecast (default: {usual.warmup_steps}, or as many as there are)",
     )
     group.add_argument("--engine", choices=ENGINE_NAMES, default="folded", help="where features are kept")
-    group.add_argument("--schedule", choices=tuple(SCHEDULES), help="rule for full steps (default: the method's)")
+    group.add_argument(
+        "--schedule",
+        type=_schedule,
+        metavar="NAME",
+        help=f"rule for full steps, one of {', '.join(RULES)}, or the .json file of a searched schedule "
+        "(default: the method's)",
+    )
     group.add_argument("--full-steps", type=_step_list, metavar="LIST", help="explicit full steps, e.g. 0,1,2,8,14")
     group.add_argument(
         "--set", action="append", type=_setting, default=[], metavar="KEY=VALUE", help="a method's own setting"
@@ -138,7 +147,19 @@ def caches_from_flags(
             caches[cache.label] = cache
     for cache in caches.values():
         cache.plan(num_steps)
+    _warn_of_other_models(args, caches)
     return for_compiling(caches) if vars(args).get("compile") else caches
+
+
+def _warn_of_other_models(args: argparse.Namespace, caches: "Mapping[str, Cache]") -> None:
+    """Say so where full steps were searched for another model than the one that a command runs."""
+    files = {cache.schedule_settings["file"] for cache in caches.values() if cache.schedule == SEARCHED}
+    for file in files:
+        if file.model != vars(args).get("model", file.model):
+            print(
+                f"warning: schedule {file.name} was searched for {file.model}, and the model is {args.model}",
+                file=sys.stderr,
+            )
 
 
 def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -250,6 +271,15 @@ def _step_list(text: str) -> list[int]:
         return [non_negative_int(part.strip(" ")) for part in text.split(",")]
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a list of steps like 0,1,2,8") from None
+
+
+def _schedule(text: str) -> str:
+    if text not in RULES and not is_schedule_file(text):
+        raise argparse.ArgumentTypeError(
+            f"schedule {text[:80]!r} is unknown; choose from {', '.join(RULES)}, or name a file that ends in .json"
+            f"{suggestion(text, RULES)}"
+        )
+    return text
 
 
 def _setting(text: str) -> tuple[str, str]:
