@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cache_dic import UserError
 from dit.flags import chosen_classes, class_names, config_of
 from evaluation.backbones import PACKAGES
+from evaluation.flags import EMBEDDED
 from seerkit.command.cli import Parser
-from seerkit.text.prompts import read_prompts
+from seerkit.text.prompts import cycled, read_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from seerkit.text.prompts import Batch
 
 SEED_KEY = 0x5EA7C4
-"""Of `derive_seed`, from the seed of a search to that of its starting noise: 63 bits that no sampling command is given by default."""
+"""Of `derive_seed`, from the seed of a search to that of its starting noise, 63 bits that no command is given by default."""
 SHOWN_SEED = 0
 """The default --seed of every sampling command."""
-NUM_SAMPLES = {"dit": 10, "flux": 8, "hidream": 8, "hunyuan_video": 4, "wan": 4}
+NUM_SAMPLES = {"dit": 10, "flux": 8, "hidream": 8, "hunyuan_video": 4, "wan": 2}
 """Calibration samples where nothing else is asked for; of a file of prompts at most as many as it has."""
 
 
@@ -119,6 +120,36 @@ def family_of(model: str) -> Family:
     return _dit() if package == "dit" else _of_prompts(package)
 
 
+NOT_TAKEN = ("--prompt", "--prompt-file", "--samples-per-prompt", "--num-images-per-prompt", "--compile")
+"""Flags of sampling commands that say nothing to a command that chooses its samples itself."""
+
+
+def sampling_args(
+    parser: Parser, model: str, rest: Sequence[str], *, seed: int, dry_run: bool = False
+) -> argparse.Namespace:
+    """What the sampling command of a model makes of the flags that `parser` left, defaults filled in; `seed` for --seed.
+
+    Those of model, prompts, sampling and device are taken; the parser refuses others, and those of NOT_TAKEN.
+    """
+    own, family = Parser("", "", prog=parser.prog), family_of(model)
+    family.add_flags(own)
+    shared = {
+        name
+        for title in ("model", "prompts", "sampling", "device")
+        for action in own.section(title)._group_actions
+        for name in action.option_strings
+    }
+    for text in rest:
+        name = text.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in shared.difference(NOT_TAKEN):
+            parser.error(f"unrecognized arguments: {text}, which neither this command nor {model} takes here")
+    args = own.parse_args([f"--model={model}", *rest])
+    args.dry_run = dry_run
+    family.fill(args)
+    args.seed = seed
+    return args
+
+
 # ------------------------------------------------------------------------------------------------------------- samples
 
 
@@ -146,12 +177,12 @@ def calibration_prompts(args: argparse.Namespace, file: Path | None, count: int 
     """
     shown = shown_prompts(args.model, args)
     if file is not None:
-        given = _listed(args, file)
-        if seen := [prompt for prompt in given if _same(prompt) in {_same(one) for one in shown}]:
-            if PACKAGES[args.model] != "dit" or len(shown) < config_of(args).num_classes:
-                raise UserError(
-                    f"--calibration-prompts {file} names {seen[0]!r}, which results are shown on; calibrate on other prompts"
-                )
+        given, known = _listed(args, file), {_same(prompt) for prompt in shown}
+        seen = [prompt for prompt in given if _same(prompt) in known]
+        if seen and not _shows_all(args, shown):
+            raise UserError(
+                f"--calibration-prompts {file} names {seen[0]!r}, which results are shown on; calibrate on other prompts"
+            )
         wanted = count or min(len(given), NUM_SAMPLES[PACKAGES[args.model]])
         return [given[i % len(given)] for i in range(wanted)]
     if family_of(args.model).published(args.model):
@@ -160,6 +191,11 @@ def calibration_prompts(args: argparse.Namespace, file: Path | None, count: int 
     wanted = count or NUM_SAMPLES[PACKAGES[args.model]]
     drawn = _drawn(args, shown, draw)
     return [next(drawn) for _ in range(wanted)]
+
+
+def _shows_all(args: argparse.Namespace, shown: Sequence[str]) -> bool:
+    """Whether a model has no conditions but those that results are shown on, as one of ten classes."""
+    return PACKAGES[args.model] == "dit" and len(shown) == config_of(args).num_classes
 
 
 def _same(prompt: str) -> str:
@@ -202,6 +238,11 @@ def _emoji(shown: Sequence[str]) -> list[str]:
     return [f"{label}, {style}" for label in labels if _same(label) not in seen for style in styles]
 
 
+def even_steps(num_steps: int, count: int) -> tuple[int, ...]:
+    """So many full steps, evenly spaced from 0 on."""
+    return tuple(i * num_steps // count for i in range(count))
+
+
 def noise_seed(seed: int) -> int:
     """The --seed that the pipeline draws the starting noise of calibration samples by, of a search by `seed`."""
     from seerkit.sampling.seeds import derive_seed
@@ -209,3 +250,37 @@ def noise_seed(seed: int) -> int:
     derived = derive_seed(seed, SEED_KEY)
     assert derived != SHOWN_SEED, "one in 2^63"
     return derived
+
+
+# --------------------------------------------------------------------------------------------------------------- shown
+
+
+def default_samples(args: argparse.Namespace) -> list[str]:
+    """Prompts of the samples that a model's command makes where none are asked for, in order; UserError where it makes none."""
+    package = PACKAGES[args.model]
+    if package == "dit":
+        return cycled(shown_prompts(args.model, args), 4)
+    if family_of(args.model).published(args.model):
+        raise UserError(f"{args.model} has no prompts of its own; take one of {', '.join(EMBEDDED)}")
+    shown = shown_prompts(args.model, args)
+    if package in ("flux", "hidream"):
+        from seerkit.data.emoji import PROMPTS
+
+        return shown[: len(read_prompts(PROMPTS))]
+    return shown
+
+
+FOLDERS = {
+    "dit": "TaylorSeer-DiT",
+    "flux": "TaylorSeer-FLUX",
+    "hidream": "TaylorSeer-HiDream",
+    "hunyuan_video": "TaylorSeer-HunyuanVideo",
+    "wan": "TaylorSeer-Wan2.1",
+}
+"""By package, the folder of a backbone."""
+
+
+def shipped_schedules(model: str, num_steps: int) -> list[Path]:
+    """Files of the schedules that lie beside a model."""
+    folder = Path(__file__).resolve().parents[2] / FOLDERS[PACKAGES[model]] / "schedules"
+    return sorted(folder.glob(f"{model.replace('/', '-')}-*-of-{num_steps}.json"))
