@@ -87,7 +87,7 @@ def register(name: str, *, schedule: str = "taylorseer", **defaults: Any):
     return add
 
 
-def accepted_settings(method: str, schedule: str | None = None) -> set[str]:
+def accepted_settings(method: str, schedule: str | os.PathLike[str] | None = None) -> set[str]:
     """Names of the settings that `make_cache` takes for a method under a schedule (None: the method's own).
 
     Raises UserError for an unknown method or schedule. A schedule's file, which may stand for its name, is no setting.

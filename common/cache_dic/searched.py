@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cache_dic.errors import UserError, shown
 from cache_dic.schedule import MAX_STEPS, SEARCHED, explicit
@@ -18,7 +18,7 @@ from cache_dic.settings import ScheduleFile, integer
 MADE_BY = "make one with `python eval/search_schedule.py`"
 
 
-def is_schedule_file(schedule: Any) -> bool:
+def is_schedule_file(schedule: Any) -> TypeGuard[str | os.PathLike[str]]:
     """Whether what is given as a schedule is the path of a file, which ends in .json, and no name."""
     return isinstance(schedule, str | os.PathLike) and os.fspath(schedule).lower().endswith(".json")
 
@@ -30,12 +30,14 @@ def rule_name(schedule: Any) -> Any:
 
 def read_schedule(path: str | os.PathLike[str]) -> ScheduleFile:
     """The schedule in a file; UserError naming the file and what of it is no schedule."""
+    if not Path(path).is_file():
+        raise UserError(f"schedule {path} is no file; {MADE_BY}")
     try:
         data = Path(path).read_bytes()
         found = json.loads(data)
     except OSError as error:
         raise UserError(f"schedule {path} cannot be read ({error.strerror}); {MADE_BY}") from error
-    except (ValueError, RecursionError) as error:  # ValueError: also a zero byte in the path
+    except (ValueError, RecursionError) as error:
         raise UserError(f"schedule {path} is not JSON ({error}); {MADE_BY}") from error
     if not isinstance(found, dict):
         raise UserError(f"schedule {path} is no JSON object; {MADE_BY}")

@@ -30,7 +30,7 @@ SEED_KEY = 0x5EA7C4
 """Of `derive_seed`, from the seed of a search to that of its starting noise, 63 bits that no command is given by default."""
 SHOWN_SEED = 0
 """The default --seed of every sampling command."""
-NUM_SAMPLES = {"dit": 10, "flux": 8, "hidream": 8, "hunyuan_video": 4, "wan": 2}
+NUM_SAMPLES = {"dit": 10, "flux": 16, "hidream": 8, "hunyuan_video": 4, "wan": 2}
 """Calibration samples where nothing else is asked for; of a file of prompts at most as many as it has."""
 
 

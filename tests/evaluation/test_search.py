@@ -152,6 +152,13 @@ def test_similarity_is_the_ratio_of_energies():
     assert search.similarity_db(latents, reference) == pytest.approx([20.0, 200.0, -200.0])
 
 
+def test_extreme_samples_do_not_decide():
+    assert search.typical([20.0]) == 20
+    assert search.typical([20.0, 30.0]) == 25
+    assert search.typical([20.0, 31.0, 33.0, 90.0]) == 32
+    assert search.typical([1.0, 2.0, 20.0, 21.0, 22.0, 23.0, 80.0, 90.0]) == 21.5
+
+
 # --------------------------------------------------------------------------------------------------------- calibration
 
 
