@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cache_dic import METHODS, make_cache
+from cache_dic import make_cache
 from dit import DiT, dit_config
 from dit.counts import published_counter as dit_counter
 from evaluation.backbones import BACKBONES, workload
@@ -203,7 +203,9 @@ def test_one_cache_at_a_time(flags):
         cache_of(args)
 
 
-@pytest.mark.parametrize("method", ["fora", "newton", "taylorseer", "taylorseer_lite", "hicache", "ab_cache", "uncached"])
+@pytest.mark.parametrize(
+    "method", ["fora", "newton", "taylorseer", "taylorseer_lite", "hicache", "ab_cache", "uncached"]
+)
 @pytest.mark.parametrize(
     "name", ["debug", "fashion-mnist", "flux-debug", "hunyuan-debug", "wan-debug", "hidream-debug"]
 )
