@@ -202,7 +202,8 @@ def wan_job(
 class Family:
     """What a command that samples any model asks a family for.
 
-    folder: of its records in results/. embedded: its model that ships with the repository. makes: image or video.
+    folder: of its records in results/. embedded: its model that ships with the repository; num_samples: of that, in two of its
+    batches, where a command makes its own choice. makes: image or video.
     quality: of H.264 files, as the family's own command writes them. solvers: that --solver chooses from instead of the
     model's own. add_flags: of model, prompts, sampling, caching and device. fill: defaults that were not given.
     prompts(args): those that the flags ask for. job(command, args, prompts, caches).
@@ -210,6 +211,7 @@ class Family:
 
     folder: str
     embedded: str
+    num_samples: int
     makes: str
     quality: float = 0.0
     solvers: tuple[str, ...] = ()
@@ -260,6 +262,7 @@ FAMILIES: dict[str, Family] = {
     "dit": Family(
         folder="dit",
         embedded=dit.flags.EMBEDDED,
+        num_samples=20,
         makes="image",
         add_flags=_dit_flags,
         fill=_fill_dit,
@@ -269,6 +272,7 @@ FAMILIES: dict[str, Family] = {
     "flux": Family(
         folder="flux",
         embedded=flux.flags.EMBEDDED,
+        num_samples=16,
         makes="image",
         add_flags=flux.flags.add_flags,
         fill=flux.flags.fill_defaults,
@@ -278,6 +282,7 @@ FAMILIES: dict[str, Family] = {
     "hidream": Family(
         folder="hidream",
         embedded=hidream.flags.EMBEDDED,
+        num_samples=16,
         makes="image",
         add_flags=_hidream_flags,
         fill=hidream.flags.fill_defaults,
@@ -287,6 +292,7 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_video": Family(
         folder="hunyuan",
         embedded=hunyuan_video.flags.EMBEDDED,
+        num_samples=8,
         makes="video",
         quality=hunyuan_video.flags.QUALITY,
         add_flags=hunyuan_video.flags.add_flags,
@@ -297,6 +303,7 @@ FAMILIES: dict[str, Family] = {
     "wan": Family(
         folder="wan",
         embedded=wan.flags.EMBEDDED,
+        num_samples=8,
         makes="video",
         quality=wan.flags.QUALITY,
         solvers=wan.flags.SOLVERS,
