@@ -24,12 +24,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import UserError
+from evaluation.cells import INTERVALS, LITE0, LITE0_MEANING, change_cell, half_width, plus_minus, psnr_interval
 from evaluation.images import DENSEST, Folder, ImageJob, Judge, decode_finite, has_images
 from evaluation.jobs import Job, check_memory, digests, workload_in_words
-from evaluation.metrics import finite_or_none, mean_interval, ssim, summarize_psnr
+from evaluation.metrics import finite_or_none, mean_interval, psnr, ssim, summarize_psnr
 from evaluation.page import Shown, readable, write_page
 from evaluation.pareto import draw_pareto
-from evaluation.perceptual import MEANING, NAME, lite0_distance, unit_features
+from evaluation.perceptual import lite0_distance, unit_features
 from evaluation.variants import UNCACHED, Variant
 from evaluation.video_metrics import flicker
 from evaluation.videos import FLICKER_FRAMES, VideoFolder, VideoJob, has_videos
@@ -47,8 +48,6 @@ from seerkit.text.prompts import Batch
 SHOWN = 4  # videos of a variant that are written for the page
 OF_RUN = ("method", "engine", "schedule", "forecaster", "num_steps", "full_steps", "max_weight", "sites")
 """What a row takes from the record of a run."""
-PAIRED = {"ssim": 3, "lite0": 2}
-"""Distances to the uncached sample besides PSNR, with their decimals in tables."""
 
 
 class Samples(Protocol):
@@ -358,9 +357,12 @@ class Contest:
         base = self.uncached.counts["flops_T"]
         return [self._row(entry, base) if entry.error is None else _failed_row(entry) for entry in self.entries]
 
+    def _measured(self, entry: Entry) -> list[dict[str, Any]]:
+        return [entry.read_measured(index) or {} for index in range(len(self.job.prompts))]
+
     def _row(self, entry: Entry, flops_uncached: float) -> Row:
         batches = [kept for batch in self.job.batches() if (kept := entry.read_batch(batch)) is not None]
-        measured = [entry.read_measured(index) or {} for index in range(len(self.job.prompts))]
+        measured = self._measured(entry)
         last = batches[-1]["record"]
         return {
             **_identity(entry),
@@ -372,7 +374,7 @@ class Contest:
             "latency": latency(batches),
             "kept_bytes": max(kept["record"]["kept_bytes"] for kept in batches),
             "peak_bytes": max(kept["peak_bytes"] for kept in batches),
-            **judged(measured, [self.uncached.read_measured(index) or {} for index in range(len(measured))]),
+            **judged(measured, self._measured(self.uncached) if entry is not self.uncached else None),
             "conditions": batches[-1]["conditions"],
         }
 
@@ -439,9 +441,7 @@ def measure(frames: np.ndarray, reference: Reference | None) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if reference is not None:
-        squares = np.square(frames.astype(np.float64) - reference.frames).mean(axis=(1, 2, 3))
-        with np.errstate(divide="ignore"):
-            found["psnr_db"] = finite_or_none((10 * np.log10(255.0**2 / squares)).mean())
+        found["psnr_db"] = finite_or_none(psnr(frames, reference.frames).mean())
         found["ssim"] = float(ssim(frames, reference.frames).mean())
         features = unit_features(torch.from_numpy(frames).permute(0, 3, 1, 2))
         found["lite0"] = float(lite0_distance(features, reference.features).mean())
@@ -450,7 +450,9 @@ def measure(frames: np.ndarray, reference: Reference | None) -> dict[str, Any]:
     return found
 
 
-def judged(measured: Sequence[Mapping[str, Any]], uncached: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def judged(
+    measured: Sequence[Mapping[str, Any]], uncached: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """What a row says of its samples: means with intervals over them, and the values themselves.
 
     Of scores without a reference also the change from the uncached sample of the same noise, KEY_change, which differs less
@@ -465,7 +467,7 @@ def judged(measured: Sequence[Mapping[str, Any]], uncached: Sequence[Mapping[str
             found["psnr"] = {**summary, "low_db": interval["low"], "high_db": interval["high"]}
         else:
             found[key] = mean_interval(given)
-            if key in uncached[0] and measured is not uncached:
+            if uncached is not None and key in uncached[0]:
                 found[f"{key}_change"] = mean_interval([a - b[key] for a, b in zip(given, uncached, strict=True)])
     return {**found, "samples": values}
 
@@ -533,42 +535,14 @@ def _earlier_rows(job: Job, record: Mapping[str, Any]) -> Iterator[Row]:
         yield from (row for row in earlier.get("rows", ()) if row["label"] not in known and "error" not in row)
 
 
-def plus_minus(interval: Mapping[str, Any] | None, digits: int, *, scale: float = 1.0, signed: bool = False) -> str:
-    """A mean of `mean_interval` with half the width of its interval, as a cell."""
-    if interval is None or interval["mean"] is None:
-        return number(None)
-    mean = number(scale * interval["mean"], digits)
-    mean = f"+{mean}" if signed and not mean.startswith("-") else mean
-    if interval["low"] is None:
-        return mean
-    return f"{mean} ± {number(scale * (interval['high'] - interval['low']) / 2, digits)}"
-
-
-def change_cell(row: Mapping[str, Any], key: str) -> str:
-    """The change of a score from the uncached samples; shares of one, such as an accuracy, in points of a hundred."""
-    share = key.endswith("accuracy")
-    return plus_minus(row.get(f"{key}_change"), 1 if share else 2, scale=100 if share else 1, signed=True)
-
-
-def full_steps_cell(row: Mapping[str, Any]) -> str:
-    """Full steps of a row, with the range where samples differ."""
-    done, steps = row["computed"], row["num_steps"]
-    if done["min"] == done["max"]:
-        return f"{done['max']}/{steps}"
-    return f"{done['mean']:.1f} ({done['min']}-{done['max']})/{steps}"
-
-
 def compared(record: Mapping[str, Any], judge: Judge | None, rows: Sequence[Row]) -> Comparison:
     """Rows with figures as a table, with what these mean."""
     extra = {
-        "± dB": [number(_half(row["psnr"]), 2) for row in rows],
-        "SSIM": [plus_minus(row.get("ssim"), PAIRED["ssim"]) for row in rows],
-        NAME: [plus_minus(row.get("lite0"), PAIRED["lite0"]) for row in rows],
+        "± dB": [number(half_width(psnr_interval(row)), 2) for row in rows],
+        "SSIM": [plus_minus(row.get("ssim"), 3) for row in rows],
+        LITE0: [plus_minus(row.get("lite0"), 2) for row in rows],
     }
-    explanations = [
-        "±: half of Student's 95 % interval over samples; change: from the uncached sample of the same noise",
-        MEANING,
-    ]
+    explanations = [INTERVALS, LITE0_MEANING]
     if judge is not None:
         extra[judge.heading] = [judge.cell(row[judge.key]["mean"]) if judge.key in row else "–" for row in rows]
         extra["change"] = [change_cell(row, judge.key) for row in rows]
@@ -581,12 +555,6 @@ def compared(record: Mapping[str, Any], judge: Judge | None, rows: Sequence[Row]
     kind = "video" if "frames" in s else "image"
     facts = f"{counted(record['num_samples'], kind)}, {workload_in_words({**s, 'batch_size': record['batch_size']})}"
     return Comparison(title=s["model"], facts=facts, rows=rows, extra=extra, explanations=explanations)
-
-
-def _half(psnr: Mapping[str, Any] | None) -> float | None:
-    if psnr is None or psnr["low_db"] is None:
-        return None
-    return (psnr["high_db"] - psnr["low_db"]) / 2
 
 
 def _write_page(contest: Contest, record: Mapping[str, Any], judge: Judge | None) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.perceptual import NAME
+from evaluation.cells import LITE0
 from seerkit.io.files import written_whole
 
 Row = Mapping[str, Any]
@@ -44,7 +44,7 @@ def merits(rows: Sequence[Row], scores: Sequence[str]) -> list[Merit]:
     """The figures of merit that rows have. scores: keys of those without a reference, of which more is better."""
     known = [
         Merit("PSNR to uncached, dB", _psnr, 1),
-        Merit(f"{NAME} to uncached", _interval("lite0"), -1, logarithmic=True),
+        Merit(f"{LITE0} to uncached", _interval("lite0"), -1, logarithmic=True),
         *(Merit(f"change of {key.replace('_', ' ')}", _interval(f"{key}_change"), 1) for key in scores),
         Merit("change of flicker, grey levels", _interval("flicker_change"), 0),
     ]

@@ -14,11 +14,6 @@ from torch import Tensor
 from cache_dic import UserError
 from evaluation.scorer import INPUT_SIZE, Lite0, load_scorer
 
-NAME = "Lite0 distance"
-MEANING = (
-    "Lite0 distance: squared distance of the unit features of EfficientNet-Lite0 (ImageNet) to those of the uncached sample, "
-    "mean over places and seven stages, x 1000; LPIPS's formula on another network, with equal weights: not LPIPS"
-)
 SCALE = 1000.0  # of a squared distance of unit vectors, which is small between samples of one seed
 STRIDE = 32  # pixels of an image to one of the last stage's
 
