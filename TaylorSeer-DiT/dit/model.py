@@ -7,8 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
+from cache_dic import Forecast, Parts, Site, Step, Streams, Tokens, UserError, residual
 from dit.config import DiTConfig
+from dit.diffusion import linear_betas
 from seerkit.layers.activations import SiLU, gelu, silu
 from seerkit.layers.attention import attention_backend
 from seerkit.layers.embeddings import sincos_position_2d, timestep_embedding
@@ -93,8 +94,8 @@ class DiTBlock(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, site: Site = residual) -> Tensor:
         """x (B, L, D), modulation (B, 6, D) -> (B, L, D)."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
-        x = site(x, gate_msa, self.attn(modulate(x, shift_msa, scale_msa, EPS)))
-        x = site(x, gate_mlp, self.mlp(modulate(x, shift_mlp, scale_mlp, EPS)))
+        x = site(x, gate_msa, lambda: self.attn(modulate(x, shift_msa, scale_msa, EPS)), name="attn")
+        x = site(x, gate_mlp, lambda: self.mlp(modulate(x, shift_mlp, scale_mlp, EPS)), name="mlp")
         return x
 
 
@@ -107,10 +108,12 @@ class Modulation:
 
 
 class Blocks(nn.ModuleList):
-    """The transformer blocks in order; called, they are the residual additions alone."""
+    """The transformer blocks in order; called, those from start to stop - 1 are the residual additions alone."""
 
-    def forward(self, x: Tensor, modulation: Modulation, site: Site = residual) -> Tensor:
-        for block, rows in zip(self, modulation.blocks, strict=True):
+    def forward(
+        self, x: Tensor, modulation: Modulation, site: Site = residual, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        for block, rows in list(zip(self, modulation.blocks, strict=True))[start:stop]:
             x = block(x, rows, site)
         return x
 
@@ -177,7 +180,25 @@ class DiT(nn.Module):
             self.tokens(x),
             lambda site: self.full_step(x, modulation, site),
             lambda advance: self.forecast_step(x, modulation, advance),
+            Parts(
+                latents=x,
+                modulated=lambda: self.modulated(x, modulation),
+                enter=lambda: Streams(self.embed(x)),
+                walk=lambda streams, site, *blocks: self.walk(streams, modulation, site, *blocks),
+                leave=lambda streams: self.head(streams.x, modulation),
+            ),
         )
+
+    def walk(
+        self, streams: Streams, modulation: Modulation, site: Site = residual, start: int = 0, stop: int | None = None
+    ) -> Streams:
+        """The state after blocks start … stop - 1."""
+        return streams._replace(x=self.blocks(streams.x, modulation, site, start, stop))
+
+    def modulated(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Latents -> tokens after the first norm, shift and scale of block 0 (B, L, D)."""
+        shift, scale = modulation.blocks[0][:, :2].unsqueeze(2).unbind(1)
+        return modulate(self.embed(x), shift, scale, EPS)
 
     def full_step(self, x: Tensor, modulation: Modulation, site: Site = residual) -> Tensor:
         """Latents (B, C, H, W) -> prediction, through all blocks."""
@@ -200,7 +221,26 @@ class DiT(nn.Module):
             dim=self.config.hidden_size,
             num_sites=sum(len(block.SITES) for block in self.blocks),
             dtype=self.dtype,
+            output_numel=latents[:, 0].numel() * self.config.out_channels,
         )
+
+    def block_sites(self) -> list[tuple[str, ...]]:
+        """Names of the sites by block."""
+        return [block.SITES for block in self.blocks]
+
+    def token_grid(self, latents: Tensor, **_: object) -> tuple[int, int]:
+        """Rows and columns of the tokens."""
+        side = self.config.input_size // self.config.patch_size
+        return side, side
+
+    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale of image and noise in the latents at timesteps (S,): √ᾱ and √(1 - ᾱ)."""
+        alphas_bar = torch.cumprod(1 - linear_betas(), dim=0)[timesteps.long()]
+        return alphas_bar.sqrt(), (1 - alphas_bar).sqrt()
+
+    def time_signals(self, timesteps: Tensor, **_: object) -> dict[str, Tensor]:
+        """`time_embedding` (S, D): the embedded timesteps."""
+        return {"time_embedding": self.t_embedder(timesteps)}
 
     def modulation_table(
         self, timesteps: Tensor, full_steps: Sequence[int], gated_steps: Sequence[int], *, y: Tensor

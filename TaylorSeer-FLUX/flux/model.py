@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
+from cache_dic import Forecast, Parts, Site, Step, Streams, Tokens, UserError, once, residual
 from flux.config import FluxConfig
 from seerkit.layers.activations import TanhGELU, gelu, silu
 from seerkit.layers.attention import attention_backend
@@ -23,6 +23,7 @@ from seerkit.layers.modulation import (
     ModulationTable,
     TwoStreamModulation,
     modulate,
+    split_blocks,
     two_stream_modulation,
     two_stream_table,
 )
@@ -116,16 +117,24 @@ class DoubleStreamBlock(nn.Module):
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_rows
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_rows
 
-        img_q, img_k, img_v = self.img_attn.project(modulate(img, img_shift1, img_scale1, EPS))
-        txt_q, txt_k, txt_v = self.txt_attn.project(modulate(txt, txt_shift1, txt_scale1, EPS))
-        q, k, v = (torch.cat(pair, dim=2) for pair in ((txt_q, img_q), (txt_k, img_k), (txt_v, img_v)))
-        joint = rearrange(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
-        txt_out, img_out = joint[:, : txt.shape[1]], joint[:, txt.shape[1] :]
+        num_txt, before = txt.shape[1], (img, txt)
 
-        img = site(img, img_gate1, self.img_attn.proj(img_out))
-        img = site(img, img_gate2, self.img_mlp(modulate(img, img_shift2, img_scale2, EPS)))
-        txt = residual(txt, txt_gate1, self.txt_attn.proj(txt_out))
-        txt = residual(txt, txt_gate2, self.txt_mlp(modulate(txt, txt_shift2, txt_scale2, EPS)))
+        @once
+        def joint() -> Tensor:
+            img_q, img_k, img_v = self.img_attn.project(modulate(before[0], img_shift1, img_scale1, EPS))
+            txt_q, txt_k, txt_v = self.txt_attn.project(modulate(before[1], txt_shift1, txt_scale1, EPS))
+            q, k, v = (torch.cat(pair, dim=2) for pair in ((txt_q, img_q), (txt_k, img_k), (txt_v, img_v)))
+            return rearrange(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
+
+        img = site(img, img_gate1, lambda: self.img_attn.proj(joint()[:, num_txt:]), name="img_attn")
+        img = site(img, img_gate2, lambda: self.img_mlp(modulate(img, img_shift2, img_scale2, EPS)), name="img_mlp")
+        txt = site(
+            txt, txt_gate1, lambda: self.txt_attn.proj(joint()[:, :num_txt]), name="txt_attn", reaches_output=False
+        )
+        txt = site(
+            txt, txt_gate2, lambda: self.txt_mlp(modulate(txt, txt_shift2, txt_scale2, EPS)), name="txt_mlp",
+            reaches_output=False,
+        )  # fmt: skip
         return img, txt
 
 
@@ -151,11 +160,14 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x: Tensor, rope: Rope, modulation: Tensor, img: slice, site: Site = residual) -> Tensor:
         """x (B, Lt + Li, D), modulation (B, 3, D) -> x; `img` are the image tokens."""
         shift, scale, gate = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
-        qkv, hidden = self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
-        q, k, v = self.norm(rearrange(qkv, "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.num_heads))
-        attended = rearrange(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
-        fused = self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
-        return site(x, gate, fused, img)
+
+        def fused() -> Tensor:
+            qkv, hidden = self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
+            q, k, v = self.norm(rearrange(qkv, "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.num_heads))
+            attended = rearrange(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
+            return self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
+
+        return site(x, gate, fused, img, name="single")
 
 
 class Flux(nn.Module):
@@ -223,16 +235,25 @@ class Flux(nn.Module):
         return two_stream_modulation(self, c)
 
     def blocks(
-        self, img: Tensor, txt: Tensor, rope: Rope, modulation: TwoStreamModulation, site: Site = residual
-    ) -> Tensor:
-        """Image tokens (B, Li, D) and text tokens (B, Lt, D) -> image tokens (B, Li, D)."""
-        double, single = modulation.blocks
-        for block, rows in zip(self.double_blocks, double, strict=True):
-            img, txt = block(img, txt, rope, rows, site)
-        x, image = torch.cat([txt, img], dim=1), slice(txt.shape[1], None)
-        for block, rows in zip(self.single_blocks, single, strict=True):
-            x = block(x, rope, rows, image, site)
-        return x[:, image]
+        self,
+        img: Tensor,
+        txt: Tensor,
+        rope: Rope,
+        modulation: TwoStreamModulation,
+        site: Site = residual,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Image tokens (B, Li, D) and text tokens (B, Lt, D) after blocks start … stop - 1, of all double and single ones."""
+        double, single = split_blocks(modulation.blocks, start, stop)
+        for index, rows in double:
+            img, txt = self.double_blocks[index](img, txt, rope, rows, site)
+        if single:
+            x, image = torch.cat([txt, img], dim=1), slice(txt.shape[1], None)
+            for index, rows in single:
+                x = self.single_blocks[index](x, rope, rows, image, site)
+            img, txt = x[:, image], x[:, : txt.shape[1]]
+        return img, txt
 
     def head(self, img: Tensor, modulation: TwoStreamModulation) -> Tensor:
         """Image tokens (B, Li, D) -> velocity (B, Li, out_channels)."""
@@ -265,7 +286,37 @@ class Flux(nn.Module):
             self.tokens(img),
             lambda site: self.full_step(img, img_ids, txt, txt_ids, modulation, site),
             lambda advance: self.forecast_step(img, modulation, advance),
+            Parts(
+                latents=img,
+                modulated=lambda: self.modulated(img, modulation),
+                enter=lambda: self.enter(img, img_ids, txt, txt_ids),
+                walk=lambda streams, site, *blocks: self.walk(streams, modulation, site, *blocks),
+                leave=lambda streams: self.head(streams.x, modulation),
+            ),
         )
+
+    def enter(self, img: Tensor, img_ids: Tensor, txt: Tensor, txt_ids: Tensor) -> Streams:
+        """The state before block 0: image and text tokens, and the rotation of both."""
+        rope = self.rope(torch.cat([txt_ids, img_ids], dim=1))
+        return Streams(self.embed(img), (self.txt_in(txt),), rope)
+
+    def walk(
+        self,
+        streams: Streams,
+        modulation: TwoStreamModulation,
+        site: Site = residual,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Streams:
+        """The state after blocks start … stop - 1."""
+        img, txt = self.blocks(streams.x, *streams.others, streams.context, modulation, site, start, stop)
+        return streams._replace(x=img, others=(txt,))
+
+    def modulated(self, img: Tensor, modulation: TwoStreamModulation) -> Tensor:
+        """Packed latents -> image tokens after the first norm, shift and scale of block 0 (B, Li, D)."""
+        (img_rows, _), *_ = modulation.blocks[0]
+        shift, scale = img_rows[:, :2].unsqueeze(2).unbind(1)
+        return modulate(self.embed(img), shift, scale, EPS)
 
     def full_step(
         self,
@@ -277,8 +328,7 @@ class Flux(nn.Module):
         site: Site = residual,
     ) -> Tensor:
         """Packed latents -> velocity, through all blocks."""
-        rope = self.rope(torch.cat([txt_ids, img_ids], dim=1))
-        return self.head(self.blocks(self.embed(img), self.txt_in(txt), rope, modulation, site), modulation)
+        return self.head(self.walk(self.enter(img, img_ids, txt, txt_ids), modulation, site).x, modulation)
 
     def forecast_step(self, img: Tensor, modulation: TwoStreamModulation, advance: Forecast) -> Tensor:
         """Packed latents -> velocity, the blocks replaced by `advance`; the text is not looked at."""
@@ -302,7 +352,25 @@ class Flux(nn.Module):
             dim=self.config.hidden_size,
             num_sites=sum(len(block.SITES) for block in blocks),
             dtype=self.dtype,
+            output_numel=latents[..., 0].numel() * self.config.out_channels,
         )
+
+    def block_sites(self) -> list[tuple[str, ...]]:
+        """Names of the sites by block."""
+        return [block.SITES for block in (*self.double_blocks, *self.single_blocks)]
+
+    def token_grid(self, latents: Tensor, *, img_ids: Tensor, **_: object) -> tuple[int, int]:
+        """Rows and columns of the image tokens, from their positions."""
+        rows, columns = (1 + img_ids[0, :, axis].max().int() for axis in (1, 2))
+        return int(rows), int(columns)
+
+    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale of image and noise in the latents at timesteps (S,)."""
+        return 1 - timesteps, timesteps
+
+    def time_signals(self, timesteps: Tensor, **_: object) -> dict[str, Tensor]:
+        """`time_embedding` (S, D): the embedded timesteps."""
+        return {"time_embedding": self.time_in(timestep_embedding(TIME_FACTOR * timesteps.float(), FREQUENCY_DIM))}
 
     def modulation_table(
         self,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
+from cache_dic import Forecast, Parts, Site, Step, Streams, Tokens, UserError, once, residual
 from hidream.config import FREQUENCY_DIM, HiDreamConfig
 from seerkit.layers.activations import SiLU, silu
 from seerkit.layers.attention import attention_backend
@@ -27,6 +27,7 @@ from seerkit.layers.modulation import (
     TwoStreamModulation,
     modulate,
     project,
+    split_blocks,
     two_stream_modulation,
     two_stream_table,
 )
@@ -189,23 +190,27 @@ class DoubleStreamBlock(nn.Module):
         img_rows, txt_rows = (rows.unsqueeze(2).unbind(1) for rows in modulation)  # (B, 1, D) each
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_rows
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_rows
-        attn, num_txt = self.attn1, txt.shape[1]
+        attn, num_img, num_txt, before = self.attn1, img.shape[1], txt.shape[1], (img, txt)
 
-        normed_img = modulate(img, img_shift1, img_scale1, EPS)
-        normed_txt = modulate(torch.cat([txt, llama], dim=1), txt_shift1, txt_scale1, EPS)
-        joint = attn(
-            torch.cat([attn.queries(normed_img), attn.queries(normed_txt[:, :num_txt], "_t")], dim=1),
-            torch.cat([attn.keys(normed_img), attn.keys(normed_txt, "_t")], dim=1),
-            torch.cat([attn.values(normed_img), attn.values(normed_txt, "_t")], dim=1),
-            rope,
-            real,
-        )
-        img_out, txt_out = joint.split((img.shape[1], num_txt), dim=1)
+        @once
+        def joint() -> Tensor:
+            normed_img = modulate(before[0], img_shift1, img_scale1, EPS)
+            normed_txt = modulate(torch.cat([before[1], llama], dim=1), txt_shift1, txt_scale1, EPS)
+            return attn(
+                torch.cat([attn.queries(normed_img), attn.queries(normed_txt[:, :num_txt], "_t")], dim=1),
+                torch.cat([attn.keys(normed_img), attn.keys(normed_txt, "_t")], dim=1),
+                torch.cat([attn.values(normed_img), attn.values(normed_txt, "_t")], dim=1),
+                rope,
+                real,
+            )
 
-        img = site(img, img_gate1, attn.to_out(img_out), part)
-        img = site(img, img_gate2, self.ff_i(modulate(img, img_shift2, img_scale2, EPS)), part)
-        txt = residual(txt, txt_gate1, attn.to_out_t(txt_out))
-        txt = residual(txt, txt_gate2, self.ff_t(modulate(txt, txt_shift2, txt_scale2, EPS)))
+        img = site(img, img_gate1, lambda: attn.to_out(joint()[:, :num_img]), part, name="img_attn")
+        img = site(img, img_gate2, lambda: self.ff_i(modulate(img, img_shift2, img_scale2, EPS)), part, name="img_ff")
+        txt = site(txt, txt_gate1, lambda: attn.to_out_t(joint()[:, num_img:]), name="txt_attn", reaches_output=False)
+        txt = site(
+            txt, txt_gate2, lambda: self.ff_t(modulate(txt, txt_shift2, txt_scale2, EPS)), name="txt_ff",
+            reaches_output=False,
+        )  # fmt: skip
         return img, txt
 
 
@@ -240,10 +245,14 @@ class SingleStreamBlock(nn.Module):
         """x (B, Li + Lt, D), llama (B, Ll, D), modulation (B, 6, D) -> x; part and real as in the double-stream block."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
         attn = self.attn1
-        normed = modulate(torch.cat([x, llama], dim=1), shift1, scale1, EPS)
-        queries = attn.queries(normed[:, : x.shape[1]])
-        x = site(x, gate1, attn.to_out(attn(queries, attn.keys(normed), attn.values(normed), rope, real)), part)
-        return site(x, gate2, self.ff_i(modulate(x, shift2, scale2, EPS)), part)
+
+        def attended() -> Tensor:
+            normed = modulate(torch.cat([x, llama], dim=1), shift1, scale1, EPS)
+            queries = attn.queries(normed[:, : x.shape[1]])
+            return attn.to_out(attn(queries, attn.keys(normed), attn.values(normed), rope, real))
+
+        x = site(x, gate1, attended, part, name="attn")
+        return site(x, gate2, lambda: self.ff_i(modulate(x, shift2, scale2, EPS)), part, name="ff")
 
 
 def _named(name: str, module: nn.Module) -> nn.ModuleDict:
@@ -342,36 +351,44 @@ class HiDream(nn.Module):
         """Modulation of one step for conditions c (B, D)."""
         return two_stream_modulation(self, c)
 
-    def blocks(
-        self,
-        img: Tensor,
-        captions: tuple[Tensor, list[Tensor]],
-        grid: tuple[int, int],
-        modulation: TwoStreamModulation,
-        site: Site = residual,
-    ) -> Tensor:
-        """Image tokens (B, L, D) and `captions` -> image tokens (B, L, D).
+    def enter(self, hidden_states: Tensor, t5: Tensor, llama: Tensor) -> Streams:
+        """The state before block 0: image tokens, padding and text tokens, and what the blocks read.
 
         Where the image is not square it is padded with embedded zeros, as in the official pipeline.
         """
-        txt, llama = captions
-        part, real = slice(img.shape[1]), None
-        padding = self.config.max_tokens - img.shape[1] if grid[0] != grid[1] else 0
-        length = img.shape[1] + padding + txt.shape[1] + llama[0].shape[1]
-        if padding:
-            zeros = self.x_embedder["proj"].bias.expand(len(img), padding, -1)
+        img, grid = self.embed(hidden_states), self.grid(hidden_states)
+        txt, captions = self.captions(t5, llama)
+        count = self.config.max_tokens - img.shape[1] if grid[0] != grid[1] else 0
+        length = img.shape[1] + count + txt.shape[1] + captions[0].shape[1]
+        padding, real = img[:, :0], None
+        if count:
+            padding = self.x_embedder["proj"].bias.expand(len(img), count, -1)
             real = torch.ones(length, 1, device=img.device)
-            real[img.shape[1] : img.shape[1] + padding] = 0
-            img = torch.cat([img, zeros], dim=1)
-        rope = self.rope(grid, length, img.device)
-        double, single = modulation.blocks
-        first, second = llama[: len(double)], llama[len(double) :]
-        for block, own, rows in zip(self.double_blocks, first, double, strict=True):
-            img, txt = block(img, txt, own, rope, rows, part, real, site)
-        x = torch.cat([img, txt], dim=1)
-        for block, own, rows in zip(self.single_blocks, second, single, strict=True):
-            x = block(x, own, rope, rows, part, real, site)
-        return x[:, part]
+            real[img.shape[1] : img.shape[1] + count] = 0
+        return Streams(img, (padding, txt), (captions, self.rope(grid, length, img.device), real))
+
+    def walk(
+        self,
+        streams: Streams,
+        modulation: TwoStreamModulation,
+        site: Site = residual,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Streams:
+        """The state after blocks start … stop - 1, of all double and single ones."""
+        img, (padding, txt), (llama, rope, real) = streams
+        part, num_txt = slice(img.shape[1]), txt.shape[1]
+        if padding.shape[1]:
+            img = torch.cat([img, padding], dim=1)
+        double, single = split_blocks(modulation.blocks, start, stop)
+        for index, rows in double:
+            img, txt = self.double_blocks[index](img, txt, llama[index], rope, rows, part, real, site)
+        if single:
+            x, of_single, num_img = torch.cat([img, txt], dim=1), llama[len(self.double_stream_blocks) :], img.shape[1]
+            for index, rows in single:
+                x = self.single_blocks[index](x, of_single[index], rope, rows, part, real, site)
+            img, txt = x[:, :num_img], x[:, num_img : num_img + num_txt]
+        return Streams(img[:, part], (img[:, part.stop :], txt), streams.context)
 
     def head(self, img: Tensor, grid: tuple[int, int], modulation: TwoStreamModulation) -> Tensor:
         """Image tokens (B, L, D) -> output (B, out_channels, H, W)."""
@@ -403,15 +420,27 @@ class HiDream(nn.Module):
             self.tokens(hidden_states),
             lambda site: self.full_step(hidden_states, t5, llama, modulation, site),
             lambda advance: self.forecast_step(hidden_states, modulation, advance),
+            Parts(
+                latents=hidden_states,
+                modulated=lambda: self.modulated(hidden_states, modulation),
+                enter=lambda: self.enter(hidden_states, t5, llama),
+                walk=lambda streams, site, *blocks: self.walk(streams, modulation, site, *blocks),
+                leave=lambda streams: self.head(streams.x, self.grid(hidden_states), modulation),
+            ),
         )
+
+    def modulated(self, hidden_states: Tensor, modulation: TwoStreamModulation) -> Tensor:
+        """Latents -> image tokens after the first norm, shift and scale of block 0 (B, L, D)."""
+        (img_rows, _), *_ = modulation.blocks[0]
+        shift, scale = img_rows[:, :2].unsqueeze(2).unbind(1)
+        return modulate(self.embed(hidden_states), shift, scale, EPS)
 
     def full_step(
         self, hidden_states: Tensor, t5: Tensor, llama: Tensor, modulation: TwoStreamModulation, site: Site = residual
     ) -> Tensor:
         """Latents -> output, through all blocks."""
-        grid = self.grid(hidden_states)
-        img = self.blocks(self.embed(hidden_states), self.captions(t5, llama), grid, modulation, site)
-        return self.head(img, grid, modulation)
+        streams = self.walk(self.enter(hidden_states, t5, llama), modulation, site)
+        return self.head(streams.x, self.grid(hidden_states), modulation)
 
     def forecast_step(self, hidden_states: Tensor, modulation: TwoStreamModulation, advance: Forecast) -> Tensor:
         """Latents -> output, the blocks replaced by `advance`; the text is not looked at."""
@@ -453,7 +482,24 @@ class HiDream(nn.Module):
             dim=self.config.hidden_size,
             num_sites=sum(len(block.SITES) for block in (*self.double_blocks, *self.single_blocks)),
             dtype=self.dtype,
+            output_numel=latents[:, 0].numel() * self.config.out_channels,
         )
+
+    def block_sites(self) -> list[tuple[str, ...]]:
+        """Names of the sites by block."""
+        return [block.SITES for block in (*self.double_blocks, *self.single_blocks)]
+
+    def token_grid(self, latents: Tensor, **_: object) -> tuple[int, int]:
+        """Rows and columns of the image tokens."""
+        return self.grid(latents)
+
+    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale of image and noise in the latents at timesteps (S,)."""
+        return 1 - timesteps / 1000, timesteps / 1000
+
+    def time_signals(self, timesteps: Tensor, **_: object) -> dict[str, Tensor]:
+        """`time_embedding` (S, D): the embedded timesteps."""
+        return {"time_embedding": self.t_embedder(timestep_embedding(timesteps, FREQUENCY_DIM))}
 
     def modulation_table(
         self,

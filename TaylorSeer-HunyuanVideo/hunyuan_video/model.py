@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Site, Step, Tokens, UserError, residual
+from cache_dic import Forecast, Parts, Site, Step, Streams, Tokens, UserError, once, residual
 from hunyuan_video.config import HunyuanVideoConfig
 from seerkit.devices.parallel import WHOLE, Shard
 from seerkit.layers.activations import SiLU, TanhGELU, gelu, silu
@@ -26,10 +26,11 @@ from seerkit.layers.modulation import (
     ModulationTable,
     TwoStreamModulation,
     modulate,
+    split_blocks,
     two_stream_modulation,
     two_stream_table,
 )
-from seerkit.layers.patches import Grid, grid_positions, patchify, token_grid, unpatchify
+from seerkit.layers.patches import Grid, grid_positions, patchify, token_grid, unpatchify, whole_grid
 from seerkit.sampling.flops import step_flops
 
 EPS = 1e-6  # of every LayerNorm and RMSNorm
@@ -213,18 +214,27 @@ class DoubleStreamBlock(nn.Module):
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_rows
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_rows
 
-        img_q, img_k, img_v = split_heads(self.img_attn_qkv(modulate(img, img_shift1, img_scale1, EPS)), self.heads)
-        txt_q, txt_k, txt_v = split_heads(self.txt_attn_qkv(modulate(txt, txt_shift1, txt_scale1, EPS)), self.heads)
-        q = torch.cat([self.img_attn_q_norm(img_q), self.txt_attn_q_norm(txt_q)], dim=2)
-        k = torch.cat([self.img_attn_k_norm(img_k), self.txt_attn_k_norm(txt_k)], dim=2)
-        v = torch.cat([img_v, txt_v], dim=2)
-        joint = join_heads(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v, keys))
-        img_out, txt_out = joint[:, : img.shape[1]], joint[:, img.shape[1] :]
+        num_img, before = img.shape[1], (img, txt)
 
-        img = site(img, img_gate1, self.img_attn_proj(img_out))
-        img = site(img, img_gate2, self.img_mlp(modulate(img, img_shift2, img_scale2, EPS)))
-        txt = residual(txt, txt_gate1, self.txt_attn_proj(txt_out))
-        txt = residual(txt, txt_gate2, self.txt_mlp(modulate(txt, txt_shift2, txt_scale2, EPS)))
+        @once
+        def joint() -> Tensor:
+            img_qkv = self.img_attn_qkv(modulate(before[0], img_shift1, img_scale1, EPS))
+            txt_qkv = self.txt_attn_qkv(modulate(before[1], txt_shift1, txt_scale1, EPS))
+            (img_q, img_k, img_v), (txt_q, txt_k, txt_v) = (split_heads(qkv, self.heads) for qkv in (img_qkv, txt_qkv))
+            q = torch.cat([self.img_attn_q_norm(img_q), self.txt_attn_q_norm(txt_q)], dim=2)
+            k = torch.cat([self.img_attn_k_norm(img_k), self.txt_attn_k_norm(txt_k)], dim=2)
+            v = torch.cat([img_v, txt_v], dim=2)
+            return join_heads(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v, keys))
+
+        img = site(img, img_gate1, lambda: self.img_attn_proj(joint()[:, :num_img]), name="img_attn")
+        img = site(img, img_gate2, lambda: self.img_mlp(modulate(img, img_shift2, img_scale2, EPS)), name="img_mlp")
+        txt = site(
+            txt, txt_gate1, lambda: self.txt_attn_proj(joint()[:, num_img:]), name="txt_attn", reaches_output=False
+        )
+        txt = site(
+            txt, txt_gate2, lambda: self.txt_mlp(modulate(txt, txt_shift2, txt_scale2, EPS)), name="txt_mlp",
+            reaches_output=False,
+        )  # fmt: skip
         return img, txt
 
 
@@ -258,12 +268,15 @@ class SingleStreamBlock(nn.Module):
     ) -> Tensor:
         """x (B, Li + Lt, D), modulation (B, 3, D) -> x; `img` are the video tokens, keys (B, Li + Lt) those that count."""
         shift, scale, gate = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
-        qkv, hidden = self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
-        q, k, v = split_heads(qkv, self.heads)
-        q, k = apply_rope(self.q_norm(q), *rope), apply_rope(self.k_norm(k), *rope)
-        attended = join_heads(self.attend(q, k, v, keys))
-        fused = self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
-        return site(x, gate, fused, img)
+
+        def fused() -> Tensor:
+            qkv, hidden = self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
+            q, k, v = split_heads(qkv, self.heads)
+            q, k = apply_rope(self.q_norm(q), *rope), apply_rope(self.k_norm(k), *rope)
+            attended = join_heads(self.attend(q, k, v, keys))
+            return self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
+
+        return site(x, gate, fused, img, name="single")
 
 
 class HunyuanVideo(nn.Module):
@@ -357,15 +370,22 @@ class HunyuanVideo(nn.Module):
         modulation: TwoStreamModulation,
         site: Site = residual,
         keys: Tensor | None = None,
-    ) -> Tensor:
-        """Video tokens (B, Li, D) and text tokens (B, Lt, D) -> video tokens (B, Li, D); keys (B, Li + Lt) that count."""
-        double, single = modulation.blocks
-        for block, rows in zip(self.double_blocks, double, strict=True):
-            img, txt = block(img, txt, rope, rows, site, keys)
-        x, video = torch.cat([img, txt], dim=1), slice(0, img.shape[1])
-        for block, rows in zip(self.single_blocks, single, strict=True):
-            x = block(x, rope, rows, video, site, keys)
-        return x[:, video]
+        start: int = 0,
+        stop: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Video tokens (B, Li, D) and text tokens (B, Lt, D) after blocks start … stop - 1, of all double and single ones.
+
+        keys (B, Li + Lt): tokens that count.
+        """
+        double, single = split_blocks(modulation.blocks, start, stop)
+        for index, rows in double:
+            img, txt = self.double_blocks[index](img, txt, rope, rows, site, keys)
+        if single:
+            x, video = torch.cat([img, txt], dim=1), slice(0, img.shape[1])
+            for index, rows in single:
+                x = self.single_blocks[index](x, rope, rows, video, site, keys)
+            img, txt = x[:, video], x[:, img.shape[1] :]
+        return img, txt
 
     def head(self, img: Tensor, modulation: TwoStreamModulation) -> Tensor:
         """Video tokens (B, Li, D) -> velocity as patches (B, Li, C · pt · ph · pw)."""
@@ -429,7 +449,40 @@ class HunyuanVideo(nn.Module):
             self.tokens(patches),
             lambda site: self.full_step(patches, grid, t, text_states, text_mask, modulation, site),
             lambda advance: self.forecast_step(patches, modulation, advance),
+            Parts(
+                latents=patches,
+                modulated=lambda: self.modulated(patches, modulation),
+                enter=lambda: self.enter(patches, grid, t, text_states, text_mask),
+                walk=lambda streams, site, *blocks: self.walk(streams, modulation, site, *blocks),
+                leave=lambda streams: self.head(streams.x, modulation),
+            ),
         )
+
+    def enter(self, patches: Tensor, grid: Grid, t: Tensor, text_states: Tensor, text_mask: Tensor | None) -> Streams:
+        """The state before block 0: tokens of the video and of the refined text, the rotation of both, keys that count."""
+        mask = None if text_mask is None else text_mask.bool()
+        img, txt = self.embed(patches), self.shard.split(self.txt_in(text_states, t, mask))
+        keys = None if mask is None else torch.cat([mask.new_ones(img.shape[:2]), self.shard.split(mask)], dim=1)
+        return Streams(img, (txt,), (self.rope(grid, txt.shape[1]), keys))
+
+    def walk(
+        self,
+        streams: Streams,
+        modulation: TwoStreamModulation,
+        site: Site = residual,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Streams:
+        """The state after blocks start … stop - 1."""
+        rope, keys = streams.context
+        img, txt = self.blocks(streams.x, *streams.others, rope, modulation, site, keys, start, stop)
+        return streams._replace(x=img, others=(txt,))
+
+    def modulated(self, patches: Tensor, modulation: TwoStreamModulation) -> Tensor:
+        """Patches -> video tokens after the first norm, shift and scale of block 0 (B, Li, D)."""
+        (img_rows, _), *_ = modulation.blocks[0]
+        shift, scale = img_rows[:, :2].unsqueeze(2).unbind(1)
+        return modulate(self.embed(patches), shift, scale, EPS)
 
     def full_step(
         self,
@@ -442,11 +495,8 @@ class HunyuanVideo(nn.Module):
         site: Site = residual,
     ) -> Tensor:
         """Patches -> velocity, through the token refiner and all blocks."""
-        mask = None if text_mask is None else text_mask.bool()
-        img, txt = self.embed(patches), self.shard.split(self.txt_in(text_states, t, mask))
-        keys = None if mask is None else torch.cat([mask.new_ones(img.shape[:2]), self.shard.split(mask)], dim=1)
-        rope = self.rope(grid, txt.shape[1])
-        return self.head(self.blocks(img, txt, rope, modulation, site, keys), modulation)
+        streams = self.enter(patches, grid, t, text_states, text_mask)
+        return self.head(self.walk(streams, modulation, site).x, modulation)
 
     def forecast_step(self, patches: Tensor, modulation: TwoStreamModulation, advance: Forecast) -> Tensor:
         """Patches -> velocity, the blocks replaced by `advance`; the text is not looked at."""
@@ -484,13 +534,31 @@ class HunyuanVideo(nn.Module):
         """The video stream of this process for latents (B, C, T, H, W), or for its patches (B, l, C · pt · ph · pw)."""
         is_video = latents.ndim == 5
         blocks = (*self.double_blocks, *self.single_blocks)
+        length = self._own(token_grid(latents.shape, self.config.patch_size)) if is_video else latents.shape[1]
         return Tokens(
             batch=len(latents),
-            length=self._own(token_grid(latents.shape, self.config.patch_size)) if is_video else latents.shape[1],
+            length=length,
             dim=self.config.hidden_size,
             num_sites=sum(len(block.SITES) for block in blocks),
             dtype=self.dtype,
+            output_numel=length * len(latents) * self.config.out_channels * math.prod(self.config.patch_size),
         )
+
+    def block_sites(self) -> list[tuple[str, ...]]:
+        """Names of the sites by block."""
+        return [block.SITES for block in (*self.double_blocks, *self.single_blocks)]
+
+    def token_grid(self, latents: Tensor, **_: object) -> Grid:
+        """Frames, rows and columns of the tokens."""
+        return whole_grid(latents, self.config.patch_size)
+
+    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale of video and noise in the latents at timesteps (S,)."""
+        return 1 - timesteps / 1000, timesteps / 1000
+
+    def time_signals(self, timesteps: Tensor, **_: object) -> dict[str, Tensor]:
+        """`time_embedding` (S, D): the embedded timesteps."""
+        return {"time_embedding": self.time_in(timesteps)}
 
     def modulation_table(
         self,

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, GateFactors, Site, Step, Tokens, UserError, residual
+from cache_dic import Forecast, GateFactors, Parts, Site, Step, Streams, Tokens, UserError, residual
 from seerkit.devices.parallel import WHOLE
 from seerkit.layers.activations import SiLU, TanhGELU
 from seerkit.layers.attention import AttentionFn, attention_backend
 from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
 from seerkit.layers.modulation import SLICE_BYTES, ModulationTable, Rows, modulate
-from seerkit.layers.patches import Grid, grid_positions, patchify, token_grid, unpatchify
+from seerkit.layers.patches import Grid, grid_positions, patchify, token_grid, unpatchify, whole_grid
 from seerkit.sampling.flops import step_flops
 from wan.config import WanConfig
 
@@ -102,9 +102,11 @@ class Block(nn.Module):
         dtype = self.self_attn.q.weight.dtype
         rows = (self.modulation + shared).unsqueeze(2).unbind(1)  # (B, 1, D) each
         shift1, scale1, gate1, shift2, scale2, gate2 = rows
-        x = site(x, gate1, self.self_attn(modulate(x, shift1, scale1, self.eps).to(dtype), rope))
-        x = site(x, None, self.cross_attn(self.norm3(x).to(dtype), context))
-        return site(x, gate2, self.ffn(modulate(x, shift2, scale2, self.eps).to(dtype)))
+        x = site(
+            x, gate1, lambda: self.self_attn(modulate(x, shift1, scale1, self.eps).to(dtype), rope), name="self_attn"
+        )
+        x = site(x, None, lambda: self.cross_attn(self.norm3(x).to(dtype), context), name="cross_attn")
+        return site(x, gate2, lambda: self.ffn(modulate(x, shift2, scale2, self.eps).to(dtype)), name="ffn")
 
 
 class Head(nn.Module):
@@ -214,10 +216,14 @@ class Wan(nn.Module):
         angle = self.shard.split(torch.cat(angles, dim=-1), dim=0)
         return angle.cos().to(self.stream_dtype), angle.sin().to(self.stream_dtype)
 
+    def time_vector(self, t: Tensor) -> Tensor:
+        """Times (S,) in [0, 1000] -> their embedding (S, D)."""
+        embedded = timestep_embedding(t, self.config.freq_dim, dtype=torch.float64)
+        return self.time_embedding(embedded.to(self.stream_dtype))
+
     def condition(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Times (S,) in [0, 1000] -> modulation that the blocks share (S, 6, D), and of the head (S, 2, D)."""
-        embedded = timestep_embedding(t, self.config.freq_dim, dtype=torch.float64)
-        vector = self.time_embedding(embedded.to(self.stream_dtype))
+        vector = self.time_vector(t)
         return self.time_projection(vector).unflatten(-1, (VECTORS, -1)), self.head.modulation + vector.unsqueeze(1)
 
     # ----------------------------------------------------------------------------------------------------------- a call
@@ -289,6 +295,7 @@ class Wan(nn.Module):
 
         The caller has let `check` see the whole.
         """
+        noisy = patches
         if y is not None:
             patches = torch.cat([patches, y.to(patches.dtype)], dim=-1)
         if cache is None:
@@ -298,7 +305,34 @@ class Wan(nn.Module):
             self.tokens(patches),
             lambda site: self.full_step(patches, grid, context, clip_fea, modulation, site),
             lambda advance: self.forecast_step(patches, modulation, advance),
+            Parts(
+                latents=noisy,
+                modulated=lambda: self.modulated(patches, modulation),
+                enter=lambda: self.enter(patches, grid, context, clip_fea),
+                walk=lambda streams, site, *blocks: self.walk(streams, modulation, site, *blocks),
+                leave=lambda streams: self.head(streams.x, modulation.head),
+            ),
         )
+
+    def enter(self, patches: Tensor, grid: Grid, context: Tensor, clip_fea: Tensor | None) -> Streams:
+        """The state before block 0: video tokens, the embedded context, the rotation."""
+        x, rope = self.embed(patches), self.rope(grid, patches.device)
+        return Streams(x, (), (self.embed_context(context, clip_fea), rope))
+
+    def walk(
+        self, streams: Streams, modulation: Modulation, site: Site = residual, start: int = 0, stop: int | None = None
+    ) -> Streams:
+        """The state after blocks start … stop - 1."""
+        x, (context, rope) = streams.x, streams.context
+        for block in self.blocks[start:stop]:
+            x = block(x, modulation.blocks, context, rope, site)
+        return streams._replace(x=x)
+
+    def modulated(self, patches: Tensor, modulation: Modulation) -> Tensor:
+        """Patches -> video tokens after the first norm, shift and scale of block 0 (B, L, D)."""
+        block = self.blocks[0]
+        shift, scale = (block.modulation + modulation.blocks)[:, :2].unsqueeze(2).unbind(1)
+        return modulate(self.embed(patches), shift, scale, block.eps)
 
     def full_step(
         self,
@@ -310,11 +344,7 @@ class Wan(nn.Module):
         site: Site = residual,
     ) -> Tensor:
         """Patches -> velocity, through all blocks."""
-        x, rope = self.embed(patches), self.rope(grid, patches.device)
-        context = self.embed_context(context, clip_fea)
-        for block in self.blocks:
-            x = block(x, modulation.blocks, context, rope, site)
-        return self.head(x, modulation.head)
+        return self.head(self.walk(self.enter(patches, grid, context, clip_fea), modulation, site).x, modulation.head)
 
     def forecast_step(self, patches: Tensor, modulation: Modulation, advance: Forecast) -> Tensor:
         """Patches -> velocity, the blocks replaced by `advance`; text and image are not looked at."""
@@ -337,7 +367,25 @@ class Wan(nn.Module):
             dtype=self.dtype,
             stream_dtype=self.stream_dtype,
             gate_rank=1 + len(GATES),
+            output_numel=len(latents) * length * self.config.out_dim * math.prod(self.config.patch_size),
         )
+
+    def block_sites(self) -> list[tuple[str, ...]]:
+        """Names of the sites by block."""
+        return [Block.SITES] * self.config.num_layers
+
+    def token_grid(self, latents: Tensor, **_: object) -> Grid:
+        """Frames, rows and columns of the tokens."""
+        return whole_grid(latents, self.config.patch_size)
+
+    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale of video and noise in the latents at timesteps (S,)."""
+        return 1 - timesteps / 1000, timesteps / 1000
+
+    def time_signals(self, timesteps: Tensor, **_: object) -> dict[str, Tensor]:
+        """`time_embedding` (S, D), and `time_projection` (S, 6, D), the modulation that all blocks share."""
+        vector = self.time_vector(timesteps)
+        return {"time_embedding": vector, "time_projection": self.time_projection(vector).unflatten(-1, (VECTORS, -1))}
 
     def modulation_table(
         self, timesteps: Tensor, full_steps: Sequence[int], gated_steps: Sequence[int], **conditions: object

@@ -124,7 +124,10 @@ class Sampler:
         timesteps = sampling_timesteps(self.sigmas).to(x.device)
         cache = replace(checked_cache(cache), branches=len(texts))
         rows = torch.cat([x, x]) if guided and self.batched else x
-        runs = [cache.start(model, rows, timesteps, context=text, **shared) for text in texts]
+        runs: list[Run] = []
+        for text in texts:
+            leader = runs[0] if runs else None
+            runs.append(cache.start(model, rows, timesteps, leader=leader, context=text, **shared))
         tokens = {"grid": grid} if shard.size > 1 else {}
         for step in range(self.num_steps):
             rows = torch.cat([x, x]) if guided and self.batched else x

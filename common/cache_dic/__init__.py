@@ -8,29 +8,37 @@ Needs torch alone, and that only where something is computed: methods, schedules
 
 from typing import TYPE_CHECKING
 
+from cache_dic.decide import Decider
 from cache_dic.errors import UserError
 from cache_dic.lazy import lazy_names
-from cache_dic.methods import METHODS, accepted_settings, make_cache, read_setting, register
 from cache_dic.plan import Plan
 from cache_dic.presets import PRESETS, Preset
+from cache_dic.registry import METHODS, accepted_settings, make_cache, read_setting, register
 from cache_dic.schedule import SCHEDULES
 from cache_dic.settings import ENGINE_NAMES
 
+import cache_dic.methods  # noqa: F401, registers them  # isort: skip
+
 if TYPE_CHECKING:
-    from cache_dic.cache import Cache, Run, Step
+    from cache_dic.cache import Cache
     from cache_dic.engine import ENGINES, Forecast, GateFactors, Tokens
-    from cache_dic.site import Site, residual
+    from cache_dic.look import Look, Parts, Streams
+    from cache_dic.run import Run, Step
+    from cache_dic.site import Site, once, residual
 
 __all__ = [
-    "ENGINES", "ENGINE_NAMES", "METHODS", "PRESETS", "SCHEDULES", "Cache", "Forecast", "GateFactors", "Plan", "Preset", "Run",
-    "Site", "Step", "Tokens", "UserError", "accepted_settings", "make_cache", "read_setting", "register", "residual",
+    "ENGINES", "ENGINE_NAMES", "METHODS", "PRESETS", "SCHEDULES", "Cache", "Decider", "Forecast", "GateFactors", "Look",
+    "Parts", "Plan", "Preset", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "make_cache",
+    "once", "read_setting", "register", "residual",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "cache": ("Cache", "Run", "Step"),
+        "cache": ("Cache",),
         "engine": ("ENGINES", "Forecast", "GateFactors", "Tokens"),
-        "site": ("Site", "residual"),
+        "look": ("Look", "Parts", "Streams"),
+        "run": ("Run", "Step"),
+        "site": ("Site", "once", "residual"),
     },
 )

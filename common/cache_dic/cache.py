@@ -10,22 +10,23 @@ Nothing is kept in the model: an interrupted run is thrown away, the next one st
 
 import hashlib
 import logging
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from cache_dic.engine import ENGINES, Engine, EngineSettings, Forecast, GateFactors, Recorder, Tokens
+from cache_dic.decide import Decider, decided
+from cache_dic.engine import ENGINES, EngineSettings, GateFactors, Tokens
 from cache_dic.errors import UserError, check_choice, shown, shown_bytes
 from cache_dic.forecast import Forecaster
-from cache_dic.plan import Plan, describe_steps
-from cache_dic.schedule import SCHEDULES, check_num_steps
-from cache_dic.settings import check_name, integer, json_value, label_part, values_of
-from cache_dic.site import Site
+from cache_dic.look import Inputs, Look
+from cache_dic.plan import AnyPlan, OpenPlan, Plan
+from cache_dic.run import NoStep, Run
+from cache_dic.schedule import SCHEDULES, check_num_steps, foreseen_steps, schedule_defaults
+from cache_dic.settings import check_name, integer, label_part, values_of
 
 log = logging.getLogger("cache_dic")
 
@@ -63,24 +64,6 @@ class Backbone(Protocol):
         """Operations of the model in a full and in a forecast step."""
 
 
-class NotAStepError(UserError, AttributeError):
-    """Something else was handed to a model call; also what a missing attribute raises, so that `hasattr` answers."""
-
-
-class NoStep:
-    """Not what a model takes as `cache=`: whatever it would ask of a step is refused with the right use."""
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        kind = type(self).__name__
-        raise NotAStepError(
-            f"a model call takes a step, and this is a {kind}: run = cache.start(model, latents, timesteps, ...); "
-            "model(..., cache=run.at(step)), with a run for each sampling run; samplers do it for you, sample(..., cache=cache)"
-        )
-
-    __call__ = _refuse
-    modulation = static_shapes = property(_refuse)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cache(NoStep):
     """Schedule, forecaster and engine: everything about caching that is known before a model is.
@@ -88,8 +71,8 @@ class Cache(NoStep):
     schedule: a name in SCHEDULES; schedule_settings its arguments. engine: a name in ENGINES. telemetry: compare a forecast
     with every full step after the first. memory_limit: bytes that runs under way together may keep; None lets them keep and
     hold what the device has free. branches: how many those are, such as the branches of guidance.
-    own_schedule: the method's usual one, which its label need not name. default_warmup: nobody asked for this number of
-    warm-up steps, so that a run of fewer steps has as many as it has steps.
+    own_schedule, own_engine: the method's usual ones, which its label need not name. default_warmup: nobody asked for this
+    number of warm-up steps, so that a run of fewer steps has as many as it has steps.
     """
 
     method: str
@@ -102,6 +85,7 @@ class Cache(NoStep):
     memory_limit: int | None = None
     branches: int = 1
     own_schedule: str | None = None
+    own_engine: str = "folded"
     default_warmup: bool = False
 
     def __post_init__(self) -> None:
@@ -124,17 +108,19 @@ class Cache(NoStep):
     def label(self) -> str:
         """A short string for file names and row labels: `taylorseer-N4-W2-O4`; other settings, other labels.
 
-        The schedule is named only where it is not the method's own, the engine only if it is not folded. How the engine
+        Of a schedule that decides while sampling, settings at their defaults are left out. The schedule is named only where it
+        is not the method's own, the engine only if it is not the method's. How the engine
         stores (`EngineSettings`), what is watched and the memory limit are no part of it.
         """
         of_forecaster = values_of(self.forecaster)
-        settings = [*self.schedule_settings.items()]
+        usual = schedule_defaults(self.schedule) if isinstance(SCHEDULES[self.schedule], type) else {}
+        settings = [(k, v) for k, v in self.schedule_settings.items() if k not in usual or usual[k] != v]
         settings += [(k, v) for k, v in of_forecaster.items() if (k, v) not in settings]
         parts = [
             self.method,
             *([] if self.schedule in (self.own_schedule, "explicit") else [self.schedule]),
             *(label_part(name, value) for name, value in settings),
-            *([] if self.engine == "folded" else [self.engine]),
+            *([] if self.engine == self.own_engine else [self.engine]),
         ]
         label = "-".join(parts)
         if len(label) <= LABEL_BYTES:
@@ -142,45 +128,80 @@ class Cache(NoStep):
         digest = hashlib.sha256(label.encode()).hexdigest()[:16]
         return f"{label[: LABEL_BYTES - 17]}-{digest}"
 
-    def plan(self, num_steps: int) -> Plan:
-        """Full steps and forecast weights of a run of `num_steps`; UserError where the settings do not fit it."""
+    def decider(self) -> Decider | None:
+        """The schedule in the state before a run, where it decides by what it sees; None where it is a list of full steps."""
+        rule = SCHEDULES[self.schedule]
+        return rule(**self.schedule_settings) if isinstance(rule, type) else None
+
+    @property
+    def always_computed(self) -> tuple[int, int]:
+        """First and last blocks that every step computes."""
+        decider = self.decider()
+        return (decider.first_blocks, decider.last_blocks) if decider is not None else (0, 0)
+
+    def plan(self, num_steps: int, branch: str = "cond", full_steps: tuple[int, ...] | None = None) -> AnyPlan:
+        """Full steps and forecast weights of a run of `num_steps`, or what is known of them where they are decided later.
+
+        branch: of guidance, "cond" or "uncond". full_steps: what has been decided by the times of a run.
+        UserError where the settings do not fit the number of steps.
+        """
         check_num_steps(num_steps)
-        settings = self.schedule_settings
-        if self.default_warmup and "warmup_steps" in settings:
-            settings = {**settings, "warmup_steps": min(settings["warmup_steps"], num_steps)}
-        full_steps = SCHEDULES[self.schedule](num_steps, **settings)
-        return Plan(num_steps, full_steps, self.forecaster, observed=self.telemetry, method=self.method)
+        forecaster = self.forecaster.for_run(num_steps) if hasattr(self.forecaster, "for_run") else self.forecaster
+        decider = self.decider()
+        if decider is not None and full_steps is None:
+            rule = {"name": self.schedule, **self.schedule_settings}
+            return OpenPlan(
+                num_steps, forecaster, horizon=decider.horizon, observed=self.telemetry, method=self.method, rule=rule
+            )
+        if full_steps is None:
+            settings = self.schedule_settings
+            if self.default_warmup and "warmup_steps" in settings:
+                settings = {**settings, "warmup_steps": min(settings["warmup_steps"], num_steps)}
+            full_steps = foreseen_steps(self.schedule, num_steps, branch, settings)
+        return Plan(num_steps, full_steps, forecaster, observed=self.telemetry, method=self.method)
 
     def kept_bytes(self, num_steps: int, tokens: Tokens) -> dict[str, int]:
         """Bytes of features that each engine would keep, this cache's own among them."""
         return self._kept(self.plan(num_steps), tokens)
 
-    def _kept(self, plan: Plan, tokens: Tokens) -> dict[str, int]:
+    def _kept(self, plan: AnyPlan, tokens: Tokens) -> dict[str, int]:
         return {name: engine.kept_bytes(plan, tokens, self.engine_settings) for name, engine in ENGINES.items()}
 
     def work_flops(self, num_steps: int, tokens: Tokens) -> int:
-        """Operations of the engine over a run: folding and forecasting, 2 per multiply-add."""
-        return ENGINES[self.engine].work_flops(self.plan(num_steps), tokens, self.engine_settings)
+        """Operations of the engine over a run whose full steps are known: folding and forecasting, 2 per multiply-add."""
+        plan = self.plan(num_steps)
+        return ENGINES[self.engine].work_flops(plan, tokens, self.engine_settings, range(num_steps))
 
-    def start(self, model: Backbone, latents: Tensor, timesteps: Tensor, **conditions: Any) -> "Run":
+    def start(
+        self, model: Backbone, latents: Tensor, timesteps: Tensor, *, leader: Run | None = None, **conditions: Any
+    ) -> Run:
         """A fresh run over `timesteps` (S,), in sampling order, for latents and conditions as the model will get them.
 
+        leader: the run of the conditional branch, for a further branch of guidance; what is decided while sampling is then
+        decided there, unless the schedule says that every branch decides for itself.
         Raises UserError if the model has no sites, the settings do not fit the number of steps, or what the run would keep
         does not fit the device.
         """
-        plan, tokens = self.plan(len(timesteps)), model.tokens(latents)
+        inputs, num_steps = Inputs(model, latents, timesteps, conditions), len(timesteps)
+        decider, branch = self.decider(), "cond" if leader is None else "uncond"
+        by_time = self._decided_by_time(decider, inputs) if decider is not None and decider.of_time else None
+        plan, tokens = self.plan(num_steps, branch, by_time), model.tokens(latents)
         if tokens.num_sites < 1:
             raise UserError(f"{type(model).__name__} has no sites: there is nothing to cache")
         if tokens.numel < 1:
             raise UserError(f"latents of shape {tuple(latents.shape)} hold no sample; give at least one")
         self.check_memory(plan, tokens, latents.device)
-        # A stack engine asks for no gates; the others need those of every step that they predict.
-        gated = plan.predicted_steps if self.engine != "stack" else ()
-        table = model.modulation_table(timesteps, plan.full_steps, gated, **conditions)
-        run = Run(self, plan, tokens, table)
+        if isinstance(plan, Plan):
+            decider, full, gated = None, plan.full_steps, plan.predicted_steps
+        else:
+            full, gated = tuple(range(num_steps)), tuple(range(1, num_steps))
+        table = model.modulation_table(timesteps, full, gated if ENGINES[self.engine].needs_gates else (), **conditions)
+        if decider is not None and decider.by_branch:
+            leader = None
+        run = Run(self, plan, tokens, table, inputs, decider=decider, leader=leader if decider is not None else None)
         if latents.is_meta:  # there a run is only counted
             return run
-        if not plan.forecast_steps and self.method != "uncached":
+        if isinstance(plan, Plan) and not plan.forecast_steps and self.method != "uncached":
             log.warning(
                 f"{self.label}: nothing is cached: all {plan.num_steps} steps are full; fewer warm-up steps or a larger "
                 "interval leave some to forecast"
@@ -189,7 +210,17 @@ class Cache(NoStep):
             log.info(run.describe(model.step_flops(latents, **conditions)))
         return run
 
-    def _needed(self, plan: Plan, tokens: Tokens) -> dict[str, int]:
+    def _decided_by_time(self, decider: Decider, inputs: Inputs) -> tuple[int, ...]:
+        """All full steps of a schedule that looks at steps and times alone."""
+        full_steps: list[int] = []
+        num_steps = len(inputs.timesteps)
+        horizon = num_steps if decider.horizon is None else decider.horizon
+        for step in range(num_steps):
+            if decided(decider, Look(inputs, step, num_steps, full_steps), horizon):
+                full_steps.append(step)
+        return tuple(full_steps)
+
+    def _needed(self, plan: AnyPlan, tokens: Tokens) -> dict[str, int]:
         """Bytes that each engine needs of what the limit is for.
 
         Every branch keeps its features. Where the limit is all that is free, it also covers what one of them holds in a step.
@@ -200,7 +231,7 @@ class Cache(NoStep):
                 needed[name] += engine.held_bytes(plan, tokens, self.engine_settings)
         return needed
 
-    def check_memory(self, plan: Plan, tokens: Tokens, device: torch.device) -> None:
+    def check_memory(self, plan: AnyPlan, tokens: Tokens, device: torch.device) -> None:
         """UserError with the sizes, and the settings that would fit, if the runs need more than the limit.
 
         Nothing shrinks by itself to fit: the order of sums must not depend on what else is in memory.
@@ -226,137 +257,6 @@ class Cache(NoStep):
         else:
             demand += f", but the limit is {shown_bytes(limit)}"
         raise UserError(f"{demand}; what would fit: {', '.join(fitting) or 'nothing: a smaller resolution is needed'}")
-
-
-class Run(NoStep):
-    """State of one sampling run of one guidance branch; made by `Cache.start`."""
-
-    def __init__(self, cache: Cache, plan: Plan, tokens: Tokens, table: Table) -> None:
-        self.cache, self.plan, self.tokens, self.table = cache, plan, tokens, table
-        engine = ENGINES[cache.engine]
-        self.engine: Engine = engine.start(plan, tokens, table.gates, table.factors, cache.engine_settings)
-        self.steps: list[dict[str, Any]] = []  # what was computed, one dictionary per step
-        self.broken = False
-
-    def at(self, step: int) -> "Step":
-        """The handle of `step` (0-based, in sampling order) to call the model with; steps are taken once and in order."""
-        self._check_next(step)
-        if step >= self.plan.num_steps:
-            raise ValueError(f"step {step} is past the {self.plan.num_steps} steps that this run was started for")
-        return Step(self, step)
-
-    def _check_next(self, step: int) -> None:
-        """ValueError unless `step` is the one to be computed now."""
-        if self.broken:
-            raise ValueError(f"step {step} cannot be taken: a step of this run failed; start a new run")
-        if step != len(self.steps):
-            again = " for each guidance branch, or compute the branches as one batch" if step < len(self.steps) else ""
-            raise ValueError(f"step {step} cannot be taken: step {len(self.steps)} is next; start a new run{again}")
-
-    @property
-    def kept_bytes(self) -> int:
-        """The most bytes of features kept from one step to the next."""
-        return type(self.engine).kept_bytes(self.plan, self.tokens, self.cache.engine_settings)
-
-    def describe(self, step_flops: tuple[int, int]) -> str:
-        """What the run will do, in one line; `step_flops` are the model's for a full and a forecast step.
-
-        What is kept is that of all branches together.
-        """
-        plan, t = self.plan, self.tokens
-        ratio = flops_ratio(plan, step_flops, type(self.engine).work_flops(plan, t, self.cache.engine_settings))
-        kept = self.cache.branches * self.kept_bytes
-        return (
-            f"{self.cache.label}: {len(plan.full_steps)} of {plan.num_steps} steps full "
-            f"({describe_steps(plan.full_steps)}), weights up to {plan.max_weight:.3g}, "
-            f"{t.num_sites} sites of {t.batch}x{t.length}x{t.dim} {t.dtype}, "
-            f"{self.cache.engine} engine keeps {kept / 2**20:.1f} MiB, {ratio:.2f}x fewer FLOPs expected"
-        )
-
-    def record(self) -> dict[str, Any]:
-        """What was done, for a JSON record: settings, plan, and every step as it was really computed; no NaN or infinity."""
-        return {
-            "method": self.cache.method,
-            "engine": self.cache.engine,
-            "schedule": {"name": self.cache.schedule, **json_value(self.cache.schedule_settings)},
-            "forecaster": {
-                "name": type(self.cache.forecaster).__name__,
-                **json_value(values_of(self.cache.forecaster)),
-            },
-            "num_steps": self.plan.num_steps,
-            "full_steps": [entry["step"] for entry in self.steps if entry["kind"] == "full"],
-            "max_weight": self.plan.max_weight,
-            "sites": self.tokens.num_sites,
-            "kept_bytes": self.kept_bytes,
-            "steps": self.steps,
-        }
-
-
-class Step:
-    """One step of a run, handed to the model as `cache=`."""
-
-    def __init__(self, run: Run, step: int) -> None:
-        self.run, self.step = run, step
-        self.is_full = run.plan.is_full(step)
-
-    @property
-    def modulation(self) -> Any:
-        """The backbone's modulation for this step, from the run's table."""
-        return self.run.table.at(self.step)
-
-    @property
-    def static_shapes(self) -> bool:
-        """Whether every full step is to do the same operations on the same shapes."""
-        return self.run.cache.engine_settings.static_shapes
-
-    def __call__(
-        self, tokens: Tokens, full: Callable[[Site], Tensor], forecast: Callable[[Forecast], Tensor]
-    ) -> Tensor:
-        """The model's output at this step, by one of its two ways there; the choice is made here, outside of both.
-
-        tokens: shape of the model's token stream for the latents at hand. `full(site)` runs the whole model, its blocks with
-        the given site; `forecast(advance)` its embedding and head, with `advance` in place of the blocks.
-        """
-        run = self.run
-        run._check_next(self.step)
-        if tokens != run.tokens:
-            raise ValueError(f"{tokens} reached a run started for {run.tokens}; start a new run")
-        run.broken = True  # until this step has ended well
-        if self.is_full:
-            site = run.engine.record(self.step, ends=run.plan.observed)
-            output = full(site)
-            entry = self._entry(site)
-        else:
-            site = None
-            output = forecast(run.engine.forecast(self.step))
-            entry = {"kind": "forecast", "sites": 0}
-        run.engine.finish(self.step, site)
-        run.steps.append({"step": self.step, **entry})
-        run.table.forget_before(self.step + 1)
-        run.broken = False
-        return output
-
-    def _entry(self, site: Recorder) -> dict[str, Any]:
-        """What a full step did, with the error of the forecast that would have stood for it where the plan wants that."""
-        run = self.run
-        if site.calls != run.tokens.num_sites:
-            raise RuntimeError(f"the blocks called {site.calls} sites, the model declares {run.tokens.num_sites}")
-        entry: dict[str, Any] = {"kind": "full", "sites": site.calls}
-        if run.plan.observed and self.step in run.plan.weights:
-            x0, x_final = site.both_ends()
-            difference = (run.engine.forecast(self.step)(x0) - x_final).float()
-            error = (difference.norm() / x_final.float().norm()).item()
-            entry["forecast_error"] = error if math.isfinite(error) else None
-            if not math.isfinite(error):
-                entry["note"] = f"the forecast error is {error}"
-        return entry
-
-
-def flops_ratio(plan: Plan, step_flops: tuple[int, int], work_flops: int) -> float:
-    """Operations of the uncached run over those of this one, the engine's own work included."""
-    full, forecast = step_flops
-    cached = len(plan.full_steps) * full + len(plan.forecast_steps) * forecast + work_flops
-    return plan.num_steps * full / cached
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -69,9 +69,9 @@ def run_of_user_code(what: str, file: str | None, line: int | None = None) -> It
         raise UserError(": ".join(part for part in (what, place, text) if part)) from error
 
 
-def source_of(forecaster: type) -> tuple[str | None, int | None]:
-    """File of a forecaster class and first line of its `weights`, as far as they can be told."""
-    codes = [getattr(vars(forecaster).get(name), "__code__", None) for name in ("weights", "__post_init__")]
+def source_of(forecaster: type, method: str = "weights") -> tuple[str | None, int | None]:
+    """File of a class and first line of a method, by default a forecaster's, as far as they can be told."""
+    codes = [getattr(vars(forecaster).get(name), "__code__", None) for name in (method, "__post_init__")]
     for code in codes:
         if code is not None:
             return code.co_filename, code.co_firstlineno
@@ -80,4 +80,4 @@ def source_of(forecaster: type) -> tuple[str | None, int | None]:
 
 def is_ours(file: str) -> bool:
     """Whether a source file is of this package."""
-    return Path(file).parent == Path(__file__).parent
+    return Path(file).is_relative_to(Path(__file__).parent)

@@ -45,6 +45,10 @@ class Taylor:
         integer("warmup_steps", self.warmup_steps, at_least=1, at_most=MAX_STEPS)
 
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+        return taylor_sum(self.factors(full_steps), step - full_steps[-1])
+
+    def factors(self, full_steps: Sequence[int]) -> list[list[float]]:
+        """By order, a factor as weights of the last full steps, oldest first."""
         count = min(self.max_order + 1, len(full_steps))
         nodes = full_steps[-count:]
         # The recursion is linear in the features: run on unit vectors, its factors are the weights.
@@ -54,7 +58,7 @@ class Taylor:
             gap = node - nodes[position - 1]
             differences = node > self.warmup_steps - 2
             factors = taylor_update(factors if differences else [], units[position], gap, self.max_order)
-        return taylor_sum(factors, step - nodes[-1])
+        return factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +98,17 @@ def taylor_update(factors: list[list[float]], feature: list[float], gap: int, ma
 
 def taylor_sum(factors: list[list[float]], offset: int) -> list[float]:
     """Σ_i factors[i] · offset^i / i!, the forecast `offset` steps after the last full one (Eq. 5)."""
-    total, term = [0.0] * len(factors[0]), 1.0
-    for order, factor in enumerate(factors):
-        total = [t + term * f for t, f in zip(total, factor, strict=True)]
-        term *= offset / (order + 1)
+    terms = [1.0]
+    for order in range(1, len(factors)):
+        terms.append(terms[-1] * (offset / order))
+    return weighted_sum(terms, factors)
+
+
+def weighted_sum(coefficients: Sequence[float], vectors: Sequence[Sequence[float]]) -> list[float]:
+    """Σ_i coefficients[i] · vectors[i]; all vectors are of one length."""
+    total = [0.0] * len(vectors[0])
+    for coefficient, vector in zip(coefficients, vectors, strict=True):
+        total = [t + coefficient * v for t, v in zip(total, vector, strict=True)]
     return total
 
 

@@ -1,12 +1,17 @@
-"""When: which sampling steps run the network. Pure functions of the number of steps, known before the first one.
+"""When: which sampling steps run the network.
 
-Steps count up from 0 in sampling order; the result is the ascending tuple of full steps. `SCHEDULES` names the rules.
+Steps count up from 0 in sampling order. `SCHEDULES` names the rules: pure functions of the number of steps, known before the
+first one, whose result is the ascending tuple of full steps; and classes of schedules that decide while sampling
+(`cache_dic.decide`).
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
+from typing import Any
 
-from cache_dic.errors import UserError, shown
-from cache_dic.settings import full_steps_tuple, integer
+from cache_dic.errors import UserError, check_choice, shown
+from cache_dic.settings import full_steps_tuple, init_fields, integer
 
 MAX_STEPS = 10_000
 """The most sampling steps of a run: ten times what models are trained with; at the usual orders planned within a second."""
@@ -45,12 +50,44 @@ def explicit(num_steps: int, *, full_steps: Sequence[int]) -> tuple[int, ...]:
     return steps
 
 
-SCHEDULES: dict[str, Callable[..., tuple[int, ...]]] = {
+Rule = Callable[..., Any]
+"""A function of the number of steps and its settings, or the class of a schedule that decides while sampling (`Decider`)."""
+
+SCHEDULES: dict[str, Rule] = {
     "taylorseer": taylorseer,
     "diffusers": diffusers,
     "fora": fora,
     "explicit": explicit,
 }
+
+GIVEN = ("num_steps", "branch")
+"""Arguments of a rule that a run gives, not a user."""
+
+
+def schedule_settings(name: str) -> dict[str, Any]:
+    """Annotations of a schedule's settings by name; UserError for an unknown one."""
+    check_choice("schedule", name, SCHEDULES)
+    rule = SCHEDULES[name]
+    if isinstance(rule, type):
+        return {f.name: f.type for f in init_fields(rule)}
+    parameters = inspect.signature(rule).parameters
+    return {name: parameter.annotation for name, parameter in parameters.items() if name not in GIVEN}
+
+
+def schedule_defaults(name: str) -> dict[str, Any]:
+    """Values that a schedule itself gives its settings, of those that have any."""
+    rule = SCHEDULES[name]
+    if isinstance(rule, type):
+        return {f.name: f.default for f in init_fields(rule) if f.default is not MISSING}
+    parameters = inspect.signature(rule).parameters
+    return {n: p.default for n, p in parameters.items() if n not in GIVEN and p.default is not p.empty}
+
+
+def foreseen_steps(name: str, num_steps: int, branch: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """Full steps of a rule. branch: of guidance, "cond" or "uncond", for rules that tell them apart."""
+    rule = SCHEDULES[name]
+    takes_branch = "branch" in inspect.signature(rule).parameters
+    return rule(num_steps, **({"branch": branch} if takes_branch else {}), **settings)
 
 
 def check_num_steps(num_steps: int) -> None:

@@ -11,7 +11,7 @@ from cache_dic.errors import UserError, shown
 
 KINDS = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
 MEANING = {"int": "an integer", "float": "a finite number", "bool": "true or false", "str": "text", "None": "nothing"}
-ENGINE_NAMES = ("folded", "layerwise", "stack")
+ENGINE_NAMES = ("folded", "layerwise", "stack", "hidden", "output", "latent")
 """Where features are kept; cache_dic.engine has the engines."""
 
 GROUP_BYTES = 2**28
@@ -29,6 +29,19 @@ def integer(name: str, value: Any, *, at_least: int, at_most: int | None = None)
     if at_most is not None and value > at_most:
         raise UserError(f"{name} = {shown(value)} must be at most {at_most}")
     return value
+
+
+def number(
+    name: str, value: Any, *, above: float | None = None, at_least: float | None = None, at_most: float
+) -> float:
+    """The value of a setting as a finite float; UserError for another type and out of range."""
+    value = check_kind(name, value, float)
+    low = above if at_least is None else at_least
+    if low is not None and (value < low or (value == low and at_least is None)):
+        raise UserError(f"{name} = {shown(value)} must be {'above' if at_least is None else 'at least'} {low:g}")
+    if value > at_most:
+        raise UserError(f"{name} = {shown(value)} must be at most {at_most:g}")
+    return float(value)
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache_dic import GateFactors, Site, Step, Tokens, residual
+from cache_dic import GateFactors, Parts, Site, Step, Streams, Tokens, residual
 
 
 class ToyTable:
@@ -55,10 +55,22 @@ class Toy(nn.Module):
         gates = shared if self.constant is None else torch.einsum("rld,rbd->lbd", self.constant, shared)
         return SimpleNamespace(gates=gates, shared=shared, head=torch.cos(t.to(self.rates.dtype)))
 
-    def blocks(self, x: Tensor, modulation, site: Site = residual) -> Tensor:
-        for weight, gate in zip(self.weights, modulation.gates, strict=True):
-            x = site(x, gate.unsqueeze(1), torch.tanh((x + x.mean(1, keepdim=True)) @ weight))
+    def blocks(self, x: Tensor, modulation, site: Site = residual, start: int = 0, stop: int | None = None) -> Tensor:
+        for weight, gate in list(zip(self.weights, modulation.gates, strict=True))[start:stop]:
+            x = site(x, gate.unsqueeze(1), torch.tanh((x + x.mean(1, keepdim=True)) @ weight), name="mlp")
         return x
+
+    def block_sites(self) -> list[tuple[str, ...]]:
+        return [("mlp",)] * len(self.weights)
+
+    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - timesteps, timesteps
+
+    def token_grid(self, latents: Tensor, **_) -> tuple[int, ...]:
+        return 1, latents.shape[1]
+
+    def time_signals(self, timesteps: Tensor, **_) -> dict[str, Tensor]:
+        return {"time_embedding": torch.cos(timesteps.unsqueeze(1) * torch.arange(1, 4))}
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, cache: Step | None = None) -> Tensor:
         modulation = self.modulation(t, y) if cache is None else cache.modulation
@@ -68,6 +80,13 @@ class Toy(nn.Module):
             self.tokens(x),
             lambda site: self.blocks(x, modulation, site) * modulation.head,
             lambda advance: advance(x) * modulation.head,
+            Parts(
+                latents=x,
+                modulated=lambda: x * modulation.head,
+                enter=lambda: Streams(x),
+                walk=lambda streams, site, *part: streams._replace(x=self.blocks(streams.x, modulation, site, *part)),
+                leave=lambda streams: streams.x * modulation.head,
+            ),
         )
 
     def tokens(self, latents: Tensor) -> Tokens:
@@ -79,6 +98,7 @@ class Toy(nn.Module):
             num_sites=len(self.weights),
             dtype=self.rates.dtype,
             gate_rank=0 if self.constant is None else len(self.constant),
+            output_numel=latents.numel(),
         )
 
     def modulation_table(self, timesteps: Tensor, full_steps, gated_steps, *, y: Tensor) -> ToyTable:

@@ -274,7 +274,7 @@ class TestFactored:
 
         model = make_toy(dtype=dtype, gate_rank=2)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cache_dic.engine.FactoredEngine", Watched)
+            patch.setattr("cache_dic.engine.folded.FactoredEngine", Watched)
             rounded, _ = trajectory(model, self.cache(**settings))
         assert set(seen) == {torch.float32}
         assert rounded.dtype == dtype

@@ -49,7 +49,7 @@ def test_uncached_takes_no_setting_that_would_cache(settings):
 
 
 def test_what_a_method_of_ones_own_says_of_itself_stands(monkeypatch):
-    monkeypatch.setattr("cache_dic.methods.METHODS", dict(METHODS))
+    monkeypatch.setattr("cache_dic.registry.METHODS", dict(METHODS))
 
     @register("own", schedule="taylorseer", interval=7)
     @dataclass(frozen=True, kw_only=True)

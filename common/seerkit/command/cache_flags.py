@@ -49,7 +49,7 @@ def add_cache_flags(parser: Parser, preset: str) -> None:
         metavar="N",
         help=f"full steps before the first forecast (default: {usual.warmup_steps}, or as many as there are)",
     )
-    group.add_argument("--engine", choices=ENGINE_NAMES, default="folded", help="where features are kept")
+    group.add_argument("--engine", choices=ENGINE_NAMES, help="where features are kept (default: the method's)")
     group.add_argument("--schedule", choices=tuple(SCHEDULES), help="rule for full steps (default: the method's)")
     group.add_argument("--full-steps", type=_step_list, metavar="LIST", help="explicit full steps, e.g. 0,1,2,8,14")
     group.add_argument(
@@ -108,7 +108,7 @@ def caches_from_flags(
             )
     given = _given_settings(args)
     _refuse_idle_flags(args, methods, given)
-    usual = PRESETS[preset]
+    usual, model = PRESETS[preset], vars(args).get("model")
     intervals = given.pop("interval", None)
     usual_intervals = usual.compare_intervals if args.compare and not args.full_steps else (usual.interval,)
     common: dict[str, Any] = {
@@ -134,7 +134,7 @@ def caches_from_flags(
         own = METHODS[method].defaults.get("interval") if method in of_plugins else None
         for n in intervals or ((own,) if own else usual_intervals):
             of_schedule: dict[str, Any] = {"interval": n} if "interval" in accepted else {}
-            cache = make_cache(method, preset=preset, **common, **of_schedule, **asked)
+            cache = make_cache(method, preset=preset, model=model, **common, **of_schedule, **asked)
             caches[cache.label] = cache
     for cache in caches.values():
         cache.plan(num_steps)
@@ -175,13 +175,13 @@ def _refuse_idle_flags(args: argparse.Namespace, methods: Sequence[str], given: 
             raise UserError(
                 f"{name} and --full-steps exclude each other: the list names every full step; leave one out"
             )
-    if args.accumulator_dtype and args.engine != "folded":
+    if args.accumulator_dtype and args.engine not in (None, "folded"):
         raise UserError(f"--accumulator-dtype has no effect with --engine {args.engine}, which has no accumulators")
     cached = [method for method in methods if method != "uncached"]
     if not cached:
         flags = ("compare", "schedule", "accumulator_dtype", "memory_limit_gib", "telemetry")
         idle = [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
-        idle += ["--engine"] if args.engine != "folded" else []
+        idle += ["--engine"] if args.engine else []
         idle += list(given)
         if idle:
             raise UserError(
@@ -201,9 +201,9 @@ def _refuse_idle_flags(args: argparse.Namespace, methods: Sequence[str], given: 
 def for_compiling(caches: "Mapping[str, Cache]") -> "dict[str, Cache]":
     """The caches with full steps that are all alike, as `seerkit.devices.compile` needs them; UserError for engines without."""
     for cache in caches.values():
-        if cache.engine != "folded":
+        if cache.engine == "layerwise":
             raise UserError(
-                f"--compile works with the folded engine, whose steps are all alike, not with {cache.engine}"
+                "--compile works with engines whose steps are all alike, such as the folded one, not with layerwise"
             )
     return {
         label: replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))

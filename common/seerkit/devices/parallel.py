@@ -51,6 +51,13 @@ class Shard:
         parts = (self.bounds(length, rank) for rank in range(self.size))
         return torch.cat(gather_parts(x, [part.stop - part.start for part in parts], dim), dim)
 
+    def total(self, sums: Tensor) -> Tensor:
+        """Sums over this process's tokens, added up over all processes."""
+        if self.size > 1:
+            sums = sums.clone()
+            dist.all_reduce(sums)
+        return sums
+
 
 WHOLE = Shard()
 """One process holds everything."""

@@ -40,7 +40,7 @@ def make_rows(
             "method": cache.method,
             "engine": cache.engine,
             "num_steps": num_steps,
-            "full_steps": counts[label]["full_steps"],
+            "full_steps": counts[label]["full_steps"] or [],
             "kept_bytes": counts[label]["kept_bytes"][cache.engine],
         }
         rows.append(
@@ -51,9 +51,30 @@ def make_rows(
                 "peak_bytes": outcomes[label].peak_bytes,
                 **scores[label],
                 **(outcomes[label].record or planned),
+                **_decided(outcomes[label].decided, counts[label]),
             }
         )
     return rows
+
+
+def _decided(batches: Sequence[Mapping[str, Any]], count: Mapping[str, Any]) -> dict[str, Any]:
+    """What full steps cost that were decided while sampling, in the mean over batches, and which they were by batch."""
+    if not batches:
+        return {}
+    ratio = sum(batch["flops_uncached"] for batch in batches) / sum(batch["flops"] for batch in batches)
+    return {
+        "flops_ratio": ratio,
+        "flops_T": count["flops_T_uncached"] / ratio,
+        "full_steps_by_batch": [batch["full_steps"] for batch in batches],
+    }
+
+
+def full_steps_cell(row: Row) -> str:
+    """Full steps of all, in the mean and the range over batches where they differ."""
+    counts = [len(steps) for steps in row.get("full_steps_by_batch", [row["full_steps"]])]
+    if min(counts) == max(counts):
+        return f"{counts[0]}/{row['num_steps']}"
+    return f"{sum(counts) / len(counts):.1f} ({min(counts)}-{max(counts)})/{row['num_steps']}"
 
 
 MEANINGS = {
@@ -106,7 +127,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
         lines.append(
             [
                 row["label"],
-                f"{len(row['full_steps'])}/{row['num_steps']}",
+                full_steps_cell(row),
                 number(row["flops_T"], 3),
                 number(row["flops_ratio"], 2, "x"),
                 seconds(timing),

@@ -99,7 +99,7 @@ class FinalLayer(nn.Module):
 
 
 class Rows(Generic[Row]):
-    """Values of a function of the step, computed `per_slice` steps at a time, in the order of `steps`."""
+    """Values of a function of the step, computed `per_slice` steps at a time, in the order of `steps`; others when asked."""
 
     def __init__(self, compute: Callable[[list[int]], Sequence[Row]], steps: Sequence[int], per_slice: int) -> None:
         self.compute, self.steps, self.per_slice = compute, list(steps), max(1, per_slice)
@@ -107,6 +107,8 @@ class Rows(Generic[Row]):
         self.known: dict[int, Row] = {}
 
     def __getitem__(self, step: int) -> Row:
+        if step not in self.position:
+            return self.compute([step])[0]
         if step not in self.known:
             first = self.position[step]
             missing = [s for s in self.steps[first : first + self.per_slice] if s not in self.known]
@@ -207,6 +209,18 @@ class TwoStreamModulation:
 
     blocks: tuple[Sequence[tuple[Tensor, Tensor]], Sequence[Tensor]] | None
     head: Tensor
+
+
+Numbered = list[tuple[int, Any]]
+"""Blocks by their number, with their rows."""
+
+
+def split_blocks(rows: tuple[Sequence[Any], Sequence[Any]], start: int, stop: int | None) -> tuple[Numbered, Numbered]:
+    """Numbers and rows of the double and of the single blocks among blocks start … stop - 1, counted through."""
+    double, single = (list(enumerate(of_kind)) for of_kind in rows)
+    count = len(double)
+    last = count + len(single) if stop is None else stop
+    return double[start:last], single[max(0, start - count) : max(0, last - count)]
 
 
 def _block_rows(model: TwoStreams, c: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:

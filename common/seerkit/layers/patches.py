@@ -22,6 +22,13 @@ def token_grid(shape: Sequence[int], patch: Sequence[int]) -> Grid:
     return frames // pt, height // ph, width // pw
 
 
+def whole_grid(latents: Tensor, patch: Sequence[int]) -> Grid:
+    """The grid of a video's tokens; UserError for patches (B, l, ·) of it, which are those of one of several processes."""
+    if latents.ndim != 5:
+        raise UserError("a method that looks at the grid of tokens needs all of them; sample with one process")
+    return token_grid(latents.shape, patch)
+
+
 def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
     """Latents (B, C, T, H, W) -> tokens (B, L, C · pt · ph · pw)."""
     token_grid(x.shape, patch)

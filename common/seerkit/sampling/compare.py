@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cache_dic import Cache, Run
 from seerkit.devices.distributed import World, gather
 from seerkit.devices.timing import peak_memory, reset_peak_memory, spread, timed
+from seerkit.sampling.flops import run_flops
 
 Batch = TypeVar("Batch")
 SampleBatch = Callable[[Cache, Batch, Callable[[int, Tensor], None]], tuple[Tensor, Run]]
@@ -26,13 +27,15 @@ log = logging.getLogger("cache_dic")  # which commands show
 class Outcome:
     """What one cache did: the last run's record, seconds per batch, numbers of samples that did not come out finite.
 
-    cold: whether a timing has the first call's work in it, which pays for kernels and memory.
+    decided: of full steps that are decided while sampling, by batch, the full steps, operations, and those of the same steps
+    uncached. cold: whether a timing has the first call's work in it, which pays for kernels and memory.
     """
 
     record: dict[str, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     failed: list[int] = field(default_factory=list)
+    decided: list[dict[str, Any]] = field(default_factory=list)
     cold: bool = False
 
 
@@ -76,6 +79,10 @@ def run_caches(
             outcome.seconds.append(seconds)
             outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
             outcome.record = run.record()
+            if not cache.plan(num_steps).foreseen:
+                flops, uncached = run_flops(run)
+                full_steps = outcome.record["full_steps"]
+                outcome.decided.append({"full_steps": full_steps, "flops": flops, "flops_uncached": uncached})
             outcome.failed = keep(label, batch, latents)
     for outcome in () if compared else outcomes.values():
         outcome.cold = len(outcome.seconds) == 1
@@ -87,7 +94,7 @@ def _rehearsed(caches: dict[str, Cache], num_steps: int) -> list[Cache]:
     """The caches that go once before the others are timed."""
     if any(cache.engine_settings.static_shapes for cache in caches.values()):
         return list(caches.values())
-    return [min(caches.values(), key=lambda cache: len(cache.plan(num_steps).full_steps))]
+    return [min(caches.values(), key=lambda cache: cache.plan(num_steps).least_full)]
 
 
 def gather_outcomes(outcomes: dict[str, Outcome], world: World) -> dict[str, Outcome]:
@@ -102,6 +109,7 @@ def gather_outcomes(outcomes: dict[str, Outcome], world: World) -> dict[str, Out
             seconds=[s for outcome in warm or mine for s in outcome.seconds],
             peak_bytes=max(outcome.peak_bytes for outcome in mine),
             failed=[index for outcome in mine for index in outcome.failed],
+            decided=[batch for outcome in mine for batch in outcome.decided],
             cold=not warm and any(outcome.cold for outcome in mine),
         )
     return together

@@ -6,13 +6,15 @@ performs; the element-wise work of a caching engine, which that counter does not
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cache_dic import Cache, make_cache
+from cache_dic import ENGINES, Cache, Forecast, Parts, Run, make_cache, residual
+from cache_dic.plan import OpenPlan
 
 
 def grouped_mm_flops(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
@@ -65,28 +67,141 @@ def _step_flops(
     return full, count_flops(lambda: run(2)) - full
 
 
+@dataclass(frozen=True)
+class PartFlops:
+    """Operations of parts of a step: modulation of all blocks; block 0's modulated tokens; the first and the last blocks."""
+
+    modulation: int = 0
+    modulated: int = 0
+    first: int = 0
+    last: int = 0
+
+
+def part_flops(
+    model: nn.Module, latents: Tensor, conditions: dict[str, Tensor], first_blocks: int, last_blocks: int
+) -> PartFlops:
+    """Operations of parts of a step of `model`; as `step_flops`."""
+    given = {name: value for name, value in conditions.items() if value is not None}
+    shapes = tuple(
+        (name, tuple(value.shape), torch.float32 if value.is_floating_point() else value.dtype)
+        for name, value in given.items()
+    )
+    backbone: Any = type(model)
+    return _part_flops(backbone, model.config, tuple(latents.shape), shapes, first_blocks, last_blocks)
+
+
+class _Taken:
+    """Stands for a step of a run: keeps the parts of the call that it is handed to."""
+
+    static_shapes = False
+
+    def __init__(self, modulation: Any) -> None:
+        self.modulation = modulation
+        self.parts: Parts | None = None
+
+    def __call__(self, tokens: Any, full: Any, forecast: Callable[[Forecast], Tensor], parts: Parts) -> Tensor:
+        self.parts = parts
+        return forecast(lambda x: x)
+
+
+@functools.lru_cache
+def _part_flops(
+    backbone: Callable[[Any], nn.Module],
+    config: Any,
+    shape: tuple[int, ...],
+    conditions: tuple,
+    first_blocks: int,
+    last_blocks: int,
+) -> PartFlops:
+    with torch.device("meta"):
+        twin = backbone(config).eval()
+        latents = torch.empty(shape)
+        made = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in conditions}
+    timesteps = torch.zeros(1, device="meta")
+    table = twin.modulation_table(timesteps, [0], [], **made)
+    taken = _Taken(table.at(0))
+    twin(latents, **{twin.TIME: timesteps.expand(len(latents))}, **made, cache=taken)
+    parts = taken.parts
+    assert parts is not None, "every backbone hands its parts to a step"
+    streams, count = parts.enter(), len(twin.block_sites())
+
+    def modulate() -> None:
+        twin.modulation_table(timesteps, [0], [], **made).at(0)
+
+    def condition() -> None:
+        twin.modulation_table(timesteps, [], [], **made)
+
+    def walk(start: int, stop: int) -> int:
+        return count_flops(lambda: parts.walk(streams, residual, start, stop)) if start < stop else 0
+
+    return PartFlops(
+        modulation=count_flops(modulate) - count_flops(condition),
+        modulated=count_flops(parts.modulated),
+        first=walk(0, first_blocks),
+        last=walk(count - last_blocks, count),
+    )
+
+
+def run_flops(run: Any) -> tuple[int, int]:
+    """Operations of what a run, or the runs of its guidance branches, really computed, and of the same steps uncached."""
+    counts = [_run_flops(branch) for branch in getattr(run, "runs", [run])]
+    return sum(cached for cached, _ in counts), sum(uncached for _, uncached in counts)
+
+
+def _run_flops(run: Run) -> tuple[int, int]:
+    inputs, enters = run.inputs, run.engine.enters_model
+    full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
+    total, decided = run.work_flops, not run.plan.foreseen
+    parts = PartFlops()
+    if decided or run.first_blocks or run.last_blocks:
+        parts = part_flops(inputs.model, inputs.latents, dict(inputs.conditions), run.first_blocks, run.last_blocks)
+    for entry in run.steps:
+        if entry["kind"] == "full":
+            total += full
+        elif enters:
+            total += forecast + parts.first + parts.last + decided * parts.modulation
+        total += parts.modulated * ("looked_at" in entry)
+    return total, len(run.steps) * full
+
+
 def sampling_flops(
     model: nn.Module, cache: Cache, num_steps: int, latents: Tensor, **conditions: Tensor
 ) -> dict[str, Any]:
     """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`.
 
+    Where full steps are decided while sampling, these are None, and `full_steps_bounds` and `flops_ratio_bounds` are there.
     UserError where the cache has a memory limit that it would not keep to.
     """
     plan, tokens = cache.plan(num_steps), model.tokens(latents)
     full, forecast = step_flops(model, latents, conditions)
     if cache.memory_limit is not None:
         cache.check_memory(plan, tokens, latents.device)
-    work = cache.work_flops(num_steps, tokens)
-    cached = len(plan.full_steps) * full + len(plan.forecast_steps) * forecast + work
     uncached = num_steps * full
-    return {
-        "flops_T": cached / 1e12,
+    common = {
         "flops_T_uncached": uncached / 1e12,
-        "flops_ratio": uncached / cached,
         "flops_T_full_step": full / 1e12,
         "flops_T_forecast_step": forecast / 1e12,
-        "flops_T_engine": work / 1e12,
-        "full_steps": list(plan.full_steps),
         "kept_bytes": cache.kept_bytes(num_steps, tokens),
         "stream_bytes": tokens.numel * (tokens.stream_dtype or tokens.dtype).itemsize,
+    }
+    if isinstance(plan, OpenPlan):
+        first, last = cache.always_computed
+        parts = part_flops(model, latents, conditions, first, last)
+        each = forecast + parts.first + parts.last if ENGINES[cache.engine].enters_model else 0
+        least = plan.least_full * full + (num_steps - plan.least_full) * each
+        return {
+            **common,
+            **dict.fromkeys(("flops_T", "flops_ratio", "flops_T_engine", "full_steps")),
+            "full_steps_bounds": [plan.least_full, num_steps],
+            "flops_ratio_bounds": [1.0, uncached / least],
+        }
+    work = cache.work_flops(num_steps, tokens)
+    steps = forecast if ENGINES[cache.engine].enters_model else 0
+    cached = len(plan.full_steps) * full + len(plan.forecast_steps) * steps + work
+    return {
+        **common,
+        "flops_T": cached / 1e12,
+        "flops_ratio": uncached / cached,
+        "flops_T_engine": work / 1e12,
+        "full_steps": list(plan.full_steps),
     }

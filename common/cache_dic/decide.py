@@ -1,0 +1,69 @@
+"""Schedules that decide while sampling: at each step, by a signal, whether it is full.
+
+    @register("steady", engine="stack")
+    @dataclass(kw_only=True)
+    class Steady(Decider):
+        threshold: float = 0.1
+        previous: "Tensor | None" = field(init=False, default=None)
+
+        def decide(self, look):
+            signal, old = look.modulated(), self.previous
+            self.previous = signal
+            return old is None or look.change(signal, old) >= self.threshold
+
+Fields that are set when it is made are its settings, the others the state of one run, which starts with a fresh copy.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from cache_dic.errors import UserError, run_of_user_code, source_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cache_dic.look import Look
+
+
+class Decider:
+    """What a schedule that decides while sampling has.
+
+    first_blocks: blocks that every step computes before it is decided, whose tokens `look.before` and `look.after` are.
+    last_blocks: those that every step computes after the forecast. by_branch: guidance branches decide each for itself;
+    otherwise the first one, the conditional, decides for all. of_time: it looks at nothing but steps and times, so that all
+    full steps are known before the run. horizon: the most forecasts in a row, None for no bound.
+    """
+
+    first_blocks: int = 0
+    last_blocks: int = 0
+    by_branch: bool = False
+    of_time: bool = False
+
+    @property
+    def horizon(self) -> int | None:
+        return getattr(self, "max_consecutive", None)
+
+    def exhausted(self, look: "Look") -> bool:
+        """Whether as many forecasts in a row as there may be have passed."""
+        return self.horizon is not None and look.since > self.horizon
+
+    def decide(self, look: "Look") -> bool:
+        """Whether the step is full; the first one is whatever is said here."""
+        raise NotImplementedError
+
+    def learn(self, look: "Look", output: "Tensor") -> None:
+        """A full step has given the model's output."""
+
+
+def decided(decider: Any, look: "Look", horizon: int) -> bool:
+    """Whether a step is full; UserError for a decider that fails or lets more forecasts follow each other than it says."""
+    name, (file, line) = type(decider).__name__, source_of(type(decider), "decide")
+    with run_of_user_code(f"schedule {name} failed at step {look.step}", file, line):
+        is_full = bool(decider.decide(look))
+    if not look.full_steps:
+        return True
+    if not is_full and look.since > horizon:
+        raise UserError(
+            f"schedule {name} wants a forecast at step {look.step}, {look.since} steps after the last full one; its horizon is "
+            f"{horizon}"
+        )
+    return is_full

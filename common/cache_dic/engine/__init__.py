@@ -1,0 +1,34 @@
+"""Where: how features are kept between full steps, each form an engine with one interface (`cache_dic.engine.base`)."""
+
+from cache_dic.engine.base import (
+    Engine,
+    EngineSettings,
+    Forecast,
+    GateFactors,
+    Gates,
+    Increment,
+    Recorder,
+    Snapshots,
+    Tokens,
+    weighted_sum,
+)
+from cache_dic.engine.folded import FactoredEngine, FoldedEngine, PairEngine
+from cache_dic.engine.layerwise import LayerwiseEngine
+from cache_dic.engine.whole import HiddenEngine, LatentEngine, OutputEngine, StackEngine, WholeEngine
+from cache_dic.settings import ENGINE_NAMES
+
+__all__ = [
+    "ENGINES", "Engine", "EngineSettings", "FactoredEngine", "FoldedEngine", "Forecast", "GateFactors", "Gates", "HiddenEngine",
+    "Increment", "LatentEngine", "LayerwiseEngine", "OutputEngine", "PairEngine", "Recorder", "Snapshots", "StackEngine",
+    "Tokens", "WholeEngine", "weighted_sum",
+]  # fmt: skip
+
+_FORMS: tuple[type[Engine], ...] = (
+    FoldedEngine,
+    LayerwiseEngine,
+    StackEngine,
+    HiddenEngine,
+    OutputEngine,
+    LatentEngine,
+)
+ENGINES: dict[str, type[Engine]] = dict(zip(ENGINE_NAMES, _FORMS, strict=True))
