@@ -43,6 +43,7 @@ from seerkit.io.media import finite_rows, video_to_uint8
 from seerkit.io.records import conditions
 from seerkit.io.report import Comparison, Row
 from seerkit.io.tables import counted, number
+from seerkit.sampling.flops import run_flops
 from seerkit.text.prompts import Batch
 
 SHOWN = 4  # videos of a variant that are written for the page
@@ -293,7 +294,8 @@ class Contest:
                         continue
                     kept = {
                         "indices": batch.indices, "seconds": seconds, "uncached_seconds": base,
-                        "peak_bytes": peak_memory(device), "record": run.record(), "conditions": made_on,
+                        "flops": run_flops(run)[0], "peak_bytes": peak_memory(device), "record": run.record(),
+                        "conditions": made_on,
                     }  # fmt: skip
                     write_json(entry.batch_path(batch), kept)
 
@@ -305,7 +307,7 @@ class Contest:
         batch, entries = first
         able = [entry for entry in entries if entry.error is None]
         if not vars(self.job.args).get("compile"):
-            able = [min(able, key=lambda entry: entry.counts["flops_T"])]
+            able = [min(able, key=lambda entry: entry.variant.cache.plan(entry.job.num_steps).least_full)]
         for entry in able:
             try:
                 pipeline.sample(entry, batch, lambda *_: None)
@@ -354,27 +356,29 @@ class Contest:
 
     def rows(self) -> list[Row]:
         """A row for every entry: figures, or its error."""
-        base = self.uncached.counts["flops_T"]
-        return [self._row(entry, base) if entry.error is None else _failed_row(entry) for entry in self.entries]
+        return [self._row(entry) if entry.error is None else _failed_row(entry) for entry in self.entries]
+
+    def _batches(self, entry: Entry) -> list[dict[str, Any]]:
+        return [entry.read_batch(batch) or {} for batch in self.job.batches()]
 
     def _measured(self, entry: Entry) -> list[dict[str, Any]]:
         return [entry.read_measured(index) or {} for index in range(len(self.job.prompts))]
 
-    def _row(self, entry: Entry, flops_uncached: float) -> Row:
-        batches = [kept for batch in self.job.batches() if (kept := entry.read_batch(batch)) is not None]
-        measured = self._measured(entry)
+    def _row(self, entry: Entry) -> Row:
+        batches, uncached = self._batches(entry), self._batches(self.uncached)
         last = batches[-1]["record"]
         return {
             **_identity(entry),
             **{key: last[key] for key in OF_RUN if key in last},
             "computed": computed(batches),
-            "flops_T": entry.counts["flops_T"],
-            "flops_T_uncached": flops_uncached,
-            "flops_ratio": flops_uncached / entry.counts["flops_T"],
+            "full_steps_by_batch": [kept["record"]["full_steps"] for kept in batches],
+            "flops_T": batches[0]["flops"] / 1e12,
+            "flops_T_uncached": uncached[0]["flops"] / 1e12,
+            "flops_ratio": sum(kept["flops"] for kept in uncached) / sum(kept["flops"] for kept in batches),
             "latency": latency(batches),
             "kept_bytes": max(kept["record"]["kept_bytes"] for kept in batches),
             "peak_bytes": max(kept["peak_bytes"] for kept in batches),
-            **judged(measured, self._measured(self.uncached) if entry is not self.uncached else None),
+            **judged(self._measured(entry), self._measured(self.uncached) if entry is not self.uncached else None),
             "conditions": batches[-1]["conditions"],
         }
 
@@ -510,9 +514,9 @@ def report(contest: Contest, command_line: str) -> dict[str, Any]:
         "command": job.command,
         "command_line": command_line,
         "settings": job.settings,
-        "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB, ssim and lite0 to the uncached "
-        "samples, means over frames; low, high: Student's 95 % interval of the mean over samples; flicker: grey levels of 255; "
-        "computed: full steps of a sample",
+        "units": "flops_T: 10^12 operations of the first batch; flops_ratio: over all batches; latency: seconds for one batch; "
+        "psnr: dB, ssim and lite0 to the uncached samples, means over frames; low, high: Student's 95 % interval of the mean "
+        "over samples; flicker: grey levels of 255; computed: full steps of a sample",
         "num_samples": len(job.prompts),
         "batch_size": job.args.batch_size,
         "scores": {} if judge is None else {judge.key: judge.facts},

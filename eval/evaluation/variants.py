@@ -48,13 +48,25 @@ def choices() -> list[str]:
     return ["all", *GROUPS, *(name for name in METHODS if name != UNCACHED)]
 
 
-def variants(
-    asked: Sequence[str], *, package: str, num_steps: int, solver: str | None, solvers: Sequence[str]
-) -> list[Variant]:
-    """The uncached run, and what is asked for, by `choices`; each label once.
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The uncached run that variants change. package: of the model's backbone, a key of PRESETS.
 
-    package: of the backbone, a key of PRESETS. solver: that the uncached run uses; solvers: others of the model's, where it has
-    a choice. UserError for an unknown name.
+    solver: that it uses; solvers: those that the model has, where it has a choice.
+    """
+
+    model: str
+    package: str
+    num_steps: int
+    solver: str | None = None
+    solvers: Sequence[str] = ()
+
+
+def variants(asked: Sequence[str], setup: Setup) -> list[Variant]:
+    """The uncached run, and what is asked for, by `choices`; each label once. UserError for an unknown name.
+
+    Of `all`, methods are left out that are not defined for the model or have no settings for it; one that is asked for by name
+    says so in its row.
     """
     for name in asked:
         check_choice("method", name, choices())
@@ -62,19 +74,17 @@ def variants(
     found = {UNCACHED: Variant(label=UNCACHED, series=UNCACHED, cache=make_cache(UNCACHED))}
     candidates: list[Variant] = []
     if BASELINES in wanted:
-        candidates += _baselines(package, num_steps, solver, solvers)
+        candidates += _baselines(setup)
     for name in METHODS:
         if name in wanted and name != UNCACHED:
-            rows = method_rows(name, package)
-            candidates += [_cached(name, package, num_steps, **settings) for settings in rows]
+            rows = method_rows(name, setup)
+            made = [_cached(name, setup, **settings) for settings in rows or [{}]]
+            candidates += [one for one in made if one.error is None or rows or name in asked]
     if FORMS in wanted:
-        for settings in method_rows(PREDICTOR, package):
-            candidates += [
-                _cached(PREDICTOR, package, num_steps, group=FORMS, **settings, engine=engine)
-                for engine in ENGINE_NAMES
-            ]
+        for settings in method_rows(PREDICTOR, setup):
+            candidates += [_cached(PREDICTOR, setup, group=FORMS, **settings, engine=engine) for engine in ENGINE_NAMES]
     if RULES in wanted:
-        candidates += _rules(package, num_steps)
+        candidates += _rules(setup)
     for one in candidates:
         before = found.setdefault(one.label, one)
         if before is not one:
@@ -82,48 +92,57 @@ def variants(
     return [*found.values()]
 
 
-def method_rows(method: str, package: str) -> list[dict[str, Any]]:
-    """Settings of a method that a comparison shows, for a backbone."""
-    if "interval" in accepted_settings(method):
-        return [{"interval": interval} for interval in PRESETS[package].compare_intervals]
-    return [{}]
+def method_rows(method: str, setup: Setup) -> list[dict[str, Any]]:
+    """Settings of a method that a comparison shows of a model; none where it is not defined, or known to need some."""
+    chosen = METHODS[method]
+    if {setup.model, setup.package} & chosen.undefined.keys():
+        return []
+    rows = [dict(row) for row in chosen.rows(setup.model, setup.package)]
+    if not rows and "interval" in accepted_settings(method):
+        return [{"interval": interval} for interval in PRESETS[setup.package].compare_intervals]
+    return rows
 
 
-def _cached(method: str, package: str, num_steps: int, *, group: str | None = None, **settings: Any) -> Variant:
-    """A method with some settings; where they do not suit the backbone or the number of steps, the variant says why."""
-    form, rule = settings.get("engine", ENGINE_NAMES[0]), settings.get("schedule")
-    series = ", ".join([method, *([form] if form != ENGINE_NAMES[0] else []), *([f"schedule {rule}"] if rule else [])])
-    facts: dict[str, Any] = {"series": series, "form": form, "groups": frozenset([group] if group else [])}
+def _cached(method: str, setup: Setup, *, group: str | None = None, **settings: Any) -> Variant:
+    """A method with some settings; where they do not suit the model or the number of steps, the variant says why."""
+    groups = frozenset([group] if group else [])
     try:
-        cache = make_cache(method, preset=package, **settings)
-        cache.plan(num_steps)
+        cache = make_cache(method, preset=setup.package, model=setup.model, **settings)
+        cache.plan(setup.num_steps)
     except UserError as error:
-        label = "-".join([method, *(f"{name}={value}" for name, value in settings.items())])
-        return Variant(label=label, error=str(error), **facts)
-    return Variant(label=cache.label, cache=cache, **facts)
+        label = "-".join(
+            [method, *(f"{name}={value}" for name, value in settings.items() if isinstance(value, int | float | str))]
+        )
+        return Variant(label=label, series=method, form=settings.get("engine"), groups=groups, error=str(error))
+    parts = [method]
+    if cache.engine != cache.own_engine:
+        parts.append(cache.engine)
+    if cache.schedule != cache.own_schedule:
+        parts.append(f"schedule {cache.schedule}")
+    return Variant(label=cache.label, series=", ".join(parts), form=cache.engine, groups=groups, cache=cache)
 
 
-def _rules(package: str, num_steps: int) -> Iterator[Variant]:
-    """The fixed predictor with every rule that its presets' settings are enough for."""
-    for settings in method_rows(PREDICTOR, package):
-        for rule in SCHEDULES:
-            one = _cached(PREDICTOR, package, num_steps, group=RULES, **settings, schedule=rule)
+def _rules(setup: Setup) -> Iterator[Variant]:
+    """The fixed predictor with every fixed rule that its presets' settings are enough for."""
+    for settings in method_rows(PREDICTOR, setup):
+        for rule in (name for name, made in SCHEDULES.items() if not isinstance(made, type)):
+            one = _cached(PREDICTOR, setup, group=RULES, **settings, schedule=rule)
             if one.error is None:
                 yield one
 
 
-def _baselines(package: str, num_steps: int, solver: str | None, solvers: Sequence[str]) -> Iterator[Variant]:
+def _baselines(setup: Setup) -> Iterator[Variant]:
     """Runs without a cache of as many steps as the published settings compute in full, and of half of all."""
-    counts = {num_steps // 2}
-    for settings in method_rows(PREDICTOR, package):
-        one = _cached(PREDICTOR, package, num_steps, **settings)
+    counts = {setup.num_steps // 2}
+    for settings in method_rows(PREDICTOR, setup):
+        one = _cached(PREDICTOR, setup, **settings)
         if one.cache is not None:
-            counts.add(len(one.cache.plan(num_steps).full_steps))
+            counts.add(one.cache.plan(setup.num_steps).least_full)
     cache = make_cache(UNCACHED)
-    for other in dict.fromkeys([solver, *solvers]):
-        name = BASELINES if other == solver else f"{BASELINES}-{other}"
-        changes = {} if other == solver else {"solver": other}
-        for count in sorted((count for count in counts if 0 < count < num_steps), reverse=True):
+    for solver in dict.fromkeys([setup.solver, *setup.solvers]):
+        name = BASELINES if solver == setup.solver else f"{BASELINES}-{solver}"
+        changes = {} if solver == setup.solver else {"solver": solver}
+        for count in sorted((count for count in counts if 0 < count < setup.num_steps), reverse=True):
             yield Variant(
                 label=f"{name}-{count}",
                 series=name,

@@ -20,7 +20,7 @@ from evaluation.images import ImageJob
 from evaluation.metrics import mean_interval, psnr, ssim, student_quantile
 from evaluation.pareto import front
 from evaluation.perceptual import SCALE, lite0_distance, unit_features
-from evaluation.variants import BASELINES, FORMS, RULES, UNCACHED, Variant, variants
+from evaluation.variants import BASELINES, FORMS, RULES, UNCACHED, Setup, Variant, variants
 from seerkit.command.cli import run_command
 from seerkit.devices.distributed import World
 from seerkit.sampling.seeds import SampleGenerators
@@ -177,8 +177,8 @@ def test_the_front_holds_what_nothing_beats_in_both():
 
 
 def labels(*asked: str, **more) -> dict[str, Variant]:
-    facts = {"package": "flux", "num_steps": 50, "solver": None, "solvers": ()} | more
-    return {one.label: one for one in variants(asked, **facts)}
+    setup = Setup(**{"model": "flux-tiny", "package": "flux", "num_steps": 50} | more)
+    return {one.label: one for one in variants(asked, setup)}
 
 
 def test_baselines_take_as_many_steps_as_caches_compute():
@@ -186,7 +186,7 @@ def test_baselines_take_as_many_steps_as_caches_compute():
     assert next(iter(found)) == UNCACHED
     steps = {len(one.cache.plan(50).full_steps) for one in found.values() if one.series == "taylorseer"}
     assert {one.changes["num_steps"] for one in found.values() if one.changes} == {25, *steps}
-    found = labels(BASELINES, package="wan", solver="unipc", solvers=("unipc", "dpm++"))
+    found = labels(BASELINES, model="wan-tiny", package="wan", solver="unipc", solvers=("unipc", "dpm++"))
     assert {one.changes.get("solver") for one in found.values() if one.changes} == {None, "dpm++"}
     assert "fewer-steps-dpm++-25" in found
 
@@ -251,7 +251,8 @@ class FakePipeline:
         contrast = {"uncached": 1.0, "taylorseer": 0.9, "fora": 0.5}[cache.method] * (1 if self.sampler == 4 else 0.7)
         record = {"method": cache.method, "num_steps": self.sampler, "full_steps": [0, 2], "kept_bytes": 1024}
         latents = SampleGenerators(0, batch.indices).randn(3, SIDE, SIDE).clamp(-1, 1) * contrast
-        return latents, SimpleNamespace(record=lambda: record)
+        flops = 10**12 * self.sampler // (1 if cache.method == UNCACHED else 2)
+        return latents, SimpleNamespace(record=lambda: record, flops=flops)
 
     def decode(self, latents):
         return latents
@@ -271,6 +272,7 @@ def compare(tmp_path, monkeypatch):
     draw_pareto = comparing.draw_pareto
 
     def carry(pipeline: FakePipeline, *chosen: str, seed: int = 0, extra: tuple[Variant, ...] = (), plots=False):
+        monkeypatch.setattr(comparing, "run_flops", lambda run: (run.flops, 0))
         monkeypatch.setattr(comparing, "draw_pareto", draw_pareto if plots else lambda *_: None)
 
         def job(variant: Variant) -> ImageJob:
