@@ -13,14 +13,15 @@ import json
 import shutil
 from argparse import BooleanOptionalAction
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_dic import UserError
 from cache_dic.errors import check_choice
-from evaluation.families import FAMILIES, MODELS, Family
-from evaluation.variants import GROUPS, UNCACHED, Setup, choices, variants
-from seerkit.command.cache_flags import load_plugin
+from evaluation.families import FAMILIES, Family, all_models
+from evaluation.variants import GROUPS, UNCACHED, Setup, Variant, choices, variants
+from seerkit.command.cache_flags import for_compiling, load_plugin
 from seerkit.command.cli import Parser, positive_int, run_command, show_log
 from seerkit.command.flags import add_dry_run_flag
 
@@ -47,7 +48,7 @@ def asked_model(argv: Sequence[str] | None) -> str:
         model = first.parse_known_args(argv)[0].model
     except argparse.ArgumentError:  # the full parser will say so
         return DEFAULT_MODEL
-    check_choice("model", model, MODELS)
+    check_choice("model", model, all_models())
     return model
 
 
@@ -67,7 +68,7 @@ def make_parser(family: Family) -> Parser:
         "--num-samples",
         type=positive_int,
         metavar="N",
-        help=f"{family.makes}s of every variant; prompts begin anew where there are fewer (default: of {family.embedded} "
+        help=f"{family.makes}s of every variant; prompts begin anew where there are fewer (default: of {family.flags.EMBEDDED} "
         f"{family.num_samples}, else one of every prompt)",
     )
     output = parser.section("output")
@@ -82,7 +83,6 @@ def make_parser(family: Family) -> Parser:
     )
     add_dry_run_flag(parser, "every variant with its full steps, FLOPs and kept bytes")
     output.add_argument("--json", action="store_true", help="print the record instead of the table")
-    parser.set_defaults(quality=family.quality, gif=True, keep_latents=True, add_sampling_metadata=False)
     return parser
 
 
@@ -98,7 +98,7 @@ def _others(parser: Parser) -> list[argparse.Action]:
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Family]:
-    family = FAMILIES[MODELS[asked_model(argv)]]
+    family = FAMILIES[all_models()[asked_model(argv)]]
     parser = make_parser(family)
     args = parser.parse_args(argv)
     for action in _others(parser):
@@ -114,7 +114,7 @@ def settle(args: argparse.Namespace, family: Family) -> list[str]:
     """Fill in defaults; the prompts, one per sample."""
     family.fill(args)
     prompts = family.prompts(args)
-    count = args.num_samples or (family.num_samples if args.model == family.embedded else len(prompts))
+    count = args.num_samples or (family.num_samples if args.model == family.flags.EMBEDDED else len(prompts))
     return list(itertools.islice(itertools.cycle(prompts), count))
 
 
@@ -126,12 +126,14 @@ def make_entries(args: argparse.Namespace, family: Family, prompts: list[str]) -
     solver = getattr(args, "solver", None) if family.solvers else None
     setup = Setup(
         model=args.model,
-        package=MODELS[args.model],
+        package=family.package,
         num_steps=args.num_steps,
         solver=solver,
         solvers=family.solvers,
     )
     asked = variants(args.methods, setup)
+    if args.compile:
+        asked = [compilable(variant) for variant in asked]
     entries = []
     for variant in asked:
         own = copy.copy(args)
@@ -145,6 +147,16 @@ def make_entries(args: argparse.Namespace, family: Family, prompts: list[str]) -
         entries.append(Entry(variant=variant, job=job, error=variant.error))
     count(entries)
     return entries
+
+
+def compilable(variant: Variant) -> Variant:
+    """A variant whose steps are all alike, for --compile; one that cannot have such says why."""
+    if variant.cache is None:
+        return variant
+    try:
+        return replace(variant, cache=for_compiling({variant.label: variant.cache})[variant.label])
+    except UserError as error:
+        return replace(variant, cache=None, error=str(error))
 
 
 def plan(entries: "Sequence[Entry]") -> dict[str, Any]:

@@ -1,19 +1,18 @@
-"""The five families of models as commands sample them: flags, prompts and jobs. Naming them needs no torch."""
+"""The five families of models as commands sample them: flags, prompts and jobs. Naming them needs no torch.
+
+What is a command's own in a backbone, its flags and its pipeline, is imported by name when a family is asked for.
+"""
 
 import argparse
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import dit.flags
-import flux.flags
-import hidream.flags
-import hunyuan_video.flags
-import wan.flags
 from evaluation.backbones import PACKAGES
 from seerkit.command.cli import Parser, positive_int
 from seerkit.command.flags import add_prompt_flags
-from seerkit.text.prompts import Listed
 
 if TYPE_CHECKING:
     from cache_dic import Cache
@@ -25,6 +24,16 @@ if TYPE_CHECKING:
 Caches = Mapping[str, "Cache"]
 
 
+def flags_of(package: str) -> ModuleType:
+    """The module of a backbone's flags."""
+    return importlib.import_module(f"{package}.flags")
+
+
+def pipeline_of(package: str) -> ModuleType:
+    """The module of a backbone's pipeline, which loads torch."""
+    return importlib.import_module(f"{package}.pipeline")
+
+
 # ---------------------------------------------------------------------------------------------------------------- jobs
 # Each loads torch, and takes flags whose defaults are filled in. command: the script that is run. prompts: one per sample.
 
@@ -33,14 +42,14 @@ def dit_job(
     command: str, args: argparse.Namespace, prompts: list[str], caches: Caches, *, classes: Sequence[int], **more: Any
 ) -> "ImageJob":
     """Prompts are names of classes, each standing --samples-per-class times among them."""
-    from dit.pipeline import Pipeline, find_everything, settings_of
     from evaluation.images import ImageJob
     from evaluation.jobs import output_folder
 
-    config = dit.flags.config_of(args)
+    flags, pipeline = flags_of("dit"), pipeline_of("dit")
+    config = flags.config_of(args)
     height, width, channels = config.image_shape
     settings = {
-        **settings_of(args, config),
+        **pipeline.settings_of(args, config),
         "classes": list(classes),
         "per_class": len(prompts) // len(classes),
         "height": height,
@@ -55,10 +64,10 @@ def dit_job(
         settings=settings,
         sizes={"height": args.image_size, "width": args.image_size, "cfg_scale": args.guidance_scale},
         out=output_folder(args.output_dir, "dit", settings),
-        find=lambda _: find_everything(args, config),
+        find=lambda _: pipeline.find_everything(args, config),
         channels=channels,
-        make_judge=(lambda: classifier_judge(config)) if args.model == dit.flags.EMBEDDED else None,
-        make_pipeline=lambda _, device: Pipeline(args, device),
+        make_judge=(lambda: classifier_judge(config)) if args.model == flags.EMBEDDED else None,
+        make_pipeline=lambda _, device: pipeline.Pipeline(args, device),
         **more,
     )
 
@@ -71,7 +80,7 @@ def classifier_judge(config: "DiTConfig") -> "Judge":
     from evaluation.images import Judge
     from seerkit.io.tables import number
 
-    classifier, names = load_classifier(), dit.flags.class_names(config)
+    classifier, names = load_classifier(), flags_of("dit").class_names(config)
 
     def score(images: torch.Tensor, classes: list[str]) -> torch.Tensor:
         return classify(classifier, images).argmax(dim=1) == torch.tensor([names.index(name) for name in classes])
@@ -90,9 +99,9 @@ def classifier_judge(config: "DiTConfig") -> "Judge":
 def flux_job(command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "ImageJob":
     from evaluation.images import ImageJob, emoji_judge
     from evaluation.jobs import output_folder
-    from flux.pipeline import Pipeline, find_everything, settings_of
 
-    settings = settings_of(args, prompts)
+    flags, pipeline = flags_of("flux"), pipeline_of("flux")
+    settings = pipeline.settings_of(args, prompts)
     return ImageJob(
         command=command,
         args=args,
@@ -101,29 +110,29 @@ def flux_job(command: str, args: argparse.Namespace, prompts: list[str], caches:
         settings=settings,
         sizes={"height": args.height, "width": args.width},
         out=output_folder(args.output_dir, "flux", settings),
-        find=lambda _: find_everything(args),
-        make_judge=emoji_judge if args.model == flux.flags.EMBEDDED else None,
-        make_pipeline=lambda batches, device: Pipeline(args, batches, device),
+        find=lambda _: pipeline.find_everything(args),
+        make_judge=emoji_judge if args.model == flags.EMBEDDED else None,
+        make_pipeline=lambda batches, device: pipeline.Pipeline(args, batches, device),
     )
 
 
 def hidream_job(command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "ImageJob":
     from evaluation.images import ImageJob, emoji_judge
     from evaluation.jobs import output_folder
-    from hidream.pipeline import Pipeline, find_everything, settings_of
 
-    settings = settings_of(args, prompts)
+    flags, pipeline = flags_of("hidream"), pipeline_of("hidream")
+    settings = pipeline.settings_of(args, prompts)
     return ImageJob(
         command=command,
         args=args,
         prompts=prompts,
         caches=dict(caches),
         settings=settings,
-        sizes=hidream.flags.sizes_of(args),
+        sizes=flags.sizes_of(args),
         out=output_folder(args.output_dir, "hidream", settings),
-        find=lambda _: find_everything(args),
-        make_judge=emoji_judge if args.model == hidream.flags.EMBEDDED else None,
-        make_pipeline=lambda batches, device: Pipeline(args, batches, device),
+        find=lambda _: pipeline.find_everything(args),
+        make_judge=emoji_judge if args.model == flags.EMBEDDED else None,
+        make_pipeline=lambda batches, device: pipeline.Pipeline(args, batches, device),
     )
 
 
@@ -134,12 +143,12 @@ def hunyuan_job(
     from evaluation.jobs import output_folder
     from evaluation.videos import VideoJob
     from hunyuan_video.config import USAGE, hunyuan_video_config, latent_shape
-    from hunyuan_video.pipeline import Pipeline, find_everything, settings_of
     from seerkit.command.videos import check_processes, sequence_parallel
     from seerkit.io.media import video_facts
 
     check_processes(args, hunyuan_video_config(args.model).heads_num, "--dit-fsdp")
-    settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
+    pipeline = pipeline_of("hunyuan_video")
+    settings = {**pipeline.settings_of(args, prompts), "video": video_facts(args.quality)}
     return VideoJob(
         command=command,
         args=args,
@@ -156,8 +165,8 @@ def hunyuan_job(
         names=names,
         latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
         sequence_parallel=sequence_parallel(args),
-        find=lambda _: find_everything(args),
-        make_pipeline=lambda world: Pipeline(args, world),
+        find=lambda _: pipeline.find_everything(args),
+        make_pipeline=lambda world: pipeline.Pipeline(args, world),
     )
 
 
@@ -170,10 +179,10 @@ def wan_job(
     from seerkit.command.videos import check_processes, sequence_parallel
     from seerkit.io.media import video_facts
     from wan.config import latent_shape, wan_config
-    from wan.pipeline import Pipeline, find_everything, settings_of
 
     check_processes(args, wan_config(args.model).num_heads, "--dit-fsdp", "--t5-fsdp")
-    settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
+    pipeline = pipeline_of("wan")
+    settings = {**pipeline.settings_of(args, prompts), "video": video_facts(args.quality)}
     return VideoJob(
         command=command,
         args=args,
@@ -190,8 +199,8 @@ def wan_job(
         names=names,
         latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
         sequence_parallel=sequence_parallel(args),
-        find=lambda _: find_everything(args),
-        make_pipeline=lambda world: Pipeline(args, world),
+        find=lambda _: pipeline.find_everything(args),
+        make_pipeline=lambda world: pipeline.Pipeline(args, world),
     )
 
 
@@ -202,53 +211,73 @@ def wan_job(
 class Family:
     """What a command that samples any model asks a family for.
 
-    folder: of its records in results/. embedded: its model that ships with the repository; num_samples: of that, in two of its
-    batches, where a command makes its own choice. makes: image or video.
-    quality: of H.264 files, as the family's own command writes them. solvers: that --solver chooses from instead of the
-    model's own. add_flags: of model, prompts, sampling, caching and device. fill: defaults that were not given.
-    prompts(args): those that the flags ask for. job(command, args, prompts, caches).
+    folder: of its records in results/. makes: image or video. num_samples: of the embedded model, in two of its batches, where
+    a command makes its own choice. make_job(command, args, prompts, caches).
     """
 
+    package: str
     folder: str
-    embedded: str
-    num_samples: int
     makes: str
-    quality: float = 0.0
-    solvers: tuple[str, ...] = ()
-    add_flags: Callable[[Parser], None]
-    fill: Callable[[argparse.Namespace], None]
-    prompts: Callable[[argparse.Namespace], list[str]]
-    job: "Callable[[str, argparse.Namespace, list[str], Caches], Job]"
+    num_samples: int
+    make_job: "Callable[[str, argparse.Namespace, list[str], Caches], Job]"
+
+    @property
+    def flags(self) -> Any:
+        return flags_of(self.package)
+
+    @property
+    def solvers(self) -> Sequence[str]:
+        """Higher-order ones that --solver chooses from."""
+        return getattr(self.flags, "SOLVERS", ())
+
+    def add_flags(self, parser: Parser) -> None:
+        """Flags of model, prompts, sampling, caching and device; of videos, defaults of those of their files."""
+        self.flags.add_flags(parser)
+        if self.makes == "video":
+            parser.set_defaults(quality=self.flags.QUALITY, gif=True, keep_latents=True)
+        else:
+            parser.set_defaults(add_sampling_metadata=False)
+
+    def fill(self, args: argparse.Namespace) -> None:
+        """Set what was not given to the model's own settings; UserError for what does not fit it."""
+        self.flags.fill_defaults(args)
+
+    def prompts(self, args: argparse.Namespace) -> list[str]:
+        """The prompts that the flags ask for."""
+        return [one if isinstance(one, str) else one.prompt for one in self.flags.prompts_of(args)]
+
+    def job(self, command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "Job":
+        return self.make_job(command, args, prompts, caches)
 
 
-def _dit_flags(parser: Parser) -> None:
-    dit.flags.add_class_flag(parser)
-    dit.flags.add_flags(parser, guidance_scale=dit.flags.SHOWN_GUIDANCE)
-    parser.section("sampling").add_argument(
-        "--batch-size", type=positive_int, metavar="N", help="images per model call (default: one of each class)"
-    )
+class _DiT(Family):
+    def add_flags(self, parser: Parser) -> None:
+        self.flags.add_class_flag(parser)
+        self.flags.add_flags(parser, guidance_scale=self.flags.SHOWN_GUIDANCE)
+        parser.section("sampling").add_argument(
+            "--batch-size", type=positive_int, metavar="N", help="images per model call (default: one of each class)"
+        )
+        parser.set_defaults(add_sampling_metadata=False)
+
+    def _classes(self, args: argparse.Namespace) -> list[int]:
+        return self.flags.chosen_classes(args.classes, self.flags.config_of(args))
+
+    def fill(self, args: argparse.Namespace) -> None:
+        args.batch_size = args.batch_size or len(self._classes(args))
+
+    def prompts(self, args: argparse.Namespace) -> list[str]:
+        names = self.flags.class_names(self.flags.config_of(args))
+        return [names[number] for number in self._classes(args)]
+
+    def job(self, command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "Job":
+        return dit_job(command, args, prompts, caches, classes=self._classes(args))
 
 
-def _classes(args: argparse.Namespace) -> list[int]:
-    return dit.flags.chosen_classes(args.classes, dit.flags.config_of(args))
-
-
-def _fill_dit(args: argparse.Namespace) -> None:
-    args.batch_size = args.batch_size or len(_classes(args))
-
-
-def _dit_prompts(args: argparse.Namespace) -> list[str]:
-    names = dit.flags.class_names(dit.flags.config_of(args))
-    return [names[number] for number in _classes(args)]
-
-
-def _hidream_flags(parser: Parser) -> None:
-    add_prompt_flags(parser, embedded=hidream.flags.EMBEDDED)
-    hidream.flags.add_single_image_flags(parser, batch_size="1; hidream-tiny: 8")
-
-
-def _texts(listed: Sequence[Listed]) -> list[str]:
-    return [one.prompt for one in listed]
+class _HiDream(Family):
+    def add_flags(self, parser: Parser) -> None:
+        add_prompt_flags(parser, embedded=self.flags.EMBEDDED)
+        self.flags.add_single_image_flags(parser, batch_size="1; hidream-tiny: 8")
+        parser.set_defaults(add_sampling_metadata=False)
 
 
 def _numbered(make: "Callable[..., VideoJob]") -> "Callable[[str, argparse.Namespace, list[str], Caches], VideoJob]":
@@ -258,62 +287,21 @@ def _numbered(make: "Callable[..., VideoJob]") -> "Callable[[str, argparse.Names
     )
 
 
-FAMILIES: dict[str, Family] = {
-    "dit": Family(
-        folder="dit",
-        embedded=dit.flags.EMBEDDED,
-        num_samples=20,
-        makes="image",
-        add_flags=_dit_flags,
-        fill=_fill_dit,
-        prompts=_dit_prompts,
-        job=lambda command, args, prompts, caches: dit_job(command, args, prompts, caches, classes=_classes(args)),
-    ),
-    "flux": Family(
-        folder="flux",
-        embedded=flux.flags.EMBEDDED,
-        num_samples=16,
-        makes="image",
-        add_flags=flux.flags.add_flags,
-        fill=flux.flags.fill_defaults,
-        prompts=flux.flags.prompts_of,
-        job=flux_job,
-    ),
-    "hidream": Family(
-        folder="hidream",
-        embedded=hidream.flags.EMBEDDED,
-        num_samples=16,
-        makes="image",
-        add_flags=_hidream_flags,
-        fill=hidream.flags.fill_defaults,
-        prompts=hidream.flags.prompts_of,
-        job=hidream_job,
-    ),
-    "hunyuan_video": Family(
-        folder="hunyuan",
-        embedded=hunyuan_video.flags.EMBEDDED,
-        num_samples=8,
-        makes="video",
-        quality=hunyuan_video.flags.QUALITY,
-        add_flags=hunyuan_video.flags.add_flags,
-        fill=hunyuan_video.flags.fill_defaults,
-        prompts=lambda args: _texts(hunyuan_video.flags.prompts_of(args)),
-        job=_numbered(hunyuan_job),
-    ),
-    "wan": Family(
-        folder="wan",
-        embedded=wan.flags.EMBEDDED,
-        num_samples=8,
-        makes="video",
-        quality=wan.flags.QUALITY,
-        solvers=wan.flags.SOLVERS,
-        add_flags=wan.flags.add_flags,
-        fill=wan.flags.fill_defaults,
-        prompts=lambda args: _texts(wan.flags.prompts_of(args)),
-        job=_numbered(wan_job),
-    ),
+FAMILIES = {
+    family.package: family
+    for family in (
+        _DiT(package="dit", folder="dit", makes="image", num_samples=20, make_job=dit_job),
+        Family(package="flux", folder="flux", makes="image", num_samples=16, make_job=flux_job),
+        Family(
+            package="hunyuan_video", folder="hunyuan", makes="video", num_samples=8, make_job=_numbered(hunyuan_job)
+        ),
+        Family(package="wan", folder="wan", makes="video", num_samples=8, make_job=_numbered(wan_job)),
+        _HiDream(package="hidream", folder="hidream", makes="image", num_samples=16, make_job=hidream_job),
+    )
 }
 """By the package of the backbone, as in `evaluation.backbones.PACKAGES`."""
 
-MODELS = {**PACKAGES, **dict.fromkeys(wan.flags.VARIANTS, "wan")}
-"""By every name of a model, the package of its backbone."""
+
+def all_models() -> dict[str, str]:
+    """By every name of a model that a command takes, the package of its backbone."""
+    return {**PACKAGES, **dict.fromkeys(flags_of("wan").VARIANTS, "wan")}
