@@ -87,6 +87,15 @@ class Entry:
     def state(self) -> Path:
         return state_folder(self.job.out, self.label)
 
+    def fail(self, error: Exception) -> None:
+        """Note why a variant has no row; without uncached samples there is nothing to compare, and the error goes on."""
+        if self.label == UNCACHED:
+            raise error
+        self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        tqdm.write(f"{self.label} failed: {self.error}", file=sys.stderr)
+        if os.environ.get("TAYLORSEER_TRACEBACK"):
+            traceback.print_exception(error)
+
     def batch_path(self, batch: Batch) -> Path:
         return self.state / "batches" / f"{batch.indices[0]:06d}.json"
 
@@ -117,12 +126,12 @@ def count(entries: Sequence[Entry]) -> None:
         caches = {entry.label: entry.variant.cache for entry in alike}
         try:
             counts = replace(alike[0].job, caches=caches).counts() if alike else {}
-        except UserError:
+        except Exception:  # of one of them
             for entry in alike:
                 try:
                     entry.counts = entry.job.counts()[entry.label]
-                except UserError as error:
-                    entry.error = str(error)
+                except Exception as error:
+                    entry.fail(error)
         else:
             for entry in alike:
                 entry.counts = counts[entry.label]
@@ -289,7 +298,7 @@ class Contest:
                                 f"sample {', '.join(map(str, failed))} came out with NaN or infinity; take --precision fp32"
                             )
                     except Exception as error:
-                        self._fail(entry, error)
+                        entry.fail(error)
                         bar.update(entry.job.num_steps - (bar.n - start))
                         continue
                     kept = {
@@ -314,16 +323,6 @@ class Contest:
             except Exception:
                 continue
 
-    def _fail(self, entry: Entry, error: Exception) -> None:
-        """Note why a variant has no row; without uncached samples there is nothing to compare."""
-        if entry is self.uncached:
-            raise error
-        known = isinstance(error, UserError)
-        entry.error = str(error) if known else f"{type(error).__name__}: {error}"
-        tqdm.write(f"{entry.label} failed: {entry.error}", file=sys.stderr)
-        if os.environ.get("TAYLORSEER_TRACEBACK"):
-            traceback.print_exception(error)
-
     # -------------------------------------------------------------------------------------------------- measure
 
     def _measure(self, samples: Mapping[str, Samples]) -> None:
@@ -346,7 +345,7 @@ class Contest:
                     write_json(entry.measured_path(index), found)
                     samples[entry.label].show(index, frames, None if is_reference else reference.frames)
                 except Exception as error:
-                    self._fail(entry, error)
+                    entry.fail(error)
 
     def judge(self) -> Judge | None:
         make = self.job.make_judge if isinstance(self.job, ImageJob) else None

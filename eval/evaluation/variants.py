@@ -81,7 +81,7 @@ def variants(asked: Sequence[str], setup: Setup) -> list[Variant]:
             made = [_cached(name, setup, **settings) for settings in rows or [{}]]
             candidates += [one for one in made if one.error is None or rows or name in asked]
     if FORMS in wanted:
-        for settings in method_rows(PREDICTOR, setup):
+        for settings in _ends(method_rows(PREDICTOR, setup)):
             candidates += [_cached(PREDICTOR, setup, group=FORMS, **settings, engine=engine) for engine in ENGINE_NAMES]
     if RULES in wanted:
         candidates += _rules(setup)
@@ -101,6 +101,11 @@ def method_rows(method: str, setup: Setup) -> list[dict[str, Any]]:
     if not rows and "interval" in accepted_settings(method):
         return [{"interval": interval} for interval in PRESETS[setup.package].compare_intervals]
     return rows
+
+
+def _ends(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first and the last of some rows, which are enough where something else varies."""
+    return [rows[0], *rows[1:][-1:]]
 
 
 def _cached(method: str, setup: Setup, *, group: str | None = None, **settings: Any) -> Variant:
@@ -124,7 +129,7 @@ def _cached(method: str, setup: Setup, *, group: str | None = None, **settings: 
 
 def _rules(setup: Setup) -> Iterator[Variant]:
     """The fixed predictor with every fixed rule that its presets' settings are enough for."""
-    for settings in method_rows(PREDICTOR, setup):
+    for settings in _ends(method_rows(PREDICTOR, setup)):
         for rule in (name for name, made in SCHEDULES.items() if not isinstance(made, type)):
             one = _cached(PREDICTOR, setup, group=RULES, **settings, schedule=rule)
             if one.error is None:
