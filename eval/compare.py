@@ -1,7 +1,8 @@
 """Every caching method on one model, on the same seeds and by the same counters: cost, distance to the uncached samples with
 95 % intervals, scores without a reference, plots and a page.
 
-Flags of prompts, sampling and device are those of the model's own command. A killed run goes on where it stopped; methods that
+Any model of the repository can be named; flags of prompts, sampling and device are those of its own command, and --help with
+--model shows them. A killed run goes on where it stopped; methods that
 are asked for later join those that are there. A method that fails is a row with its error: the others go on, and the exit code
 is 2.
 """
@@ -62,7 +63,8 @@ def make_parser(family: Family) -> Parser:
         nargs="+",
         default=["all"],
         metavar="NAME",
-        help=f"all, or any of {', '.join(choices()[1:])}; {'; '.join(f'{name}: {what}' for name, what in GROUPS.items())}",
+        help=f"all (default: all), or any of {', '.join(choices()[1:])}; "
+        f"{'; '.join(f'{name}: {what}' for name, what in GROUPS.items())}",
     )
     parser.section("prompts").add_argument(
         "--num-samples",
@@ -90,7 +92,7 @@ def _others(parser: Parser) -> list[argparse.Action]:
     """Flags of caching that a sampling command has and a comparison refuses: hidden from --help."""
     actions = [
         action
-        for action in parser.section("caching")._group_actions
+        for action in parser.flags_in("caching")
         if action.option_strings and action.option_strings[0] not in (*KEPT_FLAGS, "--methods")
     ]
     parser.hide(*(action.option_strings[0] for action in actions))
