@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_dic import UserError
-from evaluation.cells import INTERVALS, LITE0, change_cell, full_steps_cell, plus_minus, psnr_interval, short
+from evaluation.cells import INTERVALS, LITE0, change_cell, full_steps_cell, plus_minus, psnr_interval
 from evaluation.forms import (
     BENCHMARK,
     BLOCK_FIELDS,
@@ -743,7 +743,7 @@ def comparison_table(name: str) -> Callable[[Path], str]:
 def compared_methods(record: dict[str, Any]) -> str:
     """The rows of a comparison; one that failed says why."""
     rows = [row for row in record["rows"] if "error" not in row]
-    failed = [f"{short(row['label'])} failed: {row['error']}" for row in record["rows"] if "error" in row]
+    failed = [f"{row['name']} failed: {row['error']}" for row in record["rows"] if "error" in row]
     score = next((key for key in ("score", "class_accuracy", "flicker") if any(row.get(key) for row in rows)), None)
     header = [
         "method", "full steps", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB", "SSIM", LITE0,
@@ -751,7 +751,7 @@ def compared_methods(record: dict[str, Any]) -> str:
     ]  # fmt: skip
     cells = [
         [
-            short(row["label"]),
+            row["name"],
             full_steps_cell(row),
             number(row["flops_ratio"], 2, "x"),
             number(row["latency"]["ratio"], 2, "x"),

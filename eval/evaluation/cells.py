@@ -1,6 +1,5 @@
 """Cells and words of the tables of a comparison, in the terminal, on the page and in documents; needs no torch."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +11,6 @@ LITE0_MEANING = (
     "mean over places and seven stages, x 1000; LPIPS's formula on another network, with equal weights: not LPIPS"
 )
 INTERVALS = "±: half of Student's 95 % interval over samples; change: from the uncached sample of the same noise"
-
-LONG_SETTING = re.compile(r"-[a-z_]+=(?:[-+.\de]+,){3,}[-+.\de]*")
-"""A setting of four or more numbers in a label."""
 
 Interval = Mapping[str, Any]
 """Of `evaluation.metrics.mean_interval`."""
@@ -45,11 +41,6 @@ def change_cell(row: Mapping[str, Any], key: str) -> str:
     """The change of a score from the uncached samples; of shares such as an accuracy in points of a hundred."""
     share = key.endswith("accuracy")
     return plus_minus(row.get(f"{key}_change"), 1 if share else 2, scale=100 if share else 1, signed=True)
-
-
-def short(label: str) -> str:
-    """A label without settings that are long lists, such as the coefficients of a polynomial."""
-    return LONG_SETTING.sub("", label)
 
 
 def full_steps_cell(row: Mapping[str, Any]) -> str:

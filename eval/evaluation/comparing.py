@@ -492,6 +492,7 @@ def _identity(entry: Entry) -> Row:
     variant = entry.variant
     return {
         "label": variant.label,
+        "name": variant.name,
         "series": variant.series,
         "form": variant.form,
         "groups": sorted(variant.groups),

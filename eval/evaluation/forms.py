@@ -123,7 +123,7 @@ SAMPLES: Form = {
 INTERVAL: Form = dict.fromkeys(("mean", "low", "high"), (None, float))
 _SCORES = ("score", "class_accuracy", "flicker")
 _COMPARED: Form = {
-    "label": str, "form": (None, str), "groups": list, "num_steps": int,
+    "label": str, "name": str, "form": (None, str), "groups": list, "num_steps": int,
     "computed": {"mean": float, "min": int, "max": int}, "flops_ratio": positive, "kept_bytes": float,
     "latency": {"ratio": positive}, "psnr": (None, {**PSNR, "low_db": (None, float), "high_db": (None, float)}),
     "ssim": (None, INTERVAL), "lite0": (None, INTERVAL), "samples": {"psnr_db": (None, [(None, float)])},
@@ -133,7 +133,7 @@ COMPARISON: Form = {
     "settings": {"model": str, "num_steps": int, "seed": int},
     "num_samples": int,
     "batch_size": int,
-    "rows": [(_COMPARED, {"label": str, "error": str})],
+    "rows": [(_COMPARED, {"name": str, "error": str})],
     "conditions": CONDITIONS,
 }
 

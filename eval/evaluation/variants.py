@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_dic import ENGINE_NAMES, METHODS, PRESETS, SCHEDULES, UserError, accepted_settings, make_cache
 from cache_dic.errors import check_choice
+from cache_dic.settings import label_part
 
 if TYPE_CHECKING:
     from cache_dic import Cache
@@ -22,12 +23,13 @@ GROUPS = {
     RULES: "taylorseer with every rule for full steps",
 }
 """What --methods takes beside names of methods and `all`."""
+LONG_LABEL = 36  # characters, above which a table names the settings alone that a method's rows differ in
 PREDICTOR = "taylorseer"  # of the groups that hold it fixed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A way to sample.
+    """A way to sample. label: of folders. name: of tables, shorter where the label lists many settings.
 
     series: what plots join to a line and tell by colour and marker, settings apart. form: where features are kept.
     groups: those of GROUPS that it belongs to. changes: of the sampling command's flags, by name. cache: None where it could
@@ -35,12 +37,16 @@ class Variant:
     """
 
     label: str
+    name: str = ""
     series: str
     form: str | None = None
     groups: frozenset[str] = frozenset()
     changes: Mapping[str, Any] = field(default_factory=dict)
     cache: "Cache | None" = None
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.label)
 
 
 def choices() -> list[str]:
@@ -119,12 +125,19 @@ def _cached(method: str, setup: Setup, *, group: str | None = None, **settings: 
             [method, *(f"{name}={value}" for name, value in settings.items() if isinstance(value, int | float | str))]
         )
         return Variant(label=label, series=method, form=settings.get("engine"), groups=groups, error=str(error))
-    parts = [method]
+    series = [method]
     if cache.engine != cache.own_engine:
-        parts.append(cache.engine)
+        series.append(cache.engine)
     if cache.schedule != cache.own_schedule:
-        parts.append(f"schedule {cache.schedule}")
-    return Variant(label=cache.label, series=", ".join(parts), form=cache.engine, groups=groups, cache=cache)
+        series.append(f"schedule {cache.schedule}")
+    short = cache.label
+    if len(short) > LONG_LABEL:
+        rows = method_rows(method, setup)
+        varied = [key for key in settings if len(rows) < 2 or any(row.get(key) != rows[0].get(key) for row in rows)]
+        short = "-".join([method, *(label_part(key, settings[key]) for key in varied)])
+    return Variant(
+        label=cache.label, name=short, series=", ".join(series), form=cache.engine, groups=groups, cache=cache
+    )
 
 
 def _rules(setup: Setup) -> Iterator[Variant]:

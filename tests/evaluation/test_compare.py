@@ -349,7 +349,7 @@ def test_a_method_that_fails_is_a_row_and_the_others_go_on(compare, capsys):
     record = compare(FakePipeline(fails={"taylorseer": RuntimeError("no memory")}), extra=(unmade,))
     rows = by_label(record)
     assert rows["ours"] == {
-        "label": "ours", "series": "taylorseer", "form": "folded", "groups": [], "changes": {},
+        "label": "ours", "name": "ours", "series": "taylorseer", "form": "folded", "groups": [], "changes": {},
         "error": "RuntimeError: no memory",
     }  # fmt: skip
     assert rows["unmade"]["error"] == "not defined for fakes"

@@ -105,6 +105,7 @@ class _Taken:
 
 
 @functools.lru_cache
+@torch.no_grad()
 def _part_flops(
     backbone: Callable[[Any], nn.Module],
     config: Any,
