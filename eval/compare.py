@@ -199,8 +199,9 @@ def copy_results(folder: Path, family: Family, model: str, out: Path) -> list[Pa
     target.mkdir(parents=True, exist_ok=True)
     copied = []
     for name, suffix in (("record", ".json"), ("pareto", ".png"), ("pareto", ".svg")):
-        copied.append(target / f"compare-{model.replace('/', '-')}{suffix}")
-        shutil.copyfile(out / f"{name}{suffix}", copied[-1])
+        if (made := out / f"{name}{suffix}").is_file():
+            copied.append(target / f"compare-{model.replace('/', '-')}{suffix}")
+            shutil.copyfile(made, copied[-1])
     return copied
 
 
@@ -239,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         rows = [row for row in record["rows"] if "error" not in row]
         print("", compared(record, contest.judge(), rows).text(), sep="\n")
-        print(f"record: {out / 'record.json'}\nplots: {out / 'pareto.png'}, .svg\npage: {out / 'index.html'}")
+        print(f"plots: {out / 'pareto.png'}, .svg\nrecord: {out / 'record.json'}\npage: {out / 'index.html'}")
         if copied:
             print(f"copied: {', '.join(map(str, copied))}")
     failed = {row["label"]: row["error"] for row in record["rows"] if "error" in row}

@@ -27,7 +27,7 @@ from cache_dic import UserError
 from evaluation.cells import INTERVALS, LITE0, LITE0_MEANING, change_cell, half_width, plus_minus, psnr_interval
 from evaluation.images import DENSEST, Folder, ImageJob, Judge, decode_finite, has_images
 from evaluation.jobs import Job, check_memory, digests, workload_in_words
-from evaluation.metrics import finite_or_none, mean_interval, psnr, ssim, summarize_psnr
+from evaluation.metrics import SSIM_WINDOW, finite_or_none, mean_interval, psnr, ssim, summarize_psnr
 from evaluation.page import Shown, readable, write_page
 from evaluation.pareto import draw_pareto
 from evaluation.perceptual import lite0_distance, unit_features
@@ -445,7 +445,8 @@ def measure(frames: np.ndarray, reference: Reference | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if reference is not None:
         found["psnr_db"] = finite_or_none(psnr(frames, reference.frames).mean())
-        found["ssim"] = float(ssim(frames, reference.frames).mean())
+        if min(frames.shape[1:3]) >= SSIM_WINDOW:
+            found["ssim"] = float(ssim(frames, reference.frames).mean())
         features = unit_features(torch.from_numpy(frames).permute(0, 3, 1, 2))
         found["lite0"] = float(lite0_distance(features, reference.features).mean())
     if len(frames) >= FLICKER_FRAMES:

@@ -61,7 +61,10 @@ def front(points: Sequence[tuple[float, float]], best: int) -> list[tuple[float,
 
 
 def draw_pareto(record: Mapping[str, Any], path: Path) -> None:
-    """Write the plot, PNG or SVG by its name: series by colour and marker, bars for 95 % intervals, the front in grey."""
+    """Write the plot, PNG or SVG by its name: series by colour and marker, bars for 95 % intervals, the front in grey.
+
+    Where rows have nothing to draw, there is no plot.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -69,6 +72,9 @@ def draw_pareto(record: Mapping[str, Any], path: Path) -> None:
 
     rows = [row for row in record["rows"] if "error" not in row]
     shown = merits(rows, list(record["scores"]))
+    if not shown:
+        path.unlink(missing_ok=True)
+        return
     series = list(dict.fromkeys(row["series"] for row in rows if row["series"] != "uncached"))
     colours = plt.get_cmap("tab20").colors
     # SVGs of one record are the same to the byte.
