@@ -267,46 +267,48 @@ class Contest:
 
         The uncached batch goes first whether or not its samples are there, for a ratio of times within one process.
         """
-        device, made_on = self.world.device, conditions(self.world.device, self.job.dtype)
         rounds = [
             (batch, [self.uncached, *(entry for entry in waiting if entry is not self.uncached)])
             for batch, waiting in pending
         ]
         self._rehearse(pipeline, rounds[0])
+        made_on = conditions(self.world.device, self.job.dtype)
         total = sum(entry.job.num_steps for _, entries in rounds for entry in entries)
         with tqdm(total=total, unit="step", mininterval=0.5, disable=self.quiet) as bar:
             for number_of, (batch, entries) in enumerate(rounds, 1):
-                base = 0.0
+                uncached_seconds = None
                 for entry in entries:
-                    if entry.error is not None:
-                        bar.update(entry.job.num_steps)
-                        continue
                     bar.set_description(f"{entry.label} {number_of}/{len(rounds)}")
-                    start = bar.n
-                    try:
-                        reset_peak_memory(device)
-                        (latents, run), seconds = timed(
-                            lambda entry=entry, batch=batch: pipeline.sample(entry, batch, lambda *_: bar.update()),
-                            device,
-                        )
-                        base = seconds if entry is self.uncached else base
-                        for index in batch.indices:
-                            entry.measured_path(index).unlink(missing_ok=True)
-                        failed = samples[entry.label].write(batch, latents)
-                        if failed:
-                            raise UserError(
-                                f"sample {', '.join(map(str, failed))} came out with NaN or infinity; take --precision fp32"
-                            )
-                    except Exception as error:
-                        entry.fail(error)
-                        bar.update(entry.job.num_steps - (bar.n - start))
-                        continue
-                    kept = {
-                        "indices": batch.indices, "seconds": seconds, "uncached_seconds": base,
-                        "flops": run_flops(run)[0], "peak_bytes": peak_memory(device), "record": run.record(),
-                        "conditions": made_on,
-                    }  # fmt: skip
-                    write_json(entry.batch_path(batch), kept)
+                    begun = bar.n
+                    if entry.error is None:
+                        try:
+                            kept = self._sample_one(entry, batch, pipeline, samples[entry.label], bar)
+                            uncached_seconds = uncached_seconds or kept["seconds"]
+                            more = {"uncached_seconds": uncached_seconds, "conditions": made_on}
+                            write_json(entry.batch_path(batch), kept | more)
+                        except OSError:  # a full disk is no matter of one variant
+                            raise
+                        except Exception as error:
+                            entry.fail(error)
+                    bar.update(entry.job.num_steps - (bar.n - begun))
+
+    def _sample_one(self, entry: Entry, batch: Batch, pipeline: Any, samples: Samples, bar: Any) -> dict[str, Any]:
+        """Sample a batch and keep its samples; what is to be kept of how that went. UserError for samples not finite."""
+        device = self.world.device
+        reset_peak_memory(device)
+        (latents, run), seconds = timed(lambda: pipeline.sample(entry, batch, lambda *_: bar.update()), device)
+        for index in batch.indices:
+            entry.measured_path(index).unlink(missing_ok=True)
+        if failed := samples.write(batch, latents):
+            shown = ", ".join(map(str, failed))
+            raise UserError(f"sample {shown} came out with NaN or infinity; take --precision fp32")
+        return {
+            "indices": batch.indices,
+            "seconds": seconds,
+            "flops": run_flops(run)[0],
+            "peak_bytes": peak_memory(device),
+            "record": run.record(),
+        }
 
     def _rehearse(self, pipeline: Any, first: tuple[Batch, list[Entry]]) -> None:
         """The first call pays for kernels and memory: it is that of the cheapest variant, or with --compile one of each.
