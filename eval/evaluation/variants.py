@@ -6,6 +6,7 @@ A method that is registered joins by that alone. Naming needs no torch.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_dic import ENGINE_NAMES, METHODS, PRESETS, SCHEDULES, UserError, accepted_settings, make_cache
@@ -15,12 +16,14 @@ from cache_dic.settings import label_part
 if TYPE_CHECKING:
     from cache_dic import Cache
 
+ROOT = Path(__file__).resolve().parents[2]
 UNCACHED = "uncached"
-BASELINES, FORMS, RULES = "fewer-steps", "forms", "schedules"
+BASELINES, FORMS, RULES, SEARCHED = "fewer-steps", "forms", "schedules", "searched"
 GROUPS = {
     BASELINES: "no cache and fewer steps, with the model's own solver and others that it has",
     FORMS: "taylorseer with its features kept in every form",
     RULES: "taylorseer with every rule for full steps",
+    SEARCHED: "taylorseer on the schedules that ship for the model",
 }
 """What --methods takes beside names of methods and `all`."""
 LONG_LABEL = 36  # characters, above which a table names the settings alone that a method's rows differ in
@@ -91,6 +94,8 @@ def variants(asked: Sequence[str], setup: Setup) -> list[Variant]:
             candidates += [_cached(PREDICTOR, setup, group=FORMS, **settings, engine=engine) for engine in ENGINE_NAMES]
     if RULES in wanted:
         candidates += _rules(setup)
+    if SEARCHED in wanted:
+        candidates += [_cached(PREDICTOR, setup, group=SEARCHED, schedule=str(path)) for path in searched_files(setup)]
     for one in candidates:
         before = found.setdefault(one.label, one)
         if before is not one:
@@ -147,6 +152,14 @@ def _rules(setup: Setup) -> Iterator[Variant]:
             one = _cached(PREDICTOR, setup, group=RULES, **settings, schedule=rule)
             if one.error is None:
                 yield one
+
+
+def searched_files(setup: Setup) -> list[Path]:
+    """The schedules that ship for a model and a number of steps (eval/search_schedule.py), most full steps first."""
+    model = setup.model.replace("/", "-")
+    found = ROOT.glob(f"TaylorSeer-*/schedules/{model}-*-of-{setup.num_steps}.json")
+    numbered = {int(path.stem.removeprefix(f"{model}-").partition("-")[0]): path for path in found}
+    return [numbered[count] for count in sorted(numbered, reverse=True)]
 
 
 def _baselines(setup: Setup) -> Iterator[Variant]:

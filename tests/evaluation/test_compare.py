@@ -20,7 +20,7 @@ from evaluation.images import ImageJob
 from evaluation.metrics import mean_interval, psnr, ssim, student_quantile
 from evaluation.pareto import front
 from evaluation.perceptual import SCALE, lite0_distance, unit_features
-from evaluation.variants import BASELINES, FORMS, RULES, UNCACHED, Setup, Variant, variants
+from evaluation.variants import BASELINES, FORMS, RULES, UNCACHED, Setup, Variant, searched_files, variants
 from seerkit.command.cli import run_command
 from seerkit.devices.distributed import World
 from seerkit.sampling.seeds import SampleGenerators
@@ -201,6 +201,16 @@ def test_forms_and_rules_hold_the_predictor():
     assert FORMS in everything["taylorseer-N4-W3-O2"].groups, "one row serves the method, its form and its rule"
     with pytest.raises(UserError, match=r"method 'tailorseer' is unknown.*did you mean"):
         labels("tailorseer")
+
+
+def test_schedules_that_ship_are_found_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.variants.ROOT", tmp_path)
+    folder = tmp_path / "TaylorSeer-FLUX" / "schedules"
+    folder.mkdir(parents=True)
+    for name in ("flux-tiny-7-of-50", "flux-tiny-18-of-50", "flux-tiny-10-of-28", "flux-dev-10-of-50"):
+        (folder / f"{name}.json").write_text("{}")
+    found = searched_files(Setup(model="flux-tiny", package="flux", num_steps=50))
+    assert [path.stem for path in found] == ["flux-tiny-18-of-50", "flux-tiny-7-of-50"]
 
 
 @pytest.fixture
