@@ -2,9 +2,10 @@
 
 import json
 import math
+import runpy
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from cache_dic import METHODS, UserError, make_cache, register
 from evaluation import comparing
 from evaluation.cells import change_cell, full_steps_cell, plus_minus
 from evaluation.comparing import Contest, Entry, computed, judged, latency, measure, report
+from evaluation.forms import COMPARISON
 from evaluation.images import ImageJob
 from evaluation.metrics import mean_interval, psnr, ssim, student_quantile
 from evaluation.pareto import front
@@ -23,9 +25,11 @@ from evaluation.perceptual import SCALE, lite0_distance, unit_features
 from evaluation.variants import BASELINES, FORMS, RULES, UNCACHED, Setup, Variant, searched_files, variants
 from seerkit.command.cli import run_command
 from seerkit.devices.distributed import World
+from seerkit.io.records import misfit
 from seerkit.sampling.seeds import SampleGenerators
 
 ROOT = Path(__file__).parents[2]
+TABLES = runpy.run_path(str(ROOT / "eval" / "tables.py"))
 SIDE = 12  # pixels, enough for SSIM's window
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -367,6 +371,24 @@ def test_a_method_that_fails_is_a_row_and_the_others_go_on(compare, capsys):
     assert "ours failed: RuntimeError: no memory" in capsys.readouterr().err
     again = by_label(compare(FakePipeline()))
     assert again["ours"]["psnr"]["num_images"] == 4, "tried again by the next run"
+
+
+def test_tables_are_made_of_the_record(compare):
+    other = replace(MADE["ours"], label="ours-stack", name="", form="stack", cache=make_cache("fora", interval=2))
+    unmade = Variant(label="unmade", series="unmade", error="not defined for fakes")
+    made = [replace(one, groups=frozenset({FORMS})) for one in (replace(MADE["ours"], label="ours2", name=""), other)]
+    record = compare(FakePipeline(), "ours", extra=(*made, unmade))
+    assert misfit(record, COMPARISON) is None
+    text = TABLES["compared_methods"](record)
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
+    psnr_of = by_label(record)["ours"]["psnr"]
+    assert rows["ours"][1:4] == ["2/4", "2.00x", rows["ours"][3]]
+    half = (psnr_of["high_db"] - psnr_of["low_db"]) / 2
+    assert rows["ours"][5] == f"{psnr_of['mean_db']:.2f} ± {half:.2f}"
+    assert "unmade failed: not defined for fakes" in text
+    assert "4 samples in batches of 2" in text
+    one, two = ({"samples": {"psnr_db": values}} for values in ([30.0, 32.0, None], [29.0, 29.0, 40.0]))
+    assert TABLES["paired"](one, two) == pytest.approx(mean_interval([1.0, 3.0])), "over the samples that both tell"
 
 
 def test_without_uncached_samples_there_is_nothing_to_compare(compare):
