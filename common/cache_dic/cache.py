@@ -26,7 +26,7 @@ from cache_dic.look import Inputs, Look
 from cache_dic.plan import AnyPlan, OpenPlan, Plan
 from cache_dic.run import NoStep, Run
 from cache_dic.schedule import SCHEDULES, check_num_steps, foreseen_steps, schedule_defaults
-from cache_dic.settings import check_name, integer, label_part, values_of
+from cache_dic.settings import SHORT, check_name, init_fields, integer, label_part, values_of
 
 log = logging.getLogger("cache_dic")
 
@@ -108,14 +108,18 @@ class Cache(NoStep):
     def label(self) -> str:
         """A short string for file names and row labels: `taylorseer-N4-W2-O4`; other settings, other labels.
 
-        Of a schedule that decides while sampling, settings at their defaults are left out. The schedule is named only where it
-        is not the method's own, the engine only if it is not the method's. How the engine
+        What a schedule or a method of the package has by default is left out. The schedule is named only where it is not the
+        method's own, the engine only if it is not the method's. How the engine
         stores (`EngineSettings`), what is watched and the memory limit are no part of it.
         """
         of_forecaster = values_of(self.forecaster)
-        usual = schedule_defaults(self.schedule) if isinstance(SCHEDULES[self.schedule], type) else {}
+        usual = schedule_defaults(self.schedule)
+        if type(self.forecaster).__module__.startswith(f"{__package__}.methods."):
+            usual |= {f.name: f.default for f in init_fields(self.forecaster) if f.name not in SHORT}
         settings = [(k, v) for k, v in self.schedule_settings.items() if k not in usual or usual[k] != v]
-        settings += [(k, v) for k, v in of_forecaster.items() if (k, v) not in settings]
+        settings += [
+            (k, v) for k, v in of_forecaster.items() if (k, v) not in settings and (k not in usual or usual[k] != v)
+        ]
         parts = [
             self.method,
             *([] if self.schedule in (self.own_schedule, "explicit") else [self.schedule]),

@@ -53,7 +53,7 @@ class Method:
 
     presets: by model or by backbone, rows of settings as published: the first stands where nothing else is asked for, a
     comparison shows all. Without presets a method has the settings that `PRESETS` gives a backbone. undefined: by backbone or
-    model, why the method cannot be had there. paper: where it is described.
+    model, why the method cannot be had there. paper: where it is described. shipped: whether it comes with the package.
     """
 
     forecaster: type
@@ -63,6 +63,7 @@ class Method:
     presets: Mapping[str, Sequence[Settings]] = field(default_factory=dict)
     undefined: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
+    shipped: bool = True
 
     def rows(self, model: str | None, backbone: str | None) -> Sequence[Settings]:
         """The published rows for a model, or else for its backbone, or else for any ("*")."""
@@ -129,7 +130,14 @@ def register(
             SCHEDULES[name] = made
         _check_defaults(name, usual, defaults)
         METHODS[name] = Method(
-            made if forecasts else Reuse, usual, defaults, engine, presets or {}, undefined or {}, paper
+            forecaster=made if forecasts else Reuse,
+            schedule=usual,
+            defaults=defaults,
+            engine=engine,
+            presets=presets or {},
+            undefined=undefined or {},
+            paper=paper,
+            shipped=made.__module__.split(".")[0] == __package__,
         )
         return made
 
@@ -210,11 +218,12 @@ def make_cache(
     if method == "uncached" and (settings or schedule != chosen.schedule):
         vain = ", ".join(settings) or f"schedule {schedule!r}"
         raise UserError(f"method 'uncached' computes every step; leave out {vain}, or name another method")
-    usual = _preset_settings(preset, () if method == "uncached" else accepted, settings)
-    usual |= {name: value for name, value in row.items() if name in accepted}
+    if chosen.presets:
+        usual = {name: value for name, value in row.items() if name in accepted}
+    else:
+        usual = _preset_settings(preset, () if method == "uncached" else accepted, settings)
     own = {**schedule_defaults(schedule), **_own_fields(method), **chosen.defaults}
-    shipped = chosen.forecaster.__module__.split(".")[0] == __package__
-    given = {**own, **usual, **settings} if shipped else {**usual, **own, **settings}
+    given = {**own, **usual, **settings} if chosen.shipped else {**usual, **own, **settings}
     of_schedule = _schedule_values(method, schedule, given)
     return Cache(
         method=method,

@@ -166,7 +166,7 @@ class Run(NoStep):
         if expected is not None:
             entry.update(self._error_of(expected, site, look, output))
         engine.finish(step, site)
-        if not engine.enters_model:
+        if not engine.enters_model and self.plan.serves(step):
             engine.see(step, look.latents, output)
         if self.decider is not None and self.leader is None:
             self.decider.learn(look, output)
@@ -205,7 +205,7 @@ class Run(NoStep):
         declared = self.of_blocks.num_sites
         if site.calls != declared:
             raise RuntimeError(f"the blocks called {site.calls} sites, the model declares {declared}")
-        if step or self.inputs.latents.is_meta:
+        if step or self.inputs.latents.is_meta or self.plan.least_full == self.plan.num_steps:
             return
         names = self._site_names()
         for i, name in enumerate(site.names):

@@ -368,5 +368,7 @@ def test_freqca_forecasts_each_band_by_its_own_order(low_order, max_order, trans
 
 def test_naming_predictors_loads_no_torch():
     names = ["adams_bashforth", "chebbooster", "freqca", "hicache", "magcache", "published_schedules", "spectrum"]
-    code = f"import sys; {'; '.join(f'import cache_dic.methods.{name}' for name in names)}; print('torch' in sys.modules)"
+    code = (
+        f"import sys; {'; '.join(f'import cache_dic.methods.{name}' for name in names)}; print('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -1,8 +1,8 @@
 """The methods that come with the package, one file each; importing this package registers them."""
 
 from cache_dic.methods import (  # isort: skip
-    published_schedules,
     taylorseer,
+    published_schedules,
     adams_bashforth,
     chebbooster,
     first_block_cache,

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -98,22 +98,18 @@ def caches_from_flags(
     the number of sampling steps.
     """
     methods = args.method or (["taylorseer", "fora"] if args.compare else ["taylorseer"])
-    of_plugins: set[str] = set()
     for path in args.plugin:
         registered = load_plugin(path)
-        of_plugins |= registered
         if not registered & {*methods}:
             raise UserError(
                 f"--plugin {path} has no effect without --method {' or --method '.join(sorted(registered))}"
             )
     given = _given_settings(args)
     _refuse_idle_flags(args, methods, given)
-    usual, model = PRESETS[preset], vars(args).get("model")
-    intervals = given.pop("interval", None)
-    usual_intervals = usual.compare_intervals if args.compare and not args.full_steps else (usual.interval,)
+    model, intervals = vars(args).get("model"), given.pop("interval", None)
+    chosen = {"engine": args.engine, "schedule": args.schedule}
     common: dict[str, Any] = {
-        "engine": args.engine,
-        "schedule": args.schedule,
+        **{name: value for name, value in chosen.items() if value is not None},
         "accumulator_dtype": args.accumulator_dtype and torch_dtype(args.accumulator_dtype),
         "memory_limit": None if args.memory_limit_gib is None else int(args.memory_limit_gib * GIB),
         "telemetry": args.telemetry,
@@ -131,14 +127,36 @@ def caches_from_flags(
             for name, value in given.items()
             if name in accepted
         }
-        own = METHODS[method].defaults.get("interval") if method in of_plugins else None
-        for n in intervals or ((own,) if own else usual_intervals):
-            of_schedule: dict[str, Any] = {"interval": n} if "interval" in accepted else {}
-            cache = make_cache(method, preset=preset, model=model, **common, **of_schedule, **asked)
+        for row in _rows(method, accepted, intervals, args, preset):
+            cache = make_cache(method, preset=preset, model=model, **{**row, **common, **asked})
             caches[cache.label] = cache
     for cache in caches.values():
         cache.plan(num_steps)
     return for_compiling(caches) if vars(args).get("compile") else caches
+
+
+def _rows(
+    method: str,
+    accepted: Collection[str],
+    intervals: Sequence[int] | None,
+    args: argparse.Namespace,
+    preset: str,
+) -> Sequence[Mapping[str, Any]]:
+    """The settings that a method is sampled with beside those asked for: one row, or with --compare the published ones.
+
+    Where no rows are published for a method, a comparison shows it at the preset's intervals, one of a plugin as registered.
+    """
+    if intervals:
+        return [{"interval": n} for n in intervals] if "interval" in accepted else [{}]
+    if not args.compare or args.full_steps:
+        return [{}]
+    chosen = METHODS[method]
+    if rows := chosen.rows(vars(args).get("model"), preset):
+        known = {*accepted, "engine", "schedule"}
+        return [{name: value for name, value in row.items() if name in known} for row in rows]
+    if "interval" not in accepted or (not chosen.shipped and "interval" in chosen.defaults):
+        return [{}]
+    return [{"interval": n} for n in PRESETS[preset].compare_intervals]
 
 
 def _given_settings(args: argparse.Namespace) -> dict[str, Any]:

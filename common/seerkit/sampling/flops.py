@@ -193,6 +193,7 @@ def sampling_flops(
         return {
             **common,
             **dict.fromkeys(("flops_T", "flops_ratio", "flops_T_engine", "full_steps")),
+            "decided": "while sampling",
             "full_steps_bounds": [plan.least_full, num_steps],
             "flops_ratio_bounds": [1.0, uncached / least],
         }
