@@ -104,12 +104,16 @@ def variants(asked: Sequence[str], setup: Setup) -> list[Variant]:
 
 
 def method_rows(method: str, setup: Setup) -> list[dict[str, Any]]:
-    """Settings of a method that a comparison shows of a model; none where it is not defined, or known to need some."""
+    """Settings of a method that a comparison shows of a model; none where it is not defined, or where none are known.
+
+    A method of the user's own that was registered with an interval is shown as it was registered.
+    """
     chosen = METHODS[method]
     if {setup.model, setup.package} & chosen.undefined.keys():
         return []
     rows = [dict(row) for row in chosen.rows(setup.model, setup.package)]
-    if not rows and "interval" in accepted_settings(method):
+    as_registered = not chosen.shipped and "interval" in chosen.defaults
+    if not rows and not as_registered and "interval" in accepted_settings(method):
         return [{"interval": interval} for interval in PRESETS[setup.package].compare_intervals]
     return rows
 
