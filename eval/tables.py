@@ -729,15 +729,27 @@ def flicker(record: dict[str, Any], row: dict[str, Any]) -> str:
     return number(mean, 2) + ("" if change is None else f" ({100 * change:+.1f} %)")
 
 
-def comparison_record(results: Path, name: str) -> dict[str, Any]:
-    """Every method on the embedded model of a backbone."""
-    embedded = BACKBONES[name].embedded
-    return read(results / name / f"compare-{embedded}.json", COMPARISON, "bash scripts/compare.sh")
+COMPARE = "bash scripts/compare.sh"
+
+
+def comparison_record(results: Path, name: str) -> dict[str, Any] | None:
+    """Every method on the embedded model of a backbone; None where that was not run."""
+    path = results / name / f"compare-{BACKBONES[name].embedded}.json"
+    return read(path, COMPARISON, COMPARE) if path.exists() else None
 
 
 def comparison_table(name: str) -> Callable[[Path], str]:
-    """What makes the table of a backbone's comparison."""
-    return lambda results: compared_methods(comparison_record(results, name))
+    """What makes the table of a backbone's comparison, with its plot."""
+
+    def table(results: Path) -> str:
+        record, stem = comparison_record(results, name), f"compare-{BACKBONES[name].embedded}"
+        if record is None:
+            return f"Not run; `{COMPARE}` does."
+        plot = results / name / f"{stem}.png"
+        shown = [f"![quality against cost](../results/{name}/{stem}.png)"] if plot.exists() else []
+        return "\n\n".join([compared_methods(record), *shown])
+
+    return table
 
 
 def compared_methods(record: dict[str, Any]) -> str:
@@ -792,7 +804,9 @@ def compared_psnr(row: dict[str, Any]) -> str:
 
 def compared_forms(results: Path) -> str:
     """Where features are kept, on every embedded model: predictor, full steps and samples are the same."""
-    records = [comparison_record(results, name) for name in BACKBONES]
+    records = [record for name in BACKBONES if (record := comparison_record(results, name)) is not None]
+    if not records:
+        return f"Not run; `{COMPARE}` does."
     cells = []
     for record in records:
         rows = [row for row in record["rows"] if "error" not in row and "forms" in row["groups"]]

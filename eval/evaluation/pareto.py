@@ -77,8 +77,8 @@ def draw_pareto(record: Mapping[str, Any], path: Path) -> None:
         return
     series = list(dict.fromkeys(row["series"] for row in rows if row["series"] != "uncached"))
     colours = plt.get_cmap("tab20").colors
-    # SVGs of one record are the same to the byte.
-    with plt.rc_context({"svg.hashsalt": "compare"}):
+    # SVGs of one record are the same to the byte, their words text.
+    with plt.rc_context({"svg.hashsalt": "compare", "svg.fonttype": "none"}):
         figure, axes = plt.subplots(len(shown), 2, figsize=(12, 3.8 * len(shown)), squeeze=False, sharey="row")
         for line, merit in zip(axes, shown, strict=True):
             for axis, (title, cost) in zip(line, COSTS.items(), strict=True):
