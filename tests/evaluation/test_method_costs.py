@@ -52,7 +52,6 @@ def test_a_record_has_times_and_counts(capsys, tmp_path):
     assert (fixed["decided"], adaptive["decided"]) == ("beforehand", "while sampling")
     assert fixed["decide_s"] == 0 < adaptive["decide_s"] < record["full_step_s"]
     assert 0 < fixed["forecast_s"] < fixed["forecast_step_s"]
-    # 15 float32 sums of 256 tokens of 64 channels; one residual of them.
     assert fixed["kept_bytes"] > adaptive["kept_bytes"] > 0
     assert adaptive["flops_ratio"] is None
     assert "decision %" in text(record)
