@@ -22,7 +22,7 @@ from cache_dic.settings import plain
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cache_dic.look import Look
+    from cache_dic.look import BlockResult, Look
 
 
 class Decider:
@@ -31,13 +31,17 @@ class Decider:
     first_blocks: blocks that every step computes before it is decided, whose tokens `look.before` and `look.after` are.
     last_blocks: those that every step computes after the forecast. by_branch: guidance branches decide each for itself;
     otherwise the first one, the conditional, decides for all. of_time: it looks at nothing but steps and times, so that all
-    full steps are known before the run. horizon: the most forecasts in a row, None for no bound.
+    full steps are known before the run. horizon: the most forecasts in a row, None for no bound. verifies: at forecasts for
+    which `checks` says so, the last block is also computed from what is forecast before it, and `verify` sees both. sees_ends:
+    `look.before` and `look.after` are, when it learns, the tokens before the first and after the last block.
     """
 
     first_blocks: int = 0
     last_blocks: int = 0
     by_branch: bool = False
     of_time: bool = False
+    verifies: bool = False
+    sees_ends: bool = False
 
     @property
     def horizon(self) -> int | None:
@@ -53,6 +57,13 @@ class Decider:
 
     def learn(self, look: "Look", output: "Tensor") -> None:
         """A full step has given the model's output."""
+
+    def checks(self, look: "Look") -> bool:
+        """Whether this forecast is verified."""
+        return True
+
+    def verify(self, look: "Look", forecast: "BlockResult", computed: "BlockResult") -> None:
+        """What the last block would have given, by the forecast and computed; the forecast is what the step takes."""
 
 
 def decided(decider: Any, look: "Look", horizon: int) -> bool:

@@ -16,6 +16,7 @@ command's `--set damping=…`.
 """
 
 import inspect
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, is_dataclass
@@ -25,7 +26,8 @@ from cache_dic.decide import Decider
 from cache_dic.errors import UserError, check_choice, run_of_user_code, source_of, suggestion
 from cache_dic.forecast import Forecaster, Reuse
 from cache_dic.presets import PRESETS
-from cache_dic.schedule import MAX_STEPS, SCHEDULES, schedule_defaults, schedule_settings
+from cache_dic.schedule import MAX_STEPS, SCHEDULES, SEARCHED, schedule_defaults, schedule_settings
+from cache_dic.searched import is_schedule_file, read_schedule, rule_name
 from cache_dic.settings import (
     ENGINE_NAMES,
     GROUP_BYTES,
@@ -129,7 +131,13 @@ def register(
             SCHEDULES[name] = made
         _check_defaults(name, usual, defaults)
         METHODS[name] = Method(
-            made if forecasts else Reuse, usual, defaults, engine, presets or {}, undefined or {}, paper
+            forecaster=made if forecasts else Reuse,
+            schedule=usual,
+            defaults=defaults,
+            engine=engine,
+            presets=presets or {},
+            undefined=undefined or {},
+            paper=paper,
         )
         return made
 
@@ -143,21 +151,19 @@ def _check_defaults(method: str, schedule: str, defaults: Settings) -> None:
         raise UserError(f"schedule {schedule!r} of method {method!r} has no setting {', '.join(sorted(unknown))}")
 
 
-def accepted_settings(method: str, schedule: str | None = None) -> set[str]:
+def accepted_settings(method: str, schedule: str | os.PathLike[str] | None = None) -> set[str]:
     """Names of the settings that `make_cache` takes for a method under a schedule (None: the method's own).
 
-    Raises UserError for an unknown method or schedule.
+    Raises UserError for an unknown method or schedule. A schedule's file, which may stand for its name, is no setting.
     """
     check_choice("method", method, METHODS)
-    return {
-        *schedule_settings(METHODS[method].schedule if schedule is None else schedule),
-        *_forecaster_settings(method),
-    }
+    rule = METHODS[method].schedule if schedule is None else rule_name(schedule)
+    return {*(schedule_settings(rule) if rule != SEARCHED else ()), *_forecaster_settings(method)}
 
 
 def read_setting(method: str, name: str, text: str, schedule: str | None = None) -> Any:
     """The value that a setting written as text has for a method under a schedule (None: its own), by its annotation."""
-    of_schedule = schedule_settings(METHODS[method].schedule if schedule is None else schedule)
+    of_schedule = schedule_settings(METHODS[method].schedule if schedule is None else rule_name(schedule))
     return from_text(text, {**of_schedule, **_forecaster_settings(method)}.get(name))
 
 
@@ -172,7 +178,7 @@ def make_cache(
     preset: str | None = None,
     model: str | None = None,
     engine: str | None = None,
-    schedule: str | None = None,
+    schedule: str | os.PathLike[str] | None = None,
     accumulator_dtype: "torch.dtype | None" = None,
     group_bytes: int = GROUP_BYTES,
     static_shapes: bool = False,
@@ -184,7 +190,7 @@ def make_cache(
 
     preset: a backbone of `PRESETS`, whose published interval, warm-up and order stand where nothing else is asked for, and
     where a method of one's own does not say otherwise. model: its name ("flux-dev"), for methods with published settings by
-    model. engine, schedule: None for the method's own.
+    model. engine, schedule: None for the method's own; the schedule may be the file of a searched one, which ends in .json.
     settings: those of the method's forecaster (taylorseer: max_order, warmup_steps) and of its schedule (interval,
     warmup_steps; `explicit`: full_steps). `full_steps=…` alone implies the explicit schedule. Others as in `Cache` and
     `EngineSettings`. Raises UserError for an unknown method, preset, engine, schedule or setting, for values of a wrong
@@ -200,7 +206,9 @@ def make_cache(
     if schedule is None and "full_steps" in settings:
         schedule = "explicit"
     own_engine, own_schedule = row.pop("engine", chosen.engine), row.pop("schedule", chosen.schedule)
-    engine, schedule = engine or own_engine, own_schedule if schedule is None else schedule
+    file = {"file": read_schedule(schedule)} if is_schedule_file(schedule) else {}
+    engine = engine or own_engine
+    schedule = str(own_schedule if schedule is None else rule_name(schedule))
     accepted = accepted_settings(method, schedule)
     if schedule != own_schedule and schedule in METHODS:
         row |= next(iter(METHODS[schedule].rows(model, preset)), {})
@@ -222,7 +230,7 @@ def make_cache(
     shipped = _is_ours(chosen.forecaster) and _is_ours(SCHEDULES[chosen.schedule])
     (ours if shipped else theirs).update(_own_fields(method), **chosen.defaults)
     of_row = {name: value for name, value in row.items() if name in accepted}
-    given = {**ours, **usual, **theirs, **of_row, **settings}
+    given = {**ours, **usual, **theirs, **of_row, **settings, **file}
     of_schedule = _schedule_values(method, schedule, given, model or preset)
     return Cache(
         method=method,

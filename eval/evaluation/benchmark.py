@@ -293,7 +293,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         reference = backbone.reference(case) if args.against_diffusers else None
     counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
     operations = count_by_depth(backbone, workload, dtype, cache, args.num_steps)
-    engines = tuple(ENGINES)
+    engines = tuple(name for name, engine in ENGINES.items() if engine.enters_model)
     if args.compile:
         compile_steps(case.model)
         engines = (cache.engine,)  # the others' forecast steps differ from step to step and would each be compiled

@@ -162,7 +162,8 @@ def run(job: FidJob) -> None:
     check_number(count)
     if args.dry_run:
         shown = {"num_samples": count, "folder": str(folder), "npz": str(npz_path(folder, count))}
-        full_steps = list(cache.plan(args.num_steps).full_steps)
+        plan = cache.plan(args.num_steps)
+        full_steps = list(plan.full_steps) if plan.foreseen else "decided while sampling"
         print(json.dumps({"settings": settings, "cache": cache.label, "full_steps": full_steps, **shown}, indent=2))
         return
 

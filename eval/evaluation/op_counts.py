@@ -31,7 +31,8 @@ def count_all(model: str, args: argparse.Namespace) -> dict[str, Any]:
             "package": None,
             "operations": count_forecast(case, make_cache("taylorseer", engine=engine, **settings), timesteps),
         }
-        for engine in ENGINES
+        for engine, form in ENGINES.items()
+        if form.enters_model
     ]
     for label, (package, make) in RIVALS.items():
         version = installed(package) if package else None

@@ -226,7 +226,7 @@ BAD = {
     "device": (["--device", "cuda"], "device 'cuda' is not there"),
     "device name": (["--device", "gpu"], "device 'gpu' is unknown"),
     "checkpoint": (["--ckpt", "nowhere.pt"], "nowhere.pt"),
-    "compilation": (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
+    "compilation": (["--compile", "--engine", "layerwise"], "--compile works with engines whose steps are all alike"),
     "attention": (["--attention", "flash"], "needs the package flash_attn"),
     "memory": (["--memory-limit-gib", "0.0000001"], "what would fit"),
     "setting": (["--set", "damping"], "'damping' is not KEY=VALUE"),

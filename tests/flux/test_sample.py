@@ -214,7 +214,7 @@ def test_missing_weights_are_all_named_at_once(command, capsys, monkeypatch, tmp
         (["--warmup-steps", 13], "warmup_steps = 13"),
         (["--guidance-scale", 0], "argument --guidance-scale/--guidance: 0 must be above 0"),
         (["--device", "tpu"], "device 'tpu' is"),
-        (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
+        (["--compile", "--engine", "layerwise"], "--compile works with engines whose steps are all alike"),
         (["--ckpt", "/nowhere/x.safetensors"], "/nowhere/x.safetensors (does not exist)"),
     ],
 )

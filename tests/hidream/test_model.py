@@ -230,9 +230,10 @@ class TestCached:
             if run.plan.is_full(step):
                 features = []
 
-                def record(stream: Tensor, gate: Tensor, feature: Tensor, part: slice, kept=features) -> Tensor:
-                    kept.append(feature[:, part])
-                    return residual(stream, gate, feature)
+                def record(stream, gate, feature, part=None, *, name, reaches_output=True, kept=features) -> Tensor:
+                    value = feature()
+                    kept += [value[:, part]] if reaches_output else []
+                    return residual(stream, gate, value)
 
                 expected = model.full_step(x, *texts, rows, record)
                 recursion.update(step, features)

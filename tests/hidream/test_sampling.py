@@ -336,7 +336,7 @@ def test_a_missing_llama_is_all_that_is_asked_for(run, monkeypatch, tmp_path):
         ),
         (["--warmup-steps", 10], "warmup_steps = 10"),
         (["--fp8", "--nf4"], "argument --nf4: not allowed with argument --fp8"),
-        (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
+        (["--compile", "--engine", "layerwise"], "--compile works with engines whose steps are all alike"),
         (["--device", "tpu"], "device 'tpu' is"),
         (["--ckpt", "/nowhere/x.safetensors"], "/nowhere/x.safetensors (does not exist)"),
     ],

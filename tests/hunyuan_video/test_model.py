@@ -212,7 +212,9 @@ class TestCached:
         cached, _ = euler(model, call, 7, make_cache(interval=1, warmup_steps=1, engine=engine))
         assert torch.equal(cached, euler(model, call, 7)[0])
 
-    @pytest.mark.parametrize("engine", ENGINES)
+    @pytest.mark.parametrize(
+        "engine", [engine for engine in ENGINES if engine != "latent"]
+    )  # its output has more channels
     def test_text_plays_no_part_in_forecast_steps(self, random_model, arguments, engine):
         model, call = random_model(), arguments()
         conditions = {name: call[name] for name in ("text_states", "text_mask", "text_states_2", "guidance")}

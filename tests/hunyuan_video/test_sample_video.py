@@ -274,7 +274,7 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys, monke
         (["--dit-fsdp"], "--dit-fsdp shares weights among processes that share videos; give --ulysses-degree or"),
         (["--dit-fsdp", "--ulysses-degree", 1], "--dit-fsdp shares weights among processes, and this is one; use torchrun"),
         (["--dit-fsdp", "--ring-degree", 1, "--fp8"], "--dit-fsdp excludes --fp8 and --offload"),
-        (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
+        (["--compile", "--engine", "layerwise"], "--compile works with engines whose steps are all alike"),
         (["--warmup-steps", 7], "warmup_steps = 7"),
         (["--device", "tpu"], "device 'tpu' is"),
         (["--ckpt", "/nowhere/x.safetensors"], "/nowhere/x.safetensors (does not exist)"),

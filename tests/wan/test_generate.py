@@ -316,7 +316,7 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys):
         ),
         (["--flickering-samples", "--prompt", PROMPTS[0]], "--flickering-samples has no effect on videos that are numbered"),
         (["--quality", "11"], "'11' is neither a number from"),
-        (["--compile", "--engine", "stack"], "--compile works with the folded engine"),
+        (["--compile", "--engine", "layerwise"], "--compile works with engines whose steps are all alike"),
         (["--offload-model", "maybe"], "argument --offload-model: 'maybe' is neither True nor False"),
         (["--warmup-steps", 7], "warmup_steps = 7"),
         (["--device", "tpu"], "device 'tpu' is"),

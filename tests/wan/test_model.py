@@ -217,9 +217,10 @@ class TestPrecision:
     def test_residual_stream_is_float32_and_features_are_not(self, random_model, arguments, dtype):
         model, call, seen = random_model(dtype), arguments(torch.float32), []
 
-        def site(x, gate, feature, part=None):
-            seen.append((x.dtype, gate is None or gate.dtype, feature.dtype))
-            return residual(x, gate, feature)
+        def site(x, gate, feature, *, name):
+            value = feature()
+            seen.append((x.dtype, gate is None or gate.dtype, value.dtype))
+            return residual(x, gate, value)
 
         grid, patch = token_grid(call["x"].shape, model.config.patch_size), model.config.patch_size
         modulation = wan.model.Modulation(*model.condition(call["t"]))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cache_dic import ENGINE_NAMES, METHODS, PRESETS, SCHEDULES, UserError, accepted_settings, make_cache, read_setting
 from cache_dic.errors import check_choice, run_of_user_code, suggestion
+from cache_dic.schedule import SEARCHED
+from cache_dic.searched import is_schedule_file
 from seerkit.command.cli import Parser, non_negative_int, positive_float, positive_int
 from seerkit.devices.dtypes import DTYPES, torch_dtype
 
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 GIB = 2**30
 FLAGGED = ("interval", "max_order", "warmup_steps", "full_steps")
 """Settings with a flag of their own, of the same name."""
+
+
+def _rules() -> list[str]:
+    """Schedules that have a name of their own; that of a file is its path."""
+    return [name for name in SCHEDULES if name != SEARCHED]
 
 
 def add_cache_flags(parser: Parser, preset: str) -> None:
@@ -53,7 +60,8 @@ def add_cache_flags(parser: Parser, preset: str) -> None:
     group.add_argument(
         "--schedule",
         metavar="NAME",
-        help=f"rule for full steps, one of {', '.join(SCHEDULES)}, or a --plugin's (default: the method's)",
+        help=f"rule for full steps, one of {', '.join(_rules())}, a --plugin's, or the .json file of a searched schedule "
+        "(default: the method's)",
     )
     group.add_argument("--full-steps", type=_step_list, metavar="LIST", help="explicit full steps, e.g. 0,1,2,8,14")
     group.add_argument(
@@ -110,8 +118,8 @@ def caches_from_flags(
             raise UserError(
                 f"--plugin {path} has no effect without --method {' or --method '.join(sorted(registered))}"
             )
-    if args.schedule is not None:
-        check_choice("schedule", args.schedule, SCHEDULES)
+    if args.schedule is not None and not is_schedule_file(args.schedule):
+        check_choice("schedule", args.schedule, _rules())
     given = _given_settings(args)
     _refuse_idle_flags(args, methods, given)
     model, intervals = vars(args).get("model"), given.pop("interval", None)
@@ -151,6 +159,7 @@ def caches_from_flags(
         )
     for cache in caches.values():
         cache.plan(num_steps)
+    _warn_of_other_models(args, caches)
     return for_compiling(caches) if vars(args).get("compile") else caches
 
 
@@ -164,6 +173,17 @@ def _usual(
     if own := method in of_plugins and chosen.defaults.get("interval"):
         return [{"interval": own}]
     return [{"interval": n} for n in (PRESETS[preset].compare_intervals if compares else [PRESETS[preset].interval])]
+
+
+def _warn_of_other_models(args: argparse.Namespace, caches: "Mapping[str, Cache]") -> None:
+    """Say so where full steps were searched for another model than the one that a command runs."""
+    files = {cache.schedule_settings["file"] for cache in caches.values() if cache.schedule == SEARCHED}
+    for file in files:
+        if file.model != vars(args).get("model", file.model):
+            print(
+                f"warning: schedule {file.name} was searched for {file.model}, and the model is {args.model}",
+                file=sys.stderr,
+            )
 
 
 def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -226,9 +246,9 @@ def _refuse_idle_flags(args: argparse.Namespace, methods: Sequence[str], given: 
 def for_compiling(caches: "Mapping[str, Cache]") -> "dict[str, Cache]":
     """The caches with full steps that are all alike, as `seerkit.devices.compile` needs them; UserError for engines without."""
     for cache in caches.values():
-        if cache.engine == "layerwise":
+        if cache.engine in ("layerwise", "walked"):
             raise UserError(
-                "--compile works with engines whose steps are all alike, such as the folded one, not with layerwise"
+                f"--compile works with engines whose steps are all alike, such as the folded one, not with {cache.engine}"
             )
     return {
         label: replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))

@@ -115,8 +115,10 @@ def test_caches_for_compiling_have_full_steps_that_are_all_alike():
         assert cache.engine_settings.static_shapes
         assert not caches[label].engine_settings.static_shapes, "the one given stays"
         assert cache.plan(8).full_steps == caches[label].plan(8).full_steps
-    with pytest.raises(ValueError, match=r"--compile works with the folded engine, .* not with stack"):
-        for_compiling({**caches, "b": make_cache(interval=2, warmup_steps=1, engine="stack")})
+    with pytest.raises(
+        ValueError, match=r"--compile works with engines whose steps are all alike, .* not with layerwise"
+    ):
+        for_compiling({**caches, "b": make_cache(interval=2, warmup_steps=1, engine="layerwise")})
 
 
 def test_outcomes_of_all_processes_are_put_together(monkeypatch):
