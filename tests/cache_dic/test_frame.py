@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from cache_dic import ENGINES, METHODS, SCHEDULES, Decider, UserError, make_cache, register
+from cache_dic import ENGINES, METHODS, SCHEDULES, Decider, UserError, accepted_settings, make_cache, register
 from cache_dic.engine import PairEngine
 from cache_dic.settings import values_of
 
