@@ -120,8 +120,7 @@ def wiener_filter(x: "Tensor", data: float, noise: float, *, power: float) -> "T
 
 def relative_change(new: "Tensor", old: "Tensor") -> float:
     """m|new - old| / m|old| of each sample of a batch, their mean."""
-    import torch
 
     moved, size = (x.abs().flatten(1).mean(1) for x in (new - old, old))
-    change = float(torch.mean((moved / (size + LEAST)).double()))
+    change = (moved / (size + LEAST)).double().mean().item()
     return change if math.isfinite(change) else math.inf
