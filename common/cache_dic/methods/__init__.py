@@ -17,6 +17,6 @@ from cache_dic.methods import (  # isort: skip
 )
 
 __all__ = [
-    "adams_bashforth", "chebbooster", "first_block_cache", "freqca", "hicache", "magcache", "published_schedules", "spectrum",
-    "taylorseer", "teacache",
+    "adams_bashforth", "cg_taylor", "chebbooster", "dbcache", "first_block_cache", "freqca", "hicache", "magcache",
+    "published_schedules", "speca", "spectrum", "taylorseer", "teacache",
 ]  # fmt: skip

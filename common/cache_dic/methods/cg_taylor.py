@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from cache_dic.look import Look
 
 PRESETS = {
-    "dit": ({"threshold": 0.008, "first_block_order": 3, "warmup_steps": 3}, {"threshold": 0.01, "first_block_order": 3, "warmup_steps": 3}),
+    "dit": (
+        {"threshold": 0.008, "first_block_order": 3, "warmup_steps": 3},
+        {"threshold": 0.01, "first_block_order": 3, "warmup_steps": 3},
+    ),
     "flux": ({"threshold": 0.13, "warmup_steps": 5}, {"threshold": 0.05, "warmup_steps": 5}),
     "wan": ({"threshold": 0.36, "first_block_order": 3, "warmup_steps": 6},),
     # The paper has neither HiDream nor HunyuanVideo: FLUX's.

@@ -40,7 +40,9 @@ def _by_range(walk: Callable[..., Streams], made: Callable[[Callable], Callable]
     """A walk of the blocks whose every range of blocks is compiled by `made`; within a graph it is a part of that."""
     parts: dict[tuple[int, int | None], Callable[..., Streams]] = {}
 
-    def call(streams: Streams, modulation: Any, site: Site = residual, start: int = 0, stop: int | None = None) -> Streams:
+    def call(
+        streams: Streams, modulation: Any, site: Site = residual, start: int = 0, stop: int | None = None
+    ) -> Streams:
         if torch.compiler.is_compiling():
             return walk(streams, modulation, site, start, stop)
         if (start, stop) not in parts:

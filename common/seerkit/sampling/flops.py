@@ -138,9 +138,9 @@ def _part_flops(
     def walk(start: int, stop: int) -> int:
         return count_flops(lambda: parts.walk(streams, residual, start, stop)) if start < stop else 0
 
-    of_blocks, of_head = (count_flops(lambda rows=rows: made_table(rows, []).at(0)) for rows in ([0], []))
+    of_head = count_flops(lambda: made_table([], []).at(0))
     return PartFlops(
-        modulation=of_blocks - of_head,
+        modulation=count_flops(lambda: made_table([0], []).at(0)) - of_head,
         gates=count_flops(lambda: made_table([], [0]).gates([0])) - count_flops(lambda: made_table([], [])),
         modulated=count_flops(parts.modulated),
         first=walk(0, first_blocks),
