@@ -1,14 +1,14 @@
 """The state of one sampling run of one guidance branch, and the step of it that a model call takes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from cache_dic.decide import Decider, decided
+from cache_dic.decide import Decider, decided, learned
 from cache_dic.engine import ENGINES, Engine, Forecast, Recorder, Snapshots, Tokens, WalkedEngine
 from cache_dic.engine.layerwise import WalkRecorder
 from cache_dic.errors import UserError
@@ -46,7 +46,8 @@ class Run(NoStep):
     """State of one sampling run of one guidance branch; made by `Cache.start`.
 
     decider: of a schedule that decides while sampling, in the state of this run. leader: the run of another guidance branch
-    whose decisions this one follows. first_blocks, last_blocks: those that every step computes.
+    whose decisions this one follows. reports: by step, what a schedule had to say that has decided all of them before.
+    first_blocks, last_blocks: those that every step computes.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Run(NoStep):
         *,
         decider: Decider | None = None,
         leader: "Run | None" = None,
+        reports: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.cache, self.plan, self.tokens, self.table, self.inputs = cache, plan, tokens, table, inputs
-        self.decider, self.leader = decider, leader
+        self.decider, self.leader, self.reports = decider, leader, reports
         self.first_blocks, self.last_blocks = cache.always_computed
         sites, gates, factors = tokens, table.gates, table.factors
         if self.first_blocks or self.last_blocks:
@@ -122,7 +124,8 @@ class Run(NoStep):
                 output, entry["verified"] = self._verified_step(look, self.decider), True
             else:
                 output = self._forecast_step(look, head, forecast)
-        self.steps.append({"step": step, **entry, **look.reported})
+        said = self.reports[step] if self.reports else look.reported
+        self.steps.append({"step": step, **entry, **said})
         self.table.forget_before(step + 1)
         return output
 
@@ -155,7 +158,9 @@ class Run(NoStep):
     ) -> tuple[Tensor, dict[str, Any]]:
         engine, step, observed = self.engine, look.step, self.plan.observed and bool(self.steps)
         expected = engine.forecast(step) if observed else None
-        site = engine.record(step, ends=self.plan.observed)
+        decider = self.decider if self.leader is None else None
+        sees_ends = decider is not None and decider.sees_ends
+        site = engine.record(step, ends=self.plan.observed or sees_ends)
         if head is None and not self.last_blocks:
             output = full(site)
         else:
@@ -173,8 +178,10 @@ class Run(NoStep):
         engine.finish(step, site)
         if not engine.enters_model and self.plan.serves(step):
             engine.see(step, look.latents, output)
-        if self.decider is not None and self.leader is None:
-            self.decider.learn(look, output)
+        if decider is not None:
+            if sees_ends:
+                look.before, look.after = site.both_ends()
+            learned(decider, look, output)
         return output, entry
 
     def _stop(self) -> int:
@@ -314,7 +321,7 @@ class Run(NoStep):
         return {
             "method": self.cache.method,
             "engine": self.cache.engine,
-            "schedule": {"name": self.cache.schedule, **json_value(self.cache.schedule_settings)},
+            "schedule": {"name": self.cache.schedule, **json_value(self.cache.schedule_values)},
             "forecaster": {
                 "name": type(self.cache.forecaster).__name__,
                 **json_value(values_of(self.cache.forecaster)),

@@ -111,6 +111,7 @@ class _Taken:
 
 
 @functools.lru_cache
+@torch.no_grad()
 def _part_flops(
     backbone: Callable[[Any], nn.Module],
     config: Any,
@@ -138,9 +139,11 @@ def _part_flops(
     def walk(start: int, stop: int) -> int:
         return count_flops(lambda: parts.walk(streams, residual, start, stop)) if start < stop else 0
 
-    of_head = count_flops(lambda: made_table([], []).at(0))
+    def modulate(full_steps: list[int]) -> int:
+        return count_flops(lambda: made_table(full_steps, []).at(0))
+
     return PartFlops(
-        modulation=count_flops(lambda: made_table([0], []).at(0)) - of_head,
+        modulation=modulate([0]) - modulate([]),
         gates=count_flops(lambda: made_table([], [0]).gates([0])) - count_flops(lambda: made_table([], [])),
         modulated=count_flops(parts.modulated),
         first=walk(0, first_blocks),
