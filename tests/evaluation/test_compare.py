@@ -23,6 +23,7 @@ from evaluation.metrics import mean_interval, psnr, ssim, student_quantile
 from evaluation.pareto import front
 from evaluation.perceptual import SCALE, lite0_distance, unit_features
 from evaluation.variants import BASELINES, FORMS, RULES, UNCACHED, Setup, Variant, searched_files, variants
+from flux import Flux, flux_config, sample
 from seerkit.command.cli import run_command
 from seerkit.devices.distributed import World
 from seerkit.io.records import misfit
@@ -215,6 +216,17 @@ def test_schedules_that_ship_are_found_by_their_names(tmp_path, monkeypatch):
         (folder / f"{name}.json").write_text("{}")
     found = searched_files(Setup(model="flux-tiny", package="flux", num_steps=50))
     assert [path.stem for path in found] == ["flux-tiny-18-of-50", "flux-tiny-7-of-50"]
+
+
+@pytest.mark.slow
+def test_every_variant_of_a_model_can_be_sampled():
+    model = Flux(flux_config("flux-debug")).eval().requires_grad_(False)
+    noise, txt, y = torch.randn(1, 3, 16, 16), torch.randn(1, 4, 384), torch.randn(1, 768)
+    for variant in labels("all").values():
+        steps = variant.changes.get("num_steps", 50)
+        latents, run = sample(model, noise, txt, y, steps, cache=variant.cache, return_run=True)
+        assert latents.isfinite().all(), variant.label
+        assert len(run.record()["steps"]) == steps
 
 
 @pytest.fixture
