@@ -39,6 +39,17 @@ from seerkit.weights.autoencoders import FLUX_CONFIG
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def _load_package(folder: Path) -> None:
+    """Make a folder of these tests importable by its name, which pytest's import mode does not; it is read when used."""
+    spec = importlib.util.spec_from_file_location(folder.name, folder / "__init__.py")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    sys.modules[folder.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_load_package(ROOT / "tests/reference")
 SLOW_TIMEOUT_S = 900
 EMOJI_SIZE = 8  # pixels
 

@@ -158,7 +158,7 @@ class Sampler:
             return x.to(model.dtype).repeat(2 if guided else 1, 1, 1, 1)
 
         # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
-        run = cache.start(model, rows(), timesteps, **conditions)
+        run = cache.start(model, rows(), timesteps, sigmas=self.sigmas[:-1], **conditions)
         for step in range(self.num_steps):
             latents = rows()
             t = timesteps[step].expand(len(latents))

@@ -103,7 +103,7 @@ class Sampler:
             x, tokens = shard.split(patchify(x, patch)), {"grid": grid}
         solver = Euler(self.sigmas)
         timesteps = sampling_timesteps(self.sigmas).to(x.device)
-        run = cache.start(model, x.to(model.dtype), timesteps, **texts)
+        run = cache.start(model, x.to(model.dtype), timesteps, sigmas=self.sigmas[:-1], **texts)
         for step in range(self.num_steps):
             t = timesteps[step].expand(len(x))
             velocity = model(x.to(model.dtype), t=t, **texts, **tokens, cache=run.at(step))

@@ -127,7 +127,9 @@ class Sampler:
         runs: list[Run] = []
         for text in texts:
             leader = runs[0] if runs else None
-            runs.append(cache.start(model, rows, timesteps, leader=leader, context=text, **shared))
+            runs.append(
+                cache.start(model, rows, timesteps, leader=leader, sigmas=self.sigmas[:-1], context=text, **shared)
+            )
         tokens = {"grid": grid} if shard.size > 1 else {}
         for step in range(self.num_steps):
             rows = torch.cat([x, x]) if guided and self.batched else x

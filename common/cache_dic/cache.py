@@ -26,7 +26,7 @@ from cache_dic.look import Inputs, Look
 from cache_dic.plan import AnyPlan, OpenPlan, Plan
 from cache_dic.run import NoStep, Run
 from cache_dic.schedule import SCHEDULES, check_num_steps, foreseen_steps, schedule_defaults
-from cache_dic.settings import SHORT, check_name, init_fields, integer, label_part, values_of
+from cache_dic.settings import SHORT, check_name, init_fields, integer, json_value, label_part, values_of
 
 log = logging.getLogger("cache_dic")
 
@@ -100,9 +100,21 @@ class Cache(NoStep):
             raise UserError(
                 f"accumulator_dtype = {shown(dtype)} must be a floating dtype of torch, such as torch.float32"
             )
+        if hasattr(self.forecaster, "bands") and self.engine != "hidden":
+            raise UserError(
+                f"method {self.method!r} weights frequencies of the tokens after the last block, which the {self.engine} "
+                "engine does not keep; take the hidden one"
+            )
         for name, value in (("telemetry", self.telemetry), ("static_shapes", self.engine_settings.static_shapes)):
             if not isinstance(value, bool):
                 raise UserError(f"{name} = {shown(value)} must be True or False")
+
+        decider = self.decider()
+        if decider is not None and decider.verifies and (not ENGINES[self.engine].walks or any(self.always_computed)):
+            raise UserError(
+                f"schedule {self.schedule!r} verifies forecasts by the last block, from a forecast of the state before it, which "
+                f"the walked engine has, of all blocks; leave out engine={self.engine}"
+            )
 
     @property
     def label(self) -> str:
@@ -138,6 +150,12 @@ class Cache(NoStep):
         return rule(**self.schedule_settings) if isinstance(rule, type) else None
 
     @property
+    def schedule_values(self) -> dict[str, Any]:
+        """The settings of the schedule, as one that decides while sampling has read them: of a file, what it says."""
+        decider = self.decider()
+        return self.schedule_settings if decider is None else values_of(decider)
+
+    @property
     def always_computed(self) -> tuple[int, int]:
         """First and last blocks that every step computes."""
         decider = self.decider()
@@ -153,7 +171,7 @@ class Cache(NoStep):
         forecaster = self.forecaster.for_run(num_steps) if hasattr(self.forecaster, "for_run") else self.forecaster
         decider = self.decider()
         if decider is not None and full_steps is None:
-            rule = {"name": self.schedule, **self.schedule_settings}
+            rule = {"name": self.schedule, **json_value(values_of(decider))}
             return OpenPlan(
                 num_steps, forecaster, horizon=decider.horizon, observed=self.telemetry, method=self.method, rule=rule
             )
@@ -177,32 +195,48 @@ class Cache(NoStep):
         return ENGINES[self.engine].work_flops(plan, tokens, self.engine_settings, range(num_steps))
 
     def start(
-        self, model: Backbone, latents: Tensor, timesteps: Tensor, *, leader: Run | None = None, **conditions: Any
+        self,
+        model: Backbone,
+        latents: Tensor,
+        timesteps: Tensor,
+        *,
+        leader: Run | None = None,
+        sigmas: Tensor | None = None,
+        **conditions: Any,
     ) -> Run:
         """A fresh run over `timesteps` (S,), in sampling order, for latents and conditions as the model will get them.
 
         leader: the run of the conditional branch, for a further branch of guidance; what is decided while sampling is then
-        decided there, unless the schedule says that every branch decides for itself.
+        decided there, unless the schedule says that every branch decides for itself. sigmas: noise levels (S,) of a flow, where
+        the timesteps are rounded; otherwise the model tells them.
         Raises UserError if the model has no sites, the settings do not fit the number of steps, or what the run would keep
         does not fit the device.
         """
-        inputs, num_steps = Inputs(model, latents, timesteps, conditions), len(timesteps)
+        inputs, num_steps = Inputs(model, latents, timesteps, conditions, sigmas), len(timesteps)
         decider, branch = self.decider(), "cond" if leader is None else "uncond"
-        by_time = self._decided_by_time(decider, inputs) if decider is not None and decider.of_time else None
+        by_time: tuple[int, ...] | None = None
+        reports: list[dict[str, Any]] = []
+        if decider is not None and decider.of_time:
+            by_time, reports = self._decided_by_time(decider, inputs)
         plan, tokens = self.plan(num_steps, branch, by_time), model.tokens(latents)
         if tokens.num_sites < 1:
             raise UserError(f"{type(model).__name__} has no sites: there is nothing to cache")
         if tokens.numel < 1:
             raise UserError(f"latents of shape {tuple(latents.shape)} hold no sample; give at least one")
         self.check_memory(plan, tokens, latents.device)
+        engine, every, gated = ENGINES[self.engine], tuple(range(num_steps)), tuple(range(1, num_steps))
         if isinstance(plan, Plan):
-            decider, full, gated = None, plan.full_steps, plan.predicted_steps
-        else:
-            full, gated = tuple(range(num_steps)), tuple(range(1, num_steps))
-        table = model.modulation_table(timesteps, full, gated if ENGINES[self.engine].needs_gates else (), **conditions)
+            decider, gated = None, plan.predicted_steps
+        foreseen = isinstance(plan, Plan) and not engine.walks and not any(self.always_computed)
+        table = model.modulation_table(
+            timesteps, plan.full_steps if foreseen else every, gated if engine.needs_gates else (), **conditions
+        )
         if decider is not None and decider.by_branch:
             leader = None
-        run = Run(self, plan, tokens, table, inputs, decider=decider, leader=leader if decider is not None else None)
+        run = Run(
+            self, plan, tokens, table, inputs,
+            decider=decider, leader=leader if decider is not None else None, reports=reports,
+        )  # fmt: skip
         if latents.is_meta:  # there a run is only counted
             return run
         if isinstance(plan, Plan) and not plan.forecast_steps and self.method != "uncached":
@@ -214,15 +248,18 @@ class Cache(NoStep):
             log.info(run.describe(model.step_flops(latents, **conditions)))
         return run
 
-    def _decided_by_time(self, decider: Decider, inputs: Inputs) -> tuple[int, ...]:
-        """All full steps of a schedule that looks at steps and times alone."""
+    def _decided_by_time(self, decider: Decider, inputs: Inputs) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+        """All full steps of a schedule that looks at steps and times alone, and by step what it reports."""
         full_steps: list[int] = []
+        reports: list[dict[str, Any]] = []
         num_steps = len(inputs.timesteps)
         horizon = num_steps if decider.horizon is None else decider.horizon
         for step in range(num_steps):
-            if decided(decider, Look(inputs, step, num_steps, full_steps), horizon):
+            look = Look(inputs, step, num_steps, full_steps)
+            if decided(decider, look, horizon):
                 full_steps.append(step)
-        return tuple(full_steps)
+            reports.append(look.reported)
+        return tuple(full_steps), reports
 
     def _needed(self, plan: AnyPlan, tokens: Tokens) -> dict[str, int]:
         """Bytes that each engine needs of what the limit is for.

@@ -26,6 +26,15 @@ class Streams(NamedTuple):
     """What the blocks read and leave as it is: rotations, masks, texts."""
 
 
+class BlockResult(NamedTuple):
+    """What a block gave."""
+
+    feature: Tensor
+    """Of its last site, before the gate: of all tokens that the site works on (B, L', D)."""
+    output: Tensor
+    """Tokens that reach the output, after the block (B, L, D)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """A call of a model in parts, for methods that look into it or stop between blocks.
@@ -60,12 +69,16 @@ class Observable(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run was started with: the model, latents and conditions as its calls get them, timesteps (S,)."""
+    """What a run was started with: the model, latents and conditions as its calls get them, timesteps (S,).
+
+    sigmas: noise levels (S,) of a flow, which the timesteps may have rounded; None where only the model knows them.
+    """
 
     model: Any
     latents: Tensor
     timesteps: Tensor
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    sigmas: Tensor | None = None
 
     def ask(self, name: str, *args: Any, **given: Any) -> Any:
         """The answer of a method of `Observable`; UserError for a model without."""
@@ -81,7 +94,10 @@ class Inputs:
     @cached_property
     def noise_levels(self) -> list[tuple[float, float]]:
         """By step, scale of data and noise."""
-        data, noise = self.ask("noise_levels", self.timesteps.double().cpu())
+        if self.sigmas is not None:
+            data, noise = 1 - self.sigmas, self.sigmas
+        else:
+            data, noise = self.ask("noise_levels", self.timesteps.double().cpu())
         return list(zip(data.tolist(), noise.tolist(), strict=True))
 
     @cached_property
@@ -131,8 +147,26 @@ class Look:
 
     @property
     def latents(self) -> Tensor:
-        """The model's input."""
+        """The model's input, (B, C, …, H, W), or patches of it (B, L, C · patch) where the model takes it apart."""
         return self.parts.latents
+
+    def on_grid(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L, D) in their rows and columns, (B, D, …, rows, columns)."""
+        return tokens.unflatten(1, self.grid).movedim(-1, 1)
+
+    def latent_image(self) -> Tensor:
+        """The model's input (B, C, …, H, W); where its calls are given patches alone, as FLUX's are, those on their grid."""
+        latents, shape = self.latents, self._inputs.latents.shape
+        if latents.ndim != 3:
+            return latents
+        image = self.on_grid(latents)
+        if len(shape) == 3:
+            return image
+        grid = self.grid
+        patch = [size // count for size, count in zip(shape[2:], grid, strict=True)]
+        image = image.unflatten(1, (shape[1], *patch))  # (B, C, patch, grid)
+        axes = [axis for i in range(len(grid)) for axis in (2 + len(grid) + i, 2 + i)]
+        return image.permute(0, 1, *axes).reshape(shape)
 
     @cached_property
     def _modulated(self) -> Tensor:
@@ -178,6 +212,10 @@ class Look:
     def sums(self, *values: Tensor) -> list[float]:
         """Sums over everything, of all processes that share the tokens; they are brought to the host together."""
         return self._inputs.total(torch.stack([value.sum(dtype=torch.float64) for value in values])).tolist()
+
+    def note(self, text: str) -> None:
+        """Put a remark into the record of the step."""
+        self.reported["note"] = text
 
     def report(self, **numbers: float) -> None:
         """Put numbers into the record of the step; what is not finite as None."""

@@ -1,17 +1,18 @@
 """The state of one sampling run of one guidance branch, and the step of it that a model call takes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from cache_dic.decide import Decider, decided
-from cache_dic.engine import ENGINES, Engine, Forecast, Recorder, Snapshots, Tokens
+from cache_dic.decide import Decider, decided, learned
+from cache_dic.engine import ENGINES, Engine, Forecast, Recorder, Snapshots, Tokens, WalkedEngine
+from cache_dic.engine.layerwise import WalkRecorder
 from cache_dic.errors import UserError
-from cache_dic.look import Inputs, Look, Parts, Streams
+from cache_dic.look import BlockResult, Inputs, Look, Parts, Streams
 from cache_dic.plan import AnyPlan, OpenPlan, describe_steps
 from cache_dic.settings import json_value, values_of
 from cache_dic.site import Site, residual
@@ -45,7 +46,8 @@ class Run(NoStep):
     """State of one sampling run of one guidance branch; made by `Cache.start`.
 
     decider: of a schedule that decides while sampling, in the state of this run. leader: the run of another guidance branch
-    whose decisions this one follows. first_blocks, last_blocks: those that every step computes.
+    whose decisions this one follows. reports: by step, what a schedule had to say that has decided all of them before.
+    first_blocks, last_blocks: those that every step computes.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class Run(NoStep):
         *,
         decider: Decider | None = None,
         leader: "Run | None" = None,
+        reports: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.cache, self.plan, self.tokens, self.table, self.inputs = cache, plan, tokens, table, inputs
-        self.decider, self.leader = decider, leader
+        self.decider, self.leader, self.reports = decider, leader, reports
         self.first_blocks, self.last_blocks = cache.always_computed
         sites, gates, factors = tokens, table.gates, table.factors
         if self.first_blocks or self.last_blocks:
@@ -116,8 +119,13 @@ class Run(NoStep):
         if is_full:
             output, entry = self._full_step(look, head, full)
         else:
-            output, entry = self._forecast_step(look, head, forecast), {"kind": "forecast", "sites": 0}
-        self.steps.append({"step": step, **entry, **look.reported})
+            entry = {"kind": "forecast", "sites": 0}
+            if self.decider is not None and self.leader is None and self.decider.verifies and self.decider.checks(look):
+                output, entry["verified"] = self._verified_step(look, self.decider), True
+            else:
+                output = self._forecast_step(look, head, forecast)
+        said = self.reports[step] if self.reports else look.reported
+        self.steps.append({"step": step, **entry, **said})
         self.table.forget_before(step + 1)
         return output
 
@@ -150,7 +158,9 @@ class Run(NoStep):
     ) -> tuple[Tensor, dict[str, Any]]:
         engine, step, observed = self.engine, look.step, self.plan.observed and bool(self.steps)
         expected = engine.forecast(step) if observed else None
-        site = engine.record(step, ends=self.plan.observed)
+        decider = self.decider if self.leader is None else None
+        sees_ends = decider is not None and decider.sees_ends
+        site = engine.record(step, ends=self.plan.observed or sees_ends)
         if head is None and not self.last_blocks:
             output = full(site)
         else:
@@ -168,8 +178,10 @@ class Run(NoStep):
         engine.finish(step, site)
         if not engine.enters_model and self.plan.serves(step):
             engine.see(step, look.latents, output)
-        if self.decider is not None and self.leader is None:
-            self.decider.learn(look, output)
+        if decider is not None:
+            if sees_ends:
+                look.before, look.after = site.both_ends()
+            learned(decider, look, output)
         return output, entry
 
     def _stop(self) -> int:
@@ -191,6 +203,19 @@ class Run(NoStep):
             output = look.parts.leave(streams)
         engine.finish(step, None)
         return output
+
+    def _verified_step(self, look: Look, decider: Decider) -> Tensor:
+        """A forecast step that walks the blocks; the last one is computed, too, for the schedule to see."""
+        engine, parts = self.engine, look.parts
+        assert isinstance(engine, WalkedEngine), "schedules that verify have this engine"
+        site, last = engine.walk_site(look.step), len(self.inputs.ask("block_sites")) - 1
+        before = parts.walk(parts.enter(), site, 0, last)
+        after = parts.walk(before, site, last, None)
+        actual = WalkRecorder(self.tokens.num_sites)
+        tokens = parts.walk(before, actual, last, None).x
+        decider.verify(look, BlockResult(site.last, after.x), BlockResult(actual.last, tokens))
+        engine.finish(look.step, None)
+        return parts.leave(after)
 
     def _advance_others(self, step: int, streams: Streams) -> Streams:
         """The streams that do not reach the output, forecast as the residual of the blocks left out."""
@@ -258,7 +283,7 @@ class Run(NoStep):
     @property
     def kept_bytes(self) -> int:
         """The most bytes of features kept from one step to the next."""
-        return type(self.engine).kept_bytes(self.plan, self.of_blocks, self.cache.engine_settings)
+        return self.engine.most_kept()
 
     @property
     def work_flops(self) -> int:
@@ -296,7 +321,7 @@ class Run(NoStep):
         return {
             "method": self.cache.method,
             "engine": self.cache.engine,
-            "schedule": {"name": self.cache.schedule, **json_value(self.cache.schedule_settings)},
+            "schedule": {"name": self.cache.schedule, **json_value(self.cache.schedule_values)},
             "forecaster": {
                 "name": type(self.cache.forecaster).__name__,
                 **json_value(values_of(self.cache.forecaster)),

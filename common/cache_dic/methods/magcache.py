@@ -21,6 +21,7 @@ from cache_dic.schedule import MAX_STEPS, SCHEDULES, check_num_steps
 from cache_dic.settings import integer, number, plain
 
 TABLES_FILE = Path(__file__).with_name("magcache_tables.json")
+CALIBRATIONS = Path(__file__).with_name("calibrations")
 BRANCHES = ("cond", "uncond")
 RETENTION = {"down": math.floor, "nearest": lambda steps: math.floor(steps + 0.5), "up": math.ceil}
 
@@ -120,7 +121,10 @@ def magcache(
 
 @cache
 def _tables() -> dict[str, Table]:
-    return {name: _table(name, entry) for name, entry in json.loads(TABLES_FILE.read_text(encoding="utf-8")).items()}
+    published = json.loads(TABLES_FILE.read_text(encoding="utf-8"))
+    own = {path.stem.removeprefix("magcache-"): path for path in sorted(CALIBRATIONS.glob("magcache-*.json"))}
+    entries = published | {name: json.loads(path.read_text(encoding="utf-8")) for name, path in own.items()}
+    return {name: _table(name, entry) for name, entry in entries.items()}
 
 
 def table_names() -> tuple[str, ...]:
@@ -144,9 +148,10 @@ def read_table(table: str | Sequence[float]) -> Table:
 
 
 def _table(name: str, entry: Any) -> Table:
-    """A table from its JSON form, checked."""
+    """A table from its JSON form, checked; how eval/calibrate.py made one is left aside."""
     if not isinstance(entry, dict):
         raise UserError(f"table {name!r} is no object with num_steps and ratio")
+    entry = {key: value for key, value in entry.items() if key != "calibration"}
     keys = ("ratio", "ratio") if "ratio" in entry else ("ratio_cond", "ratio_uncond")
     unknown = entry.keys() - {f.name for f in fields(Table)} - set(keys) | entry.keys() & {"ratios"}
     missing = {"num_steps", *keys} - entry.keys()
