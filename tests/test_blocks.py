@@ -159,18 +159,17 @@ def test_cg_taylor_forecasts_block_0():
 # -------------------------------------------------------------------------------------------------- the published code
 
 
-@pytest.mark.parametrize("max_order", [0, 1, 2])
-@pytest.mark.parametrize("Bn_compute_blocks", [0, 1])
-@pytest.mark.parametrize("Fn_compute_blocks", [1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "last", "max_order"), [(1, 0, 0), (1, 0, 1), (2, 1, 0), (2, 1, 2), (1, 2, 1)])
 @pytest.mark.parametrize("name", ["flux", "wan"])
-def test_dbcache_is_that_of_cache_dit(need, name, Fn_compute_blocks, Bn_compute_blocks, max_order):  # noqa: N803
+def test_dbcache_is_that_of_cache_dit(need, name, first, last, max_order):
     settings = {
-        "Fn_compute_blocks": Fn_compute_blocks, "Bn_compute_blocks": Bn_compute_blocks, "residual_diff_threshold": 0.12,
-        "max_warmup_steps": 4,
+        "Fn_compute_blocks": first, "Bn_compute_blocks": last, "residual_diff_threshold": 0.12, "max_warmup_steps": 4
     }  # fmt: skip
     assert_is_cache_dit(need, name, 20, max_order, settings, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -189,6 +188,7 @@ def test_limits_of_dbcache_are_those_of_cache_dit(need, name, settings):
     assert_is_cache_dit(need, name, 20, 1, settings, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["dynamic", "static"])
 @pytest.mark.parametrize("num_steps", [20, 40])
 def test_masks_of_dbcache_are_those_of_cache_dit(need, num_steps, policy):
@@ -312,7 +312,7 @@ def test_guidance_branches_decide_apart_or_together(method):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", [*SPLIT, "speca"])
-@pytest.mark.parametrize("name", ["dit", "wan"])
+@pytest.mark.parametrize("name", ["dit", pytest.param("wan", marks=pytest.mark.slow)])
 def test_flops_are_those_of_the_run(name, method):
     """As torch counts them while it runs; the element-wise work of engines is counted by formula alone."""
     played = []
