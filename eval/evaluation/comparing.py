@@ -12,6 +12,7 @@ All of it is kept whole as it is made, so that a killed run goes on where it sto
 import os
 import statistics
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -296,7 +297,9 @@ class Contest:
         """Sample a batch and keep its samples; what is to be kept of how that went. UserError for samples not finite."""
         device = self.world.device
         reset_peak_memory(device)
+        begun = time.process_time()
         (latents, run), seconds = timed(lambda: pipeline.sample(entry, batch, lambda *_: bar.update()), device)
+        processor = time.process_time() - begun if device.type == "cpu" else None
         for index in batch.indices:
             entry.measured_path(index).unlink(missing_ok=True)
         if failed := samples.write(batch, latents):
@@ -305,6 +308,7 @@ class Contest:
         return {
             "indices": batch.indices,
             "seconds": seconds,
+            "processor_seconds": processor,
             "flops": run_flops(run)[0],
             "peak_bytes": peak_memory(device),
             "record": run.record(),
@@ -376,7 +380,7 @@ class Contest:
             "flops_T": batches[0]["flops"] / 1e12,
             "flops_T_uncached": uncached[0]["flops"] / 1e12,
             "flops_ratio": sum(kept["flops"] for kept in uncached) / sum(kept["flops"] for kept in batches),
-            "latency": latency(batches),
+            "latency": latency(batches, uncached),
             "kept_bytes": max(kept["record"]["kept_bytes"] for kept in batches),
             "peak_bytes": max(kept["peak_bytes"] for kept in batches),
             **judged(self._measured(entry), self._measured(self.uncached) if entry is not self.uncached else None),
@@ -484,10 +488,20 @@ def computed(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"mean": statistics.mean(full), "min": min(full), "max": max(full)}
 
 
-def latency(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Seconds of a batch, and the median ratio of the uncached batch that was timed beside it."""
+def latency(batches: Sequence[Mapping[str, Any]], uncached: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Seconds of a batch, and the median ratio of the uncached batch that was timed beside it.
+
+    On a CPU also what other work on the machine hardly changes, the time that its processors spent on this one:
+    `processor_ratio` to the uncached batches, and `processor_share`, the median of processors that a batch had at a time.
+    """
     ratios = [kept["uncached_seconds"] / kept["seconds"] for kept in batches]
-    return {**spread([kept["seconds"] for kept in batches]), "ratio": statistics.median(ratios)}
+    found = {**spread([kept["seconds"] for kept in batches]), "ratio": statistics.median(ratios)}
+    spent, base = ([kept["processor_seconds"] for kept in given] for given in (batches, uncached))
+    if None in (*spent, *base):
+        return found
+    shares = [kept["processor_seconds"] / kept["seconds"] for kept in batches]
+    ratios = [theirs / own for theirs, own in zip(base, spent, strict=True)]
+    return {**found, "processor_ratio": statistics.median(ratios), "processor_share": statistics.median(shares)}
 
 
 def _identity(entry: Entry) -> Row:

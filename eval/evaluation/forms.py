@@ -125,7 +125,8 @@ _SCORES = ("score", "class_accuracy", "flicker")
 _COMPARED: Form = {
     "label": str, "name": str, "form": (None, str), "groups": list, "num_steps": int,
     "computed": {"mean": float, "min": int, "max": int}, "flops_ratio": positive, "kept_bytes": float,
-    "latency": {"ratio": positive}, "psnr": (None, {**PSNR, "low_db": (None, float), "high_db": (None, float)}),
+    "latency": {"ratio": positive, "processor_ratio": (None, positive)},
+    "psnr": (None, {**PSNR, "low_db": (None, float), "high_db": (None, float)}),
     "ssim": (None, INTERVAL), "lite0": (None, INTERVAL), "samples": {"psnr_db": (None, [(None, float)])},
     **{key: (None, INTERVAL) for score in _SCORES for key in (score, f"{score}_change")},
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Quality against cost from a record of eval/compare.py: two panels a figure of merit, over FLOPs ratio and latency ratio."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,8 @@ from evaluation.cells import LITE0
 from seerkit.io.files import written_whole
 
 Row = Mapping[str, Any]
-COSTS = {
-    "FLOPs ratio, uncached / this": lambda row: row["flops_ratio"],
-    "latency ratio, uncached / this": lambda row: row["latency"]["ratio"],
-}
+Cost = Callable[[Row], float]
+BUSY = 0.8  # of the processors that a process has threads for: below, others had work too
 MARKERS = "osD^vP*X<>ph8d"
 SUFFIXES = (".png", ".svg")
 
@@ -60,6 +59,19 @@ def front(points: Sequence[tuple[float, float]], best: int) -> list[tuple[float,
     return kept[::-1]
 
 
+def costs(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Cost]:
+    """What figures of merit are drawn over: operations, and time, on a machine with other work that of the processors."""
+    shares = [row["latency"].get("processor_share") for row in rows]
+    threads = record["conditions"].get("threads") or 1
+    busy = None not in shares and bool(shares) and statistics.median(shares) < BUSY * threads
+    time: dict[str, Cost] = (
+        {"processor time ratio, uncached / this (busy machine)": lambda row: row["latency"]["processor_ratio"]}
+        if busy
+        else {"latency ratio, uncached / this": lambda row: row["latency"]["ratio"]}
+    )
+    return {"FLOPs ratio, uncached / this": lambda row: row["flops_ratio"], **time}
+
+
 def draw_pareto(record: Mapping[str, Any], path: Path) -> None:
     """Write the plot, PNG or SVG by its name: series by colour and marker, bars for 95 % intervals, the front in grey.
 
@@ -81,7 +93,7 @@ def draw_pareto(record: Mapping[str, Any], path: Path) -> None:
     with plt.rc_context({"svg.hashsalt": "compare", "svg.fonttype": "none"}):
         figure, axes = plt.subplots(len(shown), 2, figsize=(12, 3.8 * len(shown)), squeeze=False, sharey="row")
         for line, merit in zip(axes, shown, strict=True):
-            for axis, (title, cost) in zip(line, COSTS.items(), strict=True):
+            for axis, (title, cost) in zip(line, costs(record, rows).items(), strict=True):
                 _draw_panel(axis, rows, merit, cost, series, colours)
                 axis.set(xlabel=title, ylabel=merit.title if axis is line[0] else None)
                 axis.grid(alpha=0.3)
@@ -107,7 +119,7 @@ def _draw_panel(
     axis: Any,
     rows: Sequence[Row],
     merit: Merit,
-    cost: Callable[[Row], float],
+    cost: Cost,
     series: Sequence[str],
     colours: Sequence[Any],
 ) -> None:

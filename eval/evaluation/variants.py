@@ -112,7 +112,8 @@ def method_rows(method: str, setup: Setup) -> list[dict[str, Any]]:
     if {setup.model, setup.package} & chosen.undefined.keys():
         return []
     rows = [dict(row) for row in chosen.rows(setup.model, setup.package)]
-    as_registered = not chosen.shipped and "interval" in chosen.defaults
+    is_ours = chosen.forecaster.__module__.partition(".")[0] == "cache_dic"
+    as_registered = not is_ours and "interval" in chosen.defaults
     if not rows and not as_registered and "interval" in accepted_settings(method):
         return [{"interval": interval} for interval in PRESETS[setup.package].compare_intervals]
     return rows

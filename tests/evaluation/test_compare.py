@@ -20,9 +20,10 @@ from evaluation.comparing import Contest, Entry, computed, judged, latency, meas
 from evaluation.forms import COMPARISON
 from evaluation.images import ImageJob
 from evaluation.metrics import mean_interval, psnr, ssim, student_quantile
-from evaluation.pareto import front
+from evaluation.pareto import costs, front
 from evaluation.perceptual import SCALE, lite0_distance, unit_features
 from evaluation.variants import BASELINES, FORMS, RULES, UNCACHED, Setup, Variant, searched_files, variants
+from flux import Flux, flux_config, sample
 from seerkit.command.cli import run_command
 from seerkit.devices.distributed import World
 from seerkit.io.records import misfit
@@ -151,11 +152,16 @@ def test_rows_hold_intervals_over_samples_and_changes_of_scores():
 def test_steps_and_seconds_are_those_of_all_batches():
     def batch(indices: list[int], full: int, seconds: float, uncached: float) -> dict:
         record = {"full_steps": list(range(full))}
-        return {"indices": indices, "record": record, "seconds": seconds, "uncached_seconds": uncached}
+        return {
+            "indices": indices, "record": record, "seconds": seconds, "uncached_seconds": uncached,
+            "processor_seconds": seconds / 2,
+        }  # fmt: skip
 
     batches = [batch([0, 1, 2], 8, 1.0, 4.0), batch([3], 12, 2.0, 6.0)]
     assert computed(batches) == {"mean": 9.0, "min": 8, "max": 12}
-    timing = latency(batches)
+    timing = latency(batches, [batch([0, 1, 2], 50, 4.0, 4.0), batch([3], 50, 8.0, 8.0)])
+    assert (timing["processor_ratio"], timing["processor_share"]) == (4.0, 0.5)
+    assert "processor_ratio" not in latency([{**one, "processor_seconds": None} for one in batches], batches)
     assert (timing["median_s"], timing["repeats"], timing["ratio"]) == (1.5, 2, 3.5), "ratios of batches timed together"
     assert full_steps_cell({"computed": computed(batches), "num_steps": 50}) == "9.0 (8-12)/50"
     assert full_steps_cell({"computed": {"mean": 8, "min": 8, "max": 8}, "num_steps": 50}) == "8/50"
@@ -169,6 +175,19 @@ def test_cells_show_half_an_interval():
     assert change_cell({"class_accuracy_change": {"mean": -0.05, "low": -0.1, "high": 0.0}}, "class_accuracy") == (
         "-5.0 ± 5.0"
     )
+
+
+def test_time_is_that_of_the_processors_where_the_machine_had_other_work():
+    def drawn(share: float | None) -> str:
+        latency = {"ratio": 2.0} | ({} if share is None else {"processor_ratio": 3.0, "processor_share": share})
+        rows = [{"flops_ratio": 4.0, "latency": latency}]
+        (_, flops), (title, time) = costs({"conditions": {"threads": 2}}, rows).items()
+        assert flops(rows[0]) == 4.0
+        return f"{title.partition(' ratio')[0]} {time(rows[0])}"
+
+    assert drawn(1.9) == "latency 2.0"
+    assert drawn(0.5) == "processor time 3.0"
+    assert drawn(None) == "latency 2.0", "as on a GPU"
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
@@ -215,6 +234,17 @@ def test_schedules_that_ship_are_found_by_their_names(tmp_path, monkeypatch):
         (folder / f"{name}.json").write_text("{}")
     found = searched_files(Setup(model="flux-tiny", package="flux", num_steps=50))
     assert [path.stem for path in found] == ["flux-tiny-18-of-50", "flux-tiny-7-of-50"]
+
+
+@pytest.mark.slow
+def test_every_variant_of_a_model_can_be_sampled():
+    model = Flux(flux_config("flux-debug")).eval().requires_grad_(False)
+    noise, txt, y = torch.randn(1, 3, 16, 16), torch.randn(1, 4, 384), torch.randn(1, 768)
+    for variant in labels("all").values():
+        steps = variant.changes.get("num_steps", 50)
+        latents, run = sample(model, noise, txt, y, steps, cache=variant.cache, return_run=True)
+        assert latents.isfinite().all(), variant.label
+        assert len(run.record()["steps"]) == steps
 
 
 @pytest.fixture
@@ -384,7 +414,7 @@ def test_tables_are_made_of_the_record(compare):
     psnr_of = by_label(record)["ours"]["psnr"]
     assert rows["ours"][1:4] == ["2/4", "2.00x", rows["ours"][3]]
     half = (psnr_of["high_db"] - psnr_of["low_db"]) / 2
-    assert rows["ours"][5] == f"{psnr_of['mean_db']:.2f} ± {half:.2f}"
+    assert rows["ours"][6] == f"{psnr_of['mean_db']:.2f} ± {half:.2f}"
     assert "unmade failed: not defined for fakes" in text
     assert "4 samples in batches of 2" in text
     one, two = ({"samples": {"psnr_db": values}} for values in ([30.0, 32.0, None], [29.0, 29.0, 40.0]))
