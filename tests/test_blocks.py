@@ -275,6 +275,18 @@ def test_a_walked_run_counts_the_bytes_of_the_other_streams():
     assert runs[0].kept_bytes == 2 * reference.BATCH * 10 * 17 * 48 * 4
 
 
+def test_what_decides_is_kept_too():
+    """Of tokens: the residual and that of block 0; the latest hidden states and those after block 0."""
+    tokens = 2 * 16 * 48 * 4
+    for method, settings, count in (
+        ("first_block_cache", {}, 2), ("dbcache", {}, 2), ("dbcache", {"max_order": 1}, 3),
+        ("cg_taylor", {"first_block_order": 2, "last_block_order": 1}, 5),
+    ):  # fmt: skip
+        cache = cache_of(method, "dit", **settings)
+        (run,), _ = reference.play("dit", reference.open_loop("dit", 8), cache)
+        assert run.kept_bytes == count * tokens == cache.kept_bytes(8, run.tokens)[cache.engine]
+
+
 # --------------------------------------------------------------------------------------------------------------- state
 
 

@@ -33,7 +33,8 @@ class Decider:
     otherwise the first one, the conditional, decides for all. of_time: it looks at nothing but steps and times, so that all
     full steps are known before the run. horizon: the most forecasts in a row, None for no bound. verifies: at forecasts for
     which `checks` says so, the last block is also computed from what is forecast before it, and `verify` sees both. sees_ends:
-    `look.before` and `look.after` are, when it learns, the tokens before the first and after the last block.
+    `look.before` and `look.after` are, when it learns, the tokens before the first and after the last block. kept_tokens:
+    tensors of the shape of the tokens that it keeps itself from step to step.
     """
 
     first_blocks: int = 0
@@ -42,6 +43,7 @@ class Decider:
     of_time: bool = False
     verifies: bool = False
     sees_ends: bool = False
+    kept_tokens: int = 0
 
     @property
     def horizon(self) -> int | None:

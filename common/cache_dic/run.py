@@ -283,7 +283,8 @@ class Run(NoStep):
     @property
     def kept_bytes(self) -> int:
         """The most bytes of features kept from one step to the next."""
-        return self.engine.most_kept()
+        decides = self.decider is not None and self.leader is None
+        return self.engine.most_kept() + (self.cache.decider_bytes(self.tokens) if decides else 0)
 
     @property
     def work_flops(self) -> int:
