@@ -1,6 +1,6 @@
 """Methods that decide after a step's first blocks, compute its last ones, or verify a forecast by the last one."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +8,7 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic import METHODS, SCHEDULES, Cache, Decider, Run, UserError, make_cache, register
 from cache_dic.methods.cg_taylor import CGTaylor
 from cache_dic.methods.dbcache import DBCache
 from cache_dic.methods.speca import SpeCa
@@ -394,6 +394,31 @@ def test_each_range_of_blocks_is_a_graph(name, num_graphs):
 def test_bad_settings_are_named(method, settings, message):
     with pytest.raises(UserError, match=message):
         make_cache(method, preset="dit", **settings)
+
+
+def test_a_schedule_of_ones_own_may_verify():
+    """And what goes wrong in it is named with its file and line."""
+    seen = []
+
+    @register("checking", engine="walked")
+    @dataclass(kw_only=True)
+    class Checking(Decider):
+        verifies = True
+
+        def decide(self, look):
+            return look.step % 3 == 0
+
+        def verify(self, look, forecast, computed):
+            if look.step == 4:
+                raise ZeroDivisionError("four")
+            seen.append((look.step, forecast.output.shape == computed.output.shape == computed.feature.shape))
+
+    try:
+        with pytest.raises(UserError, match=r"failed to verify step 4: .*test_blocks.py:\d+: ZeroDivisionError: four"):
+            reference.play("dit", reference.open_loop("dit", 6), make_cache("checking"))
+    finally:
+        del METHODS["checking"], SCHEDULES["checking"]
+    assert seen == [(1, True), (2, True)]
 
 
 def test_a_model_without_a_block_to_forecast_is_refused():

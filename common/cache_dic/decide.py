@@ -88,6 +88,20 @@ def decided(decider: Any, look: "Look", horizon: int) -> bool:
     return is_full
 
 
+def to_verify(decider: Any, look: "Look") -> bool:
+    """Whether a forecast is to be verified; UserError for a decider that fails."""
+    name, (file, line) = type(decider).__name__, source_of(type(decider), "checks")
+    with run_of_user_code(f"schedule {name} failed at step {look.step}", file, line):
+        return decider.verifies and bool(decider.checks(look))
+
+
+def verified(decider: Any, look: "Look", forecast: "BlockResult", computed: "BlockResult") -> None:
+    """Show a decider what the last block gave by the forecast and computed; UserError for one that fails."""
+    name, (file, line) = type(decider).__name__, source_of(type(decider), "verify")
+    with run_of_user_code(f"schedule {name} failed to verify step {look.step}", file, line):
+        decider.verify(look, forecast, computed)
+
+
 def learned(decider: Any, look: "Look", output: "Tensor") -> None:
     """Tell a decider of a full step; UserError for one that fails."""
     name, (file, line) = type(decider).__name__, source_of(type(decider), "learn")
