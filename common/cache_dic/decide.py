@@ -33,7 +33,8 @@ class Decider:
     otherwise the first one, the conditional, decides for all. of_time: it looks at nothing but steps and times, so that all
     full steps are known before the run. horizon: the most forecasts in a row, None for no bound. verifies: at forecasts for
     which `checks` says so, the last block is also computed from what is forecast before it, and `verify` sees both. sees_ends:
-    `look.before` and `look.after` are, when it learns, the tokens before the first and after the last block.
+    `look.before` and `look.after` are, when it learns, the tokens before the first and after the last block. kept_tokens:
+    tensors of the shape of the tokens that it keeps itself from step to step.
     """
 
     first_blocks: int = 0
@@ -42,6 +43,7 @@ class Decider:
     of_time: bool = False
     verifies: bool = False
     sees_ends: bool = False
+    kept_tokens: int = 0
 
     @property
     def horizon(self) -> int | None:
@@ -84,6 +86,20 @@ def decided(decider: Any, look: "Look", horizon: int) -> bool:
             f"{horizon}"
         )
     return is_full
+
+
+def to_verify(decider: Any, look: "Look") -> bool:
+    """Whether a forecast is to be verified; UserError for a decider that fails."""
+    name, (file, line) = type(decider).__name__, source_of(type(decider), "checks")
+    with run_of_user_code(f"schedule {name} failed at step {look.step}", file, line):
+        return decider.verifies and bool(decider.checks(look))
+
+
+def verified(decider: Any, look: "Look", forecast: "BlockResult", computed: "BlockResult") -> None:
+    """Show a decider what the last block gave by the forecast and computed; UserError for one that fails."""
+    name, (file, line) = type(decider).__name__, source_of(type(decider), "verify")
+    with run_of_user_code(f"schedule {name} failed to verify step {look.step}", file, line):
+        decider.verify(look, forecast, computed)
 
 
 def learned(decider: Any, look: "Look", output: "Tensor") -> None:

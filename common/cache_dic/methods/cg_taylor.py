@@ -50,6 +50,10 @@ class CGTaylor(Decider):
         check_order(self.first_block_order)
         check_order(self.last_block_order)
 
+    @property
+    def kept_tokens(self) -> int:  # type: ignore[override]
+        return self.first_block_order + 1
+
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
         return _weights(self.last_block_order, full_steps, step)
 

@@ -72,6 +72,7 @@ class DBCache(Decider):
     by_branch: bool = True
     residual: "Tensor | None" = field(init=False, default=None)
     total: float = field(init=False, default=0.0)
+    kept_tokens = 1
 
     def __post_init__(self) -> None:
         integer("Fn_compute_blocks", self.Fn_compute_blocks, at_least=1)

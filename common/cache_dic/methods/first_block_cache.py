@@ -35,6 +35,7 @@ class FirstBlockCache(Decider):
     by_branch: bool = True
     residual: "Tensor | None" = field(init=False, default=None)
     first_blocks = 1
+    kept_tokens = 1
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
