@@ -4,8 +4,9 @@ Image i is that of prompt i and depends on its prompt, --seed and i alone. A kil
 the processes share the prompts.
 """
 
-from flux.flags import EMBEDDED, add_flags, caches, fill_defaults, prompts_of
+from flux.flags import ALSO, add_flags, caches, fill_defaults, prompts_of
 from seerkit.command.cli import Parser, run_command
+from seerkit.command.flags import add_image_flags
 
 EXAMPLES = """
 python TaylorSeer-FLUX/sample.py --compare
@@ -18,30 +19,16 @@ torchrun --nproc_per_node=8 TaylorSeer-FLUX/sample.py --model flux-dev --prompt-
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, EXAMPLES)
     add_flags(parser)
+    add_image_flags(parser, ALSO, family="flux")
     args = parser.parse_args(argv)
     fill_defaults(args)
     prompts, chosen = prompts_of(args), caches(args)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
-    from evaluation.images import ImageJob, emoji_judge, run
-    from evaluation.jobs import output_folder
-    from flux.pipeline import Pipeline, find_everything, settings_of
+    from evaluation.families import flux_job
+    from evaluation.images import run
 
-    settings = settings_of(args, prompts)
-    run(
-        ImageJob(
-            command="TaylorSeer-FLUX/sample.py",
-            args=args,
-            prompts=prompts,
-            caches=chosen,
-            settings=settings,
-            sizes={"height": args.height, "width": args.width},
-            out=output_folder(args.output_dir, "flux", settings),
-            find=lambda _: find_everything(args),
-            make_judge=emoji_judge if args.model == EMBEDDED else None,
-            make_pipeline=lambda batches, device: Pipeline(args, batches, device),
-        )
-    )
+    run(flux_job("TaylorSeer-FLUX/sample.py", args, prompts, chosen))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ there --samples-per-prompt times, and depends on its prompt, --seed and i alone.
 torchrun the processes share the prompts.
 """
 
-from hidream.flags import EMBEDDED, add_flags, caches, fill_defaults, prompts_of, sizes_of
+from hidream.flags import add_flags, caches, fill_defaults, prompts_of
 from seerkit.command.cli import Parser, run_command
 from seerkit.text.prompts import repeated
 
@@ -25,26 +25,10 @@ def main(argv: list[str] | None = None) -> None:
     prompts, chosen = prompts_of(args), caches(args)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
-    from evaluation.images import ImageJob, emoji_judge, run
-    from evaluation.jobs import output_folder
-    from hidream.pipeline import Pipeline, find_everything, settings_of
+    from evaluation.families import hidream_job
+    from evaluation.images import run
 
-    prompts = repeated(prompts, args.samples_per_prompt)
-    settings = settings_of(args, prompts)
-    run(
-        ImageJob(
-            command="TaylorSeer-HiDream/sampling.py",
-            args=args,
-            prompts=prompts,
-            caches=chosen,
-            settings=settings,
-            sizes=sizes_of(args),
-            out=output_folder(args.output_dir, "hidream", settings),
-            find=lambda _: find_everything(args),
-            make_judge=emoji_judge if args.model == EMBEDDED else None,
-            make_pipeline=lambda batches, device: Pipeline(args, batches, device),
-        )
-    )
+    run(hidream_job("TaylorSeer-HiDream/sampling.py", args, repeated(prompts, args.samples_per_prompt), chosen))
 
 
 if __name__ == "__main__":

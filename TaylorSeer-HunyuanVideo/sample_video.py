@@ -6,10 +6,8 @@ alone. A killed run goes on with --resume; under torchrun the processes share th
 """
 
 from evaluation.video_flags import add_video_flags, list_samples
-from hunyuan_video.config import USAGE, hunyuan_video_config, latent_shape
-from hunyuan_video.flags import ALSO, add_flags, caches, fill_defaults, prompts_of
+from hunyuan_video.flags import ALSO, QUALITY, add_flags, caches, fill_defaults, prompts_of
 from seerkit.command.cli import Parser, run_command
-from seerkit.command.videos import check_processes, sequence_parallel
 
 EXAMPLES = """
 python TaylorSeer-HunyuanVideo/sample_video.py --compare
@@ -22,40 +20,16 @@ torchrun --nproc_per_node=8 TaylorSeer-HunyuanVideo/sample_video.py --model huny
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, EXAMPLES)
     add_flags(parser)
-    add_video_flags(parser, ALSO, family="hunyuan", quality=5)
+    add_video_flags(parser, ALSO, family="hunyuan", quality=QUALITY)
     args = parser.parse_args(argv)
     fill_defaults(args)
     (prompts, names), chosen = list_samples(args, prompts_of(args)), caches(args)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
-    from evaluation.jobs import output_folder
-    from evaluation.videos import VideoJob, run
-    from hunyuan_video.pipeline import Pipeline, find_everything, settings_of
-    from seerkit.io.media import video_facts
+    from evaluation.families import hunyuan_job
+    from evaluation.videos import run
 
-    check_processes(args, hunyuan_video_config(args.model).heads_num, "--dit-fsdp")
-    settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
-    run(
-        VideoJob(
-            command="TaylorSeer-HunyuanVideo/sample_video.py",
-            args=args,
-            prompts=prompts,
-            caches=chosen,
-            settings=settings,
-            sizes={
-                "height": args.height,
-                "width": args.width,
-                "frames": args.num_frames,
-                "text_tokens": USAGE[args.model].text_tokens,
-            },
-            out=output_folder(args.output_dir, "hunyuan", settings),
-            names=names,
-            latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
-            sequence_parallel=sequence_parallel(args),
-            find=lambda _: find_everything(args),
-            make_pipeline=lambda world: Pipeline(args, world),
-        )
-    )
+    run(hunyuan_job("TaylorSeer-HunyuanVideo/sample_video.py", args, prompts, chosen, names))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from pathlib import Path
 from cache_dic import UserError
 from evaluation.video_flags import add_video_flags, list_samples
 from seerkit.command.cli import Parser, run_command
-from seerkit.command.videos import check_processes, sequence_parallel
 from seerkit.io.files import writable_directory, written_whole
-from wan.config import latent_shape, wan_config
-from wan.flags import ALSO, add_flags, caches, fill_defaults, prompts_of
+from wan.flags import ALSO, QUALITY, add_flags, caches, fill_defaults, prompts_of
 
 EXAMPLES = """
 python TaylorSeer-Wan2.1/generate.py --compare
@@ -27,7 +25,10 @@ torchrun --nproc_per_node=8 TaylorSeer-Wan2.1/generate.py --model wan-t2v-14B --
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, EXAMPLES)
     add_flags(parser)
-    add_video_flags(parser, ALSO, family="wan", quality=8)
+    add_video_flags(parser, ALSO, family="wan", quality=QUALITY)
+    parser.section("output").add_argument(
+        "--save-file", type=Path, metavar="FILE", help="also write the one video that is made to this MP4"
+    )
     args = parser.parse_args(argv)
     fill_defaults(args)
     (prompts, names), chosen = list_samples(args, prompts_of(args)), caches(args)
@@ -41,32 +42,10 @@ def main(argv: list[str] | None = None) -> None:
             writable_directory(args.save_file.parent)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
-    from evaluation.jobs import output_folder
-    from evaluation.videos import VideoFolder, VideoJob, run
-    from seerkit.io.media import video_facts
-    from wan.pipeline import Pipeline, find_everything, settings_of
+    from evaluation.families import wan_job
+    from evaluation.videos import VideoFolder, run
 
-    check_processes(args, wan_config(args.model).num_heads, "--dit-fsdp", "--t5-fsdp")
-    settings = {**settings_of(args, prompts), "video": video_facts(args.quality)}
-    job = VideoJob(
-        command="TaylorSeer-Wan2.1/generate.py",
-        args=args,
-        prompts=prompts,
-        caches=chosen,
-        settings=settings,
-        sizes={
-            "height": args.height,
-            "width": args.width,
-            "frames": args.num_frames,
-            "cfg_scale": args.guidance_scale,
-        },
-        out=output_folder(args.output_dir, "wan", settings),
-        names=names,
-        latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
-        sequence_parallel=sequence_parallel(args),
-        find=lambda _: find_everything(args),
-        make_pipeline=lambda world: Pipeline(args, world),
-    )
+    job = wan_job("TaylorSeer-Wan2.1/generate.py", args, prompts, chosen, names)
     record = run(job)
     if record and args.save_file:
         (label,) = chosen

@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add_record_flags(parser)
     args = parser.parse_args(argv)
-    if args.engine != "folded":
+    if args.engine not in (None, "folded"):
         parser.error(f"--engine {args.engine} has no effect here: all engines are timed, and whole runs are folded")
     if args.telemetry:
         parser.error("--telemetry adds work to full steps; time without it")

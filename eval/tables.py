@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cache_dic import UserError
+from evaluation.cells import INTERVALS, LITE0, change_cell, full_steps_cell, plus_minus, psnr_interval
 from evaluation.forms import (
     BENCHMARK,
     BLOCK_FIELDS,
     BUSY_MACHINE,
+    COMPARISON,
     COUNTS,
     KEPT,
     NEAREST,
@@ -25,6 +27,8 @@ from evaluation.forms import (
     TRAINING,
     VIDEO_COUNTS,
 )  # fmt: skip
+from evaluation.method_table import methods, presets
+from evaluation.metrics import mean_interval
 from evaluation.paper import published, published_flops, published_latency
 from evaluation.video_metrics import flicker_change
 from hidream import HiDreamConfig
@@ -726,6 +730,124 @@ def flicker(record: dict[str, Any], row: dict[str, Any]) -> str:
     return number(mean, 2) + ("" if change is None else f" ({100 * change:+.1f} %)")
 
 
+COMPARE = "bash scripts/compare.sh"
+
+
+def comparison_record(results: Path, name: str) -> dict[str, Any] | None:
+    """Every method on the embedded model of a backbone; None where that was not run."""
+    path = results / name / f"compare-{BACKBONES[name].embedded}.json"
+    return read(path, COMPARISON, COMPARE) if path.exists() else None
+
+
+def comparison_table(name: str) -> Callable[[Path], str]:
+    """What makes the table of a backbone's comparison, with its plot."""
+
+    def table(results: Path) -> str:
+        record, stem = comparison_record(results, name), f"compare-{BACKBONES[name].embedded}"
+        if record is None:
+            return f"Not run; `{COMPARE}` does."
+        plot = results / name / f"{stem}.png"
+        shown = [f"![quality against cost](../results/{name}/{stem}.png)"] if plot.exists() else []
+        return "\n\n".join([compared_methods(record), *shown])
+
+    return table
+
+
+def compared_methods(record: dict[str, Any]) -> str:
+    """The rows of a comparison; one that failed says why."""
+    rows = [row for row in record["rows"] if "error" not in row]
+    failed = [f"{row['name']} failed: {row['error']}" for row in record["rows"] if "error" in row]
+    score = next((key for key in ("score", "class_accuracy", "flicker") if any(row.get(key) for row in rows)), None)
+    header = [
+        "method", "full steps", "FLOPs ratio", "latency ratio", "processor time ratio", "cache MiB", "PSNR dB", "SSIM", LITE0,
+        *([f"change of {score.replace('_', ' ')}"] if score else []),
+    ]  # fmt: skip
+    cells = [
+        [
+            row["name"],
+            full_steps_cell(row),
+            number(row["flops_ratio"], 2, "x"),
+            number(row["latency"]["ratio"], 2, "x"),
+            number(row["latency"].get("processor_ratio"), 2, "x"),
+            number(row["kept_bytes"] / MIB, 1),
+            compared_psnr(row),
+            plus_minus(row.get("ssim"), 3),
+            plus_minus(row.get("lite0"), 1),
+            *([change_cell(row, score)] if score else []),
+        ]
+        for row in rows
+    ]
+    uncached = next((row for row in rows if row["label"] == "uncached"), None)
+    of_uncached = None
+    if score and uncached:
+        share = score.endswith("accuracy")
+        mean = number(uncached[score]["mean"] * (100 if share else 1), 1, " %" if share else "")
+        of_uncached = f"{score.replace('_', ' ')} of the uncached samples {mean}"
+    return "\n\n".join(
+        [
+            markdown_table(header, cells),
+            made_with(f"{comparison_facts(record)}; {INTERVALS}", of_uncached, *failed),
+        ]
+    )
+
+
+def comparison_facts(record: dict[str, Any]) -> str:
+    s = record["settings"]
+    return (
+        f"{s['model']}, {s['num_steps']} steps, {record['num_samples']} samples in batches of {record['batch_size']}, seed "
+        f"{s['seed']}, {run_conditions(record['conditions'])}"
+    )
+
+
+def compared_psnr(row: dict[str, Any]) -> str:
+    shown = psnr_cell(row["psnr"])
+    return shown if shown == "identical" else plus_minus(psnr_interval(row), 2)
+
+
+def compared_forms(results: Path) -> str:
+    """Where features are kept, on every embedded model: predictor, full steps and samples are the same."""
+    records = [record for name in BACKBONES if (record := comparison_record(results, name)) is not None]
+    if not records:
+        return f"Not run; `{COMPARE}` does."
+    cells = []
+    for record in records:
+        rows = [row for row in record["rows"] if "error" not in row and "forms" in row["groups"]]
+        by_setting: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_setting.setdefault(row["label"].removesuffix(f"-{row['form']}"), []).append(row)
+        for setting, alike in by_setting.items():
+            first = alike[0]
+            cells += [
+                [
+                    record["settings"]["model"],
+                    setting,
+                    row["form"],
+                    number(row["kept_bytes"] / MIB, 1),
+                    number(row["latency"].get("processor_ratio"), 2, "x"),
+                    compared_psnr(row),
+                    "–" if row is first else plus_minus(paired(row, first), 2, signed=True),
+                    plus_minus(row["lite0"], 1),
+                ]
+                for row in alike
+            ]
+    header = [
+        "model", "setting", "features kept", "cache MiB", "processor time ratio", "PSNR dB", "PSNR dB over the first form",
+        LITE0,
+    ]  # fmt: skip
+    return "\n\n".join(
+        [
+            markdown_table(header, cells, left=(0, 1, 2)),
+            made_with(INTERVALS, *(comparison_facts(record) for record in records)),
+        ]
+    )
+
+
+def paired(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The interval of the difference in PSNR over the same samples, those left out that are identical to the uncached."""
+    pairs = zip(row["samples"]["psnr_db"], other["samples"]["psnr_db"], strict=True)
+    return mean_interval([a - b for a, b in pairs if a is not None and b is not None])
+
+
 def flux_op_counts(results: Path) -> str:
     """Operations of a forecast step: the engines here, and other implementations."""
     command = "python eval/op_counts.py --out results/flux/op-counts.json"
@@ -884,6 +1006,8 @@ def flux_busy_machine(results: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "overview": overview,
+    "methods": methods,
+    "method-presets": presets,
     "dit-flops": dit_flops,
     "dit-benchmark": dit_benchmark,
     "dit-samples": dit_samples,
@@ -912,6 +1036,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "hidream-quality": hidream_quality,
     "hidream-nearest": hidream_nearest,
     "hidream-training": hidream_training,
+    **{f"{name}-comparison": comparison_table(name) for name in BACKBONES},
+    "forms": compared_forms,
 }
 
 

@@ -67,10 +67,15 @@ BASES = {
     "common/emoji/prepare_data.py": "--packages in/folder --output-dir out --size 16 --no-text",
     "eval/benchmark.py": "--model debug --device cpu --num-steps 4 --interval 2 --repeats 1 --dropped 0 --out out/b.json",
     "eval/busy_machine.py": "--spins 1000 --neighbours 0 --repeats 1 --out out/busy.json",
+    "eval/compare.py": "--model debug --ckpt {dit} --num-steps 3 --classes 0 --methods fora --output-dir out",
     "eval/flops.py": "--model debug --num-steps 4 --interval 2 --out out/flops.json",
     "eval/nearest.py": "in/samples --label uncached --data {emoji} --shown 2 --out out/near",
     "eval/op_counts.py": "--depth 1 --max-order 1 --out out/ops.json",
     "eval/plot.py": "pareto in/samples/record.json --out out/plot.png",
+    "eval/schedule_gains.py": "--model flux-debug --ckpt {flux} --num-steps 3 --samples 1 --device cpu"
+    " --schedules in/schedule.json --out out/gains.json",
+    "eval/search_schedule.py": "--model flux-debug --ckpt {flux} --num-steps 4 --full-steps 2 --samples 1 --lists 3"
+    " --device cpu --out out/found.json",
     "eval/tables.py": "--results {results} --readme in/README.md",
     "eval/train_classifier.py": "--data {clothes} --out out/c.safetensors --epochs 1 --batch-size 16 --device cpu",
     "eval/train_scorer.py": "--data {emoji} --out out/s.safetensors --features {features} --steps 1 --batch-size 8"
@@ -106,6 +111,11 @@ TEXTS_BY_FLAG = {
     ),
     "classes": (
         "0", "0,1", "99", "-1", "0,0", "sandal", "0,sandal", "", ",", "1.5", "0," * 2000 + "0", "9" * 5000, "٣", "²",
+    ),
+    "schedule": (
+        "fora", "diffusers", "explicit", "searched", "Fora", "", "in/schedule.json", "in/other-steps.json", "in/list.json",
+        "in/missing.json", "in/folder.json", "in/empty.json", "in/schema.json", "in/nested.json", "in/garbage", ".json",
+        "x" * 300 + ".json", "🦊.json", "in/schedule.json/x.json",
     ),
     "size": (
         "32*32", "16*16", "32x32", "32", "0*0", "-1*32", "33*31", "99999*99999", "1e3*32", "32*32*32", "", "²*32",
@@ -201,6 +211,9 @@ def write_inputs(folder: Path, checkpoint: Path) -> None:
     shutil.copy(folder / "garbage", folder / "garbage.pt")
     (folder / "schema.json").write_text('{"rows": [{"label": 1, "psnr": "x"}], "settings": {"prompts": {"a": [null]}}}')
     (folder / "list.json").write_text("[1, 2, 3]")
+    for name, steps in (("schedule", 3), ("other-steps", 50)):
+        found = {"model": "flux-debug", "num_steps": steps, "full_steps": [0, 2]}
+        (folder / f"{name}.json").write_text(json.dumps(found))
     (folder / "nan.json").write_text('{"rows": [{"label": "a", "method": "fora", "flops_ratio": NaN, "psnr": null}]}')
     (folder / "nested.json").write_text("[" * 100_000)
     (folder / "index.safetensors.index.json").write_text('{"weight_map": {"a": "../index.safetensors.index.json"}}')
@@ -300,7 +313,7 @@ def parser_of(command: ModuleType) -> argparse.ArgumentParser:
 
 PATHS = (
     "in/missing", "in/folder", "in/empty", "in/empty.json", "in/garbage", "in/garbage.safetensors", "in/garbage.pt",
-    "in/schema.json", "in/list.json", "in/nan.json", "in/nested.json", "in/index.safetensors.index.json",
+    "in/schema.json", "in/list.json", "in/nan.json", "in/nested.json", "in/schedule.json", "in/index.safetensors.index.json",
     "in/good.png", "in/tall.png", "in/cut.png", "in/cut.safetensors", "in/other.safetensors", "in/other.npz",
     "in/cut.npz", "in/cut.mp4", "in/null", "in/full", "in/loop", "in/prompts.txt", "in/clips.txt", "in/windows.txt",
     "in/latin1.txt", "in/zero.txt", "in/blank.txt", "in/twice.txt", "in/VBench_full_info.json", "in/samples",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import reference
+import torch
 
 from cache_dic import METHODS, make_cache
 
@@ -27,9 +28,10 @@ def test_stored_run(file, number):
         name: tuple(value) if isinstance(value, list) else value
         for name, value in stored["runs"][number]["settings"].items()
     }
-    compared = reference.compare(file, number, make_cache(stored["method"], **settings))
+    cache = make_cache(stored["method"], preset=stored["network"], **settings)
+    compared = reference.compare(file, number, cache)
     assert compared.ours == compared.theirs
-    assert compared.difference <= TOLERANCE
+    assert compared.difference <= TOLERANCE * max(1, *map(abs, stored["runs"][number].get("latents") or ()))
 
 
 def assert_agrees(name: str, method: str, played: Any, **settings: object) -> None:
@@ -50,3 +52,84 @@ def test_first_block_cache_of_diffusers(need, name, threshold):
 
     played = side_by_side.play_hook(name, reference.open_loop(name, 20), config)
     assert_agrees(name, "first_block_cache", played, threshold=threshold)
+
+
+@pytest.mark.parametrize(("threshold", "max_consecutive", "retention_ratio"), [(0.06, 3, 0.2), (0.24, 5, 0.1)])
+@pytest.mark.parametrize("name", ["flux", "hunyuan_video", "wan"])
+def test_magcache_of_diffusers(need, name, threshold, max_consecutive, retention_ratio):
+    """Its table of 28 ratios in float32, over 20 steps; all branches by the same one."""
+    needs("magcache")
+    need("diffusers")
+    from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig
+    from reference import side_by_side
+
+    config = MagCacheConfig(
+        threshold=threshold, max_skip_steps=max_consecutive, retention_ratio=retention_ratio, num_inference_steps=20,
+        mag_ratios=FLUX_MAG_RATIOS,
+    )  # fmt: skip
+    played = side_by_side.play_hook(name, reference.open_loop(name, 20), config)
+    assert_agrees(
+        name, "magcache", played, table=FLUX_MAG_RATIOS.double().tolist(), threshold=threshold,
+        max_consecutive=max_consecutive, retention_ratio=retention_ratio,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("max_order", [1, 2])
+@pytest.mark.parametrize("name", ["flux", "hunyuan_video", "wan"])
+def test_lite_taylorseer_of_diffusers(need, name, max_order):
+    """Its lite mode forecasts the output of the network's last layer."""
+    config = need("diffusers").TaylorSeerCacheConfig(
+        cache_interval=4, disable_cache_before_step=3, max_order=max_order, taylor_factors_dtype=torch.float32,
+        use_lite_mode=True,
+    )  # fmt: skip
+    from reference import side_by_side
+
+    played = side_by_side.play_hook(name, reference.open_loop(name, 14), config)
+    assert_agrees(
+        name, "taylorseer", played, engine="output", full_steps=(0, 1, 2, 4, 8, 12), max_order=max_order,
+        warmup_steps=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("taylor_order", "settings"),
+    [
+        (None, {"Fn_compute_blocks": 2, "residual_diff_threshold": 0.12, "max_warmup_steps": 4}),
+        (1, {"Fn_compute_blocks": 2, "Bn_compute_blocks": 1, "residual_diff_threshold": 0.2, "max_warmup_steps": 2}),
+        (2, {"Fn_compute_blocks": 1, "Bn_compute_blocks": 2, "residual_diff_threshold": 0.2, "max_warmup_steps": 4,
+             "max_continuous_cached_steps": 2}),
+        (1, {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.3, "max_warmup_steps": 5, "warmup_interval": 2,
+             "max_cached_steps": 9}),
+        (None, {"Fn_compute_blocks": 1, "residual_diff_threshold": 1.0, "max_warmup_steps": 3,
+                "max_continuous_cached_steps": 3}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_dbcache_of_cache_dit(need, name, taylor_order, settings):
+    needs("dbcache")
+    need("cache_dit")
+    from reference import side_by_side
+
+    played = side_by_side.play_cache_dit(name, reference.open_loop(name, 20), taylor_order, **settings)
+    assert_agrees(name, "dbcache", played, max_order=taylor_order or 0, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threshold": 0.25, "residual_order": 1, "retention_steps": 1, "cache_end_steps": 1},
+        {"threshold": 0.5, "residual_order": 0, "retention_steps": 3, "cache_end_steps": 2},
+        {"threshold": 0.8, "residual_order": 1, "retention_steps": 2, "cache_end_steps": 0},
+    ],
+)
+@pytest.mark.parametrize(("max_consecutive", "power"), [(2, 3.0), (4, 2.0)])
+def test_seacache_of_diffusers(need, settings, max_consecutive, power):
+    """Its signal is the latents, and it knows Wan alone of our backbones."""
+    needs("seacache")
+    need("diffusers")
+    from diffusers.hooks import SeaCacheConfig
+    from reference import side_by_side
+
+    config = SeaCacheConfig(max_consecutive_cached=max_consecutive, power_exp=power, **settings)
+    played = side_by_side.play_hook("wan", reference.open_loop("wan", 20), config)
+    assert_agrees("wan", "seacache", played, signal="latents", max_consecutive=max_consecutive, power=power, **settings)

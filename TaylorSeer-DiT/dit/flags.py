@@ -20,9 +20,17 @@ EMBEDDED, PUBLISHED = "fashion-mnist", "DiT-XL/2"
 WITH_WEIGHTS = (CONFIGS[EMBEDDED], *(dit_config(PUBLISHED, image_size=size) for size in PUBLISHED_SIZES))
 DEFAULT_VAE = "ema"
 NUM_STEPS, PRECISION = 50, "fp32"
+SHOWN_GUIDANCE = 2.0  # of samples to look at
 IMAGENET_SHOWN = [207, 360, 387, 974, 88, 979, 417, 279]  # the classes of the official sample.py
 ALSO = {"--num-steps": "--num-sampling-steps", "--guidance-scale": "--cfg-scale", "--seed": "--global-seed"}
 """Spellings of facebookresearch/DiT where they are others."""
+
+
+def add_class_flag(parser: Parser) -> None:
+    """--classes."""
+    parser.section("prompts").add_argument(
+        "--classes", metavar="LIST", help="comma-separated numbers or names (default: all, or the official eight)"
+    )
 
 
 def add_flags(parser: Parser, *, guidance_scale: float) -> None:

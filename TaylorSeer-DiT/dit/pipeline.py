@@ -74,8 +74,12 @@ class Pipeline:
         self.model = model.to(device)
         if args.compile:
             compile_steps(self.model)
-        self.sampler = Sampler(self.model, args.num_steps, **sampler_settings(args))
+        self.sampler = self.make_sampler(args)
         self.autoencoder = load_autoencoder(self.config, args.vae, host)
+
+    def make_sampler(self, args: argparse.Namespace) -> Sampler:
+        """The sampler that flags ask for, of this pipeline's model."""
+        return Sampler(self.model, args.num_steps, **sampler_settings(args))
 
     def sample(
         self, cache: Cache | None, batch: Batch, callback: Callable[[int, Tensor], None] | None = None

@@ -10,7 +10,6 @@ from seerkit.command.cli import Parser, positive_int, refuse_without_effect
 from seerkit.command.flags import (
     LOOKED_IN,
     add_device_flags,
-    add_image_flags,
     add_model_flag,
     add_prompt_flags,
     add_sampling_flags,
@@ -30,7 +29,7 @@ NOT_TAKEN = {"--name": "give --model flux-dev or --model flux-schnell"}
 
 
 def add_flags(parser: Parser) -> None:
-    """All flags of the command."""
+    """Flags of model, prompts, sampling, caching and device."""
     parser.not_taken = NOT_TAKEN
     add_model_flag(parser, tuple(CONFIGS), EMBEDDED, ALSO)
     model = parser.section("model")
@@ -62,7 +61,6 @@ def add_flags(parser: Parser) -> None:
             side, type=positive_int, metavar="PIXELS", help="in pixels (default: 1024; flux-tiny: 32)"
         )
     add_cache_flags(parser, "flux")
-    add_image_flags(parser, ALSO, family="flux")
     add_device_flags(parser, precision="bf16; flux-tiny: fp32")
     device = parser.section("device")
     device.add_argument("--fp8", action="store_true", help="store the weights of the blocks' linear layers in 8 bits")

@@ -103,8 +103,12 @@ class Pipeline:
         self.model = model.to(device)
         if args.compile:
             compile_steps(self.model)
-        self.sampler = Sampler(self.model, args.num_steps, guidance_scale=args.guidance_scale)
+        self.sampler = self.make_sampler(args)
         self.autoencoder = load_autoencoder(args.model, args.ae, "cpu" if args.offload else device, dtype)
+
+    def make_sampler(self, args: argparse.Namespace) -> Sampler:
+        """The sampler that flags ask for, of this pipeline's model."""
+        return Sampler(self.model, args.num_steps, guidance_scale=args.guidance_scale)
 
     def sample(
         self, cache: Cache | None, batch: Batch, callback: Callable[[int, Tensor], None] | None = None

@@ -118,11 +118,15 @@ class Pipeline:
         self.model = model.to(device)
         if args.compile:
             compile_steps(self.model)
+        self.sampler = self.make_sampler(args)
+        self.autoencoder = load_autoencoder(args.model, args.ae, "cpu" if args.offload else device, dtype)
+
+    def make_sampler(self, args: argparse.Namespace) -> Sampler:
+        """The sampler that flags ask for, of this pipeline's model."""
         usage = USAGE[args.model]
-        self.sampler = Sampler(
+        return Sampler(
             self.model, args.num_steps, solver=usage.solver, shift=usage.shift, guidance_scale=args.guidance_scale
         )
-        self.autoencoder = load_autoencoder(args.model, args.ae, "cpu" if args.offload else device, dtype)
 
     def sample(
         self, cache: Cache | None, batch: Batch, callback: Callable[[int, Tensor], None] | None = None

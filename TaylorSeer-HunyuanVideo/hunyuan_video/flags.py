@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cache_dic import Cache
 
 EMBEDDED = "hunyuan-tiny"
+QUALITY = 5  # of H.264 files, as the official command writes them
 ALSO = {
     "--ckpt": "--dit-weight",
     "--num-steps": "--infer-steps",

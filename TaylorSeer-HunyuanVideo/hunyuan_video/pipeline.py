@@ -116,7 +116,11 @@ class Pipeline:
             self.model.to(self.device)
         if args.compile:
             compile_steps(self.model)
-        self.sampler = Sampler(
+        self.sampler = self.make_sampler(args)
+
+    def make_sampler(self, args: argparse.Namespace) -> Sampler:
+        """The sampler that flags ask for, of this pipeline's model."""
+        return Sampler(
             self.model,
             args.num_steps,
             shift=args.shift,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cache_dic import Cache
 
 EMBEDDED = "wan-tiny"
+QUALITY = 8  # of H.264 files, as the official command writes them
 I2V = "wan-i2v-14B"
 VARIANTS = {I2V: (f"{I2V}-720P", f"{I2V}-480P")}
 """The models that a name stands for; the size says which, and the default size is of the first."""
@@ -56,7 +57,7 @@ NOT_TAKEN = dict.fromkeys(
 
 
 def add_flags(parser: Parser) -> None:
-    """Flags of model, prompts, sampling, caching and device, and --save-file."""
+    """Flags of model, prompts, sampling, caching and device."""
     parser.not_taken = NOT_TAKEN
     add_model_flag(parser, (*CONFIGS, *VARIANTS), EMBEDDED, ALSO, prefix=PREFIX)
     model = parser.section("model")
@@ -108,9 +109,6 @@ def add_flags(parser: Parser) -> None:
         "--batched-guidance", action="store_true", help="both guidance branches in one model call and cache"
     )
     add_cache_flags(parser, "wan")
-    parser.section("output").add_argument(
-        "--save-file", type=Path, metavar="FILE", help="also write the one video that is made to this MP4"
-    )
     add_device_flags(parser, precision="bf16; wan-tiny: fp32")
     device = parser.section("device")
     device.add_argument("--t5-cpu", action="store_true", help="encode the prompts on the CPU")

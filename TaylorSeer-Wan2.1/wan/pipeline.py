@@ -120,7 +120,11 @@ class Pipeline:
             shard_weights(self.model, world)
         if args.compile:
             compile_steps(self.model)
-        self.sampler = Sampler(
+        self.sampler = self.make_sampler(args)
+
+    def make_sampler(self, args: argparse.Namespace) -> Sampler:
+        """The sampler that flags ask for, of this pipeline's model."""
+        return Sampler(
             self.model,
             args.num_steps,
             solver=args.solver,

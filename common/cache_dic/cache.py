@@ -100,9 +100,21 @@ class Cache(NoStep):
             raise UserError(
                 f"accumulator_dtype = {shown(dtype)} must be a floating dtype of torch, such as torch.float32"
             )
+        if hasattr(self.forecaster, "bands") and self.engine != "hidden":
+            raise UserError(
+                f"method {self.method!r} weights frequencies of the tokens after the last block, which the {self.engine} "
+                "engine does not keep; take the hidden one"
+            )
         for name, value in (("telemetry", self.telemetry), ("static_shapes", self.engine_settings.static_shapes)):
             if not isinstance(value, bool):
                 raise UserError(f"{name} = {shown(value)} must be True or False")
+
+        decider = self.decider()
+        if decider is not None and decider.verifies and (not ENGINES[self.engine].walks or any(self.always_computed)):
+            raise UserError(
+                f"schedule {self.schedule!r} verifies forecasts by the last block, from a forecast of the state before it, "
+                f"which the walked engine has, of all blocks; leave out engine={self.engine}"
+            )
 
     @property
     def label(self) -> str:
@@ -212,11 +224,13 @@ class Cache(NoStep):
         if tokens.numel < 1:
             raise UserError(f"latents of shape {tuple(latents.shape)} hold no sample; give at least one")
         self.check_memory(plan, tokens, latents.device)
+        engine, every, gated = ENGINES[self.engine], tuple(range(num_steps)), tuple(range(1, num_steps))
         if isinstance(plan, Plan):
-            decider, full, gated = None, plan.full_steps, plan.predicted_steps
-        else:
-            full, gated = tuple(range(num_steps)), tuple(range(1, num_steps))
-        table = model.modulation_table(timesteps, full, gated if ENGINES[self.engine].needs_gates else (), **conditions)
+            decider, gated = None, plan.predicted_steps
+        foreseen = isinstance(plan, Plan) and not engine.walks and not any(self.always_computed)
+        table = model.modulation_table(
+            timesteps, plan.full_steps if foreseen else every, gated if engine.needs_gates else (), **conditions
+        )
         if decider is not None and decider.by_branch:
             leader = None
         run = Run(

@@ -16,12 +16,13 @@ Fields that are set when it is made are its settings, the others the state of on
 
 from typing import TYPE_CHECKING, Any
 
-from cache_dic.errors import UserError, run_of_user_code, source_of
+from cache_dic.errors import UserError, is_ours, run_of_user_code, shown, source_of
+from cache_dic.settings import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cache_dic.look import Look
+    from cache_dic.look import BlockResult, Look
 
 
 class Decider:
@@ -30,14 +31,16 @@ class Decider:
     first_blocks: blocks that every step computes before it is decided, whose tokens `look.before` and `look.after` are.
     last_blocks: those that every step computes after the forecast. by_branch: guidance branches decide each for itself;
     otherwise the first one, the conditional, decides for all. of_time: it looks at nothing but steps and times, so that all
-    full steps are known before the run. horizon: the most forecasts in a row, None for no bound. sees_ends: `look.before` and
-    `look.after` are, when it learns, the tokens before the first and after the last block.
+    full steps are known before the run. horizon: the most forecasts in a row, None for no bound. verifies: at forecasts for
+    which `checks` says so, the last block is also computed from what is forecast before it, and `verify` sees both. sees_ends:
+    `look.before` and `look.after` are, when it learns, the tokens before the first and after the last block.
     """
 
     first_blocks: int = 0
     last_blocks: int = 0
     by_branch: bool = False
     of_time: bool = False
+    verifies: bool = False
     sees_ends: bool = False
 
     @property
@@ -55,12 +58,24 @@ class Decider:
     def learn(self, look: "Look", output: "Tensor") -> None:
         """A full step has given the model's output."""
 
+    def checks(self, look: "Look") -> bool:
+        """Whether this forecast is verified."""
+        return True
+
+    def verify(self, look: "Look", forecast: "BlockResult", computed: "BlockResult") -> None:
+        """What the last block would have given, by the forecast and computed; the forecast is what the step takes."""
+
 
 def decided(decider: Any, look: "Look", horizon: int) -> bool:
     """Whether a step is full; UserError for a decider that fails or lets more forecasts follow each other than it says."""
     name, (file, line) = type(decider).__name__, source_of(type(decider), "decide")
     with run_of_user_code(f"schedule {name} failed at step {look.step}", file, line):
-        is_full = bool(decider.decide(look))
+        is_full = plain(decider.decide(look))
+    if not isinstance(is_full, bool):
+        place = f" ({file}:{line})" if file and not is_ours(file) else ""
+        raise UserError(
+            f"schedule {name} decided {shown(is_full)} at step {look.step}, where True, a full step, or False is wanted{place}"
+        )
     if not look.full_steps:
         return True
     if not is_full and look.since > horizon:
@@ -69,3 +84,10 @@ def decided(decider: Any, look: "Look", horizon: int) -> bool:
             f"{horizon}"
         )
     return is_full
+
+
+def learned(decider: Any, look: "Look", output: "Tensor") -> None:
+    """Tell a decider of a full step; UserError for one that fails."""
+    name, (file, line) = type(decider).__name__, source_of(type(decider), "learn")
+    with run_of_user_code(f"schedule {name} failed to learn from step {look.step}", file, line):
+        decider.learn(look, output)

@@ -26,6 +26,15 @@ class Streams(NamedTuple):
     """What the blocks read and leave as it is: rotations, masks, texts."""
 
 
+class BlockResult(NamedTuple):
+    """What a block gave."""
+
+    feature: Tensor
+    """Of its last site, before the gate: of all tokens that the site works on (B, L', D)."""
+    output: Tensor
+    """Tokens that reach the output, after the block (B, L, D)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """A call of a model in parts, for methods that look into it or stop between blocks.

@@ -24,13 +24,14 @@ Weight = Any
 """A number for all sites, or what holds one for each site (sites, 1), or for each site and channel (sites, D)."""
 
 Row = dict[int, Weight]
-"""By full step, its weight in a forecast; zero weights are left out."""
+"""By full step, its weight in a forecast."""
 
 
 def weights_of(forecaster: Forecaster, so_far: Sequence[int], step: int, method: str | None = None) -> Row:
     """What a forecaster gives for a step after those full steps, checked.
 
-    UserError if it fails, or gives anything but numbers up to MAX_WEIGHT, or tensors (sites, 1) or (sites, D) of them.
+    UserError if it fails, or gives anything but numbers up to MAX_WEIGHT, or tensors (sites, 1) or (sites, D) of them. Zeros
+    are left out but for a forecaster with bands, whose other band may need those features.
     """
     name = type(forecaster).__name__
     who = f"{name} of method {method!r}" if method else name
@@ -56,7 +57,7 @@ def weights_of(forecaster: Forecaster, so_far: Sequence[int], step: int, method:
     return {
         m: float(w) if isinstance(w, Real) else w
         for m, w in zip(so_far[-len(row) :], row, strict=True)
-        if magnitude(w) != 0
+        if magnitude(w) != 0 or hasattr(forecaster, "bands")
     }
 
 
@@ -238,6 +239,11 @@ class OpenPlan:
         """The weights of full steps in the forecast of `step`."""
         so_far = tuple(self.full_steps[: bisect_left(self.full_steps, step)])
         row = weights_of(self.forecaster, so_far, step, self.method)
+        if not all(isinstance(weight, float) for weight in row.values()):
+            raise UserError(
+                f"{type(self.forecaster).__name__} gave weights by site for step {step}; weights by site need full steps that "
+                "are known before the run; take another schedule"
+            )
         if len(so_far) > self.history and row.keys() - set(so_far[-self.history :]):
             raise UserError(
                 f"{type(self.forecaster).__name__} reaches further back than {self.history} full steps at step {step}; where "

@@ -16,6 +16,7 @@ command's `--set damping=…`.
 """
 
 import inspect
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, is_dataclass
@@ -25,7 +26,8 @@ from cache_dic.decide import Decider
 from cache_dic.errors import UserError, check_choice, run_of_user_code, source_of, suggestion
 from cache_dic.forecast import Forecaster, Reuse
 from cache_dic.presets import PRESETS
-from cache_dic.schedule import MAX_STEPS, SCHEDULES, schedule_defaults, schedule_settings
+from cache_dic.schedule import MAX_STEPS, SCHEDULES, SEARCHED, schedule_defaults, schedule_settings
+from cache_dic.searched import is_schedule_file, read_schedule, rule_name
 from cache_dic.settings import (
     ENGINE_NAMES,
     GROUP_BYTES,
@@ -51,9 +53,9 @@ Settings = Mapping[str, Any]
 class Method:
     """A forecaster class, its usual schedule and engine, and defaults of the schedule's settings.
 
-    presets: by model or by backbone, rows of settings as published: the first stands where nothing else is asked for, a
-    comparison shows all. Without presets a method has the settings that `PRESETS` gives a backbone. undefined: by backbone or
-    model, why the method cannot be had there. paper: where it is described. shipped: whether it comes with the package.
+    presets: by model, by backbone or for any other ("*"), rows of settings as published: the first stands where nothing else
+    is asked for, a comparison shows all. Where there is no row a method has the settings that `PRESETS` gives a backbone.
+    undefined: by backbone or model, why the method cannot be had there. paper: where it is described.
     """
 
     forecaster: type
@@ -63,7 +65,6 @@ class Method:
     presets: Mapping[str, Sequence[Settings]] = field(default_factory=dict)
     undefined: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
-    shipped: bool = True
 
     def rows(self, model: str | None, backbone: str | None) -> Sequence[Settings]:
         """The published rows for a model, or else for its backbone, or else for any ("*")."""
@@ -137,7 +138,6 @@ def register(
             presets=presets or {},
             undefined=undefined or {},
             paper=paper,
-            shipped=made.__module__.split(".")[0] == __package__,
         )
         return made
 
@@ -151,21 +151,20 @@ def _check_defaults(method: str, schedule: str, defaults: Settings) -> None:
         raise UserError(f"schedule {schedule!r} of method {method!r} has no setting {', '.join(sorted(unknown))}")
 
 
-def accepted_settings(method: str, schedule: str | None = None) -> set[str]:
+def accepted_settings(method: str, schedule: str | os.PathLike[str] | None = None) -> set[str]:
     """Names of the settings that `make_cache` takes for a method under a schedule (None: the method's own).
 
-    Raises UserError for an unknown method or schedule.
+    Raises UserError for an unknown method or schedule. A schedule's file, which may stand for its name, is no setting.
     """
     check_choice("method", method, METHODS)
-    return {
-        *schedule_settings(METHODS[method].schedule if schedule is None else schedule),
-        *_forecaster_settings(method),
-    }
+    rule = METHODS[method].schedule if schedule is None else rule_name(schedule)
+    return {*(schedule_settings(rule) if rule != SEARCHED else ()), *_forecaster_settings(method)}
 
 
-def read_setting(method: str, name: str, text: str) -> Any:
-    """The value that a setting written as text has for a method, by its annotation."""
-    return from_text(text, {**schedule_settings(METHODS[method].schedule), **_forecaster_settings(method)}.get(name))
+def read_setting(method: str, name: str, text: str, schedule: str | None = None) -> Any:
+    """The value that a setting written as text has for a method under a schedule (None: its own), by its annotation."""
+    of_schedule = schedule_settings(METHODS[method].schedule if schedule is None else rule_name(schedule))
+    return from_text(text, {**of_schedule, **_forecaster_settings(method)}.get(name))
 
 
 def _forecaster_settings(method: str) -> dict[str, Any]:
@@ -179,7 +178,7 @@ def make_cache(
     preset: str | None = None,
     model: str | None = None,
     engine: str | None = None,
-    schedule: str | None = None,
+    schedule: str | os.PathLike[str] | None = None,
     accumulator_dtype: "torch.dtype | None" = None,
     group_bytes: int = GROUP_BYTES,
     static_shapes: bool = False,
@@ -191,7 +190,7 @@ def make_cache(
 
     preset: a backbone of `PRESETS`, whose published interval, warm-up and order stand where nothing else is asked for, and
     where a method of one's own does not say otherwise. model: its name ("flux-dev"), for methods with published settings by
-    model. engine, schedule: None for the method's own.
+    model. engine, schedule: None for the method's own; the schedule may be the file of a searched one, which ends in .json.
     settings: those of the method's forecaster (taylorseer: max_order, warmup_steps) and of its schedule (interval,
     warmup_steps; `explicit`: full_steps). `full_steps=…` alone implies the explicit schedule. Others as in `Cache` and
     `EngineSettings`. Raises UserError for an unknown method, preset, engine, schedule or setting, for values of a wrong
@@ -207,8 +206,12 @@ def make_cache(
     if schedule is None and "full_steps" in settings:
         schedule = "explicit"
     own_engine, own_schedule = row.pop("engine", chosen.engine), row.pop("schedule", chosen.schedule)
-    engine, schedule = engine or own_engine, own_schedule if schedule is None else schedule
+    file = {"file": read_schedule(schedule)} if is_schedule_file(schedule) else {}
+    engine = engine or own_engine
+    schedule = str(own_schedule if schedule is None else rule_name(schedule))
     accepted = accepted_settings(method, schedule)
+    if schedule != own_schedule and schedule in METHODS:
+        row |= next(iter(METHODS[schedule].rows(model, preset)), {})
     for name in settings:
         if name not in accepted:
             raise UserError(
@@ -218,13 +221,17 @@ def make_cache(
     if method == "uncached" and (settings or schedule != chosen.schedule):
         vain = ", ".join(settings) or f"schedule {schedule!r}"
         raise UserError(f"method 'uncached' computes every step; leave out {vain}, or name another method")
-    if chosen.presets:
-        usual = {name: value for name, value in row.items() if name in accepted}
-    else:
-        usual = _preset_settings(preset, () if method == "uncached" else accepted, settings)
-    own = {**schedule_defaults(schedule), **_own_fields(method), **chosen.defaults}
-    given = {**own, **usual, **settings} if chosen.shipped else {**usual, **own, **settings}
-    of_schedule = _schedule_values(method, schedule, given)
+    idle = method == "uncached" or chosen.rows(model, preset)
+    usual = _preset_settings(preset, () if idle else accepted, settings)
+    # What a class of the user's says itself stands against the usual settings of a backbone, what one of ours says does not.
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
+    (ours if _is_ours(SCHEDULES[schedule]) else theirs).update(schedule_defaults(schedule))
+    shipped = _is_ours(chosen.forecaster) and _is_ours(SCHEDULES[chosen.schedule])
+    (ours if shipped else theirs).update(_own_fields(method), **chosen.defaults)
+    of_row = {name: value for name, value in row.items() if name in accepted}
+    given = {**ours, **usual, **theirs, **of_row, **settings, **file}
+    of_schedule = _schedule_values(method, schedule, given, model or preset)
     return Cache(
         method=method,
         schedule=schedule,
@@ -244,12 +251,17 @@ def make_cache(
     )
 
 
-def _schedule_values(method: str, schedule: str, given: Settings) -> dict[str, Any]:
-    """The settings of a schedule among those given, checked against their annotations and by the schedule itself."""
+def _schedule_values(method: str, schedule: str, given: Settings, model: str | None) -> dict[str, Any]:
+    """The settings of a schedule among those given, checked against their annotations and by the schedule itself.
+
+    model: a name for the message about settings that nobody has published for it.
+    """
     known = schedule_settings(schedule)
-    missing = known.keys() - given.keys()
+    missing = ", ".join(sorted(known.keys() - given.keys()))
     if missing:
-        raise UserError(f"schedule {schedule!r} needs {', '.join(sorted(missing))}")
+        of = METHODS[schedule if schedule in METHODS else method]
+        known_for = f", which it has for {', '.join(of.presets)} and not for {model}" if of.presets and model else ""
+        raise UserError(f"schedule {schedule!r} of method {method!r} needs {missing}{known_for}; give a value of each")
     values: dict[str, Any] = {}
     for name, annotation in known.items():
         value = given[name]
@@ -260,7 +272,9 @@ def _schedule_values(method: str, schedule: str, given: Settings) -> dict[str, A
     rule = SCHEDULES[schedule]
     if isinstance(rule, type):
         with run_of_user_code(f"method {method!r} cannot be made", *source_of(rule, "decide")):
-            rule(**values)
+            horizon = rule(**values).horizon
+            if horizon is not None:
+                integer(f"horizon of schedule {schedule!r}", horizon, at_least=0)
     return values
 
 
@@ -272,6 +286,11 @@ def _preset_settings(preset: str | None, accepted: Collection[str], given: Mappi
     interval = plain(given.get("interval"))
     usual = PRESETS[preset].settings(interval if type(interval) is int else None)
     return {name: value for name, value in usual.items() if name in accepted}
+
+
+def _is_ours(made: Any) -> bool:
+    """Whether a class or function is of this package."""
+    return made.__module__.split(".")[0] == __package__
 
 
 def _own_fields(method: str) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from cache_dic.decide import Decider, decided
-from cache_dic.engine import ENGINES, Engine, Forecast, Recorder, Snapshots, Tokens
+from cache_dic.decide import Decider, decided, learned
+from cache_dic.engine import ENGINES, Engine, Forecast, Recorder, Snapshots, Tokens, WalkedEngine
+from cache_dic.engine.layerwise import WalkRecorder
 from cache_dic.errors import UserError
-from cache_dic.look import Inputs, Look, Parts, Streams
+from cache_dic.look import BlockResult, Inputs, Look, Parts, Streams
 from cache_dic.plan import AnyPlan, OpenPlan, describe_steps
 from cache_dic.settings import json_value, values_of
 from cache_dic.site import Site, residual
@@ -118,7 +119,11 @@ class Run(NoStep):
         if is_full:
             output, entry = self._full_step(look, head, full)
         else:
-            output, entry = self._forecast_step(look, head, forecast), {"kind": "forecast", "sites": 0}
+            entry = {"kind": "forecast", "sites": 0}
+            if self.decider is not None and self.leader is None and self.decider.verifies and self.decider.checks(look):
+                output, entry["verified"] = self._verified_step(look, self.decider), True
+            else:
+                output = self._forecast_step(look, head, forecast)
         said = self.reports[step] if self.reports else look.reported
         self.steps.append({"step": step, **entry, **said})
         self.table.forget_before(step + 1)
@@ -176,7 +181,7 @@ class Run(NoStep):
         if decider is not None:
             if sees_ends:
                 look.before, look.after = site.both_ends()
-            decider.learn(look, output)
+            learned(decider, look, output)
         return output, entry
 
     def _stop(self) -> int:
@@ -198,6 +203,19 @@ class Run(NoStep):
             output = look.parts.leave(streams)
         engine.finish(step, None)
         return output
+
+    def _verified_step(self, look: Look, decider: Decider) -> Tensor:
+        """A forecast step that walks the blocks; the last one is computed, too, for the schedule to see."""
+        engine, parts = self.engine, look.parts
+        assert isinstance(engine, WalkedEngine), "schedules that verify have this engine"
+        site, last = engine.walk_site(look.step), len(self.inputs.ask("block_sites")) - 1
+        before = parts.walk(parts.enter(), site, 0, last)
+        after = parts.walk(before, site, last, None)
+        actual = WalkRecorder(self.tokens.num_sites)
+        tokens = parts.walk(before, actual, last, None).x
+        decider.verify(look, BlockResult(site.last, after.x), BlockResult(actual.last, tokens))
+        engine.finish(look.step, None)
+        return parts.leave(after)
 
     def _advance_others(self, step: int, streams: Streams) -> Streams:
         """The streams that do not reach the output, forecast as the residual of the blocks left out."""
@@ -265,7 +283,7 @@ class Run(NoStep):
     @property
     def kept_bytes(self) -> int:
         """The most bytes of features kept from one step to the next."""
-        return type(self.engine).kept_bytes(self.plan, self.of_blocks, self.cache.engine_settings)
+        return self.engine.most_kept()
 
     @property
     def work_flops(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import MISSING
 from typing import Any
 
 from cache_dic.errors import UserError, check_choice, shown
-from cache_dic.settings import full_steps_tuple, init_fields, integer
+from cache_dic.settings import ScheduleFile, full_steps_tuple, init_fields, integer
 
 MAX_STEPS = 10_000
 """The most sampling steps of a run: ten times what models are trained with; at the usual orders planned within a second."""
@@ -50,6 +50,17 @@ def explicit(num_steps: int, *, full_steps: Sequence[int]) -> tuple[int, ...]:
     return steps
 
 
+def searched(num_steps: int, *, file: ScheduleFile) -> tuple[int, ...]:
+    """The full steps of a file, in a run of as many steps as they were searched for."""
+    check_num_steps(num_steps)
+    if num_steps != file.num_steps:
+        raise UserError(
+            f"schedule {file.name} is for runs of {file.num_steps} steps, and this one has {num_steps}; take "
+            f"{file.num_steps} steps, or search a schedule for {num_steps} with `python eval/search_schedule.py`"
+        )
+    return file.full_steps
+
+
 Rule = Callable[..., Any]
 """A function of the number of steps and its settings, or the class of a schedule that decides while sampling (`Decider`)."""
 
@@ -58,7 +69,11 @@ SCHEDULES: dict[str, Rule] = {
     "diffusers": diffusers,
     "fora": fora,
     "explicit": explicit,
+    "searched": searched,
 }
+
+SEARCHED = "searched"
+"""The one rule that is given by the path of a file (`cache_dic.searched`) and not by its name."""
 
 GIVEN = ("num_steps", "branch")
 """Arguments of a rule that a run gives, not a user."""

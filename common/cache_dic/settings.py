@@ -4,14 +4,14 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, asdict, dataclass, fields
 from typing import Any
 
 from cache_dic.errors import UserError, shown
 
 KINDS = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
 MEANING = {"int": "an integer", "float": "a finite number", "bool": "true or false", "str": "text", "None": "nothing"}
-ENGINE_NAMES = ("folded", "layerwise", "stack", "hidden", "output", "latent")
+ENGINE_NAMES = ("folded", "layerwise", "walked", "stack", "hidden", "output", "latent")
 """Where features are kept; cache_dic.engine has the engines."""
 
 GROUP_BYTES = 2**28
@@ -19,6 +19,26 @@ GROUP_BYTES = 2**28
 it would spare 1 % of FLUX.1's memory and pass over the accumulators twice as often."""
 
 SHORT = {"interval": "N", "max_order": "O", "warmup_steps": "W"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFile:
+    """Full steps that were searched for a model, as `cache_dic.searched` reads them from a file.
+
+    name: of the file. digest: the first 16 characters of the SHA-256 of its bytes, by which files of one name are told apart.
+    num_steps: of the runs that it is for.
+    """
+
+    name: str
+    digest: str
+    model: str
+    num_steps: int
+    full_steps: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """As `10of50.1a2b3c4d`, of a cache that follows it."""
+        return f"{len(self.full_steps)}of{self.num_steps}.{self.digest[:8]}"
 
 
 def integer(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> int:
@@ -122,6 +142,8 @@ def full_steps_tuple(full_steps: Any) -> tuple[int, ...]:
 
 def label_part(name: str, value: Any) -> str:
     """A setting in a label, `N4` or `damping=0.5`: letters, digits and `.,_=+-` alone, other values other parts."""
+    if isinstance(value, ScheduleFile):
+        return value.label
     return f"{SHORT[name]}{_written(value)}" if name in SHORT else f"{escaped(name)}={_written(value)}"
 
 
@@ -160,4 +182,6 @@ def json_value(value: Any) -> Any:
         return [json_value(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, ScheduleFile):
+        return json_value(asdict(value))
     return str(value)

@@ -111,7 +111,7 @@ def cache_of(args: argparse.Namespace) -> "Cache":
     if not plan.foreseen:
         raise UserError(
             f"the full steps of {cache.label} are decided while sampling, between {plan.least_full} and {plan.num_steps} of "
-            f"{plan.num_steps}; a sampling command counts and times what it does, this one takes a schedule that is known before"
+            f"{plan.num_steps}; sampling commands count and time what they do, this one takes a schedule that is known before"
         )
     return cache
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cache_dic.settings import json_value
 from evaluation.backbones import BACKBONES
 from evaluation.flags import cache_of, describe, workload_of
 from evaluation.operations import attention_flops
@@ -44,7 +45,7 @@ def count(args: argparse.Namespace) -> dict[str, Any]:
         "label": cache.label,
         "method": cache.method,
         "engine": cache.engine,
-        "schedule": {"name": cache.schedule, **cache.schedule_settings},
+        "schedule": {"name": cache.schedule, **json_value(cache.schedule_settings)},
         "forecaster": {"name": type(cache.forecaster).__name__, **vars(cache.forecaster)},
         **counts,
         "flops_T_without_attention": counts["flops_T"] - full_steps * attention,

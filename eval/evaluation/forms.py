@@ -118,6 +118,27 @@ SAMPLES: Form = {
 }  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------------------ eval/compare.py
+
+INTERVAL: Form = dict.fromkeys(("mean", "low", "high"), (None, float))
+_SCORES = ("score", "class_accuracy", "flicker")
+_COMPARED: Form = {
+    "label": str, "name": str, "form": (None, str), "groups": list, "num_steps": int,
+    "computed": {"mean": float, "min": int, "max": int}, "flops_ratio": positive, "kept_bytes": float,
+    "latency": {"ratio": positive, "processor_ratio": (None, positive)},
+    "psnr": (None, {**PSNR, "low_db": (None, float), "high_db": (None, float)}),
+    "ssim": (None, INTERVAL), "lite0": (None, INTERVAL), "samples": {"psnr_db": (None, [(None, float)])},
+    **{key: (None, INTERVAL) for score in _SCORES for key in (score, f"{score}_change")},
+}  # fmt: skip
+COMPARISON: Form = {
+    "settings": {"model": str, "num_steps": int, "seed": int},
+    "num_samples": int,
+    "batch_size": int,
+    "rows": [(_COMPARED, {"name": str, "error": str})],
+    "conditions": CONDITIONS,
+}
+
+
 # ------------------------------------------------------------------------------------------- eval/nearest.py, op_counts.py
 
 NEAREST: Form = {

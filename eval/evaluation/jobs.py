@@ -96,8 +96,7 @@ class Job:
 
     def print_plan(self, counts: dict[str, dict[str, Any]], **more: Any) -> None:
         """What --dry-run prints."""
-        plan = {"settings": self.settings, "output_dir": str(self.out), "batch": counts, **more}
-        print(LONG_LIST.sub(lambda found: " ".join(found[0].split()), json.dumps(plan, indent=2)))
+        print_json({"settings": self.settings, "output_dir": str(self.out), "batch": counts, **more})
 
     # ----------------------------------------------------------------------------------------------------- before
 
@@ -159,6 +158,11 @@ class Job:
         broken = {label: outcome.failed for label, outcome in outcomes.items() if outcome.failed}
         if broken:
             raise UserError(failure_message(broken))
+
+
+def print_json(value: Any) -> None:
+    """A plan as JSON with its lists of numbers on lines of their own."""
+    print(LONG_LIST.sub(lambda found: " ".join(found[0].split()), json.dumps(value, indent=2)))
 
 
 def workload_in_words(settings: Mapping[str, Any]) -> str:

@@ -306,10 +306,10 @@ def test_a_run_of_ten_thousand_steps_is_planned_in_no_time(make_toy, interval):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "taylor"}, "method 'taylor' is unknown; choose from .*; did you mean 'taylorseer'"),
+        ({"method": "taylorser"}, "method 'taylorser' is unknown; choose from .*; did you mean 'taylorseer'"),
         ({"method": None}, "method None is unknown"),
         ({"method": ["fora"]}, r"method \['fora'\] is unknown"),
-        ({"engine": "fast"}, "engine 'fast' is unknown; choose from folded, layerwise, stack"),
+        ({"engine": "fast"}, "engine 'fast' is unknown; choose from folded, layerwise, walked, stack"),
         ({"engine": 3}, "engine 3 is unknown"),
         ({"engine": "foldde"}, "did you mean 'folded'"),
         ({"schedule": "daily"}, "schedule 'daily' is unknown; choose from taylorseer, diffusers"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cache_dic import METHODS, make_cache
+from cache_dic import make_cache
 from dit import DiT, dit_config
 from dit.counts import published_counter as dit_counter
 from evaluation.backbones import BACKBONES, workload
@@ -69,7 +69,8 @@ def test_defaults_are_the_authors_for_dit(capsys):
     assert row["label"] == "taylorseer-N4-W2-O4"
     assert row["full_steps"] == [0, *range(1, 50, 4)]
     tensor = 2 * 256 * 1152 * 4  # bytes of one feature in float32
-    assert row["kept_bytes"] == {"folded": 15 * tensor, "layerwise": 5 * 56 * tensor, "stack": 5 * tensor}
+    forms = {"folded": 15 * tensor, "layerwise": 5 * 56 * tensor, "stack": 5 * tensor, "hidden": 5 * tensor}
+    assert row["kept_bytes"].items() >= forms.items()
 
 
 def test_guidance_doubles_the_rows_and_half_precision_halves_the_bytes(capsys):
@@ -202,14 +203,23 @@ def test_one_cache_at_a_time(flags):
         cache_of(args)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    "method", ["fora", "newton", "taylorseer", "taylorseer_lite", "hicache", "ab_cache", "uncached"]
+)
 @pytest.mark.parametrize(
     "name", ["debug", "fashion-mnist", "flux-debug", "hunyuan-debug", "wan-debug", "hidream-debug"]
 )
-def test_every_method_is_counted(capsys, name, method):
+def test_every_method_on_a_schedule_is_counted(capsys, name, method):
     row = counted(capsys, "--model", name, "--method", method)
     assert row.keys() >= KEYS
     assert (row["flops_T"] < row["flops_T_uncached"]) == (method != "uncached")
+
+
+def test_what_is_decided_while_sampling_is_told_with_its_bounds(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        COMMAND["main"](["--model", "flux-debug", "--method", "first_block_cache", "--num-steps", "30"])
+    assert stopped.value.code == 2
+    assert "are decided while sampling, between 1 and 30 of 30" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -235,7 +235,7 @@ def stored(name: str) -> dict[str, Any]:
     branches, each with full_steps; signal, the number that the code computed at a step, and accumulated, what it compared with
     its threshold, both null where it computed none; of an open loop outputs, `sampled` from those of every step. A closed loop
     has latents, sampled from the last. tolerance: of float32, relative for signals, null where they are no more than rounding
-    in places, and absolute for outputs and latents.
+    in places; of outputs and latents as `Compared` has it.
     """
     return json.loads((FOLDER / f"{name}.json").read_text())
 
@@ -248,7 +248,10 @@ def files(method: str) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class Compared:
-    """Full steps of ours and of theirs by branch, and the largest difference of what is stored of outputs and latents."""
+    """Full steps of ours and of theirs by branch, and the largest difference of what is stored of outputs or latents.
+
+    Where the largest of those is above 1, as latents of an untrained network may be, the difference is a part of it.
+    """
 
     ours: list[list[int]]
     theirs: list[list[int]]
@@ -267,4 +270,5 @@ def compare(file: str, number: int, cache: Cache) -> Compared:
         latents, result = sample(name, network(name), run["num_steps"], cache)
         runs = getattr(result, "runs", [result])
         ours, expected = torch.tensor(sampled(latents)), torch.tensor(run["latents"])
-    return Compared([run.record()["full_steps"] for run in runs], theirs, (ours - expected).abs().max().item())
+    difference = (ours - expected).abs().max() / expected.abs().max().clamp_min(1)
+    return Compared([run.record()["full_steps"] for run in runs], theirs, difference.item())

@@ -164,7 +164,10 @@ def play_hook(name: str, loop: OpenLoop, config: Any) -> Played:
 
 
 def play_cache_dit(name: str, loop: OpenLoop, taylor_order: int | None = None, **config: Any) -> Played:
-    """Under cache-dit's DBCache; config: of its DBCacheConfig. taylor_order: of its calibrator, None for none."""
+    """Under cache-dit's DBCache, for FLUX and Wan; of HunyuanVideo its two lists of blocks decide each for itself.
+
+    config: of its DBCacheConfig. taylor_order: of its calibrator, None for none.
+    """
     import cache_dit
 
     theirs = diffusers_network(name)

@@ -13,19 +13,20 @@ from cache_dic.engine.base import (
     weighted_sum,
 )
 from cache_dic.engine.folded import FactoredEngine, FoldedEngine, PairEngine
-from cache_dic.engine.layerwise import LayerwiseEngine
+from cache_dic.engine.layerwise import LayerwiseEngine, WalkedEngine
 from cache_dic.engine.whole import HiddenEngine, LatentEngine, OutputEngine, StackEngine, WholeEngine
 from cache_dic.settings import ENGINE_NAMES
 
 __all__ = [
     "ENGINES", "Engine", "EngineSettings", "FactoredEngine", "FoldedEngine", "Forecast", "GateFactors", "Gates", "HiddenEngine",
     "Increment", "LatentEngine", "LayerwiseEngine", "OutputEngine", "PairEngine", "Recorder", "Snapshots", "StackEngine",
-    "Tokens", "WholeEngine", "weighted_sum",
+    "Tokens", "WalkedEngine", "WholeEngine", "weighted_sum",
 ]  # fmt: skip
 
 _FORMS: tuple[type[Engine], ...] = (
     FoldedEngine,
     LayerwiseEngine,
+    WalkedEngine,
     StackEngine,
     HiddenEngine,
     OutputEngine,

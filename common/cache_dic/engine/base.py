@@ -129,7 +129,8 @@ class Engine:
     """The plan, the shape of the token stream, and the gates of any step, for one run and guidance branch.
 
     enters_model: whether a forecast step goes through the model's embedding and head. needs_gates: whether a forecast is made
-    with the gates of its own step, so that the model's must be known.
+    with the gates of its own step, so that the model's must be known. walks: whether the blocks may be walked at a forecast
+    step, so that they need their modulation there.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Engine:
     """Frames (of videos), rows and columns of the tokens; set by the run."""
     enters_model = True
     needs_gates = True
+    walks = False
 
     def __init__(self, plan: AnyPlan, tokens: Tokens, gates: Gates, settings: "EngineSettings") -> None:
         self.plan, self.tokens, self.gates, self.settings = plan, tokens, gates, settings
@@ -170,6 +172,10 @@ class Engine:
     def kept_bytes(plan: AnyPlan, tokens: Tokens, settings: "EngineSettings") -> int:
         """The most bytes of features kept from one step to the next."""
         raise NotImplementedError
+
+    def most_kept(self) -> int:
+        """`kept_bytes`, where a run knows more than the shape of its tokens: of what it has kept so far."""
+        return self.kept_bytes(self.plan, self.tokens, self.settings)
 
     @staticmethod
     def held_bytes(plan: AnyPlan, tokens: Tokens, settings: "EngineSettings") -> int:
@@ -263,10 +269,14 @@ class Snapshots:
         return most
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Collection[float]) -> Tensor:
-    """Σ weights[i] · tensors[i] in as many operations as there are terms, the first none where its weight is 1."""
+def weighted_sum(tensors: Sequence[Tensor], weights: Collection[float | Tensor]) -> Tensor:
+    """Σ weights[i] · tensors[i] in as many operations as there are terms, the first none where its weight is 1.
+
+    Weights are numbers, or tensors that broadcast to the others.
+    """
     (first, scale), *others = zip(tensors, weights, strict=True)
-    total = first if scale == 1 else first * scale
+    total = first if isinstance(scale, float) and scale == 1 else first * scale
     for tensor, weight in others:
-        total = torch.add(total, tensor, alpha=weight)
+        by_channel = isinstance(weight, Tensor)
+        total = torch.addcmul(total, tensor, weight) if by_channel else torch.add(total, tensor, alpha=weight)
     return total

@@ -1,6 +1,6 @@
-"""The paper's literal form: features of every site at the last full steps, summed site by site."""
+"""The paper's literal form: features of every site at the last full steps, summed by site or walked through the blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from cache_dic.engine.base import (
     weighted_sum,
 )
 from cache_dic.plan import AnyPlan
+from cache_dic.site import Feature, computed
 
 
 class FeatureRecorder(Recorder):
@@ -71,3 +72,90 @@ class LayerwiseEngine(Engine):
     @staticmethod
     def forecast_flops(plan: AnyPlan, tokens: Tokens, settings: EngineSettings, step: int) -> int:
         return (2 * len(plan.row(step)) + 2) * tokens.num_sites * tokens.numel
+
+
+class WalkRecorder(FeatureRecorder):
+    """Holds every feature, and as `whole` those of all tokens and streams; `last` is the last one on the way to the output."""
+
+    last: Tensor
+
+    def __init__(self, num_sites: int, *, ends: bool = False) -> None:
+        super().__init__(num_sites, ends=ends)
+        self.whole: list[Tensor] = []
+
+    def __call__(
+        self,
+        x: Tensor,
+        gate: Tensor | None,
+        feature: Feature,
+        part: slice | None = None,
+        *,
+        name: str | None = None,
+        reaches_output: bool = True,
+    ) -> Tensor:
+        value = computed(feature)
+        self.whole.append(value.detach())
+        if reaches_output:
+            self.last = self.whole[-1]
+        return super().__call__(x, gate, value, part, name=name, reaches_output=reaches_output)
+
+
+class ForecastSite:
+    """The site of a walk through the blocks at a forecast step: adds forecasts in place of features, which are not computed.
+
+    last: the forecast added last on the way to the output.
+    """
+
+    last: Tensor
+
+    def __init__(self, forecasts: Iterator[Tensor]) -> None:
+        self.forecasts = forecasts
+
+    def __call__(
+        self,
+        x: Tensor,
+        gate: Tensor | None,
+        feature: Feature,
+        part: slice | None = None,
+        *,
+        name: str | None = None,
+        reaches_output: bool = True,
+    ) -> Tensor:
+        value = next(self.forecasts)
+        if reaches_output:
+            self.last = value
+        return x + value if gate is None else x + gate * value
+
+
+class WalkedEngine(LayerwiseEngine):
+    """`layerwise`, keeping the features of the other streams, too, so that the state before any block can be forecast.
+
+    Those are not among `kept_bytes`, which knows the shape of the tokens that reach the output alone; `most_kept` has them.
+    """
+
+    name = "walked"
+    walks = True
+
+    def __init__(self, plan: AnyPlan, tokens: Tokens, gates: Gates, settings: EngineSettings) -> None:
+        super().__init__(plan, tokens, gates, settings)
+        self.whole = Snapshots(plan)
+        self.bytes_seen = 0
+
+    def record(self, step: int, *, ends: bool = False) -> Recorder:
+        return (WalkRecorder if self.plan.serves(step) else Recorder)(self.tokens.num_sites, ends=ends)
+
+    def walk_site(self, step: int) -> ForecastSite:
+        """The site of a walk through the blocks, from the first on, that forecasts `step`."""
+        row = self.plan.row(step)
+        kept = [self.whole.by_step[m] for m in row]
+        return ForecastSite(weighted_sum(features, row.values()) for features in zip(*kept, strict=True))
+
+    def finish(self, step: int, site: Recorder | None) -> None:
+        super().finish(step, site)
+        if isinstance(site, WalkRecorder):
+            self.whole.push(step, site.whole)
+            sizes = (f.numel() * f.element_size() for features in self.whole.by_step.values() for f in features)
+            self.bytes_seen = max(self.bytes_seen, sum(sizes))
+
+    def most_kept(self) -> int:
+        return max(self.bytes_seen, super().most_kept())

@@ -108,7 +108,9 @@ class HiddenEngine(WholeEngine):
             return super().forecast(step)
         so_far = [m for m in self.plan.full_steps if m < step]
         low, high = forecaster.bands(so_far, step)
-        kept = [self.snapshots.by_step[m] for m in so_far[-len(high) :]]
+        # Snapshots that no weight asks for are not there any more.
+        used = [(m, a, b) for m, a, b in zip(so_far[-len(high) :], low, high, strict=True) if a or b]
+        kept, low, high = [self.snapshots.by_step[m] for m, *_ in used], [a for _, a, _ in used], [b for *_, b in used]
         if self.low_pass is None:
             self.low_pass = forecaster.low_pass(self.grid(), kept[0])
         lower = weighted_sum(kept, [a - b for a, b in zip(low, high, strict=True)])

@@ -1,20 +1,19 @@
 """The methods that come with the package, one file each; importing this package registers them."""
 
-from cache_dic.methods import (  # isort: skip
+from cache_dic.methods import (  # noqa: F401  # isort: skip
     taylorseer,
     published_schedules,
     adams_bashforth,
+    cg_taylor,
     chebbooster,
+    dbcache,
+    easycache,
     first_block_cache,
     freqca,
     hicache,
     magcache,
     seacache,
+    speca,
     spectrum,
     teacache,
 )
-
-__all__ = [
-    "adams_bashforth", "chebbooster", "first_block_cache", "freqca", "hicache", "magcache", "published_schedules", "seacache",
-    "spectrum", "taylorseer", "teacache",
-]  # fmt: skip

@@ -45,6 +45,7 @@ PRESETS = {
         {"num_snapshots": 3, "interval": 5},
     ),
     "flux": ({"num_snapshots": 2, "interval": 5}, {"num_snapshots": 2, "interval": 6}),
+    "*": ({"num_snapshots": 2, "interval": 5}, {"num_snapshots": 2, "interval": 4}),  # ours
 }
 register(
     "chebbooster",

@@ -24,13 +24,17 @@ PRESETS = {
 @register("first_block_cache", engine="stack", presets=PRESETS)
 @dataclass(kw_only=True)
 class FirstBlockCache(Decider):
-    """A step is full where mean |r - r_full| / mean |r_full| > threshold, r being what block 0 adds."""
+    """A step is full where mean |r - r_full| / mean |r_full| > threshold, r being what block 0 adds.
+
+    max_consecutive: the most forecasts in a row, None for no bound. by_branch: guidance branches decide each for itself, as in
+    diffusers; else the first for all.
+    """
 
     threshold: float
     max_consecutive: int | None = None
+    by_branch: bool = True
     residual: "Tensor | None" = field(init=False, default=None)
     first_blocks = 1
-    by_branch = True
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:

@@ -45,12 +45,16 @@ class FreqCa(HiCache):
         check_choice("transform", self.transform, TRANSFORMS)
 
     def bands(self, full_steps: Sequence[int], step: int) -> tuple[Sequence[float], Sequence[float]]:
-        """The weights of the low and of the high band, of the same last full steps, oldest first; `weights` are the high."""
+        """The weights of the low and of the high band, of the same last full steps, oldest first."""
         low = HiCache(max_order=self.low_order, warmup_steps=self.warmup_steps, contraction=self.contraction)
-        weights = [low.weights(full_steps, step), self.weights(full_steps, step)]
-        count = max(map(len, weights))
-        padded = [[0.0] * (count - len(row)) + list(row) for row in weights]
+        rows = [low.weights(full_steps, step), super().weights(full_steps, step)]
+        count = max(map(len, rows))
+        padded = [[0.0] * (count - len(row)) + list(row) for row in rows]
         return padded[0], padded[1]
+
+    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+        """Those of the high band."""
+        return self.bands(full_steps, step)[1]
 
     def low_pass(self, grid: Sequence[int], like: "Tensor") -> "Callable[[Tensor], Tensor]":
         """`low_pass` with this forecaster's cutoff and transform."""

@@ -185,7 +185,11 @@ SCHEDULES.update(growing_window=growing_window, with_tail=with_tail, published=p
 
 PRESETS: dict[str, dict[str, Sequence[Settings]]] = {
     "smoothcache": {"dit": ({"list_name": "smoothcache_50_0.18"}, {"list_name": "smoothcache_50_0.08"})},
-    "procache": {"dit": ({"list_name": "procache_dit_skips"},)},
+    "procache": {
+        "dit": ({"list_name": "procache_dit_skips"},),
+        "flux": ({"list_name": "procache_flux_skips"},),
+        "hunyuan_video": ({"list_name": "procache_hunyuan_video"},),
+    },
 }
 register("smoothcache", schedule="published", presets=PRESETS["smoothcache"], paper="arXiv 2411.10510")(Reuse)
 register("procache", schedule="published", presets=PRESETS["procache"], paper="arXiv 2512.17298")(Reuse)

@@ -126,6 +126,7 @@ PRESETS = {
     ),
     "hunyuan_video": ({"alpha": 0.75, "w": 0.5}, {"alpha": 3.0, "w": 0.5}),
     "wan": ({"alpha": 0.75, "w": 0.5}, {"alpha": 3.0, "w": 0.5}),
+    "*": ({"alpha": 0.75, "w": 0.5}, {"alpha": 3.0, "w": 0.5}),  # ours
 }
 register(
     "spectrum", schedule="growing_window", engine="hidden", presets=PRESETS, paper="arXiv 2603.01623",

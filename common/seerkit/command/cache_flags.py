@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cache_dic import ENGINE_NAMES, METHODS, PRESETS, SCHEDULES, UserError, accepted_settings, make_cache, read_setting
-from cache_dic.errors import run_of_user_code, suggestion
+from cache_dic.errors import check_choice, run_of_user_code, suggestion
+from cache_dic.schedule import SEARCHED
+from cache_dic.searched import is_schedule_file
 from seerkit.command.cli import Parser, non_negative_int, positive_float, positive_int
 from seerkit.devices.dtypes import DTYPES, torch_dtype
 
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 GIB = 2**30
 FLAGGED = ("interval", "max_order", "warmup_steps", "full_steps")
 """Settings with a flag of their own, of the same name."""
+
+
+def _rules() -> list[str]:
+    """Schedules that have a name of their own; that of a file is its path."""
+    return [name for name in SCHEDULES if name != SEARCHED]
 
 
 def add_cache_flags(parser: Parser, preset: str) -> None:
@@ -50,7 +57,12 @@ def add_cache_flags(parser: Parser, preset: str) -> None:
         help=f"full steps before the first forecast (default: {usual.warmup_steps}, or as many as there are)",
     )
     group.add_argument("--engine", choices=ENGINE_NAMES, help="where features are kept (default: the method's)")
-    group.add_argument("--schedule", choices=tuple(SCHEDULES), help="rule for full steps (default: the method's)")
+    group.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help=f"rule for full steps, one of {', '.join(_rules())}, a --plugin's, or the .json file of a searched schedule "
+        "(default: the method's)",
+    )
     group.add_argument("--full-steps", type=_step_list, metavar="LIST", help="explicit full steps, e.g. 0,1,2,8,14")
     group.add_argument(
         "--set", action="append", type=_setting, default=[], metavar="KEY=VALUE", help="a method's own setting"
@@ -61,7 +73,7 @@ def add_cache_flags(parser: Parser, preset: str) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help="a Python file that registers methods of yours",
+        help="a Python file that registers methods or schedules of yours",
     )
     group.add_argument(
         "--accumulator-dtype",
@@ -80,7 +92,7 @@ def add_cache_flags(parser: Parser, preset: str) -> None:
         "--compare",
         action="store_true",
         help="add the uncached run with PSNR to its samples and, unless --method is given, FORA, at intervals "
-        f"{' '.join(map(str, usual.compare_intervals))} unless --interval or the method's --plugin gives others",
+        f"{' '.join(map(str, usual.compare_intervals))} unless --interval, the method or its --plugin gives others",
     )
 
 
@@ -92,24 +104,29 @@ def caches_from_flags(
 ) -> dict[str, "Cache"]:
     """Caches by label, one for each method and interval asked for; with --compare the uncached run first.
 
-    preset: a backbone of PRESETS, whose settings stand where no flag says otherwise; so does the interval that a plugin
-    registers its method with, which compares as it was registered. With --compile, of commands that have
-    it, as `for_compiling`. Raises UserError for settings that no method takes, that exclude each other or that do not fit
-    the number of sampling steps.
+    preset: a backbone of PRESETS, whose settings stand where no flag says otherwise; so do the rows that a method comes with,
+    all of which a comparison shows, and the interval that a plugin registers its method with. With --compile, of commands
+    that have it, as `for_compiling`. Raises UserError for settings that no method takes, that exclude each other or that do
+    not fit the number of sampling steps.
     """
     methods = args.method or (["taylorseer", "fora"] if args.compare else ["taylorseer"])
+    of_plugins: set[str] = set()
     for path in args.plugin:
         registered = load_plugin(path)
-        if not registered & {*methods}:
+        of_plugins |= registered
+        if not registered & {*methods, args.schedule}:
             raise UserError(
                 f"--plugin {path} has no effect without --method {' or --method '.join(sorted(registered))}"
             )
+    if args.schedule is not None and not is_schedule_file(args.schedule):
+        check_choice("schedule", args.schedule, _rules())
     given = _given_settings(args)
     _refuse_idle_flags(args, methods, given)
     model, intervals = vars(args).get("model"), given.pop("interval", None)
-    chosen = {"engine": args.engine, "schedule": args.schedule}
+    schedule = "explicit" if args.full_steps else args.schedule
     common: dict[str, Any] = {
-        **{name: value for name, value in chosen.items() if value is not None},
+        "engine": args.engine,
+        "schedule": schedule,
         "accumulator_dtype": args.accumulator_dtype and torch_dtype(args.accumulator_dtype),
         "memory_limit": None if args.memory_limit_gib is None else int(args.memory_limit_gib * GIB),
         "telemetry": args.telemetry,
@@ -121,42 +138,52 @@ def caches_from_flags(
         if method == "uncached":
             caches["uncached"] = make_cache("uncached")
             continue
-        accepted = accepted_settings(method, "explicit" if args.full_steps else args.schedule)
+        accepted = accepted_settings(method, schedule)
         asked = {
-            name: read_setting(method, name, value) if isinstance(value, str) else value
+            name: read_setting(method, name, value, schedule) if isinstance(value, str) else value
             for name, value in given.items()
             if name in accepted
         }
-        for row in _rows(method, accepted, intervals, args, preset):
-            cache = make_cache(method, preset=preset, model=model, **{**row, **common, **asked})
+        of_method = [{"interval": n} for n in intervals] if intervals else _usual(args, method, preset, of_plugins)
+        for row in of_method:
+            usual = {name: value for name, value in row.items() if name in accepted}
+            where = {name: common[name] or row.get(name) for name in ("engine", "schedule")}
+            cache = make_cache(method, preset=preset, model=model, **common | where | usual | asked)
             caches[cache.label] = cache
+    if args.accumulator_dtype and all(
+        cache.engine != "folded" for cache in caches.values() if cache.method != "uncached"
+    ):
+        raise UserError(
+            f"--accumulator-dtype has no effect with {', '.join(caches)}, which sum nothing; leave it out, or take "
+            "--engine folded"
+        )
     for cache in caches.values():
         cache.plan(num_steps)
+    _warn_of_other_models(args, caches)
     return for_compiling(caches) if vars(args).get("compile") else caches
 
 
-def _rows(
-    method: str,
-    accepted: Collection[str],
-    intervals: Sequence[int] | None,
-    args: argparse.Namespace,
-    preset: str,
+def _usual(
+    args: argparse.Namespace, method: str, preset: str, of_plugins: Collection[str]
 ) -> Sequence[Mapping[str, Any]]:
-    """The settings that a method is sampled with beside those asked for: one row, or with --compare the published ones.
-
-    Where no rows are published for a method, a comparison shows it at the preset's intervals, one of a plugin as registered.
-    """
-    if intervals:
-        return [{"interval": n} for n in intervals] if "interval" in accepted else [{}]
-    if not args.compare or args.full_steps:
-        return [{}]
-    chosen = METHODS[method]
+    """What a method is sampled with where no interval is asked for: with --compare all of its published rows or intervals."""
+    chosen, compares = METHODS[method], args.compare and not args.full_steps
     if rows := chosen.rows(vars(args).get("model"), preset):
-        known = {*accepted, "engine", "schedule"}
-        return [{name: value for name, value in row.items() if name in known} for row in rows]
-    if "interval" not in accepted or (not chosen.shipped and "interval" in chosen.defaults):
-        return [{}]
-    return [{"interval": n} for n in PRESETS[preset].compare_intervals]
+        return rows if compares else rows[:1]
+    if own := method in of_plugins and chosen.defaults.get("interval"):
+        return [{"interval": own}]
+    return [{"interval": n} for n in (PRESETS[preset].compare_intervals if compares else [PRESETS[preset].interval])]
+
+
+def _warn_of_other_models(args: argparse.Namespace, caches: "Mapping[str, Cache]") -> None:
+    """Say so where full steps were searched for another model than the one that a command runs."""
+    files = {cache.schedule_settings["file"] for cache in caches.values() if cache.schedule == SEARCHED}
+    for file in files:
+        if file.model != vars(args).get("model", file.model):
+            print(
+                f"warning: schedule {file.name} was searched for {file.model}, and the model is {args.model}",
+                file=sys.stderr,
+            )
 
 
 def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -219,9 +246,9 @@ def _refuse_idle_flags(args: argparse.Namespace, methods: Sequence[str], given: 
 def for_compiling(caches: "Mapping[str, Cache]") -> "dict[str, Cache]":
     """The caches with full steps that are all alike, as `seerkit.devices.compile` needs them; UserError for engines without."""
     for cache in caches.values():
-        if cache.engine == "layerwise":
+        if cache.engine in ("layerwise", "walked"):
             raise UserError(
-                "--compile works with engines whose steps are all alike, such as the folded one, not with layerwise"
+                f"--compile works with engines whose steps are all alike, such as the folded one, not with {cache.engine}"
             )
     return {
         label: replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))
@@ -229,8 +256,8 @@ def for_compiling(caches: "Mapping[str, Cache]") -> "dict[str, Cache]":
     }
 
 
-_plugins: dict[Path, set[str]] = {}
-"""Names of the methods that each file registered."""
+_plugins: dict[Path, tuple[set[str], set[str]]] = {}
+"""Names of the methods and of the schedules that each file registered."""
 
 
 def load_plugin(path: Path) -> set[str]:
@@ -242,10 +269,12 @@ def load_plugin(path: Path) -> set[str]:
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--plugin {path} is not a file that ends in .py; pass one that calls cache_dic.register")
     path = path.resolve()
-    before = dict(METHODS)
-    for name in _plugins.get(path, ()):
-        METHODS.pop(name, None)
-    others = set(METHODS)
+    registries: tuple[dict[str, Any], ...] = METHODS, SCHEDULES
+    before = [dict(registry) for registry in registries]
+    for registry, names in zip(registries, _plugins.get(path, ()), strict=False):
+        for name in names:
+            registry.pop(name, None)
+    others = [set(registry) for registry in registries]
     # Known under its path, so that no library is shadowed; dataclasses look their module up. Compiled here and not by an
     # importer, which may take the bytecode of an earlier version of the file.
     module = sys.modules[str(path)] = ModuleType(str(path))
@@ -253,14 +282,16 @@ def load_plugin(path: Path) -> set[str]:
     try:
         with run_of_user_code("--plugin", str(path)):
             exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
-            if set(METHODS) == others:
+            if set(METHODS) == others[0]:
                 raise UserError("registered no method; decorate a class with cache_dic.register(name)")
     except BaseException:
-        METHODS.clear()
-        METHODS.update(before)
+        for registry, old in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(old)
         raise
-    _plugins[path] = set(METHODS) - others
-    return _plugins[path]
+    methods, schedules = (set(registry) - old for registry, old in zip(registries, others, strict=True))
+    _plugins[path] = methods, schedules
+    return methods
 
 
 def _step_list(text: str) -> list[int]:

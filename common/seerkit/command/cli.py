@@ -84,6 +84,10 @@ class Parser(argparse.ArgumentParser):
         """The section of --help for flags of a kind, one of SECTIONS."""
         return self._sections[title]
 
+    def flags_in(self, title: str) -> list[argparse.Action]:
+        """The flags of a section."""
+        return list(self._sections[title]._group_actions)
+
     def hide(self, *flags: str) -> None:
         """Leave flags out of --help, which the command knows only to refuse them with a reason."""
         for flag in flags:

@@ -69,12 +69,17 @@ def _step_flops(
 
 @dataclass(frozen=True)
 class PartFlops:
-    """Operations of parts of a step: modulation of all blocks; block 0's modulated tokens; the first and the last blocks."""
+    """Operations of parts of a step: modulation of all blocks, and its gates alone; block 0's modulated tokens; the first and
+    the last blocks; the last one, for schedules that verify forecasts; and what blocks read that a forecast step does without.
+    """
 
     modulation: int = 0
+    gates: int = 0
     modulated: int = 0
     first: int = 0
     last: int = 0
+    last_block: int = 0
+    context: int = 0
 
 
 def part_flops(
@@ -98,13 +103,15 @@ class _Taken:
     def __init__(self, modulation: Any) -> None:
         self.modulation = modulation
         self.parts: Parts | None = None
+        self.forecast: Callable[[Forecast], Tensor] | None = None
 
     def __call__(self, tokens: Any, full: Any, forecast: Callable[[Forecast], Tensor], parts: Parts) -> Tensor:
-        self.parts = parts
+        self.parts, self.forecast = parts, forecast
         return forecast(lambda x: x)
 
 
 @functools.lru_cache
+@torch.no_grad()
 def _part_flops(
     backbone: Callable[[Any], nn.Module],
     config: Any,
@@ -121,24 +128,28 @@ def _part_flops(
     table = twin.modulation_table(timesteps, [0], [], **made)
     taken = _Taken(table.at(0))
     twin(latents, **{twin.TIME: timesteps.expand(len(latents))}, **made, cache=taken)
-    parts = taken.parts
+    parts, forecast = taken.parts, taken.forecast
     assert parts is not None, "every backbone hands its parts to a step"
+    assert forecast is not None, "and the two ways through it"
     streams, count = parts.enter(), len(twin.block_sites())
 
-    def modulate() -> None:
-        twin.modulation_table(timesteps, [0], [], **made).at(0)
-
-    def condition() -> None:
-        twin.modulation_table(timesteps, [], [], **made)
+    def made_table(full_steps: list[int], gated_steps: list[int]) -> Any:
+        return twin.modulation_table(timesteps, full_steps, gated_steps, **made)
 
     def walk(start: int, stop: int) -> int:
         return count_flops(lambda: parts.walk(streams, residual, start, stop)) if start < stop else 0
 
+    def modulate(full_steps: list[int]) -> int:
+        return count_flops(lambda: made_table(full_steps, []).at(0))
+
     return PartFlops(
-        modulation=count_flops(modulate) - count_flops(condition),
+        modulation=modulate([0]) - modulate([]),
+        gates=count_flops(lambda: made_table([], [0]).gates([0])) - count_flops(lambda: made_table([], [])),
         modulated=count_flops(parts.modulated),
         first=walk(0, first_blocks),
         last=walk(count - last_blocks, count),
+        last_block=walk(count - 1, count),
+        context=count_flops(lambda: parts.leave(parts.enter())) - count_flops(lambda: forecast(lambda x: x)),
     )
 
 
@@ -151,17 +162,21 @@ def run_flops(run: Any) -> tuple[int, int]:
 def _run_flops(run: Run) -> tuple[int, int]:
     inputs, enters = run.inputs, run.engine.enters_model
     full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
-    total, decided = run.work_flops, not run.plan.foreseen
+    total, uncached, decided = run.work_flops, len(run.steps) * full, not run.plan.foreseen
     parts = PartFlops()
     if decided or run.first_blocks or run.last_blocks:
         parts = part_flops(inputs.model, inputs.latents, dict(inputs.conditions), run.first_blocks, run.last_blocks)
+    split = bool(run.first_blocks or run.last_blocks)
+    if decided:  # every step has the modulation of all blocks, and gates apart where forecasts are made of them
+        gates = parts.gates if run.engine.needs_gates else 0
+        full, forecast = full + gates, forecast - parts.gates + parts.modulation + gates
     for entry in run.steps:
         if entry["kind"] == "full":
             total += full
         elif enters:
-            total += forecast + parts.first + parts.last + decided * parts.modulation
-        total += parts.modulated * ("looked_at" in entry)
-    return total, len(run.steps) * full
+            total += forecast + parts.first + parts.last + split * parts.context
+        total += parts.modulated * ("looked_at" in entry) + (parts.context + parts.last_block) * ("verified" in entry)
+    return total, uncached
 
 
 def sampling_flops(
@@ -187,7 +202,8 @@ def sampling_flops(
     if isinstance(plan, OpenPlan):
         first, last = cache.always_computed
         parts = part_flops(model, latents, conditions, first, last)
-        each = forecast + parts.first + parts.last if ENGINES[cache.engine].enters_model else 0
+        context = parts.context if first or last else 0
+        each = forecast + parts.first + parts.last + context if ENGINES[cache.engine].enters_model else 0
         least = plan.least_full * full + (num_steps - plan.least_full) * each
         return {
             **common,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cache_dic import METHODS, PRESETS, Preset, UserError, accepted_settings
+from cache_dic import METHODS, PRESETS, SCHEDULES, Preset, UserError, accepted_settings
 from seerkit.command import cache_flags
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags, load_plugin
 from seerkit.command.cli import Parser
@@ -16,12 +16,14 @@ USUAL = Preset(interval=4, max_order=4, warmup_steps=2, orders={3: 3}, compare_i
 
 @pytest.fixture(autouse=True)
 def _methods_as_they_were(monkeypatch):
-    before = dict(METHODS)
+    registries = METHODS, SCHEDULES
+    before = [dict(registry) for registry in registries]
     monkeypatch.setattr(cache_flags, "_plugins", {})
     monkeypatch.setitem(PRESETS, "usual", USUAL)
     yield
-    METHODS.clear()
-    METHODS.update(before)
+    for registry, old in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(old)
 
 
 def caches(*flags, num_steps=50, preset="usual"):
@@ -391,3 +393,97 @@ def test_a_cut_taylor_of_ones_own(plugin):
     load_plugin(path)
     assert accepted_settings("second") == {"interval", "warmup_steps", "max_order"}
     assert list(caches("--plugin", path, "--method", "second", "--max-order", "2")) == ["second-N3-W2-O2"]
+
+
+# ---------------------------------------------------------------------------------------------------- published rows, schedules
+
+
+def test_a_comparison_shows_every_published_row_and_a_run_the_first():
+    rows = METHODS["hicache"].presets["flux"]
+    compared = caches("--compare", "--method", "hicache", preset="flux")
+    assert [cache.forecaster.contraction for cache in list(compared.values())[1:]] == [r["contraction"] for r in rows]
+    (alone,) = caches("--method", "hicache", preset="flux").values()
+    assert (alone.schedule_settings["interval"], alone.forecaster.contraction) == (6, 0.5)
+    (asked,) = caches("--method", "hicache", "--interval", "3", preset="flux").values()
+    assert (asked.schedule_settings["interval"], asked.forecaster.max_order) == (3, 1)
+
+
+def test_published_rows_are_not_mixed_with_other_settings_of_a_backbone():
+    """FLUX's TaylorSeer warms up for 3 steps, Spectrum for 5."""
+    (cache,) = caches("--method", "spectrum", preset="flux").values()
+    assert cache.schedule_settings == {"warmup_steps": 5, "window": 2, "alpha": 0.75}
+    assert cache.plan(50).full_steps[:6] == (0, 1, 2, 3, 4, 6)
+
+
+def test_missing_settings_are_named_with_the_models_that_have_them():
+    message = (
+        r"schedule 'teacache' of method 'teacache' needs .*threshold, which it has for flux-dev, .* and not for dit"
+    )
+    with pytest.raises(UserError, match=message):
+        caches("--method", "teacache", preset="dit")
+
+
+def test_an_accumulator_dtype_where_nothing_is_summed_is_refused():
+    with pytest.raises(UserError, match=r"--accumulator-dtype has no effect with spectrum-.*, which sum nothing"):
+        caches("--method", "spectrum", "--accumulator-dtype", "float32", preset="flux")
+
+
+STEADY = """
+from dataclasses import dataclass, field
+from cache_dic import Decider, register
+
+@register("steady", engine="stack", threshold=0.3)
+@dataclass(kw_only=True)
+class Steady(Decider):
+    threshold: float = 0.1
+    kind: str = "mean"
+    max_consecutive: int | None = 3
+    seen: int = field(init=False, default=0)
+
+    def decide(self, look):
+        return look.since > 2
+"""
+
+
+def test_a_schedule_of_a_file_serves_its_own_method_and_others(plugin):
+    path = plugin(STEADY)
+    (own,) = caches("--plugin", path, "--method", "steady").values()
+    assert (own.schedule, own.engine, own.schedule_settings["threshold"]) == ("steady", "stack", 0.3)
+    flags = ["--plugin", path, "--schedule", "steady", "--set", "kind=5", "--max-order", "1"]
+    (other,) = caches(*flags).values()
+    assert (other.method, other.schedule, other.engine) == ("taylorseer", "steady", "folded")
+    assert (other.schedule_settings["kind"], other.forecaster.max_order) == ("5", 1)
+    assert other.label == "taylorseer-steady-kind==5-O1-W2"
+    assert other.plan(20).least_full == 5, "at most three forecasts in a row"
+
+
+def test_a_schedule_is_forgotten_with_its_file(plugin):
+    for text in (STEADY, STEADY.replace("> 2", "> 1"), STEADY):
+        load_plugin(plugin(text))
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        load_plugin(plugin(STEADY + "\n1 / 0\n"))
+    assert "steady" in SCHEDULES
+    load_plugin(plugin(STEADY.replace("steady", "calm")))
+    assert "steady" not in SCHEDULES
+    assert "calm" in SCHEDULES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("int | None = 3", "int | None = -1"), r"horizon of schedule 'steady' = -1 must be an integer of at least 0"),
+        (("def decide(", "def decides("), r"class Steady has no decide\(self, look\)"),
+        (('"steady", ', '"fora", '), "a method called 'fora' is registered already"),
+        (('"steady", ', '"explicit", '), "a schedule called 'explicit' is registered already"),
+        ((", threshold=0.3", ", treshold=0.3"), "schedule 'steady' of method 'steady' has no setting treshold"),
+    ],
+)
+def test_schedules_that_cannot_be(plugin, change, message):
+    flags = ["--plugin", plugin(STEADY.replace(*change)), "--method", "steady"]
+    with pytest.raises(UserError, match=message):
+        caches(*flags)
+
+
+def test_an_unknown_schedule_is_named():
+    with pytest.raises(UserError, match=r"schedule 'diffusrs' is unknown; .* did you mean 'diffusers'"):
+        caches("--schedule", "diffusrs")

@@ -1,0 +1,253 @@
+"""Every caching method on one model, on the same seeds and by the same counters: cost, distance to the uncached samples with
+95 % intervals, scores without a reference, plots and a page.
+
+Any model of the repository can be named; flags of prompts, sampling and device are those of its own command, and --help with
+--model shows them. A killed run goes on where it stopped; methods that
+are asked for later join those that are there. A method that fails is a row with its error: the others go on, and the exit code
+is 2.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import shutil
+from argparse import BooleanOptionalAction
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache_dic import UserError
+from cache_dic.errors import check_choice
+from evaluation.families import FAMILIES, Family, all_models
+from evaluation.variants import GROUPS, UNCACHED, Setup, Variant, choices, variants
+from seerkit.command.cache_flags import for_compiling, load_plugin
+from seerkit.command.cli import Parser, positive_int, run_command, show_log
+from seerkit.command.flags import add_dry_run_flag
+
+if TYPE_CHECKING:
+    from evaluation.comparing import Entry
+
+COMMAND = "eval/compare.py"
+EXAMPLES = """
+python eval/compare.py --model flux-tiny --methods all
+python eval/compare.py --model wan-tiny --methods taylorseer fewer-steps --num-samples 4
+python eval/compare.py --model fashion-mnist --methods forms --results results
+python eval/compare.py --model flux-dev --prompt-file DrawBench.txt --num-samples 20 --offload
+"""
+DEFAULT_MODEL = "flux-tiny"
+DECIDED = "full steps are decided while sampling; these are bounds"
+KEPT_FLAGS = ("--plugin",)  # of those of caching
+
+
+def asked_model(argv: Sequence[str] | None) -> str:
+    """--model of a command line, before its other flags can be understood; UserError for one that no family has."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--model", default=DEFAULT_MODEL)
+    try:
+        model = first.parse_known_args(argv)[0].model
+    except argparse.ArgumentError:  # the full parser will say so
+        return DEFAULT_MODEL
+    check_choice("model", model, all_models())
+    return model
+
+
+def make_parser(family: Family) -> Parser:
+    parser = Parser(__doc__, EXAMPLES)
+    family.add_flags(parser)
+    caching = parser.section("caching")
+    _others(parser)
+    caching.add_argument(
+        "--methods",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help=f"all (default: all), or any of {', '.join(choices()[1:])}; "
+        f"{'; '.join(f'{name}: {what}' for name, what in GROUPS.items())}",
+    )
+    parser.section("prompts").add_argument(
+        "--num-samples",
+        type=positive_int,
+        metavar="N",
+        help=f"{family.makes}s of every variant; prompts begin anew where there are fewer (default: of {family.flags.EMBEDDED} "
+        f"{family.num_samples}, else one of every prompt)",
+    )
+    output = parser.section("output")
+    output.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="gets all that is made (default: outputs/compare/MODEL-DIGEST)"
+    )
+    output.add_argument(
+        "--results", type=Path, metavar="DIR", help=f"also copy record and plots to DIR/{family.folder}/compare-MODEL.*"
+    )
+    output.add_argument(
+        "--resume", action=BooleanOptionalAction, default=True, help="keep what is there; --no-resume makes all again"
+    )
+    add_dry_run_flag(parser, "every variant with its full steps, FLOPs and kept bytes")
+    output.add_argument("--json", action="store_true", help="print the record instead of the table")
+    return parser
+
+
+def _others(parser: Parser) -> list[argparse.Action]:
+    """Flags of caching that a sampling command has and a comparison refuses: hidden from --help."""
+    actions = [
+        action
+        for action in parser.flags_in("caching")
+        if action.option_strings and action.option_strings[0] not in (*KEPT_FLAGS, "--methods")
+    ]
+    parser.hide(*(action.option_strings[0] for action in actions))
+    return actions
+
+
+def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Family]:
+    family = FAMILIES[all_models()[asked_model(argv)]]
+    parser = make_parser(family)
+    args = parser.parse_args(argv)
+    for action in _others(parser):
+        if getattr(args, action.dest) != action.default:
+            parser.error(
+                f"{action.option_strings[0]} is not taken here, where every method has its own settings: name methods by "
+                "--methods, or give it to the sampling command with --compare"
+            )
+    return args, family
+
+
+def settle(args: argparse.Namespace, family: Family) -> list[str]:
+    """Fill in defaults; the prompts, one per sample."""
+    family.fill(args)
+    prompts = family.prompts(args)
+    count = args.num_samples or (family.num_samples if args.model == family.flags.EMBEDDED else len(prompts))
+    return list(itertools.islice(itertools.cycle(prompts), count))
+
+
+def make_entries(args: argparse.Namespace, family: Family, prompts: list[str]) -> "list[Entry]":
+    """An entry for the uncached run and for everything that is asked for, each with a job of its own, counted."""
+    from evaluation.comparing import Entry, count
+    from evaluation.jobs import output_folder
+
+    solver = getattr(args, "solver", None) if family.solvers else None
+    setup = Setup(
+        model=args.model,
+        package=family.package,
+        num_steps=args.num_steps,
+        solver=solver,
+        solvers=family.solvers,
+    )
+    asked = variants(args.methods, setup)
+    if args.compile:
+        asked = [compilable(variant) for variant in asked]
+    entries = []
+    for variant in asked:
+        own = copy.copy(args)
+        for name, value in variant.changes.items():
+            setattr(own, name, value)
+        caches = {} if variant.cache is None else {variant.label: variant.cache}
+        job = family.job(COMMAND, own, prompts, caches)
+        if variant.label == UNCACHED:
+            args.output_dir = output_folder(args.output_dir, "compare", job.settings)
+            job = family.job(COMMAND, copy.copy(args), prompts, caches)
+        entries.append(Entry(variant=variant, job=job, error=variant.error))
+    count(entries)
+    return entries
+
+
+def compilable(variant: Variant) -> Variant:
+    """A variant whose steps are all alike, for --compile; one that cannot have such says why."""
+    if variant.cache is None:
+        return variant
+    try:
+        return replace(variant, cache=for_compiling({variant.label: variant.cache})[variant.label])
+    except UserError as error:
+        return replace(variant, cache=None, error=str(error))
+
+
+def plan(entries: "Sequence[Entry]") -> dict[str, Any]:
+    """What --dry-run prints."""
+    base = entries[0].counts["flops_T"]
+
+    def row(entry: "Entry") -> dict[str, Any]:
+        if entry.error is not None:
+            return {"label": entry.label, "error": entry.error}
+        counts, cache = entry.counts, entry.variant.cache
+        bounds = {name: counts[name] for name in ("full_steps_bounds", "flops_ratio_bounds") if name in counts}
+        return {
+            "label": entry.label,
+            "num_steps": entry.job.num_steps,
+            "full_steps": counts["full_steps"],
+            "flops_ratio": counts["flops_T"] and base / counts["flops_T"],
+            **bounds,
+            **({"note": DECIDED} if bounds else {}),
+            "kept_bytes": counts["kept_bytes"][cache.engine],
+        }
+
+    rows = [row(entry) for entry in entries]
+    dearest = [row.get("flops_ratio_bounds", [row.get("flops_ratio")])[0] for row in rows if "error" not in row]
+    job = entries[0].job
+    return {
+        "settings": job.settings,
+        "output_dir": str(job.out),
+        "num_samples": len(job.prompts),
+        "batch_size": job.args.batch_size,
+        "uncached_runs_at_most": sum(1 / ratio for ratio in dearest),
+        "rows": rows,
+    }
+
+
+def copy_results(folder: Path, family: Family, model: str, out: Path) -> list[Path]:
+    """Record and plots under the names of results/."""
+    target = folder / family.folder
+    target.mkdir(parents=True, exist_ok=True)
+    copied = []
+    for name, suffix in (("record", ".json"), ("pareto", ".png"), ("pareto", ".svg")):
+        if (made := out / f"{name}{suffix}").is_file():
+            copied.append(target / f"compare-{model.replace('/', '-')}{suffix}")
+            shutil.copyfile(made, copied[-1])
+    return copied
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, family = parse_args(argv)
+    for path in args.plugin:
+        args.methods = [*args.methods, *load_plugin(path)]
+    for name in args.methods:
+        check_choice("method", name, choices())
+    prompts = settle(args, family)
+
+    # Only now, so that --help and mistakes are answered before torch is loaded.
+    from evaluation.comparing import Contest, compared, report
+    from evaluation.jobs import print_json
+    from seerkit.devices.distributed import num_processes, start_world
+
+    if num_processes() > 1:
+        raise UserError("a comparison is timed by one process; start it without torchrun")
+    entries = make_entries(args, family, prompts)
+    if args.dry_run:
+        print_json(plan(entries))
+        return
+    if entries[0].error is not None:
+        raise UserError(entries[0].error)
+    world = start_world(args.device)
+    if not args.json:
+        show_log()
+    contest = Contest(entries=entries, world=world, resume=args.resume)
+    contest.prepare()
+    contest.run()
+    record = report(contest, entries[0].job.command_line(1))
+    out = entries[0].job.out
+    copied = copy_results(args.results, family, args.model, out) if args.results else []
+    if args.json:
+        print(json.dumps(record))
+    else:
+        rows = [row for row in record["rows"] if "error" not in row]
+        print("", compared(record, contest.judge(), rows).text(), sep="\n")
+        print(f"plots: {out / 'pareto.png'}, .svg\nrecord: {out / 'record.json'}\npage: {out / 'index.html'}")
+        if copied:
+            print(f"copied: {', '.join(map(str, copied))}")
+    failed = {row["label"]: row["error"] for row in record["rows"] if "error" in row}
+    if failed:
+        told = "; ".join(f"{label}: {error}" for label, error in failed.items())
+        raise UserError(f"{len(failed)} of {len(record['rows'])} rows failed, the others are there: {told}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,307 @@
+"""The five families of models as commands sample them: flags, prompts and jobs. Naming them needs no torch.
+
+What is a command's own in a backbone, its flags and its pipeline, is imported by name when a family is asked for.
+"""
+
+import argparse
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from evaluation.backbones import PACKAGES
+from seerkit.command.cli import Parser, positive_int
+from seerkit.command.flags import add_prompt_flags
+
+if TYPE_CHECKING:
+    from cache_dic import Cache
+    from dit.config import DiTConfig
+    from evaluation.images import ImageJob, Judge
+    from evaluation.jobs import Job
+    from evaluation.videos import VideoJob
+
+Caches = Mapping[str, "Cache"]
+
+
+def flags_of(package: str) -> ModuleType:
+    """The module of a backbone's flags."""
+    return importlib.import_module(f"{package}.flags")
+
+
+def pipeline_of(package: str) -> ModuleType:
+    """The module of a backbone's pipeline, which loads torch."""
+    return importlib.import_module(f"{package}.pipeline")
+
+
+# ---------------------------------------------------------------------------------------------------------------- jobs
+# Each loads torch, and takes flags whose defaults are filled in. command: the script that is run. prompts: one per sample.
+
+
+def dit_job(
+    command: str, args: argparse.Namespace, prompts: list[str], caches: Caches, *, classes: Sequence[int], **more: Any
+) -> "ImageJob":
+    """Prompts are names of classes, each standing --samples-per-class times among them."""
+    from evaluation.images import ImageJob
+    from evaluation.jobs import output_folder
+
+    flags, pipeline = flags_of("dit"), pipeline_of("dit")
+    config = flags.config_of(args)
+    height, width, channels = config.image_shape
+    settings = {
+        **pipeline.settings_of(args, config),
+        "classes": list(classes),
+        "per_class": len(prompts) // len(classes),
+        "height": height,
+        "width": width,
+        "batch_size": args.batch_size,
+    }
+    return ImageJob(
+        command=command,
+        args=args,
+        prompts=prompts,
+        caches=dict(caches),
+        settings=settings,
+        sizes={"height": args.image_size, "width": args.image_size, "cfg_scale": args.guidance_scale},
+        out=output_folder(args.output_dir, "dit", settings),
+        find=lambda _: pipeline.find_everything(args, config),
+        channels=channels,
+        make_judge=(lambda: classifier_judge(config)) if args.model == flags.EMBEDDED else None,
+        make_pipeline=lambda _, device: pipeline.Pipeline(args, device),
+        **more,
+    )
+
+
+def classifier_judge(config: "DiTConfig") -> "Judge":
+    """The shipped in-domain classifier: does a sample show its class?"""
+    import torch
+
+    from evaluation.classifier import classify, load_classifier
+    from evaluation.images import Judge
+    from seerkit.io.tables import number
+
+    classifier, names = load_classifier(), flags_of("dit").class_names(config)
+
+    def score(images: torch.Tensor, classes: list[str]) -> torch.Tensor:
+        return classify(classifier, images).argmax(dim=1) == torch.tensor([names.index(name) for name in classes])
+
+    real = classifier.test_accuracy
+    return Judge(
+        key="class_accuracy",
+        heading="class accuracy",
+        score=score,
+        cell=lambda share: number(share * 100, 1, " %"),
+        facts={"real_test_accuracy": real},
+        explanation=f"class accuracy by the shipped in-domain classifier; on the real test images {real:.1%}",
+    )
+
+
+def flux_job(command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "ImageJob":
+    from evaluation.images import ImageJob, emoji_judge
+    from evaluation.jobs import output_folder
+
+    flags, pipeline = flags_of("flux"), pipeline_of("flux")
+    settings = pipeline.settings_of(args, prompts)
+    return ImageJob(
+        command=command,
+        args=args,
+        prompts=prompts,
+        caches=dict(caches),
+        settings=settings,
+        sizes={"height": args.height, "width": args.width},
+        out=output_folder(args.output_dir, "flux", settings),
+        find=lambda _: pipeline.find_everything(args),
+        make_judge=emoji_judge if args.model == flags.EMBEDDED else None,
+        make_pipeline=lambda batches, device: pipeline.Pipeline(args, batches, device),
+    )
+
+
+def hidream_job(command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "ImageJob":
+    from evaluation.images import ImageJob, emoji_judge
+    from evaluation.jobs import output_folder
+
+    flags, pipeline = flags_of("hidream"), pipeline_of("hidream")
+    settings = pipeline.settings_of(args, prompts)
+    return ImageJob(
+        command=command,
+        args=args,
+        prompts=prompts,
+        caches=dict(caches),
+        settings=settings,
+        sizes=flags.sizes_of(args),
+        out=output_folder(args.output_dir, "hidream", settings),
+        find=lambda _: pipeline.find_everything(args),
+        make_judge=emoji_judge if args.model == flags.EMBEDDED else None,
+        make_pipeline=lambda batches, device: pipeline.Pipeline(args, batches, device),
+    )
+
+
+def hunyuan_job(
+    command: str, args: argparse.Namespace, prompts: list[str], caches: Caches, names: Sequence[str]
+) -> "VideoJob":
+    """names: of the files of the videos, without suffix."""
+    from evaluation.jobs import output_folder
+    from evaluation.videos import VideoJob
+    from hunyuan_video.config import USAGE, hunyuan_video_config, latent_shape
+    from seerkit.command.videos import check_processes, sequence_parallel
+    from seerkit.io.media import video_facts
+
+    check_processes(args, hunyuan_video_config(args.model).heads_num, "--dit-fsdp")
+    pipeline = pipeline_of("hunyuan_video")
+    settings = {**pipeline.settings_of(args, prompts), "video": video_facts(args.quality)}
+    return VideoJob(
+        command=command,
+        args=args,
+        prompts=prompts,
+        caches=dict(caches),
+        settings=settings,
+        sizes={
+            "height": args.height,
+            "width": args.width,
+            "frames": args.num_frames,
+            "text_tokens": USAGE[args.model].text_tokens,
+        },
+        out=output_folder(args.output_dir, "hunyuan", settings),
+        names=names,
+        latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
+        sequence_parallel=sequence_parallel(args),
+        find=lambda _: pipeline.find_everything(args),
+        make_pipeline=lambda world: pipeline.Pipeline(args, world),
+    )
+
+
+def wan_job(
+    command: str, args: argparse.Namespace, prompts: list[str], caches: Caches, names: Sequence[str]
+) -> "VideoJob":
+    """names: of the files of the videos, without suffix."""
+    from evaluation.jobs import output_folder
+    from evaluation.videos import VideoJob
+    from seerkit.command.videos import check_processes, sequence_parallel
+    from seerkit.io.media import video_facts
+    from wan.config import latent_shape, wan_config
+
+    check_processes(args, wan_config(args.model).num_heads, "--dit-fsdp", "--t5-fsdp")
+    pipeline = pipeline_of("wan")
+    settings = {**pipeline.settings_of(args, prompts), "video": video_facts(args.quality)}
+    return VideoJob(
+        command=command,
+        args=args,
+        prompts=prompts,
+        caches=dict(caches),
+        settings=settings,
+        sizes={
+            "height": args.height,
+            "width": args.width,
+            "frames": args.num_frames,
+            "cfg_scale": args.guidance_scale,
+        },
+        out=output_folder(args.output_dir, "wan", settings),
+        names=names,
+        latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
+        sequence_parallel=sequence_parallel(args),
+        find=lambda _: pipeline.find_everything(args),
+        make_pipeline=lambda world: pipeline.Pipeline(args, world),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ families
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What a command that samples any model asks a family for.
+
+    folder: of its records in results/. makes: image or video. num_samples: of the embedded model, in two of its batches, where
+    a command makes its own choice. make_job(command, args, prompts, caches).
+    """
+
+    package: str
+    folder: str
+    makes: str
+    num_samples: int
+    make_job: "Callable[[str, argparse.Namespace, list[str], Caches], Job]"
+
+    @property
+    def flags(self) -> Any:
+        return flags_of(self.package)
+
+    @property
+    def solvers(self) -> Sequence[str]:
+        """Higher-order ones that --solver chooses from."""
+        return getattr(self.flags, "SOLVERS", ())
+
+    def add_flags(self, parser: Parser) -> None:
+        """Flags of model, prompts, sampling, caching and device; of videos, defaults of those of their files."""
+        self.flags.add_flags(parser)
+        if self.makes == "video":
+            parser.set_defaults(quality=self.flags.QUALITY, gif=True, keep_latents=True)
+        else:
+            parser.set_defaults(add_sampling_metadata=False)
+
+    def fill(self, args: argparse.Namespace) -> None:
+        """Set what was not given to the model's own settings; UserError for what does not fit it."""
+        self.flags.fill_defaults(args)
+
+    def prompts(self, args: argparse.Namespace) -> list[str]:
+        """The prompts that the flags ask for."""
+        return [one if isinstance(one, str) else one.prompt for one in self.flags.prompts_of(args)]
+
+    def job(self, command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "Job":
+        return self.make_job(command, args, prompts, caches)
+
+
+class _DiT(Family):
+    def add_flags(self, parser: Parser) -> None:
+        self.flags.add_class_flag(parser)
+        self.flags.add_flags(parser, guidance_scale=self.flags.SHOWN_GUIDANCE)
+        parser.section("sampling").add_argument(
+            "--batch-size", type=positive_int, metavar="N", help="images per model call (default: one of each class)"
+        )
+        parser.set_defaults(add_sampling_metadata=False)
+
+    def _classes(self, args: argparse.Namespace) -> list[int]:
+        return self.flags.chosen_classes(args.classes, self.flags.config_of(args))
+
+    def fill(self, args: argparse.Namespace) -> None:
+        args.batch_size = args.batch_size or len(self._classes(args))
+
+    def prompts(self, args: argparse.Namespace) -> list[str]:
+        names = self.flags.class_names(self.flags.config_of(args))
+        return [names[number] for number in self._classes(args)]
+
+    def job(self, command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "Job":
+        return dit_job(command, args, prompts, caches, classes=self._classes(args))
+
+
+class _HiDream(Family):
+    def add_flags(self, parser: Parser) -> None:
+        add_prompt_flags(parser, embedded=self.flags.EMBEDDED)
+        self.flags.add_single_image_flags(parser, batch_size="1; hidream-tiny: 8")
+        parser.set_defaults(add_sampling_metadata=False)
+
+
+def _numbered(make: "Callable[..., VideoJob]") -> "Callable[[str, argparse.Namespace, list[str], Caches], VideoJob]":
+    """A job whose videos are called by their numbers."""
+    return lambda command, args, prompts, caches: make(
+        command, args, prompts, caches, [f"{index:06d}" for index in range(len(prompts))]
+    )
+
+
+FAMILIES = {
+    family.package: family
+    for family in (
+        _DiT(package="dit", folder="dit", makes="image", num_samples=20, make_job=dit_job),
+        Family(package="flux", folder="flux", makes="image", num_samples=16, make_job=flux_job),
+        Family(
+            package="hunyuan_video", folder="hunyuan", makes="video", num_samples=8, make_job=_numbered(hunyuan_job)
+        ),
+        Family(package="wan", folder="wan", makes="video", num_samples=8, make_job=_numbered(wan_job)),
+        _HiDream(package="hidream", folder="hidream", makes="image", num_samples=16, make_job=hidream_job),
+    )
+}
+"""By the package of the backbone, as in `evaluation.backbones.PACKAGES`."""
+
+
+def all_models() -> dict[str, str]:
+    """By every name of a model that a command takes, the package of its backbone."""
+    return {**PACKAGES, **dict.fromkeys(flags_of("wan").VARIANTS, "wan")}
