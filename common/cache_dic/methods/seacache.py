@@ -46,6 +46,9 @@ PRESETS: dict[str, list[Settings]] = {
     "hunyuan_video": _rows(3.0, 0.2, 0.4),
     "wan": [*_rows(3.0, 0.2, 0.35), DIFFUSERS],
     "*": _rows(2.0, 0.3, 0.6),  # FLUX.1-dev's
+    # Thresholds for about 2 to 4 times fewer full steps of 50.
+    **dict.fromkeys(("fashion-mnist", "flux-tiny", "hidream-tiny"), _rows(2.0, 0.15, 0.2, 0.3)),
+    **dict.fromkeys(("hunyuan-tiny", "wan-tiny"), _rows(3.0, 0.2, 0.3, 0.4)),
 }
 
 
