@@ -6,6 +6,7 @@ of that command, as in eval/search_schedule.py.
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from evaluation.backbones import PACKAGES
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     files = read_schedules(
         args.schedules or shipped_schedules(args.model, given.num_steps), args.model, given.num_steps
     )
-    record = judge(given, prompts, files)
+    command_line = shlex.join(["python", "eval/schedule_gains.py", *args.command_line])
+    record = {**judge(given, prompts, files), "command_line": command_line}
     if args.out:
         write_json(args.out, record)
     print(json.dumps(record) if args.json else describe(record))

@@ -27,6 +27,7 @@ from evaluation.forms import (
     TRAINING,
     VIDEO_COUNTS,
 )  # fmt: skip
+from evaluation.method_table import methods, presets
 from evaluation.metrics import mean_interval
 from evaluation.paper import published, published_flops, published_latency
 from evaluation.video_metrics import flicker_change
@@ -1005,6 +1006,8 @@ def flux_busy_machine(results: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "overview": overview,
+    "methods": methods,
+    "method-presets": presets,
     "dit-flops": dit_flops,
     "dit-benchmark": dit_benchmark,
     "dit-samples": dit_samples,

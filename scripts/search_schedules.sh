@@ -12,7 +12,12 @@ declare -A folders=(
 [ $# -gt 0 ] || set -- fashion-mnist flux-tiny hidream-tiny hunyuan-tiny wan-tiny
 for model in "$@"; do
   for count in 7 8 10 14 18; do
-    python eval/search_schedule.py --model "$model" --full-steps "$count" --resume \
+    case $count in
+      10) lists=40 ;; # what most comparisons are made at
+      18) lists=15 ;;
+      *) lists=25 ;;
+    esac
+    python eval/search_schedule.py --model "$model" --full-steps "$count" --lists "$lists" --resume \
       --out "${folders[$model]:?"$model is none of the embedded models"}/schedules/$model-$count-of-50.json"
   done
 done

@@ -112,8 +112,8 @@ class Cache(NoStep):
         decider = self.decider()
         if decider is not None and decider.verifies and (not ENGINES[self.engine].walks or any(self.always_computed)):
             raise UserError(
-                f"schedule {self.schedule!r} verifies forecasts by the last block, from a forecast of the state before it, which "
-                f"the walked engine has, of all blocks; leave out engine={self.engine}"
+                f"schedule {self.schedule!r} verifies forecasts by the last block, from a forecast of the state before it, "
+                f"which the walked engine has, of all blocks; leave out engine={self.engine}"
             )
 
     @property

@@ -239,6 +239,11 @@ class OpenPlan:
         """The weights of full steps in the forecast of `step`."""
         so_far = tuple(self.full_steps[: bisect_left(self.full_steps, step)])
         row = weights_of(self.forecaster, so_far, step, self.method)
+        if not all(isinstance(weight, float) for weight in row.values()):
+            raise UserError(
+                f"{type(self.forecaster).__name__} gave weights by site for step {step}; weights by site need full steps that "
+                "are known before the run; take another schedule"
+            )
         if len(so_far) > self.history and row.keys() - set(so_far[-self.history :]):
             raise UserError(
                 f"{type(self.forecaster).__name__} reaches further back than {self.history} full steps at step {step}; where "

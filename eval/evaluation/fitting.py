@@ -6,7 +6,6 @@ sample with what has been measured so far, so that a killed command goes on with
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from cache_dic.schedule import SCHEDULES
 from evaluation.backbones import PACKAGES, count_caches
 from evaluation.calibration import family_of
 from evaluation.jobs import PATHS, digests
-from seerkit.devices.distributed import World, start_world
+from seerkit.devices.distributed import start_world
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.files import read_json, write_json
 from seerkit.text.prompts import make_batches
@@ -82,17 +81,20 @@ def measuring(signal: str) -> Cache:
     )
 
 
-def measure(
-    pipeline: Any, batch: Any, signal: str, num_steps: int, callback: Any = None
-) -> list[list[dict[str, float]]]:
-    """By branch and step from the second on, what `Measure` reports."""
+def rounded(value: float | None) -> float | None:
+    """To the digits that float32 has."""
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def measure(pipeline: Any, batch: Any, signal: str, num_steps: int, callback: Any = None) -> list[list[dict[str, Any]]]:
+    """By branch and step from the second on, what `Measure` reports; None for what is not finite."""
     _, run = pipeline.sample(measuring(signal), batch, callback or (lambda *_: None))
     names = ("change", "output_change", "ratio")
     rows = []
     for one in getattr(run, "runs", [run]):
         steps = one.record()["steps"][1:]
         assert len(steps) == num_steps - 1, "all steps were taken"
-        rows.append([{name: float(f"{step[name]:.{DIGITS}g}") for name in names} for step in steps])
+        rows.append([{name: rounded(step[name]) for name in names} for step in steps])
     return rows
 
 
@@ -145,108 +147,123 @@ def table_of(measured: Sequence[Any], num_steps: int) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- command
 
 
-def signal_of(args: argparse.Namespace) -> str:
-    if args.signal is None:
-        return "time_embedding" if PACKAGES[args.model] in BY_TIME else SIGNALS[0]
-    check_choice("signal", args.signal, SIGNALS)
-    return args.signal
+@dataclass(frozen=True)
+class Calibration:
+    """What a command line asks for. asked: its own flags. args: those of the model's sampling command."""
 
+    asked: argparse.Namespace
+    args: argparse.Namespace
+    prompts: Sequence[str]
 
-def made_with(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:
-    """What the numbers depend on, but for the contents of files."""
-    settings = family_of(args.model).settings(args)
-    left_out = {"config", "prompts", "batch_size", *PATHS}
-    return {
-        **{name: value for name, value in settings.items() if name not in left_out},
-        "calibration_seed": args.calibration_seed,
-        "prompts": list(prompts),
-    }
+    @property
+    def is_polynomial(self) -> bool:
+        return self.asked.method == "teacache"
 
+    @property
+    def signal(self) -> str:
+        """UserError for one that there is not."""
+        if self.asked.signal is None:
+            return "time_embedding" if PACKAGES[self.asked.model] in BY_TIME else SIGNALS[0]
+        check_choice("signal", self.asked.signal, SIGNALS)
+        return self.asked.signal
 
-def plan(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:
-    """What --dry-run prints."""
-    sizes = {
-        "height": vars(args).get("height"),
-        "width": vars(args).get("width"),
-        "frames": vars(args).get("num_frames"),
-    }
-    if vars(args).get("image_size"):
-        sizes["height"] = sizes["width"] = args.image_size
-    caches = {"uncached": make_cache("uncached")}
-    counted = count_caches(args.model, caches, args.num_steps, torch_dtype(args.precision), num_samples=1, **sizes)
-    return {
-        "method": args.method,
-        **({"signal": signal_of(args)} if args.method == "teacache" else {}),
-        "samples": len(prompts),
-        "flops_per_sample": counted["uncached"]["flops"],
-        **made_with(args, prompts),
-    }
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What the numbers depend on, but for the contents of files."""
+        settings = family_of(self.asked.model).settings(self.args)
+        left_out = {"config", "prompts", "batch_size", *PATHS}
+        return {
+            **{name: value for name, value in settings.items() if name not in left_out},
+            **({"signal": self.signal} if self.is_polynomial else {}),
+            "prompts": list(self.prompts),
+        }
 
+    def plan(self) -> dict[str, Any]:
+        """What --dry-run prints."""
+        given = vars(self.args)
+        sizes = {"height": given.get("height"), "width": given.get("width"), "frames": given.get("num_frames")}
+        if given.get("image_size"):
+            sizes["height"] = sizes["width"] = self.args.image_size
+        caches = {"uncached": make_cache("uncached")}
+        counted = count_caches(
+            self.asked.model, caches, self.args.num_steps, torch_dtype(self.args.precision), num_samples=1, **sizes
+        )
+        return {
+            "method": self.asked.method,
+            "samples": len(self.prompts),
+            "flops_T_per_sample": counted["uncached"]["flops_T"],
+            **self.made_with,
+        }
 
-def calibrate(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any]:
-    """The calibration that the flags ask for, also in --out; UserError where numbers are not finite."""
-    family, signal = family_of(args.model), signal_of(args)
-    if args.num_steps < 2:
-        raise UserError(f"--num-steps {args.num_steps} has no step after the first to measure; take at least 2")
-    contents = digests(family.find(args))
-    made = {**made_with(args, prompts), "contents": contents}
-    measured = _resumed(args.out, args.method, signal, made) if args.resume else []
-    batches = make_batches(prompts, 1)[len(measured) :]
-    result = _result(args, signal, made, measured) if measured else {}
-    if not batches:
+    def make(self) -> dict[str, Any]:
+        """The calibration, also in --out after every sample; UserError where numbers are not finite."""
+        args, asked, family = self.args, self.asked, family_of(self.asked.model)
+        if args.num_steps < 2:
+            raise UserError(f"--num-steps {args.num_steps} has no step after the first to measure; take at least 2")
+        made = {**self.made_with, "contents": digests(family.find(args))}
+        measured = self._resumed(made) if asked.resume else []
+        batches = make_batches(self.prompts, 1)[len(measured) :]
+        result = self.result(made, measured) if measured else {}
+        if not batches:
+            return result
+        pipeline = family.open(args, batches, start_world(args.device).device)
+        with tqdm(total=len(batches) * args.num_steps, unit="step", mininterval=0.5, disable=asked.json) as bar:
+            for batch in batches:
+                numbers = measure(pipeline, batch, self.signal, args.num_steps, lambda *_: bar.update())
+                if any(step[name] is None for branch in numbers for step in branch for name in step):
+                    raise UserError(
+                        f"the sample of {batch.prompts[0]!r} came out with NaN or infinity; take --precision fp32"
+                    )
+                measured.append(numbers)
+                result = self.result(made, measured)
+                if asked.out:
+                    write_json(asked.out, result)
         return result
-    world = start_world(args.device)
-    alone = World(0, 1, world.device)
-    pipeline = family.open(args, batches, alone.device)
-    with tqdm(total=len(batches) * args.num_steps, unit="step", mininterval=0.5, disable=args.json) as bar:
-        for batch in batches:
-            numbers = measure(pipeline, batch, signal, args.num_steps, lambda *_: bar.update())
-            if not all(math.isfinite(value) for branch in numbers for step in branch for value in step.values()):
-                raise UserError(
-                    f"the sample of {batch.prompts[0]!r} came out with NaN or infinity; take --precision fp32"
-                )
-            measured.append(numbers)
-            result = _result(args, signal, made, measured)
-            if args.out:
-                write_json(args.out, result)
-    return result
 
+    def result(self, made: Mapping[str, Any], measured: Sequence[Any]) -> dict[str, Any]:
+        """What the file holds: of `measured`, what the method is made of."""
+        if self.is_polynomial:
+            found, names = polynomial_of(measured, self.signal), ("change", "output_change")
+        else:
+            found, names = table_of(measured, self.args.num_steps), ("ratio",)
+        return {
+            "source": f"eval/calibrate.py, {len(measured)} samples of {self.asked.model}",
+            **found,
+            "calibration": {
+                "method": self.asked.method,
+                "made_with": dict(made),
+                "measured": [
+                    [{name: [step[name] for step in branch] for name in names} for branch in sample]
+                    for sample in measured
+                ],
+            },
+        }
 
-def _result(args: argparse.Namespace, signal: str, made: Mapping[str, Any], measured: Sequence[Any]) -> dict[str, Any]:
-    found = polynomial_of(measured, signal) if args.method == "teacache" else table_of(measured, args.num_steps)
-    names = ("change", "output_change") if args.method == "teacache" else ("ratio",)
-    return {
-        "source": f"eval/calibrate.py, {len(measured)} samples of {args.model}",
-        **found,
-        "calibration": {
-            "method": args.method,
-            "made_with": dict(made),
-            "measured": [
-                [{n: [step[n] for step in branch] for n in names} for branch in sample] for sample in measured
-            ],
-        },
-    }
-
-
-def _resumed(out: Path, method: str, signal: str, made: Mapping[str, Any]) -> list[Any]:
-    """Measured samples of a file that the same command has written; none where there is no file."""
-    if not out.is_file():
-        return []
-    earlier = read_json(out, "calibration")
-    try:
-        of_file, measured = earlier["calibration"]["made_with"], earlier["calibration"]["measured"]
-        same = earlier["calibration"]["method"] == method and earlier.get("signal", signal) == signal
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--out {out} is no calibration to go on with; name another file") from error
-    given = json.loads(json.dumps(dict(made)))
-    changed = sorted(name for name in given.keys() | of_file.keys() if given.get(name) != of_file.get(name))
-    if changed or not same:
-        what = ", ".join(changed) or "method or signal"
-        raise UserError(f"--out {out} was made with other settings ({what}); name another file, or leave out --resume")
-    return [
-        [[dict(zip(branch, step, strict=True)) for step in zip(*branch.values(), strict=True)] for branch in sample]
-        for sample in measured
-    ]
+    def _resumed(self, made: Mapping[str, Any]) -> list[Any]:
+        """Measured samples of a file that the same command has written; none where there is no file."""
+        out = self.asked.out
+        if not out.is_file():
+            return []
+        earlier = read_json(out, "calibration")
+        try:
+            told = earlier["calibration"]
+            of_file = {"method": told["method"], **told["made_with"]}
+            measured = [
+                [
+                    [dict(zip(branch, step, strict=True)) for step in zip(*branch.values(), strict=True)]
+                    for branch in sample
+                ]
+                for sample in told["measured"]
+            ]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"--out {out} is no calibration to go on with; name another file") from error
+        given = json.loads(json.dumps({"method": self.asked.method, **made}))
+        changed = sorted(name for name in given.keys() | of_file.keys() if given.get(name) != of_file.get(name))
+        if changed:
+            raise UserError(
+                f"--out {out} was made with other settings ({', '.join(changed)}); name another file, or leave out --resume"
+            )
+        return measured
 
 
 def text(made: Mapping[str, Any], out: Path | None) -> str:

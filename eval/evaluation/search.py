@@ -450,6 +450,7 @@ def run(search: Search, *, resume: bool) -> dict[str, Any]:
         "similarity_db": {name: runner.quality(steps) for name, steps in found.items()},
         "lists": {name: list(steps) for name, steps in found.items()},
         "lists_sampled": len(runner.asked),
+        "limits": {"lists": search.limit, "minutes": search.minutes},
         "seed": search.seed,
         "units": "similarity_db: energy of the uncached final latents over that of the difference, mean of the middle samples",
         "command": "eval/search_schedule.py",

@@ -269,10 +269,14 @@ class Snapshots:
         return most
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Collection[float]) -> Tensor:
-    """Σ weights[i] · tensors[i] in as many operations as there are terms, the first none where its weight is 1."""
+def weighted_sum(tensors: Sequence[Tensor], weights: Collection[float | Tensor]) -> Tensor:
+    """Σ weights[i] · tensors[i] in as many operations as there are terms, the first none where its weight is 1.
+
+    Weights are numbers, or tensors that broadcast to the others.
+    """
     (first, scale), *others = zip(tensors, weights, strict=True)
-    total = first if scale == 1 else first * scale
+    total = first if isinstance(scale, float) and scale == 1 else first * scale
     for tensor, weight in others:
-        total = torch.add(total, tensor, alpha=weight)
+        by_channel = isinstance(weight, Tensor)
+        total = torch.addcmul(total, tensor, weight) if by_channel else torch.add(total, tensor, alpha=weight)
     return total

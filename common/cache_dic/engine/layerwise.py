@@ -1,4 +1,4 @@
-"""The paper's literal form: features of every site at the last full steps, summed site by site, or walked through the blocks."""
+"""The paper's literal form: features of every site at the last full steps, summed by site or walked through the blocks."""
 
 from collections.abc import Iterator, Sequence
 

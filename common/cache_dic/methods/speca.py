@@ -1,5 +1,5 @@
-"""SpeCa (arXiv 2509.11628; Shenyi-Z/Cache4Diffusion @ 91a1949): forecast as TaylorSeer, compute the last block from the forecast
-now and then, and let the next step be full where it differs too much from its forecast."""
+"""SpeCa (arXiv 2509.11628; Shenyi-Z/Cache4Diffusion @ 91a1949): forecast as TaylorSeer, compute the last block from the
+forecast now and then, and let the next step be full where it differs too much from its forecast."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
