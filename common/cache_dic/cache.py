@@ -191,10 +191,9 @@ class Cache(NoStep):
         return {name: engine.kept_bytes(plan, tokens, self.engine_settings) + own for name, engine in ENGINES.items()}
 
     def decider_bytes(self, tokens: Tokens) -> int:
-        """Bytes of tokens that a schedule keeps itself, to decide by."""
+        """Bytes that a schedule keeps itself, to decide by."""
         decider = self.decider()
-        count = 0 if decider is None else decider.kept_tokens
-        return count * tokens.numel * (tokens.stream_dtype or tokens.dtype).itemsize
+        return 0 if decider is None else decider.kept_bytes(tokens)
 
     def work_flops(self, num_steps: int, tokens: Tokens) -> int:
         """Operations of the engine over a run whose full steps are known: folding and forecasting, 2 per multiply-add."""

@@ -22,6 +22,7 @@ from cache_dic.settings import plain
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import BlockResult, Look
 
 
@@ -33,8 +34,7 @@ class Decider:
     otherwise the first one, the conditional, decides for all. of_time: it looks at nothing but steps and times, so that all
     full steps are known before the run. horizon: the most forecasts in a row, None for no bound. verifies: at forecasts for
     which `checks` says so, the last block is also computed from what is forecast before it, and `verify` sees both. sees_ends:
-    `look.before` and `look.after` are, when it learns, the tokens before the first and after the last block. kept_tokens:
-    tensors of the shape of the tokens that it keeps itself from step to step.
+    `look.before` and `look.after` are, when it learns, the tokens before the first and after the last block.
     """
 
     first_blocks: int = 0
@@ -43,7 +43,6 @@ class Decider:
     of_time: bool = False
     verifies: bool = False
     sees_ends: bool = False
-    kept_tokens: int = 0
 
     @property
     def horizon(self) -> int | None:
@@ -59,6 +58,10 @@ class Decider:
 
     def learn(self, look: "Look", output: "Tensor") -> None:
         """A full step has given the model's output."""
+
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        """Bytes of tensors that it keeps itself from step to step, to decide by; tokens: of the model."""
+        return 0
 
     def checks(self, look: "Look") -> bool:
         """Whether this forecast is verified."""

@@ -11,6 +11,7 @@ from cache_dic.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import Look
 
 PRESETS = {
@@ -35,13 +36,15 @@ class FirstBlockCache(Decider):
     by_branch: bool = True
     residual: "Tensor | None" = field(init=False, default=None)
     first_blocks = 1
-    kept_tokens = 1
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
             raise UserError(
                 f"threshold = {self.threshold} must be at least 0; 0 computes every step that changes anything"
             )
+
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        return tokens.stream_bytes
 
     def decide(self, look: "Look") -> bool:
         residual = look.added()

@@ -29,6 +29,7 @@ from cache_dic.settings import integer, number
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import Look
 
 SIGNALS = ("modulated", "latents")
@@ -88,6 +89,9 @@ class SeaCache(Decider):
         """The filtered signal (B, C, …, rows, columns), float32."""
         signal = look.on_grid(look.modulated()) if self.signal == "modulated" else look.latent_image()
         return wiener_filter(signal.float(), *look.noise_level(), power=self.power)
+
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        return 4 * (tokens.numel if self.signal == "modulated" else tokens.output_numel)
 
     def decide(self, look: "Look") -> bool:
         seen, old = self.seen(look), self.previous

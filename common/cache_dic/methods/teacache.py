@@ -27,6 +27,7 @@ from cache_dic.settings import integer, number, plain
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import Look
 
 OF_TIME = ("time_embedding", "time_projection")
@@ -191,6 +192,9 @@ class TeaCache(Decider):
         if self.of_time:
             return look.time_signal(self.polynomial.signal)
         return look.modulated() if self.signal == "modulated" else look.parts.enter().x
+
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        return 0 if self.of_time else tokens.stream_bytes
 
     def decide(self, look: "Look") -> bool:
         signal, old = self.seen(look), self.previous
