@@ -188,6 +188,10 @@ class TeaCache(Decider):
     def of_time(self) -> bool:  # type: ignore[override]
         return self.signal in OF_TIME
 
+    @property
+    def kept_tokens(self) -> int:  # type: ignore[override]
+        return 0 if self.of_time else 1
+
     def seen(self, look: "Look") -> "Tensor":
         if self.of_time:
             return look.time_signal(self.polynomial.signal)
