@@ -23,7 +23,8 @@ TOOLKIT = ("layers", "devices", "sampling", "io", "weights", "data", "text", "co
 OF_COMMANDS = {f"{backbone}.{module}" for backbone in BACKBONES for module in ("flags", "pipeline")}
 """Modules that the commands of a backbone are made of."""
 PARSING = OF_COMMANDS | {
-    f"evaluation.{module}" for module in ("flags", "video_flags", "families", "images", "videos", "fid_samples")
+    f"evaluation.{module}"
+    for module in ("flags", "video_flags", "families", "calibration", "images", "videos", "fid_samples")
 }
 """What may import the parser and its flags, seerkit's own packages aside."""
 

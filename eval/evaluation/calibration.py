@@ -5,6 +5,7 @@ needs no torch but for the embedded text-to-image models.
 """
 
 import argparse
+import functools
 import importlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cache_dic import UserError
-from dit.flags import chosen_classes, class_names, config_of
 from evaluation.backbones import PACKAGES
+from evaluation.families import flags_of, pipeline_of
 from evaluation.flags import EMBEDDED
 from seerkit.command.cli import Parser
 from seerkit.text.prompts import cycled, read_prompts
@@ -66,32 +67,26 @@ class Family:
 
 
 def _dit() -> Family:
-    from dit import flags
+    flags, pipeline = flags_of("dit"), functools.partial(pipeline_of, "dit")
 
     def fill(args: argparse.Namespace) -> None:
         args.batch_size = NUM_SAMPLES["dit"]
-        config_of(args)
-
-    def pipeline() -> Any:
-        return importlib.import_module("dit.pipeline")
+        flags.config_of(args)
 
     return Family(
         add_flags=lambda parser: flags.add_flags(parser, guidance_scale=2.0),
         fill=fill,
         published=lambda _: False,
-        find=lambda args: pipeline().find_everything(args, config_of(args)),
-        settings=lambda args: pipeline().settings_of(args, config_of(args)),
+        find=lambda args: pipeline().find_everything(args, flags.config_of(args)),
+        settings=lambda args: pipeline().settings_of(args, flags.config_of(args)),
         open=lambda args, _, device: pipeline().Pipeline(args, device),
     )
 
 
 def _of_prompts(package: str) -> Family:
     """A family whose commands take prompts."""
-    flags = importlib.import_module(f"{package}.flags")
+    flags, pipeline = flags_of(package), functools.partial(pipeline_of, package)
     repos = importlib.import_module(f"{package}.config").REPOS
-
-    def pipeline() -> Any:
-        return importlib.import_module(f"{package}.pipeline")
 
     def open_images(args: argparse.Namespace, batches: "Sequence[Batch]", device: "torch.device") -> Sampler:
         return pipeline().Pipeline(args, batches, device)
@@ -157,8 +152,7 @@ def shown_prompts(model: str, args: argparse.Namespace) -> list[str]:
     """What results of a model are shown on: the defaults of its sampling commands, and lists that records are made of."""
     package = PACKAGES[model]
     if package == "dit":
-        config = config_of(args)
-        return [class_names(config)[number] for number in chosen_classes(None, config)]
+        return _classes(args, None)
     if package in ("flux", "hidream"):
         from seerkit.data.emoji import FOLDER, PROMPTS
 
@@ -195,7 +189,14 @@ def calibration_prompts(args: argparse.Namespace, file: Path | None, count: int 
 
 def _shows_all(args: argparse.Namespace, shown: Sequence[str]) -> bool:
     """Whether a model has no conditions but those that results are shown on, as one of ten classes."""
-    return PACKAGES[args.model] == "dit" and len(shown) == config_of(args).num_classes
+    return PACKAGES[args.model] == "dit" and len(shown) == flags_of("dit").config_of(args).num_classes
+
+
+def _classes(args: argparse.Namespace, asked: str | None) -> list[str]:
+    """Names of the classes that DiT's sampling command makes of what is asked for, its own where that is None."""
+    dit = flags_of("dit")
+    config = dit.config_of(args)
+    return [dit.class_names(config)[number] for number in dit.chosen_classes(asked, config)]
 
 
 def _same(prompt: str) -> str:
@@ -206,8 +207,7 @@ def _same(prompt: str) -> str:
 def _listed(args: argparse.Namespace, file: Path) -> list[str]:
     prompts = read_prompts(file)
     if PACKAGES[args.model] == "dit":
-        config = config_of(args)
-        return [class_names(config)[number] for prompt in prompts for number in chosen_classes(prompt, config)]
+        return [name for prompt in prompts for name in _classes(args, prompt)]
     return prompts
 
 
@@ -215,7 +215,8 @@ def _drawn(args: argparse.Namespace, shown: Sequence[str], draw: random.Random) 
     """Endless prompts of a model that has some of its own, those drawn last coming again when all were drawn."""
     package = PACKAGES[args.model]
     if package == "dit":
-        names = class_names(config_of(args))
+        dit = flags_of("dit")
+        names = dit.class_names(dit.config_of(args))
         pool = [name for name in names if name not in shown] or list(names)
     elif package in ("flux", "hidream"):
         pool = _emoji(shown)
