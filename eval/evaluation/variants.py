@@ -26,6 +26,7 @@ GROUPS = {
     SEARCHED: "taylorseer on the schedules that ship for the model",
 }
 """What --methods takes beside names of methods and `all`."""
+UNDEFINED_FORMS = {"dit": ("latent",)}  # DiT predicts a variance, too, which its input has not
 LONG_LABEL = 36  # characters, above which a table names the settings alone that a method's rows differ in
 PREDICTOR = "taylorseer"  # of the groups that hold it fixed
 
@@ -90,8 +91,9 @@ def variants(asked: Sequence[str], setup: Setup) -> list[Variant]:
             made = [_cached(name, setup, **settings) for settings in rows or [{}]]
             candidates += [one for one in made if one.error is None or rows or name in asked]
     if FORMS in wanted:
+        forms = [engine for engine in ENGINE_NAMES if engine not in UNDEFINED_FORMS.get(setup.package, ())]
         for settings in _ends(method_rows(PREDICTOR, setup)):
-            candidates += [_cached(PREDICTOR, setup, group=FORMS, **settings, engine=engine) for engine in ENGINE_NAMES]
+            candidates += [_cached(PREDICTOR, setup, group=FORMS, **settings, engine=engine) for engine in forms]
     if RULES in wanted:
         candidates += _rules(setup)
     if SEARCHED in wanted:
