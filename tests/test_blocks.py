@@ -1,6 +1,6 @@
 """Methods that decide after a step's first blocks, compute its last ones, or verify a forecast by the last one."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +8,7 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic import METHODS, SCHEDULES, Cache, Decider, Run, UserError, make_cache, register
 from cache_dic.methods.cg_taylor import CGTaylor
 from cache_dic.methods.dbcache import DBCache
 from cache_dic.methods.speca import SpeCa
@@ -159,18 +159,17 @@ def test_cg_taylor_forecasts_block_0():
 # -------------------------------------------------------------------------------------------------- the published code
 
 
-@pytest.mark.parametrize("max_order", [0, 1, 2])
-@pytest.mark.parametrize("Bn_compute_blocks", [0, 1])
-@pytest.mark.parametrize("Fn_compute_blocks", [1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "last", "max_order"), [(1, 0, 0), (1, 0, 1), (2, 1, 0), (2, 1, 2), (1, 2, 1)])
 @pytest.mark.parametrize("name", ["flux", "wan"])
-def test_dbcache_is_that_of_cache_dit(need, name, Fn_compute_blocks, Bn_compute_blocks, max_order):  # noqa: N803
+def test_dbcache_is_that_of_cache_dit(need, name, first, last, max_order):
     settings = {
-        "Fn_compute_blocks": Fn_compute_blocks, "Bn_compute_blocks": Bn_compute_blocks, "residual_diff_threshold": 0.12,
-        "max_warmup_steps": 4,
+        "Fn_compute_blocks": first, "Bn_compute_blocks": last, "residual_diff_threshold": 0.12, "max_warmup_steps": 4
     }  # fmt: skip
     assert_is_cache_dit(need, name, 20, max_order, settings, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -189,6 +188,7 @@ def test_limits_of_dbcache_are_those_of_cache_dit(need, name, settings):
     assert_is_cache_dit(need, name, 20, 1, settings, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["dynamic", "static"])
 @pytest.mark.parametrize("num_steps", [20, 40])
 def test_masks_of_dbcache_are_those_of_cache_dit(need, num_steps, policy):
@@ -275,6 +275,18 @@ def test_a_walked_run_counts_the_bytes_of_the_other_streams():
     assert runs[0].kept_bytes == 2 * reference.BATCH * 10 * 17 * 48 * 4
 
 
+def test_what_decides_is_kept_too():
+    """Of tokens: the residual and that of block 0; the latest hidden states and those after block 0."""
+    tokens = 2 * 16 * 48 * 4
+    for method, settings, count in (
+        ("first_block_cache", {}, 2), ("dbcache", {}, 2), ("dbcache", {"max_order": 1}, 3),
+        ("cg_taylor", {"first_block_order": 2, "last_block_order": 1}, 5),
+    ):  # fmt: skip
+        cache = cache_of(method, "dit", **settings)
+        (run,), _ = reference.play("dit", reference.open_loop("dit", 8), cache)
+        assert run.kept_bytes == count * tokens == cache.kept_bytes(8, run.tokens)[cache.engine]
+
+
 # --------------------------------------------------------------------------------------------------------------- state
 
 
@@ -312,7 +324,7 @@ def test_guidance_branches_decide_apart_or_together(method):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", [*SPLIT, "speca"])
-@pytest.mark.parametrize("name", ["dit", "wan"])
+@pytest.mark.parametrize("name", ["dit", pytest.param("wan", marks=pytest.mark.slow)])
 def test_flops_are_those_of_the_run(name, method):
     """As torch counts them while it runs; the element-wise work of engines is counted by formula alone."""
     played = []
@@ -382,6 +394,31 @@ def test_each_range_of_blocks_is_a_graph(name, num_graphs):
 def test_bad_settings_are_named(method, settings, message):
     with pytest.raises(UserError, match=message):
         make_cache(method, preset="dit", **settings)
+
+
+def test_a_schedule_of_ones_own_may_verify():
+    """And what goes wrong in it is named with its file and line."""
+    seen = []
+
+    @register("checking", engine="walked")
+    @dataclass(kw_only=True)
+    class Checking(Decider):
+        verifies = True
+
+        def decide(self, look):
+            return look.step % 3 == 0
+
+        def verify(self, look, forecast, computed):
+            if look.step == 4:
+                raise ZeroDivisionError("four")
+            seen.append((look.step, forecast.output.shape == computed.output.shape == computed.feature.shape))
+
+    try:
+        with pytest.raises(UserError, match=r"failed to verify step 4: .*test_blocks.py:\d+: ZeroDivisionError: four"):
+            reference.play("dit", reference.open_loop("dit", 6), make_cache("checking"))
+    finally:
+        del METHODS["checking"], SCHEDULES["checking"]
+    assert seen == [(1, True), (2, True)]
 
 
 def test_a_model_without_a_block_to_forecast_is_refused():

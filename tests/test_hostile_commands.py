@@ -67,6 +67,7 @@ BASES = {
     "common/emoji/prepare_data.py": "--packages in/folder --output-dir out --size 16 --no-text",
     "eval/benchmark.py": "--model debug --device cpu --num-steps 4 --interval 2 --repeats 1 --dropped 0 --out out/b.json",
     "eval/busy_machine.py": "--spins 1000 --neighbours 0 --repeats 1 --out out/busy.json",
+    "eval/calibrate.py": "--model debug --ckpt {dit} --num-steps 7 --samples 1 --out out/c.json --device cpu",
     "eval/compare.py": "--model debug --ckpt {dit} --num-steps 3 --classes 0 --methods fora --output-dir out",
     "eval/flops.py": "--model debug --num-steps 4 --interval 2 --out out/flops.json",
     "eval/nearest.py": "in/samples --label uncached --data {emoji} --shown 2 --out out/near",

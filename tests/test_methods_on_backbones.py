@@ -156,3 +156,40 @@ def test_where_it_cannot_be_had_one_line_says_why(method, backbone):
 def test_lists_for_another_number_of_steps_say_so(method):
     with pytest.raises(UserError, match=r"schedule list '\w+(\.\d+)?' is of 50 steps, not 28; take num_steps=50"):
         make_cache(method, preset="dit").plan(28)
+
+
+@pytest.mark.slow
+def test_methods_join_a_command_beside_each_other(run_script, tmp_path):
+    """Of the embedded model, each with all settings that it comes with; every row says what it computed."""
+    methods = (
+        "spectrum",
+        "freqca",
+        "ab_cache",
+        "hicache",
+        "chebbooster",
+        "foca",
+        "taylorseer_lite",
+        "easycache",
+        "navicache",
+    )
+    flags = [
+        "--model",
+        "flux-tiny",
+        "--num-steps",
+        12,
+        "--prompt",
+        "sunflower, noto",
+        "--json",
+        "--output-dir",
+        tmp_path,
+    ]
+    done = run_script("TaylorSeer-FLUX/sample.py", *flags, "--compare", "--method", *methods)
+    assert done.returncode == 0, done.stderr
+    rows = {row["label"]: row for row in json.loads(done.stdout)["rows"]}
+    for method in methods:
+        of_method = [row for label, row in rows.items() if label.startswith(f"{method}-")]
+        assert len(of_method) >= 2, method
+        assert all(row["psnr"] is not None and row["kept_bytes"] >= 0 for row in of_method)
+    assert [label for label in rows if label.startswith("hicache")] == [
+        "hicache-N6-W3-O1", "hicache-N6-W3-O2-contraction=0.6", "hicache-N7-W3-O2-contraction=0.7"
+    ]  # fmt: skip

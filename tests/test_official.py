@@ -31,7 +31,7 @@ def test_stored_run(file, number):
     cache = make_cache(stored["method"], preset=stored["network"], **settings)
     compared = reference.compare(file, number, cache)
     assert compared.ours == compared.theirs
-    assert compared.difference <= TOLERANCE * max(1, *map(abs, stored["runs"][number].get("latents") or ()))
+    assert compared.difference <= TOLERANCE * max([1, *map(abs, stored["runs"][number].get("latents") or ())])
 
 
 def assert_agrees(name: str, method: str, played: Any, **settings: object) -> None:

@@ -183,11 +183,17 @@ class Cache(NoStep):
         return Plan(num_steps, full_steps, forecaster, observed=self.telemetry, method=self.method)
 
     def kept_bytes(self, num_steps: int, tokens: Tokens) -> dict[str, int]:
-        """Bytes of features that each engine would keep, this cache's own among them."""
+        """Bytes of features that would be kept with each engine, this cache's own among them."""
         return self._kept(self.plan(num_steps), tokens)
 
     def _kept(self, plan: AnyPlan, tokens: Tokens) -> dict[str, int]:
-        return {name: engine.kept_bytes(plan, tokens, self.engine_settings) for name, engine in ENGINES.items()}
+        own = self.decider_bytes(tokens)
+        return {name: engine.kept_bytes(plan, tokens, self.engine_settings) + own for name, engine in ENGINES.items()}
+
+    def decider_bytes(self, tokens: Tokens) -> int:
+        """Bytes that a schedule keeps itself, to decide by."""
+        decider = self.decider()
+        return 0 if decider is None else decider.kept_bytes(tokens)
 
     def work_flops(self, num_steps: int, tokens: Tokens) -> int:
         """Operations of the engine over a run whose full steps are known: folding and forecasting, 2 per multiply-add."""

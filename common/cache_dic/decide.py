@@ -22,6 +22,7 @@ from cache_dic.settings import plain
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import BlockResult, Look
 
 
@@ -58,6 +59,10 @@ class Decider:
     def learn(self, look: "Look", output: "Tensor") -> None:
         """A full step has given the model's output."""
 
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        """Bytes of tensors that it keeps itself from step to step, to decide by; tokens: of the model."""
+        return 0
+
     def checks(self, look: "Look") -> bool:
         """Whether this forecast is verified."""
         return True
@@ -84,6 +89,20 @@ def decided(decider: Any, look: "Look", horizon: int) -> bool:
             f"{horizon}"
         )
     return is_full
+
+
+def to_verify(decider: Any, look: "Look") -> bool:
+    """Whether a forecast is to be verified; UserError for a decider that fails."""
+    name, (file, line) = type(decider).__name__, source_of(type(decider), "checks")
+    with run_of_user_code(f"schedule {name} failed at step {look.step}", file, line):
+        return decider.verifies and bool(decider.checks(look))
+
+
+def verified(decider: Any, look: "Look", forecast: "BlockResult", computed: "BlockResult") -> None:
+    """Show a decider what the last block gave by the forecast and computed; UserError for one that fails."""
+    name, (file, line) = type(decider).__name__, source_of(type(decider), "verify")
+    with run_of_user_code(f"schedule {name} failed to verify step {look.step}", file, line):
+        decider.verify(look, forecast, computed)
 
 
 def learned(decider: Any, look: "Look", output: "Tensor") -> None:

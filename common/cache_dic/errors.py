@@ -44,8 +44,9 @@ def check_choice(kind: str, name: object, choices: Collection[str]) -> None:
 
 
 def suggestion(name: object, choices: Collection[str]) -> str:
-    """`; did you mean 'interval'?`, or nothing where no choice is like the name."""
-    near = get_close_matches(str(name), choices, 1)
+    """`; did you mean 'interval'?`: a choice that begins with the name or is like it; nothing where there is none."""
+    begun = [choice for choice in choices if len(str(name)) > 2 and choice.startswith(str(name))]
+    near = begun or get_close_matches(str(name), choices, 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from cache_dic.decide import Decider, decided, learned
+from cache_dic.decide import Decider, decided, learned, to_verify, verified
 from cache_dic.engine import ENGINES, Engine, Forecast, Recorder, Snapshots, Tokens, WalkedEngine
 from cache_dic.engine.layerwise import WalkRecorder
 from cache_dic.errors import UserError
@@ -120,7 +120,7 @@ class Run(NoStep):
             output, entry = self._full_step(look, head, full)
         else:
             entry = {"kind": "forecast", "sites": 0}
-            if self.decider is not None and self.leader is None and self.decider.verifies and self.decider.checks(look):
+            if self.decider is not None and self.leader is None and to_verify(self.decider, look):
                 output, entry["verified"] = self._verified_step(look, self.decider), True
             else:
                 output = self._forecast_step(look, head, forecast)
@@ -213,7 +213,7 @@ class Run(NoStep):
         after = parts.walk(before, site, last, None)
         actual = WalkRecorder(self.tokens.num_sites)
         tokens = parts.walk(before, actual, last, None).x
-        decider.verify(look, BlockResult(site.last, after.x), BlockResult(actual.last, tokens))
+        verified(decider, look, BlockResult(site.last, after.x), BlockResult(actual.last, tokens))
         engine.finish(look.step, None)
         return parts.leave(after)
 
@@ -283,7 +283,8 @@ class Run(NoStep):
     @property
     def kept_bytes(self) -> int:
         """The most bytes of features kept from one step to the next."""
-        return self.engine.most_kept()
+        decides = self.decider is not None and self.leader is None
+        return self.engine.most_kept() + (self.cache.decider_bytes(self.tokens) if decides else 0)
 
     @property
     def work_flops(self) -> int:

@@ -14,6 +14,7 @@ class Steady(Decider):
     threshold: float = 0.3
     max_consecutive: int | None = 5
     kept: object = field(init=False, default=None)  # with init=False: the state of one run
+    kept_tokens = 1  # streams of tokens that it keeps to decide by, for the count of bytes
 
     def decide(self, look):
         """Whether the step is full; the first one is whatever is said here."""

@@ -47,7 +47,7 @@ def methods(_: Path) -> str:
                 link(method.paper),
                 "; ".join(dict.fromkeys(when(cache) for cache in known)) or "–",
                 "; ".join(dict.fromkeys(cache.engine for cache in known)) or method.engine,
-                number(kept, 0),
+                number(kept, 1 if kept is not None and kept < 10 else 0),
                 *(standing(name, caches, *models) for models in MODELS.values()),
             ]
         )

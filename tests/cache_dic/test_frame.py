@@ -237,10 +237,9 @@ def adaptive() -> list[str]:
 def test_runs_that_take_turns_and_have_other_sizes_are_as_alone(make_toy, method):
     """Nothing of a run is in the cache or the model: two in turn, of other sizes and numbers of steps, give what each gives."""
     model = make_toy()
-    settings = {"coefficients": (1.0, 0.0)} if method == "teacache" else {}
-    bound = next(
-        name for name in ("threshold", "base") if name in SCHEDULES[METHODS[method].schedule].__dataclass_fields__
-    )
+    settings = {"teacache": {"coefficients": (1.0, 0.0)}, "dbcache": {"Fn_compute_blocks": 1}}.get(method, {})
+    accepted = accepted_settings(method)
+    bound = next(name for name in ("threshold", "residual_diff_threshold", "base") if name in accepted)
     cache = make_cache(method, **settings | {bound: 0.2})
     before = values_of(cache.decider())
 

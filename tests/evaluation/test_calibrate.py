@@ -1,5 +1,6 @@
 """calibrate.py: fits and measurements by hand, the files that it writes, and those that are shipped."""
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from cache_dic.methods.magcache import read_table
 from cache_dic.methods.teacache import CALIBRATIONS
 from evaluation import fitting
 from evaluation.calibration import sampling_args, shown_prompts
-from evaluation.flags import EMBEDDED
 from evaluation.fitting import average_ratios, fit_polynomial, measure
+from evaluation.flags import EMBEDDED
 from flux import Flux, flux_config
 from seerkit.command.cli import Parser, run_command
 from seerkit.weights.checkpoints import export_safetensors
@@ -89,16 +90,14 @@ def test_what_is_measured_is_what_the_blocks_did(signal, branches):
     pipeline = SimpleNamespace(sample=lambda cache, *_: reference.sample("dit", model, 6, cache))
     (rows,) = measure(pipeline, None, signal, 6)
     before, after = torch.stack(ends["before"]), torch.stack(ends["after"])
-    changes = [((b - a).abs().mean() / a.abs().mean()).item() for a, b in zip(after, after[1:], strict=False)]
+    changes = [((b - a).abs().mean() / a.abs().mean()).item() for a, b in itertools.pairwise(after)]
     norms = (after - before).norm(dim=-1)
     ratios = (norms[1:] / norms[:-1]).flatten(1).mean(1).tolist()
     assert [row["output_change"] for row in rows] == pytest.approx(changes, rel=1e-5)
     assert [row["ratio"] for row in rows] == pytest.approx(ratios, rel=1e-5)
     if signal == "time_embedding":
         embedded = model.t_embedder(reference.given("dit", 6).timesteps)
-        expected = [
-            ((b - a).abs().mean() / a.abs().mean()).item() for a, b in zip(embedded, embedded[1:], strict=False)
-        ]
+        expected = [((b - a).abs().mean() / a.abs().mean()).item() for a, b in itertools.pairwise(embedded)]
         assert [row["change"] for row in rows] == pytest.approx(expected, rel=1e-5)
 
 
@@ -125,7 +124,7 @@ def test_a_polynomial_is_written_used_and_gone_on_with(command, capsys, checkpoi
     assert len(x) == made["num_pairs"] == 2 * 7
     assert made["coefficients"] == pytest.approx(np.polyfit(x, y, 4).tolist())
     cache = make_cache("teacache", calibration=str(out), threshold=0.1)
-    assert cache.schedule_values["coefficients"] == tuple(made["coefficients"])
+    assert cache.schedule_values["coefficients"] == made["coefficients"]
 
     calls, measured = [], fitting.measure
     monkeypatch.setattr(fitting, "measure", lambda *args: calls.append(args) or measured(*args))

@@ -366,6 +366,7 @@ def test_flags_that_a_search_has_no_use_for_are_unknown(main, flag, capsys):
     assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_missing_weights_are_told_as_the_sampling_command_tells_them(
     main, load_command, without_checkpoints, tmp_path, monkeypatch
 ):

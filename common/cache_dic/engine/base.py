@@ -42,6 +42,11 @@ class Tokens:
         return self.batch * self.row_numel
 
     @property
+    def stream_bytes(self) -> int:
+        """Of the residual stream of the whole batch."""
+        return self.numel * (self.stream_dtype or self.dtype).itemsize
+
+    @property
     def row_numel(self) -> int:
         return self.length * self.dim
 

@@ -58,7 +58,7 @@ class WholeEngine(Engine):
 
     @staticmethod
     def kept_bytes(plan: AnyPlan, tokens: Tokens, settings: EngineSettings) -> int:
-        return Snapshots.most(plan) * tokens.numel * (tokens.stream_dtype or tokens.dtype).itemsize
+        return Snapshots.most(plan) * tokens.stream_bytes
 
     @staticmethod
     def forecast_flops(plan: AnyPlan, tokens: Tokens, settings: EngineSettings, step: int) -> int:

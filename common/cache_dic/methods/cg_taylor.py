@@ -13,6 +13,7 @@ from cache_dic.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import Look
 
 PRESETS = {
@@ -52,6 +53,9 @@ class CGTaylor(Decider):
 
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
         return _weights(self.last_block_order, full_steps, step)
+
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        return (self.first_block_order + 1) * tokens.stream_bytes
 
     def decide(self, look: "Look") -> bool:
         x = look.after

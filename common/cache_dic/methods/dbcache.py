@@ -16,6 +16,7 @@ from cache_dic.settings import integer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import Look
 
 FIRST_DIFFERENCE = 3
@@ -102,6 +103,9 @@ class DBCache(Decider):
 
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
         return Taylor(max_order=self.max_order, warmup_steps=FIRST_DIFFERENCE + 1).weights(full_steps, step)
+
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        return tokens.stream_bytes
 
     def decide(self, look: "Look") -> bool:
         residual = look.added()

@@ -19,6 +19,7 @@ from cache_dic.settings import integer, number
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import Look
 
 UNDEFINED = {
@@ -44,6 +45,9 @@ class EasyCache(Decider):
         number("threshold", self.threshold, at_least=0, at_most=1e6)
         integer("forced_first", self.forced_first, at_least=0, at_most=MAX_STEPS)
         integer("forced_last", self.forced_last, at_least=0, at_most=MAX_STEPS)
+
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        return 5 * tokens.output_numel * (tokens.stream_dtype or tokens.dtype).itemsize
 
     def decide(self, look: "Look") -> bool:
         before, self.previous = self.previous, look.latents

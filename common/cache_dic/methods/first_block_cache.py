@@ -11,6 +11,7 @@ from cache_dic.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import Look
 
 PRESETS = {
@@ -41,6 +42,9 @@ class FirstBlockCache(Decider):
             raise UserError(
                 f"threshold = {self.threshold} must be at least 0; 0 computes every step that changes anything"
             )
+
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        return tokens.stream_bytes
 
     def decide(self, look: "Look") -> bool:
         residual = look.added()

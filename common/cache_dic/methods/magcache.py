@@ -173,6 +173,13 @@ def _ratios(name: str, key: str, values: Any, num_steps: int) -> tuple[float, ..
 
 SCHEDULES["magcache"] = magcache
 
+
+def _own(table: str, *thresholds: float) -> tuple[dict[str, Any], ...]:
+    """Rows of an embedded model, by the table that eval/calibrate.py measured."""
+    settings = {"table": table, "max_consecutive": 5, "retention_ratio": 0.1}
+    return tuple({**settings, "threshold": threshold} for threshold in thresholds)
+
+
 PRESETS = {
     "flux-dev": ({"table": "flux_1_dev"},),
     "hunyuan-video": (
@@ -186,5 +193,11 @@ PRESETS = {
     "wan-t2v-14B": ({"table": "wan2_1_t2v_14b"},),
     "wan-i2v-14B-480P": ({"table": "wan2_1_i2v_14b_480p"},),
     "wan-i2v-14B-720P": ({"table": "wan2_1_i2v_14b_720p"},),
+    # Thresholds for about 2, 3 and 4 times fewer full steps of 50.
+    "fashion-mnist": _own("fashion-mnist", 0.03, 0.06, 0.2),
+    "flux-tiny": _own("flux-tiny", 0.06, 0.12, 0.3),
+    "hidream-tiny": _own("hidream-tiny", 0.06, 0.12, 0.3),
+    "hunyuan-tiny": _own("hunyuan-tiny", 0.06, 0.12, 0.3),
+    "wan-tiny": _own("wan-tiny", 0.03, 0.06, 0.2),
 }
 register("magcache", schedule="magcache", engine="stack", presets=PRESETS, paper="arXiv 2506.09045")(Reuse)

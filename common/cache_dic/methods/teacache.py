@@ -27,6 +27,7 @@ from cache_dic.settings import integer, number, plain
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cache_dic.engine import Tokens
     from cache_dic.look import Look
 
 OF_TIME = ("time_embedding", "time_projection")
@@ -131,6 +132,12 @@ PRESETS = {
     "hidream-full": _rows("hidream-full", 0.17, 0.25, 0.3, 0.45),
     "hidream-dev": _rows("hidream-dev", 1.0),
     "hidream-fast": _rows("hidream-fast", 1.5),
+    # Thresholds for about 2, 3 and 4 times fewer full steps of 50.
+    "fashion-mnist": _rows("fashion-mnist", 0.05, 0.07, 0.1),
+    "flux-tiny": _rows("flux-tiny", 0.1, 0.15, 0.2),
+    "hidream-tiny": _rows("hidream-tiny", 0.1, 0.15, 0.2),
+    "hunyuan-tiny": _rows("hunyuan-tiny", 0.08, 0.12, 0.2),
+    "wan-tiny": _rows("wan-tiny", 0.07, 0.1, 0.15),
 }
 
 
@@ -181,10 +188,17 @@ class TeaCache(Decider):
     def of_time(self) -> bool:  # type: ignore[override]
         return self.signal in OF_TIME
 
+    @property
+    def kept_tokens(self) -> int:  # type: ignore[override]
+        return 0 if self.of_time else 1
+
     def seen(self, look: "Look") -> "Tensor":
         if self.of_time:
             return look.time_signal(self.polynomial.signal)
         return look.modulated() if self.signal == "modulated" else look.parts.enter().x
+
+    def kept_bytes(self, tokens: "Tokens") -> int:
+        return 0 if self.of_time else tokens.stream_bytes
 
     def decide(self, look: "Look") -> bool:
         signal, old = self.seen(look), self.previous

@@ -197,7 +197,7 @@ def sampling_flops(
         "flops_T_full_step": full / 1e12,
         "flops_T_forecast_step": forecast / 1e12,
         "kept_bytes": cache.kept_bytes(num_steps, tokens),
-        "stream_bytes": tokens.numel * (tokens.stream_dtype or tokens.dtype).itemsize,
+        "stream_bytes": tokens.stream_bytes,
     }
     if isinstance(plan, OpenPlan):
         first, last = cache.always_computed

@@ -416,11 +416,9 @@ def test_published_rows_are_not_mixed_with_other_settings_of_a_backbone():
 
 
 def test_missing_settings_are_named_with_the_models_that_have_them():
-    message = (
-        r"schedule 'teacache' of method 'teacache' needs .*threshold, which it has for flux-dev, .* and not for dit"
-    )
+    message = r"schedule 'magcache' of method 'magcache' needs table, which it has for flux-dev, .* and not for dit"
     with pytest.raises(UserError, match=message):
-        caches("--method", "teacache", preset="dit")
+        caches("--method", "magcache", preset="dit")
 
 
 def test_an_accumulator_dtype_where_nothing_is_summed_is_refused():
