@@ -37,6 +37,7 @@ python eval/compare.py --model fashion-mnist --methods forms --results results
 python eval/compare.py --model flux-dev --prompt-file DrawBench.txt --num-samples 20 --offload
 """
 DEFAULT_MODEL = "flux-tiny"
+BATCHES = 2  # of an embedded model's samples: every row has as many timings
 DECIDED = "full steps are decided while sampling; these are bounds"
 KEPT_FLAGS = ("--plugin",)  # of those of caching
 
@@ -114,9 +115,12 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Family]:
 
 def settle(args: argparse.Namespace, family: Family) -> list[str]:
     """Fill in defaults; the prompts, one per sample."""
+    if args.model == family.flags.EMBEDDED:
+        args.num_samples = args.num_samples or family.num_samples
+        args.batch_size = args.batch_size or -(-args.num_samples // BATCHES)
     family.fill(args)
     prompts = family.prompts(args)
-    count = args.num_samples or (family.num_samples if args.model == family.flags.EMBEDDED else len(prompts))
+    count = args.num_samples or len(prompts)
     return list(itertools.islice(itertools.cycle(prompts), count))
 
 

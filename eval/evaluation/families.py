@@ -211,8 +211,8 @@ def wan_job(
 class Family:
     """What a command that samples any model asks a family for.
 
-    folder: of its records in results/. makes: image or video. num_samples: of the embedded model, in two of its batches, where
-    a command makes its own choice. make_job(command, args, prompts, caches).
+    folder: of its records in results/. makes: image or video. num_samples: of the embedded model, where a command makes its own
+    choice. make_job(command, args, prompts, caches).
     """
 
     package: str
@@ -293,10 +293,10 @@ FAMILIES = {
         _DiT(package="dit", folder="dit", makes="image", num_samples=20, make_job=dit_job),
         Family(package="flux", folder="flux", makes="image", num_samples=16, make_job=flux_job),
         Family(
-            package="hunyuan_video", folder="hunyuan", makes="video", num_samples=8, make_job=_numbered(hunyuan_job)
+            package="hunyuan_video", folder="hunyuan", makes="video", num_samples=6, make_job=_numbered(hunyuan_job)
         ),
-        Family(package="wan", folder="wan", makes="video", num_samples=8, make_job=_numbered(wan_job)),
-        _HiDream(package="hidream", folder="hidream", makes="image", num_samples=16, make_job=hidream_job),
+        Family(package="wan", folder="wan", makes="video", num_samples=6, make_job=_numbered(wan_job)),
+        _HiDream(package="hidream", folder="hidream", makes="image", num_samples=12, make_job=hidream_job),
     )
 }
 """By the package of the backbone, as in `evaluation.backbones.PACKAGES`."""
