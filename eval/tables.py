@@ -20,7 +20,9 @@ from evaluation.forms import (
     BUSY_MACHINE,
     COMPARISON,
     COUNTS,
+    GAINS,
     KEPT,
+    METHOD_COSTS,
     NEAREST,
     OP_COUNTS,
     SAMPLES,
@@ -848,6 +850,75 @@ def paired(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return mean_interval([a - b for a, b in pairs if a is not None and b is not None])
 
 
+def searched_schedules(results: Path) -> str:
+    """What the schedules that ship gain over the published rule and over even spacing, on samples that no search has seen."""
+    rows, facts = [], []
+    for name, backbone in BACKBONES.items():
+        path = results / name / "schedules.json"
+        command = f"python eval/schedule_gains.py --model {backbone.embedded} --out results/{name}/schedules.json"
+        record = read(path, GAINS, command)
+        by_rule = {(row["count"], row["schedule"]): row for row in record["rows"]}
+        for count in dict.fromkeys(row["count"] for row in record["rows"]):
+            searched = by_rule[count, "searched"]
+            others = [psnr_cell(by_rule[count, rule]["psnr"]) for rule in ("published", "even")]
+            gain = (searched["gain"] or {}).get("published", {})
+            interval = number(gain.get("ci95_db"), 1)
+            rows.append(
+                [
+                    record["model"],
+                    f"{count}/{record['num_steps']}",
+                    *others,
+                    psnr_cell(searched["psnr"]),
+                    f"{gain['mean_db']:+.1f} ± {interval}" if gain.get("mean_db") is not None else number(None),
+                    " ".join(map(str, searched["full_steps"])),
+                ]
+            )
+        facts.append(f"{record['model']}: {record['num_samples']} samples, order {record['forecaster']['max_order']}")
+    header = ["model", "full steps", "published rule", "even", "searched", "gain dB", "searched steps"]
+    explained = "PSNR in dB to the uncached samples; gain: over the published rule, with 95 % of the mean over samples"
+    return "\n\n".join(
+        [markdown_table(header, rows), made_with(*facts, explained, run_conditions(record["conditions"]))]
+    )
+
+
+def method_costs(results: Path) -> str:
+    """What deciding and forecasting cost beside a full step of FLUX.1 at its full width, and what is kept at its full size."""
+    path = results / "flux" / "method-costs.json"
+    command = "python eval/method_costs.py --model flux-dev --depth 1 --height 512 --width 512 --out"
+    record = read(path, METHOD_COSTS, f"{command} results/flux/method-costs.json")
+    full, s = record["full_step_s"], record["settings"]
+
+    def share(seconds: float | None) -> str:
+        return number(None if seconds is None else 100 * seconds / full, 2)
+
+    rows = [
+        [
+            row["label"],
+            row["decided"],
+            row["engine"],
+            number(row["kept_bytes"] / MIB, 1),
+            share(row["decide_s"]),
+            share(row["forecast_s"]),
+            share(row["forecast_step_s"]),
+        ]
+        for row in record["rows"]
+        if "error" not in row
+    ]
+    failed = [f"{row['label']}: {row['error']}" for row in record["rows"] if "error" in row]
+    header = ["method", "decided", "form", "kept MiB", "decision %", "forecast %", "forecast step %"]
+    return "\n\n".join(
+        [
+            markdown_table(header, rows),
+            made_with(
+                f"{s['model']}; shares of an uncached step of {full:.2f} s, at full width and depth {s['timed']['depth']}, "
+                f"{s['timed']['tokens']} tokens; kept at full size, {s['counted']['tokens']} tokens",
+                *failed,
+                run_conditions(record["conditions"]),
+            ),
+        ]
+    )
+
+
 def flux_op_counts(results: Path) -> str:
     """Operations of a forecast step: the engines here, and other implementations."""
     command = "python eval/op_counts.py --out results/flux/op-counts.json"
@@ -1038,6 +1109,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "hidream-training": hidream_training,
     **{f"{name}-comparison": comparison_table(name) for name in BACKBONES},
     "forms": compared_forms,
+    "searched-schedules": searched_schedules,
+    "method-costs": method_costs,
 }
 
 

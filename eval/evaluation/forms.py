@@ -139,6 +139,30 @@ COMPARISON: Form = {
 }
 
 
+# -------------------------------------------------------------------------- eval/schedule_gains.py, eval/method_costs.py
+
+GAINS: Form = {
+    "model": str, "num_steps": int, "num_samples": int, "forecaster": {"max_order": int},
+    "rows": [
+        {
+            "schedule": str, "count": int, "full_steps": [int], "psnr": PSNR,
+            "gain": (None, {str: {"mean_db": (None, float), "ci95_db": (None, float)}}),
+        }
+    ],
+    "conditions": CONDITIONS,
+}  # fmt: skip
+_COST: Form = {
+    "label": str, "decided": str, "engine": str, "kept_bytes": float, "decide_s": float, "forecast_s": (None, float),
+    "forecast_step_s": (None, float),
+}  # fmt: skip
+METHOD_COSTS: Form = {
+    "settings": {"model": str, "timed": {"depth": (None, int), "tokens": int}, "counted": {"tokens": int}},
+    "full_step_s": positive,
+    "rows": [(_COST, {"label": str, "error": str})],
+    "conditions": CONDITIONS,
+}
+
+
 # ------------------------------------------------------------------------------------------- eval/nearest.py, op_counts.py
 
 NEAREST: Form = {
