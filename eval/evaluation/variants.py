@@ -143,7 +143,9 @@ def _cached(method: str, setup: Setup, *, group: str | None = None, **settings: 
     if cache.schedule != cache.own_schedule:
         series.append(f"schedule {cache.schedule}")
     short = cache.label
-    if len(short) > LONG_LABEL:
+    if group == SEARCHED:
+        short = f"{method}-searched-{Path(settings['schedule']).stem.removeprefix(setup.model.replace('/', '-') + '-')}"
+    elif len(short) > LONG_LABEL:
         rows = method_rows(method, setup)
         varied = [key for key in settings if len(rows) < 2 or any(row.get(key) != rows[0].get(key) for row in rows)]
         short = "-".join([method, *(label_part(key, settings[key]) for key in varied)])
