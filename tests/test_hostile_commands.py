@@ -70,6 +70,7 @@ BASES = {
     "eval/calibrate.py": "--model debug --ckpt {dit} --num-steps 7 --samples 1 --out out/c.json --device cpu",
     "eval/compare.py": "--model debug --ckpt {dit} --num-steps 3 --classes 0 --methods fora --output-dir out",
     "eval/flops.py": "--model debug --num-steps 4 --interval 2 --out out/flops.json",
+    "eval/method_costs.py": "--model flux-debug --methods fora --threads 1 --out out/costs.json",
     "eval/nearest.py": "in/samples --label uncached --data {emoji} --shown 2 --out out/near",
     "eval/op_counts.py": "--depth 1 --max-order 1 --out out/ops.json",
     "eval/plot.py": "pareto in/samples/record.json --out out/plot.png",

@@ -82,7 +82,8 @@ class Adapter:
 
 def diffusers_model(config: FluxConfig) -> nn.Module:
     """diffusers' FluxTransformer2DModel of a configuration, random weights, on the default device."""
-    from diffusers import FluxTransformer2DModel
+    with torch.device("cpu"):  # its modules make tensors when they are first imported
+        from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(
         in_channels=config.in_channels,

@@ -84,7 +84,8 @@ class Adapter:
 
 def diffusers_model(config: HiDreamConfig) -> nn.Module:
     """diffusers' HiDreamImageTransformer2DModel of a configuration, random weights, on the default device."""
-    from diffusers import HiDreamImageTransformer2DModel
+    with torch.device("cpu"):  # its modules make tensors when they are first imported
+        from diffusers import HiDreamImageTransformer2DModel
 
     return HiDreamImageTransformer2DModel(**asdict(config), force_inference_output=True)
 

@@ -75,7 +75,8 @@ class Adapter:
 
 def diffusers_model(config: HunyuanVideoConfig) -> nn.Module:
     """diffusers' HunyuanVideoTransformer3DModel of a configuration, random weights, on the default device."""
-    from diffusers import HunyuanVideoTransformer3DModel
+    with torch.device("cpu"):  # its modules make tensors when they are first imported
+        from diffusers import HunyuanVideoTransformer3DModel
 
     patch_t, patch, _ = config.patch_size
     return HunyuanVideoTransformer3DModel(

@@ -82,7 +82,8 @@ class Adapter:
 
 def diffusers_model(config: WanConfig) -> nn.Module:
     """diffusers' WanTransformer3DModel of a configuration, random weights, on the default device."""
-    from diffusers import WanTransformer3DModel
+    with torch.device("cpu"):  # its modules make tensors when they are first imported
+        from diffusers import WanTransformer3DModel
 
     has_image = config.model_type == "i2v"
     return WanTransformer3DModel(

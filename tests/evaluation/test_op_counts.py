@@ -91,7 +91,7 @@ def test_the_command(load_command, need, tmp_path, capsys):
     assert record["settings"]["depth_single_blocks"] == 2
     rows = {row["label"]: row["operations"] for row in record["rows"]}
     assert rows["this repository, folded engine"] < rows["TaylorSeer hook"]
-    assert len(rows) == len(ENGINES) + len(RIVALS)
+    assert len(rows) == sum(engine.enters_model for engine in ENGINES.values()) + len(RIVALS)
 
 
 def test_a_package_that_is_missing_leaves_its_row_empty(load_command, monkeypatch):

@@ -93,7 +93,7 @@ def test_the_commands_call_what_they_share_the_same():
     hunyuan, wan_ = parsed(HUNYUAN), parsed(WAN)
     assert {*hunyuan} - {*wan_} == {"vae_tiling", "llm", "flow_reverse", "fp8", "offload"}
     assert {*wan_} - {*hunyuan} == {
-        "t5", "image", "negative_prompt", "solver", "batched_guidance", "save_file", "t5_cpu", "offload_model", "t5_fsdp",
+        "t5", "image", "negative_prompt", "solver", "batched_guidance", "t5_cpu", "offload_model", "t5_fsdp",
     }  # fmt: skip
 
 

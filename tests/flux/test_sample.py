@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from flux import Flux, flux_config
-from flux.flags import add_flags
+from flux.flags import ALSO, add_flags
 from seerkit.command.cli import Parser, run_command
+from seerkit.command.flags import add_image_flags
 from seerkit.data.emoji import PROMPTS
 from seerkit.io.images import digest
 from seerkit.io.media import read_png_settings
@@ -259,4 +260,5 @@ def test_prompts(tmp_path, command, capsys):
 def test_official_spellings_and_underscores_mean_the_same(official, canonical):
     parser = Parser("Sample.", "sample.py")
     add_flags(parser)
+    add_image_flags(parser, ALSO, family="flux")
     assert parser.parse_args(official) == parser.parse_args(canonical) != parser.parse_args([])

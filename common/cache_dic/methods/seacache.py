@@ -86,7 +86,7 @@ class SeaCache(Decider):
         return Taylor(max_order=self.residual_order, warmup_steps=1).weights(full_steps, step)
 
     @property
-    def kept_tokens(self) -> int:  # type: ignore[override]
+    def kept_tokens(self) -> int:
         return 1 if self.signal == "modulated" else 0
 
     def seen(self, look: "Look") -> "Tensor":

@@ -189,7 +189,7 @@ class TeaCache(Decider):
         return self.signal in OF_TIME
 
     @property
-    def kept_tokens(self) -> int:  # type: ignore[override]
+    def kept_tokens(self) -> int:
         return 0 if self.of_time else 1
 
     def seen(self, look: "Look") -> "Tensor":
