@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check style and types and run the tests that take about a second at most; with --all the slow ones too, as .ci/run does.
+# Check style and types and run the tests that take about a second at most; with --all the slow ones too.
 # bash scripts/test.sh [--all] [pytest options], e.g. --all tests/test_scripts.py -n 0
 set -euo pipefail
 cd "$(dirname "$0")/.."
