@@ -15,7 +15,7 @@ from seerkit.devices.dtypes import PRECISIONS
 from seerkit.io.files import writable_file, write_json
 
 EXAMPLES = """
-python eval/method_costs.py --model flux-dev --depth 1 --height 512 --width 512 --out results/flux/method-costs.json
+python eval/method_costs.py --model flux-dev --depth 1 --height 256 --width 256 --out results/flux/method-costs.json
 python eval/method_costs.py --model flux-tiny --methods teacache first_block_cache --json
 """
 

@@ -884,7 +884,7 @@ def searched_schedules(results: Path) -> str:
 def method_costs(results: Path) -> str:
     """What deciding and forecasting cost beside a full step of FLUX.1 at its full width, and what is kept at its full size."""
     path = results / "flux" / "method-costs.json"
-    command = "python eval/method_costs.py --model flux-dev --depth 1 --height 512 --width 512 --out"
+    command = "python eval/method_costs.py --model flux-dev --depth 1 --height 256 --width 256 --out"
     record = read(path, METHOD_COSTS, f"{command} results/flux/method-costs.json")
     full, s = record["full_step_s"], record["settings"]
 
