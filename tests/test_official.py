@@ -9,21 +9,16 @@ import pytest
 import reference
 import torch
 
-from cache_dic import METHODS, make_cache
+from cache_dic import make_cache
+from cache_dic.methods.magcache import read_table
 
 TOLERANCE = 1e-4  # of outputs and latents, which are about 1
 METHODS_STORED = sorted({reference.stored(path.stem)["method"] for path in reference.FOLDER.glob("*.json")})
 
 
-def needs(method: str) -> None:
-    if method not in METHODS:
-        pytest.skip(f"needs the method {method}; there are {', '.join(METHODS)}")
-
-
 @pytest.mark.parametrize(("file", "number"), [run for method in METHODS_STORED for run in reference.files(method)])
 def test_stored_run(file, number):
     stored = reference.stored(file)
-    needs(stored["method"])
     settings = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in stored["runs"][number]["settings"].items()
@@ -46,7 +41,6 @@ def assert_agrees(name: str, method: str, played: Any, **settings: object) -> No
 @pytest.mark.parametrize("threshold", [0.06, 0.1, 0.12, 0.16, 0.3])
 @pytest.mark.parametrize("name", ["flux", "hunyuan_video", "wan"])
 def test_first_block_cache_of_diffusers(need, name, threshold):
-    needs("first_block_cache")
     config = need("diffusers").FirstBlockCacheConfig(threshold=threshold)
     from reference import side_by_side
 
@@ -58,18 +52,19 @@ def test_first_block_cache_of_diffusers(need, name, threshold):
 @pytest.mark.parametrize("name", ["flux", "hunyuan_video", "wan"])
 def test_magcache_of_diffusers(need, name, threshold, max_consecutive, retention_ratio):
     """Its table of 28 ratios in float32, over 20 steps; all branches by the same one."""
-    needs("magcache")
     need("diffusers")
-    from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig
+    from diffusers.hooks.mag_cache import MagCacheConfig
     from reference import side_by_side
+
+    ratios = torch.tensor(read_table("flux_1_dev").ratios["cond"])
 
     config = MagCacheConfig(
         threshold=threshold, max_skip_steps=max_consecutive, retention_ratio=retention_ratio, num_inference_steps=20,
-        mag_ratios=FLUX_MAG_RATIOS,
+        mag_ratios=ratios,
     )  # fmt: skip
     played = side_by_side.play_hook(name, reference.open_loop(name, 20), config)
     assert_agrees(
-        name, "magcache", played, table=FLUX_MAG_RATIOS.double().tolist(), threshold=threshold,
+        name, "magcache", played, table=ratios.double().tolist(), threshold=threshold,
         max_consecutive=max_consecutive, retention_ratio=retention_ratio,
     )  # fmt: skip
 
@@ -106,7 +101,6 @@ def test_lite_taylorseer_of_diffusers(need, name, max_order):
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["flux", "wan"])
 def test_dbcache_of_cache_dit(need, name, taylor_order, settings):
-    needs("dbcache")
     need("cache_dit")
     from reference import side_by_side
 
@@ -125,7 +119,6 @@ def test_dbcache_of_cache_dit(need, name, taylor_order, settings):
 @pytest.mark.parametrize(("max_consecutive", "power"), [(2, 3.0), (4, 2.0)])
 def test_seacache_of_diffusers(need, settings, max_consecutive, power):
     """Its signal is the latents, and it knows Wan alone of our backbones."""
-    needs("seacache")
     need("diffusers")
     from diffusers.hooks import SeaCacheConfig
     from reference import side_by_side
