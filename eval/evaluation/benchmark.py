@@ -44,6 +44,9 @@ NOTE = (
 ACTIVATIONS = 20
 """Features of a row and token that a full step holds at once, about: the widened ones of a feed-forward layer, attention's."""
 
+TIMED = tuple(name for name, engine in ENGINES.items() if engine.enters_model and not engine.walks)
+"""Forms of which a forecast goes through the model's embedding and head, and not through its blocks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
@@ -197,7 +200,7 @@ def count_by_depth(
         with torch.device("meta"):
             case = backbone.build(replace(workload, depth=depth), dtype)
         timesteps = backbone.timesteps(case, num_steps).to("meta")
-        engines = {name: replace(cache, engine=name, memory_limit=None) for name in ENGINES}
+        engines = {name: replace(cache, engine=name, memory_limit=None) for name in TIMED}
         operations = {name: count_forecast(case, chosen, timesteps) for name, chosen in engines.items()}
         rows.append({"sites": case.model.tokens(case.latents).num_sites, **operations})
     return rows
@@ -293,7 +296,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         reference = backbone.reference(case) if args.against_diffusers else None
     counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
     operations = count_by_depth(backbone, workload, dtype, cache, args.num_steps)
-    engines = tuple(name for name, engine in ENGINES.items() if engine.enters_model)
+    engines = TIMED
     if args.compile:
         compile_steps(case.model)
         engines = (cache.engine,)  # the others' forecast steps differ from step to step and would each be compiled
@@ -370,7 +373,7 @@ def text(record: dict[str, Any]) -> str:
         [goal["name"], number(goal["value"], 4), goal["goal"], {True: "yes", False: "no", None: "–"}[goal["met"]]]
         for goal in record["goals"].values()
     ]
-    operations = [[f"{row['sites']} sites", *(str(row[name]) for name in ENGINES)] for row in record["operations"]]
+    operations = [[f"{row['sites']} sites", *(str(row[name]) for name in TIMED)] for row in record["operations"]]
     full_steps, made = len(record["flops"]["full_steps"]), record["conditions"]
     return "\n".join(
         [
@@ -380,7 +383,7 @@ def text(record: dict[str, Any]) -> str:
             "",
             f"speed-up: measured {number(speedup['measured'], 2, 'x')}, composed {number(speedup['composed'], 2, 'x')}, "
             f"FLOPs {number(speedup['flops'], 2, 'x')}",
-            text_table(["operations of a forecast step", *ENGINES], operations),
+            text_table(["operations of a forecast step", *TIMED], operations),
             *(f"peak memory, {name}: {size / 2**30:.2f} GiB" for name, size in (record["peak_bytes"] or {}).items()),
             "",
             text_table(["goal", "value", "wanted", "met"], goals),

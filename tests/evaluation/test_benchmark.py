@@ -51,7 +51,7 @@ def test_the_command_writes_a_whole_record(tmp_path):
     assert record["conditions"]["threads"] == 1
     assert record["settings"]["seed"] == 7
     assert record["full_step"].keys() == {"plain", "folded"}
-    assert record["forecast_step"].keys() == {"folded", "layerwise", "stack"}
+    assert record["forecast_step"].keys() == {"folded", "layerwise", "stack", "hidden"}
     assert record["modulation_table"].keys() == {"uncached", "folded"}
     assert record["whole_run"].keys() == {"uncached", "taylorseer-N4-W2-O4"}
     timings = [*record["full_step"].values(), *record["forecast_step"].values(), *record["modulation_table"].values()]
