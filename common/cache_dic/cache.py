@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -109,7 +110,7 @@ class Cache(NoStep):
             if not isinstance(value, bool):
                 raise UserError(f"{name} = {shown(value)} must be True or False")
 
-        decider = self.decider()
+        decider = self._decider
         if decider is not None and decider.verifies and (not ENGINES[self.engine].walks or any(self.always_computed)):
             raise UserError(
                 f"schedule {self.schedule!r} verifies forecasts by the last block, from a forecast of the state before it, "
@@ -121,8 +122,8 @@ class Cache(NoStep):
         """A short string for file names and row labels: `taylorseer-N4-W2-O4`; other settings, other labels.
 
         What a schedule or a method of the package has by default is left out. The schedule is named only where it is not the
-        method's own, the engine only if it is not the method's. How the engine
-        stores (`EngineSettings`), what is watched and the memory limit are no part of it.
+        method's own, the engine only if it is not the method's. How the engine stores (`EngineSettings`), what is watched and
+        the memory limit are no part of it.
         """
         of_forecaster = values_of(self.forecaster)
         usual = schedule_defaults(self.schedule)
@@ -149,17 +150,25 @@ class Cache(NoStep):
         rule = SCHEDULES[self.schedule]
         return rule(**self.schedule_settings) if isinstance(rule, type) else None
 
+    @cached_property
+    def _decider(self) -> Decider | None:
+        """One that no run is given, to ask for what does not change in a run."""
+        return self.decider()
+
+    @property
+    def decides(self) -> bool:
+        """Whether full steps are decided by what is seen, be it times alone, so that no plan has them without a model."""
+        return self._decider is not None
+
     @property
     def schedule_values(self) -> dict[str, Any]:
         """The settings of the schedule, as one that decides while sampling has read them: of a file, what it says."""
-        decider = self.decider()
-        return self.schedule_settings if decider is None else values_of(decider)
+        return self.schedule_settings if self._decider is None else values_of(self._decider)
 
     @property
     def always_computed(self) -> tuple[int, int]:
         """First and last blocks that every step computes."""
-        decider = self.decider()
-        return (decider.first_blocks, decider.last_blocks) if decider is not None else (0, 0)
+        return (0, 0) if self._decider is None else (self._decider.first_blocks, self._decider.last_blocks)
 
     def plan(self, num_steps: int, branch: str = "cond", full_steps: tuple[int, ...] | None = None) -> AnyPlan:
         """Full steps and forecast weights of a run of `num_steps`, or what is known of them where they are decided later.
@@ -169,11 +178,10 @@ class Cache(NoStep):
         """
         check_num_steps(num_steps)
         forecaster = self.forecaster.for_run(num_steps) if hasattr(self.forecaster, "for_run") else self.forecaster
-        decider = self.decider()
-        if decider is not None and full_steps is None:
-            rule = {"name": self.schedule, **json_value(values_of(decider))}
+        if self._decider is not None and full_steps is None:
+            rule, horizon = {"name": self.schedule, **json_value(self.schedule_values)}, self._decider.horizon
             return OpenPlan(
-                num_steps, forecaster, horizon=decider.horizon, observed=self.telemetry, method=self.method, rule=rule
+                num_steps, forecaster, horizon=horizon, observed=self.telemetry, method=self.method, rule=rule
             )
         if full_steps is None:
             settings = self.schedule_settings
@@ -192,8 +200,7 @@ class Cache(NoStep):
 
     def decider_bytes(self, tokens: Tokens) -> int:
         """Bytes that a schedule keeps itself, to decide by."""
-        decider = self.decider()
-        return 0 if decider is None else decider.kept_bytes(tokens)
+        return 0 if self._decider is None else self._decider.kept_bytes(tokens)
 
     def work_flops(self, num_steps: int, tokens: Tokens) -> int:
         """Operations of the engine over a run whose full steps are known: folding and forecasting, 2 per multiply-add."""

@@ -14,6 +14,7 @@
 Fields that are set when it is made are its settings, the others the state of one run, which starts with a fresh copy.
 """
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from cache_dic.errors import UserError, is_ours, run_of_user_code, shown, source_of
@@ -71,10 +72,15 @@ class Decider:
         """What the last block would have given, by the forecast and computed; the forecast is what the step takes."""
 
 
+def _asked(decider: Any, method: str, what: str) -> AbstractContextManager[None]:
+    """Around a call of a decider's method: what it raises says that the schedule failed, and at what."""
+    return run_of_user_code(f"schedule {type(decider).__name__} failed {what}", *source_of(type(decider), method))
+
+
 def decided(decider: Any, look: "Look", horizon: int) -> bool:
     """Whether a step is full; UserError for a decider that fails or lets more forecasts follow each other than it says."""
     name, (file, line) = type(decider).__name__, source_of(type(decider), "decide")
-    with run_of_user_code(f"schedule {name} failed at step {look.step}", file, line):
+    with _asked(decider, "decide", f"at step {look.step}"):
         is_full = plain(decider.decide(look))
     if not isinstance(is_full, bool):
         place = f" ({file}:{line})" if file and not is_ours(file) else ""
@@ -93,20 +99,17 @@ def decided(decider: Any, look: "Look", horizon: int) -> bool:
 
 def to_verify(decider: Any, look: "Look") -> bool:
     """Whether a forecast is to be verified; UserError for a decider that fails."""
-    name, (file, line) = type(decider).__name__, source_of(type(decider), "checks")
-    with run_of_user_code(f"schedule {name} failed at step {look.step}", file, line):
+    with _asked(decider, "checks", f"at step {look.step}"):
         return decider.verifies and bool(decider.checks(look))
 
 
 def verified(decider: Any, look: "Look", forecast: "BlockResult", computed: "BlockResult") -> None:
     """Show a decider what the last block gave by the forecast and computed; UserError for one that fails."""
-    name, (file, line) = type(decider).__name__, source_of(type(decider), "verify")
-    with run_of_user_code(f"schedule {name} failed to verify step {look.step}", file, line):
+    with _asked(decider, "verify", f"to verify step {look.step}"):
         decider.verify(look, forecast, computed)
 
 
 def learned(decider: Any, look: "Look", output: "Tensor") -> None:
     """Tell a decider of a full step; UserError for one that fails."""
-    name, (file, line) = type(decider).__name__, source_of(type(decider), "learn")
-    with run_of_user_code(f"schedule {name} failed to learn from step {look.step}", file, line):
+    with _asked(decider, "learn", f"to learn from step {look.step}"):
         decider.learn(look, output)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -67,7 +68,7 @@ class Run(NoStep):
         self.first_blocks, self.last_blocks = cache.always_computed
         sites, gates, factors = tokens, table.gates, table.factors
         if self.first_blocks or self.last_blocks:
-            inner = self._inner_sites()
+            inner = self._inner_sites
             sites, factors = replace(tokens, num_sites=len(range(tokens.num_sites)[inner]), gate_rank=0), None
             gates = lambda steps: table.gates(steps)[:, inner]  # noqa: E731
         self.of_blocks = sites  # the tokens of the blocks that a forecast stands for
@@ -78,9 +79,14 @@ class Run(NoStep):
         self.steps: list[dict[str, Any]] = []  # what was computed, one dictionary per step
         self.broken = False
 
+    @cached_property
+    def _block_sites(self) -> Sequence[Sequence[str]]:
+        return self.inputs.ask("block_sites")
+
+    @cached_property
     def _inner_sites(self) -> slice:
         """The sites of the blocks that are not computed in every step."""
-        counts = [len(sites) for sites in self.inputs.ask("block_sites")]
+        counts = [len(sites) for sites in self._block_sites]
         first, last = self.first_blocks, self.last_blocks
         if first + last >= len(counts):
             raise UserError(
@@ -186,7 +192,7 @@ class Run(NoStep):
 
     def _stop(self) -> int:
         """The first of the last blocks that every step computes."""
-        return len(self.inputs.ask("block_sites")) - self.last_blocks
+        return len(self._block_sites) - self.last_blocks
 
     def _forecast_step(self, look: Look, head: Streams | None, forecast: Callable[[Forecast], Tensor]) -> Tensor:
         engine, step = self.engine, look.step
@@ -208,7 +214,7 @@ class Run(NoStep):
         """A forecast step that walks the blocks; the last one is computed, too, for the schedule to see."""
         engine, parts = self.engine, look.parts
         assert isinstance(engine, WalkedEngine), "schedules that verify have this engine"
-        site, last = engine.walk_site(look.step), len(self.inputs.ask("block_sites")) - 1
+        site, last = engine.walk_site(look.step), len(self._block_sites) - 1
         before = parts.walk(parts.enter(), site, 0, last)
         after = parts.walk(before, site, last, None)
         actual = WalkRecorder(self.tokens.num_sites)
@@ -259,8 +265,8 @@ class Run(NoStep):
         """Names of the forecast sites with their blocks; none of a model that does not tell."""
         if getattr(self.inputs.model, "block_sites", None) is None:
             return []
-        names = [f"{block}.{site}" for block, sites in enumerate(self.inputs.model.block_sites()) for site in sites]
-        return names[self._inner_sites()] if self.first_blocks or self.last_blocks else names
+        names = [f"{block}.{site}" for block, sites in enumerate(self._block_sites) for site in sites]
+        return names[self._inner_sites] if self.first_blocks or self.last_blocks else names
 
     def _error_of(self, expected: Forecast, site: Recorder, look: Look, output: Tensor) -> dict[str, Any]:
         """The relative error of the forecast that would have stood for a full step."""

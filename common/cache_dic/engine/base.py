@@ -18,7 +18,7 @@ from torch import Tensor
 from cache_dic.errors import UserError
 from cache_dic.plan import AnyPlan, OpenPlan, Weight
 from cache_dic.settings import GROUP_BYTES
-from cache_dic.site import Feature, computed
+from cache_dic.site import Feature, computed, residual
 
 Gates = Callable[[Sequence[int]], Tensor]
 """`gates(steps)` -> (len(steps), sites, B or 1, D), the gate of every site at those steps."""
@@ -102,7 +102,8 @@ class Recorder:
         reaches_output: bool = True,
     ) -> Tensor:
         value = computed(feature)
-        after = x + value if gate is None else x + gate * value
+        after = residual(x, gate, value)
+        self.look_at(value, reaches_output)
         if not reaches_output:
             return after
         if self.ends and self.calls == 0:
@@ -114,6 +115,9 @@ class Recorder:
         if self.ends and self.calls == self.num_sites:
             self.x_final = _cut(after, part)
         return after
+
+    def look_at(self, value: Tensor, reaches_output: bool) -> None:
+        """A feature of any stream, with all its tokens, has been computed; nothing is done with it here."""
 
     def keep(self, feature: Tensor) -> None:
         """A feature (B, L, D) has been computed; nothing is done with it here."""

@@ -1,6 +1,6 @@
 """The paper's literal form: features of every site at the last full steps, summed by site or walked through the blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from cache_dic.engine.base import (
     weighted_sum,
 )
 from cache_dic.plan import AnyPlan
-from cache_dic.site import Feature, computed
+from cache_dic.site import Feature, residual
 
 
 class FeatureRecorder(Recorder):
@@ -49,17 +49,14 @@ class LayerwiseEngine(Engine):
             if not row:
                 return x
             gates = self.gates([step])[0].unsqueeze(-2)  # (sites, B, 1, D)
-            kept = [self.snapshots.by_step[m] for m in row]
-            for site, gate in enumerate(gates):
-                weights = [self._of_site(weight, site, gate) for weight in row.values()]
-                x = torch.addcmul(x, gate, weighted_sum([features[site] for features in kept], weights))
+            scales = [site_scale(weight, self.tokens, gates) for weight in row.values()]
+            by_site = zip(*(self.snapshots.by_step[m] for m in row), strict=True)
+            for site, (gate, features) in enumerate(zip(gates, by_site, strict=True)):
+                weights = [scale if isinstance(scale, float) else scale[site] for scale in scales]
+                x = torch.addcmul(x, gate, weighted_sum(features, weights))
             return x
 
         return walk
-
-    def _of_site(self, weight: float | Sequence, site: int, gate: Tensor) -> float | Tensor:
-        scale = site_scale(weight, self.tokens, gate)
-        return scale if isinstance(scale, float) else scale[site]
 
     def finish(self, step: int, site: Recorder | None) -> None:
         if isinstance(site, FeatureRecorder):
@@ -83,21 +80,10 @@ class WalkRecorder(FeatureRecorder):
         super().__init__(num_sites, ends=ends)
         self.whole: list[Tensor] = []
 
-    def __call__(
-        self,
-        x: Tensor,
-        gate: Tensor | None,
-        feature: Feature,
-        part: slice | None = None,
-        *,
-        name: str | None = None,
-        reaches_output: bool = True,
-    ) -> Tensor:
-        value = computed(feature)
+    def look_at(self, value: Tensor, reaches_output: bool) -> None:
         self.whole.append(value.detach())
         if reaches_output:
             self.last = self.whole[-1]
-        return super().__call__(x, gate, value, part, name=name, reaches_output=reaches_output)
 
 
 class ForecastSite:
@@ -124,7 +110,7 @@ class ForecastSite:
         value = next(self.forecasts)
         if reaches_output:
             self.last = value
-        return x + value if gate is None else x + gate * value
+        return residual(x, gate, value)
 
 
 class WalkedEngine(LayerwiseEngine):

@@ -79,7 +79,7 @@ def run_caches(
             outcome.seconds.append(seconds)
             outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
             outcome.record = run.record()
-            if not cache.plan(num_steps).foreseen:
+            if cache.decides:
                 flops, uncached = run_flops(run)
                 full_steps = outcome.record["full_steps"]
                 outcome.decided.append({"full_steps": full_steps, "flops": flops, "flops_uncached": uncached})
