@@ -4,7 +4,16 @@ Image i depends on its class, --seed and i alone. A killed run goes on with --re
 images.
 """
 
-from dit.flags import SHOWN_GUIDANCE, add_class_flag, add_flags, caches, chosen_classes, class_names, config_of
+from dit.flags import (
+    SHOWN_GUIDANCE,
+    SHOWN_PER_CLASS,
+    add_class_flag,
+    add_flags,
+    caches,
+    chosen_classes,
+    class_names,
+    config_of,
+)
 from seerkit.command.cli import Parser, file_stem, positive_int, run_command
 from seerkit.command.flags import add_image_flags
 
@@ -23,7 +32,7 @@ def parse_args(argv: list[str] | None):
         "--samples-per-class",
         "--per-class",
         type=positive_int,
-        default=4,
+        default=SHOWN_PER_CLASS,
         metavar="N",
         help="images of every class; the grid shows the first",
     )

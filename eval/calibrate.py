@@ -6,15 +6,12 @@ go here too. Calibration samples are other than those that results are shown on.
 
 import argparse
 import json
-from pathlib import Path
 
-from evaluation.backbones import PACKAGES
-from evaluation.calibration import NUM_SAMPLES, calibration_prompts, family_of, noise_seed, sampling_args
-from evaluation.flags import EMBEDDED
-from seerkit.command.cli import Parser, non_negative_int, positive_int, run_command
-from seerkit.command.flags import add_dry_run_flag, add_record_flags, in_order
+from evaluation.calibration import add_calibration_flags, asked_prompts, noise_seed, sampling_args
+from evaluation.flags import add_any_model_flag
+from seerkit.command.cli import Parser, run_command
+from seerkit.command.flags import add_dry_run_flag, add_record_flags
 from seerkit.io.files import writable_file
-from seerkit.text.prompts import ANY_PROMPT
 
 EXAMPLES = """
 python eval/calibrate.py --model flux-tiny --method teacache --out flux-tiny.json
@@ -29,16 +26,8 @@ CALIBRATED = ("teacache", "magcache")
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Namespace]:
     """What is asked for, and the arguments of the model's sampling command."""
     parser = Parser(__doc__, EXAMPLES)
-    model, data, caching, sampling, output = (
-        parser.section(title) for title in ("model", "data", "caching", "sampling", "output")
-    )
-    model.add_argument(
-        "--model",
-        choices=tuple(PACKAGES),
-        default="flux-tiny",
-        metavar="NAME",
-        help=f"one of {', '.join(in_order(PACKAGES, EMBEDDED))}",
-    )
+    caching, output = parser.section("caching"), parser.section("output")
+    add_any_model_flag(parser, "flux-tiny")
     caching.add_argument("--method", choices=CALIBRATED, default="teacache", help="what to calibrate")
     caching.add_argument(
         "--signal",
@@ -46,26 +35,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Nam
         help="of the polynomial: modulated, embedded_latent, time_embedding or time_projection (default: time_embedding of "
         "Wan2.1 and HiDream, as published, otherwise modulated)",
     )
-    data.add_argument(
-        "--calibration-prompts",
-        type=Path,
-        metavar="FILE",
-        help="one per line, of DiT classes (default: drawn by --seed, of embedded models and DiT)",
-    )
-    data.add_argument(
-        "--samples",
-        type=positive_int,
-        metavar="N",
-        help="calibration samples (default: "
-        f"{', '.join(f'{count} of {package}' for package, count in NUM_SAMPLES.items())}; of a file at most as many as it has)",
-    )
-    sampling.add_argument(
-        "--seed",
-        type=non_negative_int,
-        default=0,
-        metavar="N",
-        help="of prompts and noise, none of which is a command's",
-    )
+    add_calibration_flags(parser)
     add_record_flags(parser, out="JSON file of the calibration")
     output.add_argument("--resume", action="store_true", help="keep the samples that --out has measured already")
     add_dry_run_flag(parser, "model, prompts, steps and FLOPs")
@@ -83,10 +53,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Nam
 
 def main(argv: list[str] | None = None) -> None:
     asked, args = parse_args(argv)
-    if asked.dry_run and asked.calibration_prompts is None and family_of(asked.model).published(asked.model):
-        prompts = [ANY_PROMPT] * (asked.samples or NUM_SAMPLES[PACKAGES[asked.model]])
-    else:
-        prompts = calibration_prompts(args, asked.calibration_prompts, asked.samples, asked.seed)
+    prompts = asked_prompts(asked, args)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
     from evaluation.fitting import Calibration, text

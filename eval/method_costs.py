@@ -8,9 +8,9 @@ import argparse
 import json
 
 from cache_dic import METHODS
-from evaluation.backbones import PACKAGES
+from evaluation.flags import add_any_model_flag
 from seerkit.command.cli import Parser, positive_int, run_command
-from seerkit.command.flags import add_record_flags, in_order
+from seerkit.command.flags import add_record_flags
 from seerkit.devices.dtypes import PRECISIONS
 from seerkit.io.files import writable_file, write_json
 
@@ -23,13 +23,7 @@ python eval/method_costs.py --model flux-tiny --methods teacache first_block_cac
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
     model, sampling, device = (parser.section(title) for title in ("model", "sampling", "device"))
-    model.add_argument(
-        "--model",
-        choices=tuple(PACKAGES),
-        default="flux-dev",
-        metavar="NAME",
-        help=f"one of {', '.join(in_order(PACKAGES, ()))}",
-    )
+    add_any_model_flag(parser, "flux-dev")
     model.add_argument(
         "--depth", type=positive_int, metavar="N", help="blocks of what is timed, of two kinds where there are two"
     )

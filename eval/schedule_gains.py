@@ -9,11 +9,11 @@ import json
 import shlex
 from pathlib import Path
 
-from evaluation.backbones import PACKAGES
-from evaluation.calibration import SHOWN_SEED, default_samples, sampling_args, shipped_schedules
-from evaluation.flags import EMBEDDED
+from evaluation.backbones import shipped_schedules
+from evaluation.calibration import SHOWN_SEED, default_samples, sampling_args
+from evaluation.flags import add_any_model_flag
 from seerkit.command.cli import Parser, positive_int, run_command
-from seerkit.command.flags import add_record_flags, in_order
+from seerkit.command.flags import add_record_flags
 from seerkit.io.files import writable_file, write_json
 
 EXAMPLES = """
@@ -25,13 +25,7 @@ python eval/schedule_gains.py --model flux-tiny --schedules outputs/schedules/fl
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], Parser]:
     """Flags of the command, those left for the model, and the parser."""
     parser = Parser(__doc__, EXAMPLES)
-    parser.section("model").add_argument(
-        "--model",
-        choices=tuple(PACKAGES),
-        default="flux-tiny",
-        metavar="NAME",
-        help=f"one of {', '.join(in_order(PACKAGES, EMBEDDED))}",
-    )
+    add_any_model_flag(parser, "flux-tiny")
     parser.section("data").add_argument(
         "--samples", type=positive_int, metavar="N", help="the first of those that the command draws (default: all)"
     )

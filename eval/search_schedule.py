@@ -13,11 +13,18 @@ from pathlib import Path
 
 from cache_dic import UserError
 from evaluation.backbones import PACKAGES
-from evaluation.calibration import NUM_SAMPLES, calibration_prompts, even_steps, family_of, noise_seed, sampling_args
-from evaluation.flags import EMBEDDED
+from evaluation.calibration import (
+    add_calibration_flags,
+    asked_prompts,
+    even_steps,
+    family_of,
+    noise_seed,
+    sampling_args,
+)
+from evaluation.flags import add_any_model_flag
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
-from seerkit.command.cli import Parser, integer, non_negative_int, positive_float, positive_int, run_command
-from seerkit.command.flags import add_dry_run_flag, add_record_flags, in_order
+from seerkit.command.cli import Parser, integer, positive_float, positive_int, run_command
+from seerkit.command.flags import add_dry_run_flag, add_record_flags
 from seerkit.io.files import writable_file
 
 EXAMPLES = """
@@ -33,35 +40,8 @@ VAIN = ("--interval", "--schedule", "--compare", "--telemetry")
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], Parser]:
     """Flags of the search, those left for the model, and the parser."""
     parser = Parser(__doc__, EXAMPLES, conflict_handler="resolve")
-    parser.section("model").add_argument(
-        "--model",
-        choices=tuple(PACKAGES),
-        default="flux-tiny",
-        metavar="NAME",
-        help=f"one of {', '.join(in_order(PACKAGES, EMBEDDED))}",
-    )
-    data = parser.section("data")
-    data.add_argument(
-        "--calibration-prompts",
-        type=Path,
-        metavar="FILE",
-        help="one per line, of DiT classes (default: drawn by --seed, of embedded models and DiT)",
-    )
-    data.add_argument(
-        "--samples",
-        type=positive_int,
-        metavar="N",
-        help="calibration samples (default: "
-        f"{', '.join(f'{count} of {package}' for package, count in NUM_SAMPLES.items())}; of a file at most as many as it has)",
-    )
-    sampling = parser.section("sampling")
-    sampling.add_argument(
-        "--seed",
-        type=non_negative_int,
-        default=0,
-        metavar="N",
-        help="of prompts and noise, none of which is a command's",
-    )
+    add_any_model_flag(parser, "flux-tiny")
+    add_calibration_flags(parser)
     add_cache_flags(parser, "flux")
     parser.hide(*VAIN)
     for flag, text in (("--max-order", "highest Taylor order"), ("--warmup-steps", "of the forecasts")):
@@ -97,14 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("a search is for one caching method; name one by --method")
     (cache,) = made.values()
     out = args.out or Path("outputs/schedules") / f"{args.model.replace('/', '-')}-{count}-of-{num_steps}.json"
-    needs_prompts = not (
-        args.dry_run and args.calibration_prompts is None and family_of(args.model).published(args.model)
-    )
-    prompts = (
-        calibration_prompts(given, args.calibration_prompts, args.samples, args.seed)
-        if needs_prompts
-        else ["…"] * (args.samples or NUM_SAMPLES[PACKAGES[args.model]])
-    )
+    prompts = asked_prompts(args, given)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
     from evaluation.search import Search, describe, describe_plan, run

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from cache_dic import UserError
-from evaluation.cells import INTERVALS, LITE0, change_cell, full_steps_cell, plus_minus, psnr_interval
+from evaluation.cells import (
+    COSTS_HEADER,
+    INTERVALS,
+    LITE0,
+    change_cell,
+    computed_cell,
+    cost_cells,
+    cost_errors,
+    plus_minus,
+    psnr_interval,
+)
 from evaluation.forms import (
     BENCHMARK,
     BLOCK_FIELDS,
@@ -767,7 +777,7 @@ def compared_methods(record: dict[str, Any]) -> str:
     cells = [
         [
             row["name"],
-            full_steps_cell(row),
+            computed_cell(row),
             number(row["flops_ratio"], 2, "x"),
             number(row["latency"]["ratio"], 2, "x"),
             number(row["latency"].get("processor_ratio"), 2, "x"),
@@ -887,32 +897,13 @@ def method_costs(results: Path) -> str:
     command = "python eval/method_costs.py --model flux-dev --depth 1 --height 256 --width 256 --out"
     record = read(path, METHOD_COSTS, f"{command} results/flux/method-costs.json")
     full, s = record["full_step_s"], record["settings"]
-
-    def share(seconds: float | None) -> str:
-        return number(None if seconds is None else 100 * seconds / full, 2)
-
-    rows = [
-        [
-            row["label"],
-            row["decided"],
-            row["engine"],
-            number(row["kept_bytes"] / MIB, 1),
-            share(row["decide_s"]),
-            share(row["forecast_s"]),
-            share(row["forecast_step_s"]),
-        ]
-        for row in record["rows"]
-        if "error" not in row
-    ]
-    failed = [f"{row['label']}: {row['error']}" for row in record["rows"] if "error" in row]
-    header = ["method", "decided", "form", "kept MiB", "decision %", "forecast %", "forecast step %"]
     return "\n\n".join(
         [
-            markdown_table(header, rows),
+            markdown_table(COSTS_HEADER, cost_cells(record)),
             made_with(
                 f"{s['model']}; shares of an uncached step of {full:.2f} s, at full width and depth {s['timed']['depth']}, "
                 f"{s['timed']['tokens']} tokens; kept at full size, {s['counted']['tokens']} tokens",
-                *failed,
+                *cost_errors(record),
                 run_conditions(record["conditions"]),
             ),
         ]

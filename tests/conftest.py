@@ -26,7 +26,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache_dic import METHODS
+from cache_dic import METHODS, SCHEDULES
+from seerkit.command.cache_flags import _plugins
 from seerkit.data.emoji import STYLES
 from seerkit.layers import modulation
 from seerkit.text.encoders import CLIP_LENGTH
@@ -79,16 +80,22 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
-    """Undo what a test leaves in this process: the log that a command shows, methods, torch's settings."""
-    logger, threads, methods = logging.getLogger("cache_dic"), torch.get_num_threads(), dict(METHODS)
+    """Undo what a test leaves in this process: the log that a command shows, methods and schedules, torch's settings."""
+    logger, threads, registries = (
+        logging.getLogger("cache_dic"),
+        torch.get_num_threads(),
+        (METHODS, SCHEDULES, _plugins),
+    )
+    registered = [dict(registry) for registry in registries]
     level, handlers = logger.level, list(logger.handlers)
     kernels = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     precisions = [kernel.fp32_precision for kernel in kernels]
     yield
     logger.setLevel(level)
     logger.handlers[:] = handlers
-    METHODS.clear()
-    METHODS.update(methods)
+    for registry, before in zip(registries, registered, strict=True):
+        registry.clear()
+        registry.update(before)
     torch.set_num_threads(threads)
     for kernel, precision in zip(kernels, precisions, strict=True):
         kernel.fp32_precision = precision
@@ -141,13 +148,17 @@ def load_command() -> Callable[[str], ModuleType]:
 
 @pytest.fixture(scope="session")
 def run_script() -> Callable[..., subprocess.CompletedProcess]:
-    """`run_script("eval/plot.py", *argv, processes=1)` runs a script on one thread per process, several by torchrun."""
+    """`run_script("eval/plot.py", *argv, processes=1)` runs a script on one thread per process, several by torchrun.
+
+    It may be a file of these tests, which then finds what they share, `reference`.
+    """
+    shared = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def run(script: str, *argv: object, processes: int = 1) -> subprocess.CompletedProcess:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         return subprocess.run(
             [sys.executable, *(launcher if processes > 1 else []), str(ROOT / script), *map(str, argv)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": shared},
             capture_output=True,
             text=True,
             check=False,

@@ -8,26 +8,14 @@ import pytest
 import reference
 import torch
 
-from cache_dic import METHODS, SCHEDULES, UserError, make_cache
+from cache_dic import UserError, make_cache
 from flux import Flux, flux_config
-from seerkit.command import cache_flags
 from seerkit.command.cache_flags import load_plugin
 from seerkit.weights.checkpoints import export_safetensors
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "docs/examples").glob("*.py"))
 MOST_LINES = 30
-
-
-@pytest.fixture(autouse=True)
-def _registries_as_they_were(monkeypatch):
-    registries = METHODS, SCHEDULES
-    before = [dict(registry) for registry in registries]
-    monkeypatch.setattr(cache_flags, "_plugins", {})
-    yield
-    for registry, old in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(old)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ WITH_WEIGHTS = (CONFIGS[EMBEDDED], *(dit_config(PUBLISHED, image_size=size) for 
 DEFAULT_VAE = "ema"
 NUM_STEPS, PRECISION = 50, "fp32"
 SHOWN_GUIDANCE = 2.0  # of samples to look at
+SHOWN_PER_CLASS = 4
 IMAGENET_SHOWN = [207, 360, 387, 974, 88, 979, 417, 279]  # the classes of the official sample.py
 ALSO = {"--num-steps": "--num-sampling-steps", "--guidance-scale": "--cfg-scale", "--seed": "--global-seed"}
 """Spellings of facebookresearch/DiT where they are others."""

@@ -13,7 +13,7 @@ from cache_dic.errors import UserError
 from cache_dic.lazy import lazy_names
 from cache_dic.plan import Plan
 from cache_dic.presets import PRESETS, Preset
-from cache_dic.registry import METHODS, accepted_settings, make_cache, read_setting, register
+from cache_dic.registry import METHODS, accepted_settings, compared_rows, make_cache, read_setting, register
 from cache_dic.schedule import SCHEDULES
 from cache_dic.settings import ENGINE_NAMES
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES", "ENGINE_NAMES", "METHODS", "PRESETS", "SCHEDULES", "Cache", "Decider", "Forecast", "GateFactors", "Look",
-    "Parts", "Plan", "Preset", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "make_cache",
-    "once", "read_setting", "register", "residual",
+    "Parts", "Plan", "Preset", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "compared_rows",
+    "make_cache", "once", "read_setting", "register", "residual",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(

@@ -71,6 +71,11 @@ class Method:
         found = (self.presets[key] for key in (model, backbone, "*") if key is not None and key in self.presets)
         return next(found, ())
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it comes with the package, schedule and all."""
+        return _is_ours(self.forecaster) and _is_ours(SCHEDULES[self.schedule])
+
     def check_defined(self, name: str, model: str | None, backbone: str | None) -> None:
         """UserError that says why, where the method cannot be had for a model."""
         for key in (model, backbone):
@@ -161,6 +166,23 @@ def accepted_settings(method: str, schedule: str | os.PathLike[str] | None = Non
     return {*(schedule_settings(rule) if rule != SEARCHED else ()), *_forecaster_settings(method)}
 
 
+def compared_rows(
+    method: str, backbone: str, model: str | None, schedule: str | os.PathLike[str] | None = None
+) -> list[dict[str, Any]]:
+    """Settings of a method that a comparison shows: its published rows, or those intervals that `PRESETS` has for a backbone.
+
+    None of a method of the user's own that was registered with an interval, which is shown as it was registered, nor of one
+    without rows that takes no interval under the schedule (None: its own).
+    """
+    chosen = METHODS[method]
+    if rows := chosen.rows(model, backbone):
+        return [dict(row) for row in rows]
+    as_registered = not chosen.is_ours and "interval" in chosen.defaults
+    if as_registered or "interval" not in accepted_settings(method, schedule):
+        return []
+    return [{"interval": interval} for interval in PRESETS[backbone].compare_intervals]
+
+
 def read_setting(method: str, name: str, text: str, schedule: str | None = None) -> Any:
     """The value that a setting written as text has for a method under a schedule (None: its own), by its annotation."""
     of_schedule = schedule_settings(METHODS[method].schedule if schedule is None else rule_name(schedule))
@@ -227,8 +249,7 @@ def make_cache(
     ours: dict[str, Any] = {}
     theirs: dict[str, Any] = {}
     (ours if _is_ours(SCHEDULES[schedule]) else theirs).update(schedule_defaults(schedule))
-    shipped = _is_ours(chosen.forecaster) and _is_ours(SCHEDULES[chosen.schedule])
-    (ours if shipped else theirs).update(_own_fields(method), **chosen.defaults)
+    (ours if chosen.is_ours else theirs).update(_own_fields(method), **chosen.defaults)
     of_row = {name: value for name, value in row.items() if name in accepted}
     given = {**ours, **usual, **theirs, **of_row, **settings, **file}
     of_schedule = _schedule_values(method, schedule, given, model or preset)

@@ -7,6 +7,7 @@ eval/flops.py and eval/benchmark.py then take its names as --model.
 
 import importlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_dic import UserError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from cache_dic import Cache
 
+ROOT = Path(__file__).resolve().parents[2]
 MOST = {
     "height": 2**16, "width": 2**16, "frames": 2**16, "num_samples": 2**20, "text_tokens": 2**20, "depth": 1000
 }  # fmt: skip
@@ -45,6 +47,14 @@ class _Backbones(Mapping[str, Backbone]):
 
 BACKBONES: Mapping[str, Backbone] = _Backbones()
 """By model; asking for one imports its backbone."""
+
+
+def shipped_schedules(model: str, num_steps: int) -> list[Path]:
+    """Files of the searched schedules that lie beside a model, for runs of so many steps; most full steps first."""
+    prefix = f"{model.replace('/', '-')}-"
+    found = ROOT.glob(f"TaylorSeer-*/schedules/{prefix}*-of-{num_steps}.json")
+    counted = {int(path.stem.removeprefix(prefix).partition("-")[0]): path for path in found}
+    return [counted[count] for count in sorted(counted, reverse=True)]
 
 
 def flag_of(setting: str) -> str:

@@ -17,8 +17,8 @@ from cache_dic import UserError
 from evaluation.backbones import PACKAGES
 from evaluation.families import flags_of, pipeline_of
 from evaluation.flags import EMBEDDED
-from seerkit.command.cli import Parser
-from seerkit.text.prompts import cycled, read_prompts
+from seerkit.command.cli import Parser, non_negative_int, positive_int
+from seerkit.text.prompts import ANY_PROMPT, cycled, read_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def _dit() -> Family:
         flags.config_of(args)
 
     return Family(
-        add_flags=lambda parser: flags.add_flags(parser, guidance_scale=2.0),
+        add_flags=lambda parser: flags.add_flags(parser, guidance_scale=flags.SHOWN_GUIDANCE),
         fill=fill,
         published=lambda _: False,
         find=lambda args: pipeline().find_everything(args, flags.config_of(args)),
@@ -148,6 +148,31 @@ def sampling_args(
 # ------------------------------------------------------------------------------------------------------------- samples
 
 
+def add_calibration_flags(parser: Parser) -> None:
+    """--calibration-prompts, --samples and --seed of a command that draws calibration samples."""
+    data = parser.section("data")
+    data.add_argument(
+        "--calibration-prompts",
+        type=Path,
+        metavar="FILE",
+        help="one per line, of DiT classes (default: drawn by --seed, of embedded models and DiT)",
+    )
+    data.add_argument(
+        "--samples",
+        type=positive_int,
+        metavar="N",
+        help="calibration samples (default: "
+        f"{', '.join(f'{count} of {package}' for package, count in NUM_SAMPLES.items())}; of a file at most as many as it has)",
+    )
+    parser.section("sampling").add_argument(
+        "--seed",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="of prompts and noise, none of which is a command's",
+    )
+
+
 def shown_prompts(model: str, args: argparse.Namespace) -> list[str]:
     """What results of a model are shown on: the defaults of its sampling commands, and lists that records are made of."""
     package = PACKAGES[model]
@@ -185,6 +210,16 @@ def calibration_prompts(args: argparse.Namespace, file: Path | None, count: int 
     wanted = count or NUM_SAMPLES[PACKAGES[args.model]]
     drawn = _drawn(args, shown, draw)
     return [next(drawn) for _ in range(wanted)]
+
+
+def asked_prompts(asked: argparse.Namespace, args: argparse.Namespace) -> list[str]:
+    """`calibration_prompts` by the flags of `add_calibration_flags`; a plan needs none of a model that has none of its own.
+
+    args: of the model's sampling command.
+    """
+    if asked.dry_run and asked.calibration_prompts is None and family_of(asked.model).published(asked.model):
+        return [ANY_PROMPT] * (asked.samples or NUM_SAMPLES[PACKAGES[asked.model]])
+    return calibration_prompts(args, asked.calibration_prompts, asked.samples, asked.seed)
 
 
 def _shows_all(args: argparse.Namespace, shown: Sequence[str]) -> bool:
@@ -260,7 +295,7 @@ def default_samples(args: argparse.Namespace) -> list[str]:
     """Prompts of the samples that a model's command makes where none are asked for, in order; UserError where it makes none."""
     package = PACKAGES[args.model]
     if package == "dit":
-        return cycled(shown_prompts(args.model, args), 4)
+        return cycled(shown_prompts(args.model, args), flags_of("dit").SHOWN_PER_CLASS)
     if family_of(args.model).published(args.model):
         raise UserError(f"{args.model} has no prompts of its own; take one of {', '.join(EMBEDDED)}")
     shown = shown_prompts(args.model, args)
@@ -269,19 +304,3 @@ def default_samples(args: argparse.Namespace) -> list[str]:
 
         return shown[: len(read_prompts(PROMPTS))]
     return shown
-
-
-FOLDERS = {
-    "dit": "TaylorSeer-DiT",
-    "flux": "TaylorSeer-FLUX",
-    "hidream": "TaylorSeer-HiDream",
-    "hunyuan_video": "TaylorSeer-HunyuanVideo",
-    "wan": "TaylorSeer-Wan2.1",
-}
-"""By package, the folder of a backbone."""
-
-
-def shipped_schedules(model: str, num_steps: int) -> list[Path]:
-    """Files of the schedules that lie beside a model."""
-    folder = Path(__file__).resolve().parents[2] / FOLDERS[PACKAGES[model]] / "schedules"
-    return sorted(folder.glob(f"{model.replace('/', '-')}-*-of-{num_steps}.json"))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from seerkit.io.tables import number
+from seerkit.io.tables import full_steps_cell, number
 
 LITE0 = "Lite0 distance"
 LITE0_MEANING = (
@@ -43,9 +43,35 @@ def change_cell(row: Mapping[str, Any], key: str) -> str:
     return plus_minus(row.get(f"{key}_change"), 1 if share else 2, scale=100 if share else 1, signed=True)
 
 
-def full_steps_cell(row: Mapping[str, Any]) -> str:
+def computed_cell(row: Mapping[str, Any]) -> str:
     """Full steps of a row, mean and range where they differ from sample to sample."""
-    done, steps = row["computed"], row["num_steps"]
-    if done["min"] == done["max"]:
-        return f"{done['max']}/{steps}"
-    return f"{done['mean']:.1f} ({done['min']}-{done['max']})/{steps}"
+    done = row["computed"]
+    return full_steps_cell(done["mean"], done["min"], done["max"], row["num_steps"])
+
+
+COSTS_HEADER = ["method", "decided", "form", "kept MiB", "decision %", "forecast %", "forecast step %"]
+MIB = 2**20
+
+
+def cost_cells(record: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of a record of eval/method_costs.py that have no error; shares are of an uncached step."""
+
+    def share(seconds: float | None) -> str:
+        return number(None if seconds is None else 100 * seconds / record["full_step_s"], 2)
+
+    return [
+        [
+            row["label"],
+            row["decided"],
+            row["engine"],
+            number(row["kept_bytes"] / MIB, 1),
+            *(share(row[key]) for key in ("decide_s", "forecast_s", "forecast_step_s")),
+        ]
+        for row in record["rows"]
+        if "error" not in row
+    ]
+
+
+def cost_errors(record: Mapping[str, Any]) -> list[str]:
+    """Methods of such a record that could not be timed, and why."""
+    return [f"{row['label']}: {row['error']}" for row in record["rows"] if "error" in row]

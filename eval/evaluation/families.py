@@ -96,11 +96,19 @@ def classifier_judge(config: "DiTConfig") -> "Judge":
     )
 
 
-def flux_job(command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "ImageJob":
+def _prompts_job(
+    package: str,
+    command: str,
+    args: argparse.Namespace,
+    prompts: list[str],
+    caches: Caches,
+    sizes: Mapping[str, Any],
+) -> "ImageJob":
+    """Images of prompts by a text-to-image backbone, whose folder has the name of its package."""
     from evaluation.images import ImageJob, emoji_judge
     from evaluation.jobs import output_folder
 
-    flags, pipeline = flags_of("flux"), pipeline_of("flux")
+    pipeline = pipeline_of(package)
     settings = pipeline.settings_of(args, prompts)
     return ImageJob(
         command=command,
@@ -108,31 +116,61 @@ def flux_job(command: str, args: argparse.Namespace, prompts: list[str], caches:
         prompts=prompts,
         caches=dict(caches),
         settings=settings,
-        sizes={"height": args.height, "width": args.width},
-        out=output_folder(args.output_dir, "flux", settings),
+        sizes=dict(sizes),
+        out=output_folder(args.output_dir, package, settings),
         find=lambda _: pipeline.find_everything(args),
-        make_judge=emoji_judge if args.model == flags.EMBEDDED else None,
+        make_judge=emoji_judge if args.model == flags_of(package).EMBEDDED else None,
         make_pipeline=lambda batches, device: pipeline.Pipeline(args, batches, device),
     )
 
 
-def hidream_job(command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "ImageJob":
-    from evaluation.images import ImageJob, emoji_judge
-    from evaluation.jobs import output_folder
+def flux_job(command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "ImageJob":
+    return _prompts_job("flux", command, args, prompts, caches, {"height": args.height, "width": args.width})
 
-    flags, pipeline = flags_of("hidream"), pipeline_of("hidream")
-    settings = pipeline.settings_of(args, prompts)
-    return ImageJob(
+
+def hidream_job(command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "ImageJob":
+    return _prompts_job("hidream", command, args, prompts, caches, flags_of("hidream").sizes_of(args))
+
+
+def _video_job(
+    package: str,
+    command: str,
+    args: argparse.Namespace,
+    prompts: list[str],
+    caches: Caches,
+    names: Sequence[str],
+    *,
+    heads: int,
+    sharded: Sequence[str],
+    folder: str,
+    **sizes: Any,
+) -> "VideoJob":
+    """Videos of prompts. names: of their files, without suffix. heads: of attention, which processes divide.
+
+    sharded: flags that share weights among processes. folder: in outputs/. sizes: beside those of the video.
+    """
+    from evaluation.jobs import output_folder
+    from evaluation.videos import VideoJob
+    from seerkit.command.videos import check_processes, sequence_parallel
+    from seerkit.io.media import video_facts
+
+    check_processes(args, heads, *sharded)
+    pipeline = pipeline_of(package)
+    latent_shape = importlib.import_module(f"{package}.config").latent_shape
+    settings = {**pipeline.settings_of(args, prompts), "video": video_facts(args.quality)}
+    return VideoJob(
         command=command,
         args=args,
         prompts=prompts,
         caches=dict(caches),
         settings=settings,
-        sizes=flags.sizes_of(args),
-        out=output_folder(args.output_dir, "hidream", settings),
+        sizes={"height": args.height, "width": args.width, "frames": args.num_frames, **sizes},
+        out=output_folder(args.output_dir, folder, settings),
+        names=names,
+        latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
+        sequence_parallel=sequence_parallel(args),
         find=lambda _: pipeline.find_everything(args),
-        make_judge=emoji_judge if args.model == flags.EMBEDDED else None,
-        make_pipeline=lambda batches, device: pipeline.Pipeline(args, batches, device),
+        make_pipeline=lambda world: pipeline.Pipeline(args, world),
     )
 
 
@@ -140,68 +178,26 @@ def hunyuan_job(
     command: str, args: argparse.Namespace, prompts: list[str], caches: Caches, names: Sequence[str]
 ) -> "VideoJob":
     """names: of the files of the videos, without suffix."""
-    from evaluation.jobs import output_folder
-    from evaluation.videos import VideoJob
-    from hunyuan_video.config import USAGE, hunyuan_video_config, latent_shape
-    from seerkit.command.videos import check_processes, sequence_parallel
-    from seerkit.io.media import video_facts
+    from hunyuan_video.config import USAGE, hunyuan_video_config
 
-    check_processes(args, hunyuan_video_config(args.model).heads_num, "--dit-fsdp")
-    pipeline = pipeline_of("hunyuan_video")
-    settings = {**pipeline.settings_of(args, prompts), "video": video_facts(args.quality)}
-    return VideoJob(
-        command=command,
-        args=args,
-        prompts=prompts,
-        caches=dict(caches),
-        settings=settings,
-        sizes={
-            "height": args.height,
-            "width": args.width,
-            "frames": args.num_frames,
-            "text_tokens": USAGE[args.model].text_tokens,
-        },
-        out=output_folder(args.output_dir, "hunyuan", settings),
-        names=names,
-        latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
-        sequence_parallel=sequence_parallel(args),
-        find=lambda _: pipeline.find_everything(args),
-        make_pipeline=lambda world: pipeline.Pipeline(args, world),
-    )
+    return _video_job(
+        "hunyuan_video", command, args, prompts, caches, names,
+        heads=hunyuan_video_config(args.model).heads_num, sharded=["--dit-fsdp"], folder="hunyuan",
+        text_tokens=USAGE[args.model].text_tokens,
+    )  # fmt: skip
 
 
 def wan_job(
     command: str, args: argparse.Namespace, prompts: list[str], caches: Caches, names: Sequence[str]
 ) -> "VideoJob":
     """names: of the files of the videos, without suffix."""
-    from evaluation.jobs import output_folder
-    from evaluation.videos import VideoJob
-    from seerkit.command.videos import check_processes, sequence_parallel
-    from seerkit.io.media import video_facts
-    from wan.config import latent_shape, wan_config
+    from wan.config import wan_config
 
-    check_processes(args, wan_config(args.model).num_heads, "--dit-fsdp", "--t5-fsdp")
-    pipeline = pipeline_of("wan")
-    settings = {**pipeline.settings_of(args, prompts), "video": video_facts(args.quality)}
-    return VideoJob(
-        command=command,
-        args=args,
-        prompts=prompts,
-        caches=dict(caches),
-        settings=settings,
-        sizes={
-            "height": args.height,
-            "width": args.width,
-            "frames": args.num_frames,
-            "cfg_scale": args.guidance_scale,
-        },
-        out=output_folder(args.output_dir, "wan", settings),
-        names=names,
-        latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
-        sequence_parallel=sequence_parallel(args),
-        find=lambda _: pipeline.find_everything(args),
-        make_pipeline=lambda world: pipeline.Pipeline(args, world),
-    )
+    return _video_job(
+        "wan", command, args, prompts, caches, names,
+        heads=wan_config(args.model).num_heads, sharded=["--dit-fsdp", "--t5-fsdp"], folder="wan",
+        cfg_scale=args.guidance_scale,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ families

@@ -21,16 +21,21 @@ DEFAULT_MODEL = "DiT-XL/2"
 EMBEDDED = ("fashion-mnist", "flux-tiny", "hidream-tiny", "hunyuan-tiny", "wan-tiny")
 
 
-def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
-    """Flags of a command that works on one model and one cache; --model in `argv` decides the defaults of the cache."""
-    model, sampling, device = (parser.section(title) for title in ("model", "sampling", "device"))
-    model.add_argument(
+def add_any_model_flag(parser: Parser, default: str) -> None:
+    """--model of a command that takes every model that has a name."""
+    parser.section("model").add_argument(
         "--model",
         choices=tuple(PACKAGES),
-        default=DEFAULT_MODEL,
+        default=default,
         metavar="NAME",
         help=f"one of {', '.join(in_order(PACKAGES, EMBEDDED))}",
     )
+
+
+def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
+    """Flags of a command that works on one model and one cache; --model in `argv` decides the defaults of the cache."""
+    model, sampling, device = (parser.section(title) for title in ("model", "sampling", "device"))
+    add_any_model_flag(parser, DEFAULT_MODEL)
     model.add_argument(
         "--depth",
         type=positive_int,

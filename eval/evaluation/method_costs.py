@@ -14,10 +14,11 @@ from cache_dic import METHODS, Cache, Run, UserError, make_cache
 from cache_dic.engine import Forecast
 from cache_dic.plan import OpenPlan
 from evaluation.backbones import BACKBONES, PACKAGES, workload
+from evaluation.cells import COSTS_HEADER, cost_cells, cost_errors
 from evaluation.steps import take_step
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.records import conditions
-from seerkit.io.tables import number, text_table
+from seerkit.io.tables import text_table
 from seerkit.sampling.flops import sampling_flops
 from seerkit.sampling.workload import Backbone, Case
 
@@ -186,28 +187,12 @@ def _watch_forecasts(run: Run, clock: Clock) -> None:
 
 
 def text(record: dict[str, Any]) -> str:
-    """The rows as a table; shares are of an uncached step."""
-    full = record["full_step_s"]
-    rows = []
-    for row in record["rows"]:
-        if "error" in row:
-            rows.append([row["label"], row["error"], *[""] * 5])
-            continue
-        rows.append(
-            [
-                row["label"],
-                row["decided"],
-                row["engine"],
-                number(row["kept_bytes"] / 2**20, 1),
-                number(100 * row["decide_s"] / full, 2),
-                number(None if row["forecast_s"] is None else 100 * row["forecast_s"] / full, 2),
-                number(None if row["forecast_step_s"] is None else 100 * row["forecast_step_s"] / full, 2),
-            ]
-        )
-    header = ["method", "decided", "form", "kept MiB", "decision %", "forecast %", "forecast step %"]
+    """The rows as a table, and what could not be timed."""
+    model, full = record["settings"]["model"], record["full_step_s"]
     return "\n".join(
         [
-            f"{record['settings']['model']}: shares of an uncached step of {full:.3f} s at reduced depth; kept at full size",
-            text_table(header, rows),
+            f"{model}: shares of an uncached step of {full:.3f} s at reduced depth; kept at full size",
+            text_table(COSTS_HEADER, cost_cells(record)),
+            *cost_errors(record),
         ]
     )

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_dic import ENGINE_NAMES, METHODS, PRESETS, SCHEDULES, UserError, accepted_settings, make_cache
+from cache_dic import ENGINE_NAMES, METHODS, SCHEDULES, UserError, compared_rows, make_cache
 from cache_dic.errors import check_choice
 from cache_dic.settings import label_part
+from evaluation.backbones import shipped_schedules
 
 if TYPE_CHECKING:
     from cache_dic import Cache
 
-ROOT = Path(__file__).resolve().parents[2]
 UNCACHED = "uncached"
 BASELINES, FORMS, RULES, SEARCHED = "fewer-steps", "forms", "schedules", "searched"
 GROUPS = {
@@ -97,7 +97,8 @@ def variants(asked: Sequence[str], setup: Setup) -> list[Variant]:
     if RULES in wanted:
         candidates += _rules(setup)
     if SEARCHED in wanted:
-        candidates += [_cached(PREDICTOR, setup, group=SEARCHED, schedule=str(path)) for path in searched_files(setup)]
+        files = shipped_schedules(setup.model, setup.num_steps)
+        candidates += [_cached(PREDICTOR, setup, group=SEARCHED, schedule=str(path)) for path in files]
     for one in candidates:
         before = found.setdefault(one.label, one)
         if before is not one:
@@ -106,19 +107,10 @@ def variants(asked: Sequence[str], setup: Setup) -> list[Variant]:
 
 
 def method_rows(method: str, setup: Setup) -> list[dict[str, Any]]:
-    """Settings of a method that a comparison shows of a model; none where it is not defined, or where none are known.
-
-    A method of the user's own that was registered with an interval is shown as it was registered.
-    """
-    chosen = METHODS[method]
-    if {setup.model, setup.package} & chosen.undefined.keys():
+    """Settings of a method that a comparison shows of a model; none where it is not defined, or where none are known."""
+    if {setup.model, setup.package} & METHODS[method].undefined.keys():
         return []
-    rows = [dict(row) for row in chosen.rows(setup.model, setup.package)]
-    is_ours = chosen.forecaster.__module__.partition(".")[0] == "cache_dic"
-    as_registered = not is_ours and "interval" in chosen.defaults
-    if not rows and not as_registered and "interval" in accepted_settings(method):
-        return [{"interval": interval} for interval in PRESETS[setup.package].compare_intervals]
-    return rows
+    return compared_rows(method, setup.package, setup.model)
 
 
 def _ends(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -161,14 +153,6 @@ def _rules(setup: Setup) -> Iterator[Variant]:
             one = _cached(PREDICTOR, setup, group=RULES, **settings, schedule=rule)
             if one.error is None:
                 yield one
-
-
-def searched_files(setup: Setup) -> list[Path]:
-    """The schedules that ship for a model and a number of steps (eval/search_schedule.py), most full steps first."""
-    model = setup.model.replace("/", "-")
-    found = ROOT.glob(f"TaylorSeer-*/schedules/{model}-*-of-{setup.num_steps}.json")
-    numbered = {int(path.stem.removeprefix(f"{model}-").partition("-")[0]): path for path in found}
-    return [numbered[count] for count in sorted(numbered, reverse=True)]
 
 
 def _baselines(setup: Setup) -> Iterator[Variant]:

@@ -3,21 +3,8 @@
 import pytest
 import torch
 
-from cache_dic import METHODS, SCHEDULES, UserError, make_cache
-from seerkit.command import cache_flags
+from cache_dic import UserError, make_cache
 from seerkit.command.cache_flags import load_plugin
-
-
-@pytest.fixture(autouse=True)
-def _registries_as_they_were(monkeypatch):
-    registries = METHODS, SCHEDULES
-    before = [dict(registry) for registry in registries]
-    monkeypatch.setattr(cache_flags, "_plugins", {})
-    yield
-    for registry, old in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(old)
-
 
 HEAD = """from dataclasses import dataclass, field
 from cache_dic import Decider, register

@@ -15,14 +15,15 @@ import torch
 
 from cache_dic import METHODS, UserError, make_cache, register
 from evaluation import comparing
-from evaluation.cells import change_cell, full_steps_cell, plus_minus
+from evaluation.backbones import shipped_schedules
+from evaluation.cells import change_cell, computed_cell, plus_minus
 from evaluation.comparing import Contest, Entry, computed, judged, latency, measure, report
 from evaluation.forms import COMPARISON
 from evaluation.images import ImageJob
 from evaluation.metrics import mean_interval, psnr, ssim, student_quantile
 from evaluation.pareto import costs, front
 from evaluation.perceptual import SCALE, lite0_distance, unit_features
-from evaluation.variants import BASELINES, FORMS, RULES, UNCACHED, Setup, Variant, searched_files, variants
+from evaluation.variants import BASELINES, FORMS, RULES, UNCACHED, Setup, Variant, variants
 from flux import Flux, flux_config, sample
 from seerkit.command.cli import run_command
 from seerkit.devices.distributed import World
@@ -163,8 +164,8 @@ def test_steps_and_seconds_are_those_of_all_batches():
     assert (timing["processor_ratio"], timing["processor_share"]) == (4.0, 0.5)
     assert "processor_ratio" not in latency([{**one, "processor_seconds": None} for one in batches], batches)
     assert (timing["median_s"], timing["repeats"], timing["ratio"]) == (1.5, 2, 3.5), "ratios of batches timed together"
-    assert full_steps_cell({"computed": computed(batches), "num_steps": 50}) == "9.0 (8-12)/50"
-    assert full_steps_cell({"computed": {"mean": 8, "min": 8, "max": 8}, "num_steps": 50}) == "8/50"
+    assert computed_cell({"computed": computed(batches), "num_steps": 50}) == "9.0 (8-12)/50"
+    assert computed_cell({"computed": {"mean": 8, "min": 8, "max": 8}, "num_steps": 50}) == "8/50"
 
 
 def test_cells_show_half_an_interval():
@@ -227,12 +228,12 @@ def test_forms_and_rules_hold_the_predictor():
 
 
 def test_schedules_that_ship_are_found_by_their_names(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.variants.ROOT", tmp_path)
+    monkeypatch.setattr("evaluation.backbones.ROOT", tmp_path)
     folder = tmp_path / "TaylorSeer-FLUX" / "schedules"
     folder.mkdir(parents=True)
     for name in ("flux-tiny-7-of-50", "flux-tiny-18-of-50", "flux-tiny-10-of-28", "flux-dev-10-of-50"):
         (folder / f"{name}.json").write_text("{}")
-    found = searched_files(Setup(model="flux-tiny", package="flux", num_steps=50))
+    found = shipped_schedules("flux-tiny", 50)
     assert [path.stem for path in found] == ["flux-tiny-18-of-50", "flux-tiny-7-of-50"]
 
 

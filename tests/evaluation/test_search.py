@@ -13,14 +13,13 @@ import flux
 from cache_dic import PRESETS, UserError, make_cache
 from cache_dic.searched import read_schedule
 from evaluation import calibration, search
-from evaluation.backbones import BACKBONES, PACKAGES
+from evaluation.backbones import BACKBONES, PACKAGES, shipped_schedules
 from evaluation.calibration import (
     calibration_prompts,
     default_samples,
     even_steps,
     noise_seed,
     sampling_args,
-    shipped_schedules,
     shown_prompts,
 )
 from evaluation.flags import EMBEDDED

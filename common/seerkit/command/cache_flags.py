@@ -8,7 +8,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cache_dic import ENGINE_NAMES, METHODS, PRESETS, SCHEDULES, UserError, accepted_settings, make_cache, read_setting
+from cache_dic import (
+    ENGINE_NAMES,
+    METHODS,
+    PRESETS,
+    SCHEDULES,
+    UserError,
+    accepted_settings,
+    compared_rows,
+    make_cache,
+    read_setting,
+)
 from cache_dic.errors import check_choice, run_of_user_code, suggestion
 from cache_dic.schedule import SEARCHED
 from cache_dic.searched import is_schedule_file
@@ -144,7 +154,9 @@ def caches_from_flags(
             for name, value in given.items()
             if name in accepted
         }
-        of_method = [{"interval": n} for n in intervals] if intervals else _usual(args, method, preset, of_plugins)
+        of_method = (
+            [{"interval": n} for n in intervals] if intervals else _usual(args, method, preset, schedule, of_plugins)
+        )
         for row in of_method:
             usual = {name: value for name, value in row.items() if name in accepted}
             where = {name: common[name] or row.get(name) for name in ("engine", "schedule")}
@@ -164,15 +176,16 @@ def caches_from_flags(
 
 
 def _usual(
-    args: argparse.Namespace, method: str, preset: str, of_plugins: Collection[str]
+    args: argparse.Namespace, method: str, preset: str, schedule: str | None, of_plugins: Collection[str]
 ) -> Sequence[Mapping[str, Any]]:
-    """What a method is sampled with where no interval is asked for: with --compare all of its published rows or intervals."""
-    chosen, compares = METHODS[method], args.compare and not args.full_steps
-    if rows := chosen.rows(vars(args).get("model"), preset):
-        return rows if compares else rows[:1]
-    if own := method in of_plugins and chosen.defaults.get("interval"):
-        return [{"interval": own}]
-    return [{"interval": n} for n in (PRESETS[preset].compare_intervals if compares else [PRESETS[preset].interval])]
+    """What a method is sampled with where no interval is asked for: with --compare all that a comparison shows of it."""
+    chosen, model = METHODS[method], vars(args).get("model")
+    if args.compare and not args.full_steps:
+        return compared_rows(method, preset, model, schedule) or [{}]
+    if rows := chosen.rows(model, preset):
+        return rows[:1]
+    own = chosen.defaults.get("interval") if method in of_plugins else None
+    return [{"interval": own or PRESETS[preset].interval}]
 
 
 def _warn_of_other_models(args: argparse.Namespace, caches: "Mapping[str, Cache]") -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cache_dic import Cache
 from seerkit.io.media import labelled_grid
-from seerkit.io.tables import number, psnr_cell, text_table
+from seerkit.io.tables import full_steps_cell, number, psnr_cell, text_table
 from seerkit.sampling.compare import Outcome, latency
 
 Row = dict[str, Any]
@@ -69,12 +69,10 @@ def _decided(batches: Sequence[Mapping[str, Any]], count: Mapping[str, Any]) -> 
     }
 
 
-def full_steps_cell(row: Row) -> str:
+def _full_steps(row: Row) -> str:
     """Full steps of all, in the mean and the range over batches where they differ."""
     counts = [len(steps) for steps in row.get("full_steps_by_batch", [row["full_steps"]])]
-    if min(counts) == max(counts):
-        return f"{counts[0]}/{row['num_steps']}"
-    return f"{sum(counts) / len(counts):.1f} ({min(counts)}-{max(counts)})/{row['num_steps']}"
+    return full_steps_cell(sum(counts) / len(counts), min(counts), max(counts), row["num_steps"])
 
 
 MEANINGS = {
@@ -127,7 +125,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
         lines.append(
             [
                 row["label"],
-                full_steps_cell(row),
+                _full_steps(row),
                 number(row["flops_T"], 3),
                 number(row["flops_ratio"], 2, "x"),
                 seconds(timing),

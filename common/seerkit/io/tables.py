@@ -40,3 +40,8 @@ def psnr_cell(psnr: Mapping[str, Any] | None) -> str:
 
 def _align(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 else cell.rjust(width)
+
+
+def full_steps_cell(mean: float, low: int, high: int, num_steps: int) -> str:
+    """Full steps of all: their number, or mean and range where it differs between samples."""
+    return f"{high}/{num_steps}" if low == high else f"{mean:.1f} ({low}-{high})/{num_steps}"

@@ -5,7 +5,7 @@ performs; the element-wise work of a caching engine, which that counter does not
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,10 @@ def grouped_mm_flops(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
 COUNTED = {torch.ops.aten._grouped_mm: grouped_mm_flops}  # what torch.utils.flop_counter does not know
 
 
+Shapes = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+"""Of conditions, by name."""
+
+
 def count_flops(function: Callable[[], Any]) -> int:
     """Operations of the matrix products, convolutions and attention calls that `function` performs."""
     with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter, torch.no_grad():
@@ -38,22 +42,33 @@ def step_flops(model: nn.Module, latents: Tensor, conditions: dict[str, Tensor])
     latents, conditions: as the model gets them; only their shapes matter. The modulation table's share is included: shift,
     scale and gate at a full step, gates alone at a forecast step. Counted once a configuration and shape.
     """
-    shapes = tuple(
+    backbone: Any = type(model)
+    return _step_flops(backbone, model.config, tuple(latents.shape), _shapes(conditions))
+
+
+def _shapes(conditions: Mapping[str, Tensor | None]) -> Shapes:
+    """Of the conditions that are given; counts do not depend on precision."""
+    return tuple(
         (name, tuple(value.shape), torch.float32 if value.is_floating_point() else value.dtype)
         for name, value in conditions.items()
-    )  # counts do not depend on precision
-    backbone: Any = type(model)
-    return _step_flops(backbone, model.config, tuple(latents.shape), shapes)
+        if value is not None
+    )
+
+
+def _twin(
+    backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes
+) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
+    """A model of the same configuration with its inputs, on the meta device."""
+    with torch.device("meta"):
+        made = {name: torch.empty(size, dtype=dtype) for name, size, dtype in conditions}
+        return backbone(config).eval(), torch.empty(shape), made
 
 
 @functools.lru_cache
 def _step_flops(
-    backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: tuple
+    backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes
 ) -> tuple[int, int]:
-    with torch.device("meta"):
-        twin = backbone(config).eval()
-        latents = torch.empty(shape)
-        made = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in conditions}
+    twin, latents, made = _twin(backbone, config, shape, conditions)
 
     def run(num_steps: int) -> None:
         """A first full step, then forecasts."""
@@ -86,12 +101,8 @@ def part_flops(
     model: nn.Module, latents: Tensor, conditions: dict[str, Tensor], first_blocks: int, last_blocks: int
 ) -> PartFlops:
     """Operations of parts of a step of `model`; as `step_flops`."""
-    given = {name: value for name, value in conditions.items() if value is not None}
-    shapes = tuple(
-        (name, tuple(value.shape), torch.float32 if value.is_floating_point() else value.dtype)
-        for name, value in given.items()
-    )
     backbone: Any = type(model)
+    shapes = _shapes(conditions)
     return _part_flops(backbone, model.config, tuple(latents.shape), shapes, first_blocks, last_blocks)
 
 
@@ -116,14 +127,11 @@ def _part_flops(
     backbone: Callable[[Any], nn.Module],
     config: Any,
     shape: tuple[int, ...],
-    conditions: tuple,
+    conditions: Shapes,
     first_blocks: int,
     last_blocks: int,
 ) -> PartFlops:
-    with torch.device("meta"):
-        twin = backbone(config).eval()
-        latents = torch.empty(shape)
-        made = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in conditions}
+    twin, latents, made = _twin(backbone, config, shape, conditions)
     timesteps = torch.zeros(1, device="meta")
     table = twin.modulation_table(timesteps, [0], [], **made)
     taken = _Taken(table.at(0))

@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from cache_dic import METHODS, PRESETS, SCHEDULES, Preset, UserError, accepted_settings
-from seerkit.command import cache_flags
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags, load_plugin
 from seerkit.command.cli import Parser
 
@@ -15,15 +14,8 @@ USUAL = Preset(interval=4, max_order=4, warmup_steps=2, orders={3: 3}, compare_i
 
 
 @pytest.fixture(autouse=True)
-def _methods_as_they_were(monkeypatch):
-    registries = METHODS, SCHEDULES
-    before = [dict(registry) for registry in registries]
-    monkeypatch.setattr(cache_flags, "_plugins", {})
+def _preset(monkeypatch):
     monkeypatch.setitem(PRESETS, "usual", USUAL)
-    yield
-    for registry, old in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(old)
 
 
 def caches(*flags, num_steps=50, preset="usual"):

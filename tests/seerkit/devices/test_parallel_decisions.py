@@ -3,10 +3,9 @@ look at."""
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
+import reference
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +13,6 @@ from cache_dic import Cache, make_cache
 from seerkit.devices.distributed import World, start_world, stop_world
 from seerkit.devices.parallel import parallelize, start_sequence
 from seerkit.layers.patches import patchify, token_grid
-
-if __name__ == "__main__":  # under torchrun, which knows this folder alone
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-import reference
 
 PROCESSES, NUM_STEPS = 2, 12
 CACHES = {  # thresholds that some steps reach and others do not
