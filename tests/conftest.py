@@ -40,17 +40,6 @@ from seerkit.weights.autoencoders import FLUX_CONFIG
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def _load_package(folder: Path) -> None:
-    """Make a folder of these tests importable by its name, which pytest's import mode does not; it is read when used."""
-    spec = importlib.util.spec_from_file_location(folder.name, folder / "__init__.py")
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    sys.modules[folder.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-_load_package(ROOT / "tests/reference")
 SLOW_TIMEOUT_S = 900
 EMOJI_SIZE = 8  # pixels
 
@@ -150,9 +139,9 @@ def load_command() -> Callable[[str], ModuleType]:
 def run_script() -> Callable[..., subprocess.CompletedProcess]:
     """`run_script("eval/plot.py", *argv, processes=1)` runs a script on one thread per process, several by torchrun.
 
-    It may be a file of these tests, which then finds what they share, `reference`.
+    It may be a file of these tests, which then finds what they share, as under pytest.
     """
-    shared = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    shared = os.pathsep.join([str(ROOT / "tests/shared"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def run(script: str, *argv: object, processes: int = 1) -> subprocess.CompletedProcess:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
