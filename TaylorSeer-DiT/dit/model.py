@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Parts, Site, Step, Streams, Tokens, UserError, residual
+from cache_dic import ATTENTION, MLP, Forecast, Parts, Site, Step, Streams, Tokens, UserError, residual
 from dit.config import DiTConfig
 from dit.diffusion import linear_betas
 from seerkit.layers.activations import SiLU, gelu, silu
@@ -58,9 +59,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.attend = attention_backend(backend)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, site: Site = residual) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.num_heads)
-        return self.proj(rearrange(self.attend(q, k, v), "b h l d -> b l (h d)"))
+        return self.proj(rearrange(site.attend(self.attend, q, k, v), "b h l d -> b l (h d)"))
 
 
 class Mlp(nn.Module):
@@ -94,8 +95,8 @@ class DiTBlock(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, site: Site = residual) -> Tensor:
         """x (B, L, D), modulation (B, 6, D) -> (B, L, D)."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
-        x = site(x, gate_msa, lambda: self.attn(modulate(x, shift_msa, scale_msa, EPS)), name="attn")
-        x = site(x, gate_mlp, lambda: self.mlp(modulate(x, shift_mlp, scale_mlp, EPS)), name="mlp")
+        x = site(x, gate_msa, lambda x: self.attn(modulate(x, shift_msa, scale_msa, EPS), site), name="attn")
+        x = site(x, gate_mlp, lambda x: self.mlp(modulate(x, shift_mlp, scale_mlp, EPS)), name="mlp")
         return x
 
 
@@ -125,6 +126,7 @@ class DiT(nn.Module):
     """
 
     TIME = "t"
+    SITE_KINDS: ClassVar = {"attn": ATTENTION, "mlp": MLP}
 
     def __init__(self, config: DiTConfig, *, attention: str = "sdpa") -> None:
         super().__init__()

@@ -6,13 +6,14 @@ are the image stream's, in single-stream blocks the image part of the joint stre
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Parts, Site, Step, Streams, Tokens, UserError, once, residual
+from cache_dic import ATTENTION, FUSED, MLP, Forecast, Parts, Site, Step, Streams, Tokens, UserError, once, residual
 from flux.config import FluxConfig
 from seerkit.layers.activations import TanhGELU, gelu, silu
 from seerkit.layers.attention import attention_backend
@@ -124,15 +125,17 @@ class DoubleStreamBlock(nn.Module):
             img_q, img_k, img_v = self.img_attn.project(modulate(before[0], img_shift1, img_scale1, EPS))
             txt_q, txt_k, txt_v = self.txt_attn.project(modulate(before[1], txt_shift1, txt_scale1, EPS))
             q, k, v = (torch.cat(pair, dim=2) for pair in ((txt_q, img_q), (txt_k, img_k), (txt_v, img_v)))
-            return rearrange(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+            attended = site.attend(self.attend, q, k, v, txt=num_txt, img=before[0].shape[1])
+            return rearrange(attended, "b h l d -> b l (h d)")
 
-        img = site(img, img_gate1, lambda: self.img_attn.proj(joint()[:, num_txt:]), name="img_attn")
-        img = site(img, img_gate2, lambda: self.img_mlp(modulate(img, img_shift2, img_scale2, EPS)), name="img_mlp")
+        img = site(img, img_gate1, lambda _: self.img_attn.proj(joint()[:, num_txt:]), name="img_attn")
+        img = site(img, img_gate2, lambda x: self.img_mlp(modulate(x, img_shift2, img_scale2, EPS)), name="img_mlp")
         txt = site(
-            txt, txt_gate1, lambda: self.txt_attn.proj(joint()[:, :num_txt]), name="txt_attn", reaches_output=False
+            txt, txt_gate1, lambda _: self.txt_attn.proj(joint()[:, :num_txt]), name="txt_attn", reaches_output=False
         )
         txt = site(
-            txt, txt_gate2, lambda: self.txt_mlp(modulate(txt, txt_shift2, txt_scale2, EPS)), name="txt_mlp",
+            txt, txt_gate2, lambda x: self.txt_mlp(modulate(x, txt_shift2, txt_scale2, EPS)), name="txt_mlp",
             reaches_output=False,
         )  # fmt: skip
         return img, txt
@@ -157,17 +160,28 @@ class SingleStreamBlock(nn.Module):
         """Gate of the site: conditions (S, B, D) -> (S, 1, B, D)."""
         return self.modulation.gates(c)
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """The MLP's part of `linear1`: modulated tokens (B, L, D) -> (B, L, width) before the activation."""
+        return F.linear(x, *(parameter[-self.width :] for parameter in (self.linear1.weight, self.linear1.bias)))
+
     def forward(self, x: Tensor, rope: Rope, modulation: Tensor, img: slice, site: Site = residual) -> Tensor:
         """x (B, Lt + Li, D), modulation (B, 3, D) -> x; `img` are the image tokens."""
         shift, scale, gate = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
 
-        def fused() -> Tensor:
-            qkv, hidden = self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
-            q, k, v = self.norm(rearrange(qkv, "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.num_heads))
-            attended = rearrange(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
+        @once
+        def projected() -> tuple[Tensor, Tensor]:
+            return self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
+
+        def attended() -> Tensor:
+            q, k, v = self.norm(rearrange(projected()[0], "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.num_heads))
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+            return rearrange(site.attend(self.attend, q, k, v), "b h l d -> b l (h d)")
+
+        def fused(x: Tensor, attended: Tensor) -> Tensor:
+            hidden = projected()[1] if projected.made else self.hidden(modulate(x, shift, scale, EPS))
             return self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
 
-        return site(x, gate, fused, img, name="single")
+        return site(x, gate, fused, img, name="single", attended=attended)
 
 
 class Flux(nn.Module):
@@ -177,6 +191,13 @@ class Flux(nn.Module):
     """
 
     TIME = "timesteps"
+    SITE_KINDS: ClassVar = {
+        "img_attn": ATTENTION,
+        "img_mlp": MLP,
+        "txt_attn": ATTENTION,
+        "txt_mlp": MLP,
+        "single": FUSED,
+    }
 
     def __init__(self, config: FluxConfig, *, attention: str = "sdpa") -> None:
         super().__init__()

@@ -9,13 +9,14 @@ beyond keys and values is never read, so here they are keys and values alone.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Parts, Site, Step, Streams, Tokens, UserError, once, residual
+from cache_dic import ATTENTION, MLP, Forecast, Parts, Site, Step, Streams, Tokens, UserError, once, residual
 from hidream.config import FREQUENCY_DIM, HiDreamConfig
 from seerkit.layers.activations import SiLU, silu
 from seerkit.layers.attention import attention_backend
@@ -138,16 +139,19 @@ class Attention(nn.Module):
     def values(self, x: Tensor, stream: str = "") -> Tensor:
         return getattr(self, "to_v" + stream)(x)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope, real: Tensor | None) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, rope: Rope, real: Tensor | None, site: Site = residual, **streams: int
+    ) -> Tensor:
         """q (B, Lq, D), k and v (B, L, D) -> (B, Lq, D) before the output projection; queries are the first of L tokens.
 
-        real (L, 1): 0 for keys of padding, 1 for others; None for no padding. A key of zeros still has its part in the
-        softmax, as in the official code.
+        real (L, 1): 0 for keys of padding, 1 for others; None for no padding; streams as in `Site.attend`. A key of zeros still
+        has its part in the softmax, as in the official code.
         """
         k = k if real is None else k * real.to(k.dtype)
         q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=self.num_heads) for x in (q, k, v))
         rope_q = tuple(part[..., : q.shape[2], :] for part in rope)
-        return rearrange(self.attend(apply_rope(q, *rope_q), apply_rope(k, *rope), v), "b h l d -> b l (h d)")
+        attended = site.attend(self.attend, apply_rope(q, *rope_q), apply_rope(k, *rope), v, **streams)
+        return rearrange(attended, "b h l d -> b l (h d)")
 
 
 # --------------------------------------------------------------------------------------------------------------- blocks
@@ -202,13 +206,16 @@ class DoubleStreamBlock(nn.Module):
                 torch.cat([attn.values(normed_img), attn.values(normed_txt, "_t")], dim=1),
                 rope,
                 real,
+                site,
+                img=num_img,
+                txt=num_txt,
             )
 
-        img = site(img, img_gate1, lambda: attn.to_out(joint()[:, :num_img]), part, name="img_attn")
-        img = site(img, img_gate2, lambda: self.ff_i(modulate(img, img_shift2, img_scale2, EPS)), part, name="img_ff")
-        txt = site(txt, txt_gate1, lambda: attn.to_out_t(joint()[:, num_img:]), name="txt_attn", reaches_output=False)
+        img = site(img, img_gate1, lambda _: attn.to_out(joint()[:, :num_img]), part, name="img_attn")
+        img = site(img, img_gate2, lambda x: self.ff_i(modulate(x, img_shift2, img_scale2, EPS)), part, name="img_ff")
+        txt = site(txt, txt_gate1, lambda _: attn.to_out_t(joint()[:, num_img:]), name="txt_attn", reaches_output=False)
         txt = site(
-            txt, txt_gate2, lambda: self.ff_t(modulate(txt, txt_shift2, txt_scale2, EPS)), name="txt_ff",
+            txt, txt_gate2, lambda x: self.ff_t(modulate(x, txt_shift2, txt_scale2, EPS)), name="txt_ff",
             reaches_output=False,
         )  # fmt: skip
         return img, txt
@@ -246,13 +253,13 @@ class SingleStreamBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
         attn = self.attn1
 
-        def attended() -> Tensor:
+        def attended(x: Tensor) -> Tensor:
             normed = modulate(torch.cat([x, llama], dim=1), shift1, scale1, EPS)
             queries = attn.queries(normed[:, : x.shape[1]])
-            return attn.to_out(attn(queries, attn.keys(normed), attn.values(normed), rope, real))
+            return attn.to_out(attn(queries, attn.keys(normed), attn.values(normed), rope, real, site))
 
         x = site(x, gate1, attended, part, name="attn")
-        return site(x, gate2, lambda: self.ff_i(modulate(x, shift2, scale2, EPS)), part, name="ff")
+        return site(x, gate2, lambda x: self.ff_i(modulate(x, shift2, scale2, EPS)), part, name="ff")
 
 
 def _named(name: str, module: nn.Module) -> nn.ModuleDict:
@@ -270,6 +277,9 @@ class HiDream(nn.Module):
     """
 
     TIME = "timesteps"
+    SITE_KINDS: ClassVar = {
+        "img_attn": ATTENTION, "img_ff": MLP, "txt_attn": ATTENTION, "txt_ff": MLP, "attn": ATTENTION, "ff": MLP,
+    }  # fmt: skip
 
     def __init__(self, config: HiDreamConfig, *, attention: str = "sdpa") -> None:
         super().__init__()

@@ -8,13 +8,14 @@ joint stream.
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Parts, Site, Step, Streams, Tokens, UserError, once, residual
+from cache_dic import ATTENTION, FUSED, MLP, Forecast, Parts, Site, Step, Streams, Tokens, UserError, once, residual
 from hunyuan_video.config import HunyuanVideoConfig
 from seerkit.devices.parallel import WHOLE, Shard
 from seerkit.layers.activations import SiLU, TanhGELU, gelu, silu
@@ -224,15 +225,16 @@ class DoubleStreamBlock(nn.Module):
             q = torch.cat([self.img_attn_q_norm(img_q), self.txt_attn_q_norm(txt_q)], dim=2)
             k = torch.cat([self.img_attn_k_norm(img_k), self.txt_attn_k_norm(txt_k)], dim=2)
             v = torch.cat([img_v, txt_v], dim=2)
-            return join_heads(self.attend(apply_rope(q, *rope), apply_rope(k, *rope), v, keys))
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+            return join_heads(site.attend(self.attend, q, k, v, keys, img=num_img, txt=before[1].shape[1]))
 
-        img = site(img, img_gate1, lambda: self.img_attn_proj(joint()[:, :num_img]), name="img_attn")
-        img = site(img, img_gate2, lambda: self.img_mlp(modulate(img, img_shift2, img_scale2, EPS)), name="img_mlp")
+        img = site(img, img_gate1, lambda _: self.img_attn_proj(joint()[:, :num_img]), name="img_attn")
+        img = site(img, img_gate2, lambda x: self.img_mlp(modulate(x, img_shift2, img_scale2, EPS)), name="img_mlp")
         txt = site(
-            txt, txt_gate1, lambda: self.txt_attn_proj(joint()[:, num_img:]), name="txt_attn", reaches_output=False
+            txt, txt_gate1, lambda _: self.txt_attn_proj(joint()[:, num_img:]), name="txt_attn", reaches_output=False
         )
         txt = site(
-            txt, txt_gate2, lambda: self.txt_mlp(modulate(txt, txt_shift2, txt_scale2, EPS)), name="txt_mlp",
+            txt, txt_gate2, lambda x: self.txt_mlp(modulate(x, txt_shift2, txt_scale2, EPS)), name="txt_mlp",
             reaches_output=False,
         )  # fmt: skip
         return img, txt
@@ -257,6 +259,10 @@ class SingleStreamBlock(nn.Module):
         """Gate of the site: conditions (S, B, D) -> (S, 1, B, D)."""
         return self.modulation.gates(c)
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """The MLP's part of `linear1`: modulated tokens (B, L, D) -> (B, L, width) before the activation."""
+        return F.linear(x, *(parameter[-self.width :] for parameter in (self.linear1.weight, self.linear1.bias)))
+
     def forward(
         self,
         x: Tensor,
@@ -269,14 +275,20 @@ class SingleStreamBlock(nn.Module):
         """x (B, Li + Lt, D), modulation (B, 3, D) -> x; `img` are the video tokens, keys (B, Li + Lt) those that count."""
         shift, scale, gate = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
 
-        def fused() -> Tensor:
-            qkv, hidden = self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
-            q, k, v = split_heads(qkv, self.heads)
+        @once
+        def projected() -> tuple[Tensor, Tensor]:
+            return self.linear1(modulate(x, shift, scale, EPS)).split((3 * x.shape[-1], self.width), dim=-1)
+
+        def attended() -> Tensor:
+            q, k, v = split_heads(projected()[0], self.heads)
             q, k = apply_rope(self.q_norm(q), *rope), apply_rope(self.k_norm(k), *rope)
-            attended = join_heads(self.attend(q, k, v, keys))
+            return join_heads(site.attend(self.attend, q, k, v, keys))
+
+        def fused(x: Tensor, attended: Tensor) -> Tensor:
+            hidden = projected()[1] if projected.made else self.hidden(modulate(x, shift, scale, EPS))
             return self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
 
-        return site(x, gate, fused, img, name="single")
+        return site(x, gate, fused, img, name="single", attended=attended)
 
 
 class HunyuanVideo(nn.Module):
@@ -286,6 +298,13 @@ class HunyuanVideo(nn.Module):
     """
 
     TIME = "t"
+    SITE_KINDS: ClassVar = {
+        "img_attn": ATTENTION,
+        "img_mlp": MLP,
+        "txt_attn": ATTENTION,
+        "txt_mlp": MLP,
+        "single": FUSED,
+    }
     OF_ANY_LENGTH = (
         "text_states",
         "text_mask",

@@ -8,13 +8,27 @@ share; cross-attention has none.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cache_dic import Forecast, GateFactors, Parts, Site, Step, Streams, Tokens, UserError, residual
+from cache_dic import (
+    ATTENTION,
+    CROSS,
+    MLP,
+    Forecast,
+    GateFactors,
+    Parts,
+    Site,
+    Step,
+    Streams,
+    Tokens,
+    UserError,
+    residual,
+)
 from seerkit.devices.parallel import WHOLE
 from seerkit.layers.activations import SiLU, TanhGELU
 from seerkit.layers.attention import AttentionFn, attention_backend
@@ -55,10 +69,11 @@ class SelfAttention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
 
-    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, site: Site = residual) -> Tensor:
         """x (B, L, D) -> (B, L, D)."""
         q, k, v = map(self.split_heads, (self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x)))
-        attended = self.attend(apply_rope(q, *rope).to(v.dtype), apply_rope(k, *rope).to(v.dtype), v)
+        q, k = apply_rope(q, *rope).to(v.dtype), apply_rope(k, *rope).to(v.dtype)
+        attended = site.attend(self.attend, q, k, v)
         return self.o(rearrange(attended, "b h l d -> b l (h d)"))
 
 
@@ -103,10 +118,11 @@ class Block(nn.Module):
         rows = (self.modulation + shared).unsqueeze(2).unbind(1)  # (B, 1, D) each
         shift1, scale1, gate1, shift2, scale2, gate2 = rows
         x = site(
-            x, gate1, lambda: self.self_attn(modulate(x, shift1, scale1, self.eps).to(dtype), rope), name="self_attn"
-        )
-        x = site(x, None, lambda: self.cross_attn(self.norm3(x).to(dtype), context), name="cross_attn")
-        return site(x, gate2, lambda: self.ffn(modulate(x, shift2, scale2, self.eps).to(dtype)), name="ffn")
+            x, gate1, lambda x: self.self_attn(modulate(x, shift1, scale1, self.eps).to(dtype), rope, site),
+            name="self_attn",
+        )  # fmt: skip
+        x = site(x, None, lambda x: self.cross_attn(self.norm3(x).to(dtype), context), name="cross_attn")
+        return site(x, gate2, lambda x: self.ffn(modulate(x, shift2, scale2, self.eps).to(dtype)), name="ffn")
 
 
 class Head(nn.Module):
@@ -152,6 +168,7 @@ class Wan(nn.Module):
     """
 
     TIME = "t"
+    SITE_KINDS: ClassVar = {"self_attn": ATTENTION, "cross_attn": CROSS, "ffn": MLP}
 
     def __init__(self, config: WanConfig, *, attention: str = "sdpa") -> None:
         super().__init__()

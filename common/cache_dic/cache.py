@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from cache_dic.decide import Decider, decided
-from cache_dic.engine import ENGINES, EngineSettings, GateFactors, Tokens
+from cache_dic.engine import ENGINES, EngineSettings, GateFactors, PartialEngine, Tokens, engine_class
 from cache_dic.errors import UserError, check_choice, shown, shown_bytes
 from cache_dic.forecast import Forecaster
 from cache_dic.look import Inputs, Look
+from cache_dic.partial import Partial
+from cache_dic.partial_run import PartialRun
 from cache_dic.plan import AnyPlan, OpenPlan, Plan
 from cache_dic.run import NoStep, Run
 from cache_dic.schedule import SCHEDULES, check_num_steps, foreseen_steps, schedule_defaults
@@ -91,7 +93,8 @@ class Cache(NoStep):
 
     def __post_init__(self) -> None:
         check_name(self.method)
-        check_choice("engine", self.engine, ENGINES)
+        if self.engine != PartialEngine.name:
+            check_choice("engine", self.engine, ENGINES)
         check_choice("schedule", self.schedule, SCHEDULES)
         if self.memory_limit is not None:
             integer("memory_limit", self.memory_limit, at_least=0)
@@ -111,7 +114,18 @@ class Cache(NoStep):
                 raise UserError(f"{name} = {shown(value)} must be True or False")
 
         decider = self._decider
-        if decider is not None and decider.verifies and (not ENGINES[self.engine].walks or any(self.always_computed)):
+        if isinstance(decider, Partial) != (self.engine == PartialEngine.name):
+            raise UserError(
+                f"{self.schedule!r} computes part of a step and keeps what it needs itself; take it as the method, and leave "
+                "out engine and schedule"
+                if isinstance(decider, Partial)
+                else f"{self.method!r} computes part of a step and cannot follow schedule {self.schedule!r}; leave out schedule"
+            )
+        if (
+            decider is not None
+            and decider.verifies
+            and (not engine_class(self.engine).walks or any(self.always_computed))
+        ):
             raise UserError(
                 f"schedule {self.schedule!r} verifies forecasts by the last block, from a forecast of the state before it, "
                 f"which the walked engine has, of all blocks; leave out engine={self.engine}"
@@ -196,7 +210,8 @@ class Cache(NoStep):
 
     def _kept(self, plan: AnyPlan, tokens: Tokens) -> dict[str, int]:
         own = self.decider_bytes(tokens)
-        return {name: engine.kept_bytes(plan, tokens, self.engine_settings) + own for name, engine in ENGINES.items()}
+        forms = {self.engine: engine_class(self.engine)} if self.engine == PartialEngine.name else ENGINES
+        return {name: engine.kept_bytes(plan, tokens, self.engine_settings) + own for name, engine in forms.items()}
 
     def decider_bytes(self, tokens: Tokens) -> int:
         """Bytes that a schedule keeps itself, to decide by."""
@@ -205,7 +220,7 @@ class Cache(NoStep):
     def work_flops(self, num_steps: int, tokens: Tokens) -> int:
         """Operations of the engine over a run whose full steps are known: folding and forecasting, 2 per multiply-add."""
         plan = self.plan(num_steps)
-        return ENGINES[self.engine].work_flops(plan, tokens, self.engine_settings, range(num_steps))
+        return engine_class(self.engine).work_flops(plan, tokens, self.engine_settings, range(num_steps))
 
     def start(
         self,
@@ -225,8 +240,8 @@ class Cache(NoStep):
         Raises UserError if the model has no sites, the settings do not fit the number of steps, or what the run would keep
         does not fit the device.
         """
-        inputs, num_steps = Inputs(model, latents, timesteps, conditions, sigmas), len(timesteps)
-        decider, branch = self.decider(), "cond" if leader is None else "uncond"
+        branch, num_steps = "cond" if leader is None else "uncond", len(timesteps)
+        inputs, decider = Inputs(model, latents, timesteps, conditions, sigmas, branch), self.decider()
         by_time: tuple[int, ...] | None = None
         reports: list[dict[str, Any]] = []
         if decider is not None and decider.of_time:
@@ -237,7 +252,7 @@ class Cache(NoStep):
         if tokens.numel < 1:
             raise UserError(f"latents of shape {tuple(latents.shape)} hold no sample; give at least one")
         self.check_memory(plan, tokens, latents.device)
-        engine, every, gated = ENGINES[self.engine], tuple(range(num_steps)), tuple(range(1, num_steps))
+        engine, every, gated = engine_class(self.engine), tuple(range(num_steps)), tuple(range(1, num_steps))
         if isinstance(plan, Plan):
             decider, gated = None, plan.predicted_steps
         foreseen = isinstance(plan, Plan) and not engine.walks and not any(self.always_computed)
@@ -246,7 +261,8 @@ class Cache(NoStep):
         )
         if decider is not None and decider.by_branch:
             leader = None
-        run = Run(
+        made: Any = PartialRun if isinstance(decider, Partial) else Run
+        run = made(
             self, plan, tokens, table, inputs,
             decider=decider, leader=leader if decider is not None else None, reports=reports,
         )  # fmt: skip
@@ -281,8 +297,8 @@ class Cache(NoStep):
         """
         needed = {name: self.branches * size for name, size in self._kept(plan, tokens).items()}
         if self.memory_limit is None:
-            for name, engine in ENGINES.items():
-                needed[name] += engine.held_bytes(plan, tokens, self.engine_settings)
+            for name in needed:
+                needed[name] += engine_class(name).held_bytes(plan, tokens, self.engine_settings)
         return needed
 
     def check_memory(self, plan: AnyPlan, tokens: Tokens, device: torch.device) -> None:
@@ -306,7 +322,7 @@ class Cache(NoStep):
         kept = self.branches * self._kept(plan, tokens)[self.engine]
         demand = f"the {self.engine} engine would keep {shown_bytes(kept)}"
         if self.memory_limit is None:
-            held = ENGINES[self.engine].held_bytes(plan, tokens, self.engine_settings)
+            held = engine_class(self.engine).held_bytes(plan, tokens, self.engine_settings)
             demand += f" and hold {shown_bytes(held)} within a step, but {shown_bytes(limit)} are free on {device}"
         else:
             demand += f", but the limit is {shown_bytes(limit)}"

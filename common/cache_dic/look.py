@@ -71,7 +71,8 @@ class Observable(Protocol):
 class Inputs:
     """What a run was started with: the model, latents and conditions as its calls get them, timesteps (S,).
 
-    sigmas: noise levels (S,) of a flow, which the timesteps may have rounded; None where only the model knows them.
+    sigmas: noise levels (S,) of a flow, which the timesteps may have rounded; None where only the model knows them. branch: of
+    guidance, "cond" or "uncond".
     """
 
     model: Any
@@ -79,6 +80,7 @@ class Inputs:
     timesteps: Tensor
     conditions: Mapping[str, Any] = field(default_factory=dict)
     sigmas: Tensor | None = None
+    branch: str = "cond"
 
     def ask(self, name: str, *args: Any, **given: Any) -> Any:
         """The answer of a method of `Observable`; UserError for a model without."""
@@ -101,6 +103,18 @@ class Inputs:
         return list(zip(data.tolist(), noise.tolist(), strict=True))
 
     @cached_property
+    def row_seeds(self) -> Tensor:
+        """A number for each row of the batch (B,) int64, made of its first latents alone, so that no other row matters.
+
+        Rows of the same latents, as those of two guidance branches, are told apart by their order, and by the branch.
+        """
+        bits = self.latents.detach().to(torch.float64).flatten(1).view(torch.int64)
+        places = mixed(torch.arange(bits.shape[1], device=bits.device)) | 1
+        seeds = mixed((bits * places).sum(dim=1))
+        same = (seeds[:, None] == seeds).tril(-1).sum(dim=1)
+        return mixed(seeds + same + (self.branch != "cond"))
+
+    @cached_property
     def grid(self) -> tuple[int, ...]:
         return self.ask("token_grid", self.latents, **self.conditions)
 
@@ -108,6 +122,13 @@ class Inputs:
         """Sums over this process's tokens, added up over the processes that share them."""
         shard = getattr(self.model, "shard", None)
         return sums if shard is None or shard.size == 1 else shard.total(sums)
+
+
+def mixed(values: Tensor) -> Tensor:
+    """int64 numbers, each sent to one that looks random: the finisher of SplitMix64 (Steele et al. 2014)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        values = (values ^ (values >> shift & (1 << 64 - shift) - 1)) * factor
+    return values ^ (values >> 31 & (1 << 33) - 1)
 
 
 class Look:
@@ -125,6 +146,8 @@ class Look:
         self.before: Tensor | None = None
         self.after: Tensor | None = None
         self.reported: dict[str, float | str | None] = {}
+        self.leading: Tensor | None = None  # the output of the leading guidance branch at this step
+        self._draws = 0
 
     @property
     def since(self) -> int:
@@ -203,6 +226,13 @@ class Look:
     def grid(self) -> tuple[int, ...]:
         """Frames (of videos), rows and columns of the tokens."""
         return self._inputs.grid
+
+    def random(self, length: int) -> Tensor:
+        """Numbers in [0, 1), (B, length), of a row's own latents, this step and how many were asked for in it before."""
+        seeds, self._draws = self._inputs.row_seeds, self._draws + 1
+        number = mixed(seeds + (self.step << 32) + self._draws)
+        values = mixed(number[:, None] + torch.arange(length, device=seeds.device))
+        return (values & (1 << 24) - 1).float() / (1 << 24)
 
     def change(self, new: Tensor, old: Tensor) -> float:
         """mean |new - old| / mean |old| over everything, in float32; of all processes that share the tokens."""

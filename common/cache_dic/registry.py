@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from cache_dic.decide import Decider
 from cache_dic.errors import UserError, check_choice, run_of_user_code, source_of, suggestion
 from cache_dic.forecast import Forecaster, Reuse
+from cache_dic.partial import Partial
 from cache_dic.presets import PRESETS
 from cache_dic.schedule import MAX_STEPS, SCHEDULES, SEARCHED, schedule_defaults, schedule_settings
 from cache_dic.searched import is_schedule_file, read_schedule, rule_name
@@ -139,7 +140,7 @@ def register(
             forecaster=made if forecasts else Reuse,
             schedule=usual,
             defaults=defaults,
-            engine=engine,
+            engine="partial" if issubclass(made, Partial) else engine,
             presets=presets or {},
             undefined=undefined or {},
             paper=paper,

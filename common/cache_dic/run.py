@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cache_dic.decide import Decider, decided, learned, to_verify, verified
-from cache_dic.engine import ENGINES, Engine, Forecast, Recorder, Snapshots, Tokens, WalkedEngine
+from cache_dic.engine import Engine, Forecast, Recorder, Snapshots, Tokens, WalkedEngine, engine_class
 from cache_dic.engine.layerwise import WalkRecorder
 from cache_dic.errors import UserError
 from cache_dic.look import BlockResult, Inputs, Look, Parts, Streams
@@ -72,7 +72,7 @@ class Run(NoStep):
             sites, factors = replace(tokens, num_sites=len(range(tokens.num_sites)[inner]), gate_rank=0), None
             gates = lambda steps: table.gates(steps)[:, inner]  # noqa: E731
         self.of_blocks = sites  # the tokens of the blocks that a forecast stands for
-        engine = ENGINES[cache.engine]
+        engine = engine_class(cache.engine)
         self.engine: Engine = engine.start(plan, sites, gates, factors, cache.engine_settings)
         self.engine.grid = lambda: inputs.grid
         self.others = Snapshots(plan)  # what those blocks add to the streams that do not reach the output

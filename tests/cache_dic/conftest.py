@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cache_dic import GateFactors, Parts, Site, Step, Streams, Tokens, residual
+from cache_dic import ATTENTION, GateFactors, Parts, Site, Step, Streams, Tokens, residual
 
 
 class ToyTable:
@@ -35,6 +36,7 @@ class Toy(nn.Module):
     """
 
     TIME = "t"
+    SITE_KINDS: ClassVar = {"mlp": ATTENTION}  # tokens meet in it
 
     def __init__(
         self, num_sites: int = 5, dim: int = 6, dtype: torch.dtype = torch.float64, gate_rank: int = 0
@@ -57,7 +59,9 @@ class Toy(nn.Module):
 
     def blocks(self, x: Tensor, modulation, site: Site = residual, start: int = 0, stop: int | None = None) -> Tensor:
         for weight, gate in list(zip(self.weights, modulation.gates, strict=True))[start:stop]:
-            x = site(x, gate.unsqueeze(1), torch.tanh((x + x.mean(1, keepdim=True)) @ weight), name="mlp")
+            x = site(
+                x, gate.unsqueeze(1), lambda x, w=weight: torch.tanh((x + x.mean(1, keepdim=True)) @ w), name="mlp"
+            )
         return x
 
     def block_sites(self) -> list[tuple[str, ...]]:

@@ -232,7 +232,7 @@ def test_telemetry_error_against_a_hand_made_forecast(make_toy):
         model(x[step], timesteps[step], y, cache=run.at(step))
     features = []
     first, second = (model.modulation(t, y) for t in timesteps)
-    model.blocks(x[0], first, lambda h, gate, f, **_: features.append(f) or h + gate * f)
+    model.blocks(x[0], first, lambda h, gate, f, **_: features.append(f(h)) or h + gate * features[-1])
     predicted = x[1] + sum(gate.unsqueeze(1) * f for gate, f in zip(second.gates, features, strict=True))
     true = model.blocks(x[1], second)
     assert run.steps[1]["forecast_error"] == pytest.approx(((predicted - true).norm() / true.norm()).item(), rel=1e-5)

@@ -239,8 +239,8 @@ def test_runs_that_take_turns_and_have_other_sizes_are_as_alone(make_toy, method
     model = make_toy()
     settings = {"teacache": {"coefficients": (1.0, 0.0)}, "dbcache": {"Fn_compute_blocks": 1}}.get(method, {})
     accepted = accepted_settings(method)
-    bound = next(name for name in ("threshold", "residual_diff_threshold", "base") if name in accepted)
-    cache = make_cache(method, **settings | {bound: 0.2})
+    bounds = {name: 0.2 for name in ("threshold", "residual_diff_threshold", "base") if name in accepted}
+    cache = make_cache(method, **settings | bounds)
     before = values_of(cache.decider())
 
     def steps(length: int, num_steps: int, seed: int):

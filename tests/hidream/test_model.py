@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hidream.model
-from cache_dic import ENGINES, make_cache, residual
+from cache_dic import ENGINES, Site, make_cache, residual
 from hidream import CONFIGS, HiDream, HiDreamConfig, hidream_config
 from hidream.config import latent_shape
 from hidream.model import Attention, Gate
@@ -230,12 +230,13 @@ class TestCached:
             if run.plan.is_full(step):
                 features = []
 
-                def record(stream, gate, feature, part=None, *, name, reaches_output=True, kept=features) -> Tensor:
-                    value = feature()
-                    kept += [value[:, part]] if reaches_output else []
-                    return residual(stream, gate, value)
+                class Recording(Site):
+                    def __call__(self, x, gate, feature, part=None, *, name, reaches_output=True, kept=features):
+                        value = feature(x)
+                        kept += [value[:, part]] if reaches_output else []
+                        return residual(x, gate, value)
 
-                expected = model.full_step(x, *texts, rows, record)
+                expected = model.full_step(x, *texts, rows, Recording())
                 recursion.update(step, features)
             else:
                 double, single = rows.blocks

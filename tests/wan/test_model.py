@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import wan.model
-from cache_dic import ENGINES, make_cache, residual
+from cache_dic import ENGINES, Site, make_cache, residual
 from seerkit.devices.compile import compile_steps
 from seerkit.layers.attention import sdpa
 from seerkit.layers.patches import patchify, token_grid, unpatchify
@@ -217,15 +217,16 @@ class TestPrecision:
     def test_residual_stream_is_float32_and_features_are_not(self, random_model, arguments, dtype):
         model, call, seen = random_model(dtype), arguments(torch.float32), []
 
-        def site(x, gate, feature, *, name):
-            value = feature()
-            seen.append((x.dtype, gate is None or gate.dtype, value.dtype))
-            return residual(x, gate, value)
+        class Seeing(Site):
+            def __call__(self, x, gate, feature, *, name):
+                value = feature(x)
+                seen.append((x.dtype, gate is None or gate.dtype, value.dtype))
+                return residual(x, gate, value)
 
         grid, patch = token_grid(call["x"].shape, model.config.patch_size), model.config.patch_size
         modulation = wan.model.Modulation(*model.condition(call["t"]))
         patches, context = patchify(call["x"], patch), model.pad_context(call["context"])
-        output = model.full_step(patches, grid, context, None, modulation, site)
+        output = model.full_step(patches, grid, context, None, modulation, Seeing())
         stream = torch.float32
         assert seen == [(stream, stream, dtype), (stream, True, dtype), (stream, stream, dtype)] * 3
         assert output.dtype == stream

@@ -18,7 +18,7 @@ from torch import Tensor
 from cache_dic.errors import UserError
 from cache_dic.plan import AnyPlan, OpenPlan, Weight
 from cache_dic.settings import GROUP_BYTES
-from cache_dic.site import Feature, computed, residual
+from cache_dic.site import Feature, Site, computed, residual
 
 Gates = Callable[[Sequence[int]], Tensor]
 """`gates(steps)` -> (len(steps), sites, B or 1, D), the gate of every site at those steps."""
@@ -76,7 +76,7 @@ class Increment:
         return x0 if self.total is None else (x0 + self.total).to(x0.dtype)
 
 
-class Recorder:
+class Recorder(Site):
     """The site of a full step: adds as usual, counts its calls and shows every feature to `keep`.
 
     ends: hold the stream before the first and after the last of `num_sites` calls, as `x0` and `x_final`. Streams that do not
@@ -100,8 +100,9 @@ class Recorder:
         *,
         name: str | None = None,
         reaches_output: bool = True,
+        attended: Callable[[], Tensor] | None = None,
     ) -> Tensor:
-        value = computed(feature)
+        value = computed(feature, x, attended)
         after = residual(x, gate, value)
         self.look_at(value, reaches_output)
         if not reaches_output:

@@ -1,6 +1,6 @@
 """The paper's literal form: features of every site at the last full steps, summed by site or walked through the blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from cache_dic.engine.base import (
     weighted_sum,
 )
 from cache_dic.plan import AnyPlan
-from cache_dic.site import Feature, residual
+from cache_dic.site import Feature, Site, residual
 
 
 class FeatureRecorder(Recorder):
@@ -86,7 +86,7 @@ class WalkRecorder(FeatureRecorder):
             self.last = self.whole[-1]
 
 
-class ForecastSite:
+class ForecastSite(Site):
     """The site of a walk through the blocks at a forecast step: adds forecasts in place of features, which are not computed.
 
     last: the forecast added last on the way to the output.
@@ -106,6 +106,7 @@ class ForecastSite:
         *,
         name: str | None = None,
         reaches_output: bool = True,
+        attended: Callable[[], Tensor] | None = None,
     ) -> Tensor:
         value = next(self.forecasts)
         if reaches_output:

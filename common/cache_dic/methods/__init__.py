@@ -16,4 +16,5 @@ from cache_dic.methods import (  # noqa: F401  # isort: skip
     speca,
     spectrum,
     teacache,
+    toca,
 )

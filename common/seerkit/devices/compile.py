@@ -1,6 +1,7 @@
 """torch.compile for a cached backbone: one graph for full steps, one for forecast steps, the decision between them outside.
 
-Where a step is decided after its first blocks, or computes its last ones in any case, a graph for each range of blocks.
+Where a step is decided after its first blocks, or computes its last ones in any case, a graph for each range of blocks. Steps
+of methods that compute part of them are not compiled: `PartialSite` says why.
 """
 
 import functools
@@ -43,7 +44,7 @@ def _by_range(walk: Callable[..., Streams], made: Callable[[Callable], Callable]
     def call(
         streams: Streams, modulation: Any, site: Site = residual, start: int = 0, stop: int | None = None
     ) -> Streams:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not site.compiles:
             return walk(streams, modulation, site, start, stop)
         if (start, stop) not in parts:
             parts[start, stop] = made(lambda streams, modulation, site: walk(streams, modulation, site, start, stop))

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cache_dic import ENGINES, Cache, Forecast, Parts, Run, make_cache, residual
+from cache_dic import EVERYTHING, NOTHING, REST, Cache, Forecast, Parts, Run, Site, make_cache, residual
+from cache_dic.engine import PartialEngine, engine_class
+from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
 
 
@@ -85,7 +87,8 @@ def _step_flops(
 @dataclass(frozen=True)
 class PartFlops:
     """Operations of parts of a step: modulation of all blocks, and its gates alone; block 0's modulated tokens; the first and
-    the last blocks; the last one, for schedules that verify forecasts; and what blocks read that a forecast step does without.
+    the last blocks; the last one, for schedules that verify forecasts; what blocks read that a forecast step does without; and
+    the head with its modulation.
     """
 
     modulation: int = 0
@@ -95,6 +98,7 @@ class PartFlops:
     last: int = 0
     last_block: int = 0
     context: int = 0
+    head: int = 0
 
 
 def part_flops(
@@ -121,6 +125,21 @@ class _Taken:
         return forecast(lambda x: x)
 
 
+def _in_parts(
+    backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes
+) -> tuple[nn.Module, Callable[[list[int], list[int]], Any], _Taken]:
+    """A model on the meta device; its table of one step, by whether that is full and gated; and a call of it in parts."""
+    twin, latents, made = _twin(backbone, config, shape, conditions)
+    timesteps = torch.zeros(1, device="meta")
+
+    def table(full_steps: list[int], gated_steps: list[int]) -> Any:
+        return twin.modulation_table(timesteps, full_steps, gated_steps, **made)
+
+    taken = _Taken(table([0], []).at(0))
+    twin(latents, **{twin.TIME: timesteps.expand(len(latents))}, **made, cache=taken)
+    return twin, table, taken
+
+
 @functools.lru_cache
 @torch.no_grad()
 def _part_flops(
@@ -131,18 +150,11 @@ def _part_flops(
     first_blocks: int,
     last_blocks: int,
 ) -> PartFlops:
-    twin, latents, made = _twin(backbone, config, shape, conditions)
-    timesteps = torch.zeros(1, device="meta")
-    table = twin.modulation_table(timesteps, [0], [], **made)
-    taken = _Taken(table.at(0))
-    twin(latents, **{twin.TIME: timesteps.expand(len(latents))}, **made, cache=taken)
+    twin, made_table, taken = _in_parts(backbone, config, shape, conditions)
     parts, forecast = taken.parts, taken.forecast
     assert parts is not None, "every backbone hands its parts to a step"
     assert forecast is not None, "and the two ways through it"
     streams, count = parts.enter(), len(twin.block_sites())
-
-    def made_table(full_steps: list[int], gated_steps: list[int]) -> Any:
-        return twin.modulation_table(timesteps, full_steps, gated_steps, **made)
 
     def walk(start: int, stop: int) -> int:
         return count_flops(lambda: parts.walk(streams, residual, start, stop)) if start < stop else 0
@@ -158,6 +170,7 @@ def _part_flops(
         last=walk(count - last_blocks, count),
         last_block=walk(count - 1, count),
         context=count_flops(lambda: parts.leave(parts.enter())) - count_flops(lambda: forecast(lambda x: x)),
+        head=modulate([]) + count_flops(lambda: parts.leave(streams)),
     )
 
 
@@ -167,7 +180,109 @@ def run_flops(run: Any) -> tuple[int, int]:
     return sum(cached for cached, _ in counts), sum(uncached for _, uncached in counts)
 
 
+class _Replay(Site):
+    """Computes at each site of a block what is asked of it by name, and looks at attention as a method does."""
+
+    def __init__(self, asked: Mapping[str, int | str], observes: str | None) -> None:
+        self.asked, self.observes = asked, observes
+
+    def __call__(
+        self,
+        x: Tensor,
+        gate: Tensor | None,
+        feature: Any,
+        part: slice | None = None,
+        *,
+        name: str | None = None,
+        reaches_output: bool = True,
+        attended: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        assert name is not None, "sites carry names"
+        work = self.asked[name]
+        if work == EVERYTHING:
+            feature(x, *([] if attended is None else [attended()]))
+        elif work != NOTHING:
+            tokens = x if work == REST else x[:, :work]
+            feature(tokens, *([] if attended is None else [tokens]))
+        return x
+
+    def attend(
+        self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *mask: Any, **streams: int
+    ) -> Tensor:
+        if self.observes is not None:
+            OBSERVERS[self.observes](q, k, v, *mask)
+        return attention(q, k, v, *mask)
+
+
+Block = tuple[tuple[str, "int | str"], ...]
+"""Names of the sites of a block, with what each computes."""
+
+
+@functools.lru_cache
+def _block_counter(
+    backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes, observes: str | None
+) -> Callable[[int, Block], int]:
+    """Operations of a block by what its sites compute, tokens of one site aside; blocks with the same sites cost the same."""
+    twin, _, taken = _in_parts(backbone, config, shape, conditions)
+    parts, sites = taken.parts, list(twin.block_sites())
+    assert parts is not None, "every backbone hands its parts to a step"
+    with torch.no_grad():
+        streams = parts.enter()
+
+    @functools.lru_cache
+    def count(first: int, work: Block) -> int:
+        site = _Replay(dict(work), observes)
+        return count_flops(lambda: parts.walk(streams, site, first, first + 1))
+
+    return lambda block, work: count(sites.index(sites[block]), work)
+
+
+def _partial_run_flops(run: PartialRun) -> int:
+    """Of what each step computed: some tokens of a site cost their share of all of them."""
+    inputs, method = run.inputs, run.method
+    model, conditions = inputs.model, dict(inputs.conditions)
+    backbone: Any = type(model)
+    shape, shapes = tuple(inputs.latents.shape), _shapes(conditions)
+    of_block = _block_counter(backbone, model.config, shape, shapes, method.observes)
+    plain = _block_counter(backbone, model.config, shape, shapes, None)
+    full, _ = model.step_flops(inputs.latents, **conditions)
+    whole = [tuple((name, EVERYTHING) for name in names) for names in run.site_names()]
+    around = full - sum(plain(block, work) for block, work in enumerate(whole))  # embedding, modulation and head
+    head = part_flops(model, inputs.latents, conditions, 0, 0).head
+    total = 0
+    for entry, work in zip(run.steps, run.work_by_step, strict=True):
+        if "made_of" in entry:
+            continue
+        total += around if work else head
+        total += sum(_block_flops(of_block, block, of) for block, of in _by_block(work).items())
+    return total
+
+
+def _by_block(work: tuple[Work, ...]) -> dict[int, Block]:
+    blocks: dict[int, list[tuple[str, int | str]]] = {}
+    for block, name, done in work:
+        blocks.setdefault(block, []).append((name, done))
+    return {block: tuple(done) for block, done in blocks.items()}
+
+
+def _block_flops(of_block: Callable[[int, Block], int], block: int, work: Block) -> int:
+    whole = tuple((name, NOTHING if isinstance(done, int) else done) for name, done in work)
+    total = of_block(block, whole)
+    for name, done in work:
+        if (
+            isinstance(done, int) and done
+        ):  # a share that grows with the tokens, and what they share, such as keys of a text
+            one, two = (
+                of_block(block, tuple((other, n if other == name else NOTHING) for other, _ in work)) for n in (1, 2)
+            )
+            total += one + (done - 1) * (two - one)
+    return total
+
+
 def _run_flops(run: Run) -> tuple[int, int]:
+    if isinstance(run, PartialRun):
+        full, _ = run.inputs.model.step_flops(run.inputs.latents, **run.inputs.conditions)
+        return _partial_run_flops(run), len(run.steps) * full
     inputs, enters = run.inputs, run.engine.enters_model
     full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
     total, uncached, decided = run.work_flops, len(run.steps) * full, not run.plan.foreseen
@@ -185,6 +300,21 @@ def _run_flops(run: Run) -> tuple[int, int]:
             total += forecast + parts.first + parts.last + split * parts.context
         total += parts.modulated * ("looked_at" in entry) + (parts.context + parts.last_block) * ("verified" in entry)
     return total, uncached
+
+
+def _simulated(
+    model: nn.Module, cache: Cache, num_steps: int, latents: Tensor, conditions: dict[str, Tensor]
+) -> PartialRun:
+    """A run on the meta device: what a method computes follows from steps and shapes, whatever the tokens are."""
+    backbone: Any = type(model)
+    twin, latents, made = _twin(backbone, model.config, tuple(latents.shape), _shapes(conditions))
+    timesteps = torch.linspace(1, 0, num_steps, device="cpu")
+    with torch.no_grad():
+        run = cache.start(twin, latents, timesteps.to("meta"), **made)
+        for step in range(num_steps):
+            twin(latents, **{twin.TIME: timesteps[step].to("meta").expand(len(latents))}, **made, cache=run.at(step))
+    assert isinstance(run, PartialRun), "of a method that computes part of a step"
+    return run
 
 
 def sampling_flops(
@@ -207,11 +337,22 @@ def sampling_flops(
         "kept_bytes": cache.kept_bytes(num_steps, tokens),
         "stream_bytes": tokens.stream_bytes,
     }
+    if cache.engine == PartialEngine.name:
+        run = _simulated(model, cache, num_steps, latents, conditions)
+        total = _partial_run_flops(run)
+        return {
+            **common,
+            "kept_bytes": {cache.engine: run.kept_bytes},
+            "flops_T": total / 1e12,
+            "flops_ratio": uncached / total,
+            "flops_T_engine": 0.0,
+            "full_steps": run.full_steps,
+        }
     if isinstance(plan, OpenPlan):
         first, last = cache.always_computed
         parts = part_flops(model, latents, conditions, first, last)
         context = parts.context if first or last else 0
-        each = forecast + parts.first + parts.last + context if ENGINES[cache.engine].enters_model else 0
+        each = forecast + parts.first + parts.last + context if engine_class(cache.engine).enters_model else 0
         least = plan.least_full * full + (num_steps - plan.least_full) * each
         return {
             **common,
@@ -221,7 +362,7 @@ def sampling_flops(
             "flops_ratio_bounds": [1.0, uncached / least],
         }
     work = cache.work_flops(num_steps, tokens)
-    steps = forecast if ENGINES[cache.engine].enters_model else 0
+    steps = forecast if engine_class(cache.engine).enters_model else 0
     cached = len(plan.full_steps) * full + len(plan.forecast_steps) * steps + work
     return {
         **common,

@@ -1,0 +1,448 @@
+"""A sampling run of a method that computes part of a step (`cache_dic.partial`): its site, what it keeps, and its steps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache_dic.decide import decided, learned
+from cache_dic.errors import UserError, run_of_user_code, shown, source_of
+from cache_dic.look import Look, Parts, Streams
+from cache_dic.partial import (
+    ATTENTION,
+    EVERYTHING,
+    FUSED,
+    HIDDEN,
+    NOTHING,
+    RESIDUAL,
+    REST,
+    TOKENWISE,
+    WALK,
+    Call,
+    Kept,
+    Partial,
+    Range,
+    take_rows,
+)
+from cache_dic.plan import OpenPlan
+from cache_dic.run import Run
+from cache_dic.settings import GROUP_BYTES
+from cache_dic.site import Feature, Site, computed, residual
+
+
+def asked(method: Partial, name: str, step: int, *args: Any) -> Any:
+    """What a method answers at a step; UserError where it fails."""
+    kind = type(method)
+    with run_of_user_code(f"method {kind.__name__} failed at step {step}", *source_of(kind, name)):
+        return getattr(method, name)(*args)
+
+
+Work = tuple[int, str, "int | str"]
+"""Block, name of the site, and what it computed: EVERYTHING, NOTHING, REST or how many tokens."""
+
+
+def attention_received(q: Tensor, k: Tensor, keys: Tensor | None = None) -> Tensor:
+    """How much attention each key gets, averaged over heads and queries: q (B, H, Lq, d), k (B, H, Lk, d) -> (B, Lk).
+
+    keys (B, Lk): which count, None for all. The map of a head is (B, Lq, Lk); heads are taken together as memory allows.
+    """
+    batch, heads, length, _ = q.shape
+    count = max(1, GROUP_BYTES // max(1, 4 * batch * length * k.shape[2]))
+    total = q.new_zeros(batch, k.shape[2], dtype=torch.promote_types(q.dtype, torch.float32))
+    for first in range(0, heads, count):
+        some = slice(first, first + count)
+        scores = (q[:, some] * q.shape[-1] ** -0.5) @ k[:, some].transpose(-2, -1)
+        if keys is not None:
+            scores = scores.masked_fill(~keys[:, None, None], -torch.inf)
+        total += scores.softmax(dim=-1, dtype=total.dtype).sum(dim=(1, 2))
+    return total / (heads * length)
+
+
+OBSERVERS: dict[str, Callable[..., Tensor]] = {
+    "attention": lambda q, k, v, keys=None: attention_received(q, k, keys),
+    "values": lambda q, k, v, keys=None: v.norm(dim=-1).mean(dim=1),
+}
+"""By what `Partial.observes` may be: queries, keys and values (B, H, L, d) -> (B, L)."""
+
+
+@dataclass
+class State:
+    """What is kept from step to step.
+
+    kept: by block and site. observed: by block, and stream where several are joined (else ""). residuals: by range of blocks,
+    what they added. counts: by site, how often each token was computed (B, L); chances: how often it could have been.
+    """
+
+    kept: dict[tuple[int, str], Kept] = field(default_factory=dict)
+    observed: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    residuals: dict[tuple[int, int], Streams] = field(default_factory=dict)
+    hidden: Tensor | None = None
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    chances: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, slice | None] = field(default_factory=dict)
+
+    def num_bytes(self) -> int:
+        """Of the tensors that are kept."""
+        found: list[Tensor] = [t for seen in self.observed.values() for t in seen.values()]
+        for kept in self.kept.values():
+            found += [*kept.values, *kept.attended, *([] if kept.age is None else [kept.age])]
+            found += [t for value in kept.state.values() for t in _tensors(value)]
+        for moved in self.residuals.values():
+            found += [moved.x, *moved.others]
+        if self.hidden is not None:
+            found.append(self.hidden)
+        by_storage = {t.data_ptr() if not t.is_meta else id(t): t.numel() * t.element_size() for t in found}
+        return sum(by_storage.values())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [t for item in value for t in _tensors(item)]
+    return [t for item in value.values() for t in _tensors(item)] if isinstance(value, Mapping) else []
+
+
+class PartialSite(Site):
+    """Asks the method at every call what to compute, keeps what was computed, and notes it in `work`.
+
+    full: everything is computed, without asking. block_sites: names of the sites that reach the output, by block.
+    Not compiled: what a step computes differs from the step before, in sites and in how many tokens, so that each would be a
+    graph of its own.
+    """
+
+    compiles = False
+
+    def __init__(
+        self,
+        method: Partial,
+        state: State,
+        look: Look,
+        kinds: Mapping[str, str],
+        block_sites: Sequence[Sequence[str]],
+        *,
+        full: bool,
+    ) -> None:
+        self.method, self.state, self.look, self.kinds, self.full = method, state, look, kinds, full
+        self.block_sites = [tuple(names) for names in block_sites]
+        self.work: list[Work] = []
+        self.block, self._left = -1, 0
+
+    def enter(self, block: int) -> None:
+        """A walk begins at this block."""
+        self.block, self._left = block - 1, 0
+
+    def __call__(
+        self,
+        x: Tensor,
+        gate: Tensor | None,
+        feature: Feature,
+        part: slice | None = None,
+        *,
+        name: str | None = None,
+        reaches_output: bool = True,
+        attended: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        if name is None or name not in self.kinds:
+            raise UserError(
+                f"a site called {shown(name)} has no kind in the model's SITE_KINDS, which says what each of its sites is"
+            )
+        if reaches_output:
+            if not self._left:
+                self.block += 1
+                self._left = len(self.block_sites[self.block])
+            self._left -= 1
+        call = self._call(x, part, name, reaches_output)
+        work = EVERYTHING if self.full or not call.kept.values else self._asked(call)
+        value = self._value(call, work, feature, attended)
+        self.work.append((call.block, name, work if isinstance(work, str) else work.shape[1]))
+        self._count(call, work)
+        return residual(x, gate, value)
+
+    def _call(self, x: Tensor, part: slice | None, name: str, reaches_output: bool) -> Call:
+        names, place = self.block_sites, self.block
+        alike = [block for block, sites in enumerate(names) if sites == names[place]]
+
+        def observed() -> Tensor:
+            streams, length = self.state.observed[place], x.shape[1]
+            return streams[name.split("_")[0]] if "" not in streams else streams[""][:, :length]
+
+        kept = self.state.kept.setdefault((place, name), Kept())
+        return Call(
+            self.look,
+            place,
+            alike.index(place),
+            len(alike),
+            name,
+            self.kinds[name],
+            x,
+            part,
+            reaches_output,
+            kept,
+            observed,
+        )
+
+    def _asked(self, call: Call) -> str | Tensor:
+        """What the method wants computed, checked."""
+        method = self.method
+        work = asked(method, "work", call.look.step, call)
+        if isinstance(work, Tensor) and work.ndim == 2 and len(work) == len(call.x) and not work.is_floating_point():
+            if not method.selects_tokens:
+                raise UserError(
+                    f"{type(method).__name__} selects tokens and does not say so: set selects_tokens = True"
+                )
+            if call.kind not in (*TOKENWISE, FUSED):
+                raise UserError(
+                    f"{type(method).__name__} wants some tokens of site {call.name}, in which tokens attend to each other; it "
+                    "can have EVERYTHING or NOTHING of it"
+                )
+            return work
+        if isinstance(work, str) and work in (EVERYTHING, NOTHING, *([REST] if call.kind == FUSED else [])):
+            return work
+        raise UserError(
+            f"{type(method).__name__} wants {shown(work)} of site {call.name}, where EVERYTHING, NOTHING or the tokens to "
+            "compute, (B, rows) indices, are wanted"
+        )
+
+    def _value(self, call: Call, work: str | Tensor, feature: Feature, attended: Callable[[], Tensor] | None) -> Tensor:
+        """The feature, computed as asked."""
+        method, kept = self.method, call.kept
+        if isinstance(work, Tensor):
+            some = [take_rows(call.x, work)]
+            if attended is not None:
+                some.append(take_rows(method.forecast(call, kept.attended), work))
+            assert callable(feature), "a site whose tokens are computed apart is handed the computation"
+            value = method.refresh(call, work, feature(*some))
+            if method.keeps_age:
+                assert kept.age is not None, "since the site was last computed"
+                kept.age = (kept.age + 1).scatter_(1, work, 0)
+            return value
+        if work == NOTHING:
+            return method.forecast(call, kept.values)
+        found: list[Tensor] = []
+        if work == REST:
+            found.append(method.forecast(call, kept.attended))
+        elif attended is not None:
+            found.append(attended().detach())
+        value = computed(feature, call.x, (lambda: found[0]) if found else None).detach()
+        method.learn_feature(call, value, found[0] if work == EVERYTHING and found else None)
+        if method.keeps_age:
+            kept.age = torch.zeros(call.x.shape[:2], dtype=torch.int64, device=call.x.device)
+        return value
+
+    def attend(
+        self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *mask: Any, **streams: int
+    ) -> Tensor:
+        if self.method.observes is not None:
+            seen = OBSERVERS[self.method.observes](q, k, v, *mask)
+            lengths = [*streams.values(), seen.shape[1] - sum(streams.values())]
+            self.state.observed[self.block] = (
+                dict(zip(streams, seen.split(lengths, dim=1), strict=False)) if streams else {"": seen}
+            )
+        return attention(q, k, v, *mask)
+
+    def _count(self, call: Call, work: str | Tensor) -> None:
+        """Which tokens on the way to the output were computed, of methods that select some."""
+        if not (self.method.selects_tokens and call.reaches_output and call.kind != ATTENTION):
+            return
+        counts, name = self.state.counts, call.name
+        if name not in counts:
+            counts[name] = torch.zeros(call.x.shape[:2], dtype=torch.int32, device=call.x.device)
+        self.state.parts[name] = call.part
+        self.state.chances[name] = self.state.chances.get(name, 0) + 1
+        if isinstance(work, Tensor):
+            counts[name].scatter_add_(1, work, torch.ones_like(work, dtype=torch.int32))
+        elif work != NOTHING:
+            counts[name] += 1
+
+
+class PartialRun(Run):
+    """A run whose steps may compute part of the blocks; made by `Cache.start` for methods that are `Partial`."""
+
+    def __init__(self, *args: Any, decider: Partial, **given: Any) -> None:
+        super().__init__(*args, decider=decider, **given)
+        shard = getattr(self.inputs.model, "shard", None)
+        if decider.selects_tokens and shard is not None and shard.size > 1:
+            raise UserError(
+                f"method {self.cache.method!r} selects tokens among all of them, and {shard.size} processes share them here; "
+                "sample in one process, or take a method that computes all tokens or none"
+            )
+        self.method, self.state = decider, State()
+        self.last_output: Tensor | None = None  # for the other guidance branch
+        self.bytes_seen = 0
+        self.work_by_step: list[tuple[Work, ...]] = []
+
+    @property
+    def site_kinds(self) -> Mapping[str, str]:
+        kinds = getattr(self.inputs.model, "SITE_KINDS", None)
+        if kinds is None:
+            raise UserError(
+                f"{type(self.inputs.model).__name__} has no SITE_KINDS, which says what each of its sites is; "
+                "see docs/backbones.md"
+            )
+        return kinds
+
+    def take(self, step: int, full: Any, forecast: Any, parts: Parts | None) -> Tensor:
+        """The model's output at `step`."""
+        look = Look(self.inputs, step, self.plan.num_steps, self.plan.full_steps, parts)
+        leader = self.leader
+        assert leader is None or isinstance(leader, PartialRun), "of the same cache"
+        if leader is not None and len(leader.steps) <= step:
+            raise ValueError(
+                f"step {step} of the guidance branch that decides is to be taken before that of the others"
+            )
+        look.leading = None if leader is None else leader.last_output
+        output = None if leader is None else asked(self.method, "from_leader", step, look)
+        if output is not None:
+            entry: dict[str, Any] = {"kind": "forecast", "sites": 0, "made_of": "the other guidance branch"}
+            self.work_by_step.append(())
+        else:
+            output, entry = self._walked_step(look)
+        self.last_output = output
+        learned(self.method, look, output)
+        self.bytes_seen = max(self.bytes_seen, self.state.num_bytes())
+        self.steps.append({"step": step, **entry, **look.reported})
+        self.table.forget_before(step + 1)
+        return output
+
+    def _walked_step(self, look: Look) -> tuple[Tensor, dict[str, Any]]:
+        parts, state, num_blocks = look.parts, self.state, len(self._block_sites)
+        is_full = decided(self.method, look, self.plan.num_steps)
+        if self.leader is not None:
+            is_full = self.leader.steps[look.step]["kind"] == "full"
+        whole = [Range(0, num_blocks)]
+        course = (
+            whole if is_full else checked_course(asked(self.method, "course", look.step, look, num_blocks), num_blocks)
+        )
+        site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, full=is_full)
+        kept_ranges = self.method.boundaries(num_blocks)
+        hidden_after = self.method.hidden_after(num_blocks)
+        stops = {0, num_blocks, *(at for ends in kept_ranges for at in ends)}
+        stops |= set() if hidden_after is None else {hidden_after}
+
+        streams = parts.enter() if any(part.how != HIDDEN for part in course) else None
+        passed: dict[int, Streams] = {}
+        for start, stop, how in course:
+            if how == HIDDEN:
+                assert state.hidden is not None, "kept since the first step"
+                streams = (streams or Streams(state.hidden))._replace(x=state.hidden)
+                continue
+            assert streams is not None, "entered"
+            if how == RESIDUAL:
+                streams = _moved(streams, state.residuals[start, stop])
+                continue
+            for first, last in pairwise(_between(stops, start, stop)):
+                passed[first] = streams
+                site.enter(first)
+                streams = parts.walk(streams, site, first, last)
+                passed[last] = streams
+                if hidden_after == last:
+                    state.hidden = streams.x
+        assert streams is not None, "a course has a range"
+        for start, stop in kept_ranges:
+            if any(part.start <= start and stop <= part.stop and part.how == WALK for part in course):
+                state.residuals[start, stop] = _difference(passed[stop], passed[start])
+        if hidden_after is not None and not any(
+            part.start < hidden_after <= part.stop and part.how == WALK for part in course
+        ):
+            state.hidden = streams.x
+        output = parts.leave(streams)
+        self.work_by_step.append(tuple(site.work))
+        if is_full:
+            assert isinstance(self.plan, OpenPlan), "full steps are decided as they come"
+            self.plan.add(look.step)
+        return output, self._entry(look.step, is_full, site, course)
+
+    def _entry(self, step: int, is_full: bool, site: PartialSite, course: Sequence[Range]) -> dict[str, Any]:
+        """What was computed: `sites` whole ones, and of a partial step by site how many tokens in each block."""
+        whole = sum(work == EVERYTHING for _, _, work in site.work)
+        if is_full:
+            return {"kind": "full", "sites": whole}
+        kind = "partial" if any(work != NOTHING for *_, work in site.work) else "forecast"
+        by_site: dict[str, list[int | str]] = {}
+        for _, name, work in site.work:
+            by_site.setdefault(name, []).append(work)
+        entry: dict[str, Any] = {"kind": kind, "sites": whole}
+        if by_site:
+            entry["computed"] = {name: done[0] if len(set(done)) == 1 else done for name, done in by_site.items()}
+        if any(part.how != WALK for part in course):
+            entry["blocks"] = [list(part) for part in course]
+        return entry
+
+    # --------------------------------------------------------------------------------------------------------- accounts
+
+    @property
+    def kept_bytes(self) -> int:
+        """The most bytes kept from one step to the next; before the first one, what the shape of the tokens tells."""
+        return self.bytes_seen or super().kept_bytes
+
+    def site_names(self) -> list[list[str]]:
+        """Of all streams, by block, as the first step called them."""
+        names: list[list[str]] = [[] for _ in self._block_sites]
+        for block, name, _ in self.work_by_step[0]:
+            names[block].append(name)
+        return names
+
+    @property
+    def work_flops(self) -> int:
+        """None that are counted apart: what stands for features is theirs."""
+        return 0
+
+    def record(self) -> dict[str, Any]:
+        record = super().record()
+        if (tokens := self.token_counts()) is not None:
+            record["tokens_computed"] = tokens
+        return record
+
+    def token_counts(self) -> dict[str, Any] | None:
+        """How often the tokens that reach the output were computed, a share of the times that they could have been, averaged
+        over the batch, on their grid; None of a method that selects none."""
+        state = self.state
+        if not state.counts or self.inputs.latents.is_meta:
+            return None
+        grid = self.inputs.grid
+        length = 1
+        for size in grid:
+            length *= size
+        total, chances = 0.0, 0
+        for name, counts in state.counts.items():
+            part = state.parts[name]
+            shown_counts = counts if part is None else counts[:, part]
+            total = total + shown_counts[:, :length].double().mean(dim=0)
+            chances += state.chances[name]
+        assert isinstance(total, Tensor), "a site is counted"
+        shares = (total / chances).reshape(grid)
+        return {
+            "grid": list(grid),
+            "share": [[round(v, 4) for v in row] for row in shares.reshape(-1, grid[-1]).tolist()],
+        }
+
+
+def checked_course(course: Sequence[Range], num_blocks: int) -> list[Range]:
+    """What happens to the blocks, of a method; UserError where it is not all of them in order."""
+    given = [Range(*part) for part in course]
+    ends = [0, *(part.stop for part in given)]
+    fits = [part.start for part in given] == ends[:-1] and ends[-1] == num_blocks
+    if not fits or any(part.how not in (WALK, RESIDUAL, HIDDEN) or part.start > part.stop for part in given):
+        raise UserError(
+            f"a course of {shown([tuple(part) for part in given])} must lead through all {num_blocks} blocks, each range "
+            f"{WALK}, {RESIDUAL} or {HIDDEN}"
+        )
+    return [part for part in given if part.start < part.stop]
+
+
+def _between(stops: set[int], start: int, stop: int) -> list[int]:
+    return sorted({start, stop, *(at for at in stops if start < at < stop)})
+
+
+def _difference(after: Streams, before: Streams) -> Streams:
+    others = tuple(b - a for a, b in zip(before.others, after.others, strict=True))
+    return Streams(after.x - before.x, others)
+
+
+def _moved(streams: Streams, by: Streams) -> Streams:
+    others = tuple(a + b for a, b in zip(streams.others, by.others, strict=True))
+    return streams._replace(x=streams.x + by.x, others=others)
