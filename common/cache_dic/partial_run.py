@@ -113,7 +113,8 @@ def _tensors(value: Any) -> list[Tensor]:
 class PartialSite(Site):
     """Asks the method at every call what to compute, keeps what was computed, and notes it in `work`.
 
-    full: everything is computed, without asking. block_sites: names of the sites that reach the output, by block.
+    full: everything is computed, without asking. block_sites: names of the sites that reach the output, by block. dtype: of
+    features.
     Not compiled: what a step computes differs from the step before, in sites and in how many tokens, so that each would be a
     graph of its own.
     """
@@ -129,8 +130,10 @@ class PartialSite(Site):
         block_sites: Sequence[Sequence[str]],
         *,
         full: bool,
+        dtype: torch.dtype,
     ) -> None:
         self.method, self.state, self.look, self.kinds, self.full = method, state, look, kinds, full
+        self.dtype = dtype
         self.block_sites = [tuple(names) for names in block_sites]
         self.work: list[Work] = []
         self.block, self._left = -1, 0
@@ -215,6 +218,9 @@ class PartialSite(Site):
     def _value(self, call: Call, work: str | Tensor, feature: Feature, attended: Callable[[], Tensor] | None) -> Tensor:
         """The feature, computed as asked."""
         method, kept = self.method, call.kept
+        if call.x.is_meta and method.observes is None:  # a run that is only counted: shapes are enough
+            feature = lambda x, *_: torch.empty_like(x, dtype=self.dtype)  # noqa: E731
+            attended = attended and (lambda: torch.empty_like(call.x, dtype=self.dtype))
         if isinstance(work, Tensor):
             some = [take_rows(call.x, work)]
             if attended is not None:
@@ -327,7 +333,9 @@ class PartialRun(Run):
         course = (
             whole if is_full else checked_course(asked(self.method, "course", look.step, look, num_blocks), num_blocks)
         )
-        site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, full=is_full)
+        site = PartialSite(
+            self.method, state, look, self.site_kinds, self._block_sites, full=is_full, dtype=self.tokens.dtype
+        )
         kept_ranges = self.method.boundaries(num_blocks)
         hidden_after = self.method.hidden_after(num_blocks)
         stops = {0, num_blocks, *(at for ends in kept_ranges for at in ends)}

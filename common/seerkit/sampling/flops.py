@@ -6,7 +6,7 @@ performs; the element-wise work of a caching engine, which that counter does not
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cache_dic import EVERYTHING, NOTHING, REST, Cache, Forecast, Parts, Run, Site, make_cache, residual
 from cache_dic.engine import PartialEngine, engine_class
+from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
 
@@ -303,25 +304,43 @@ def _run_flops(run: Run) -> tuple[int, int]:
 
 
 def _simulated(
-    model: nn.Module, cache: Cache, num_steps: int, latents: Tensor, conditions: dict[str, Tensor]
-) -> PartialRun:
-    """A run on the meta device: what a method computes follows from steps and shapes, whatever the tokens are."""
-    backbone: Any = type(model)
-    twin, latents, made = _twin(backbone, model.config, tuple(latents.shape), _shapes(conditions))
-    timesteps = torch.linspace(1, 0, num_steps, device="cpu")
+    model: nn.Module, cache: Cache, times: Tensor, branches: int, latents: Tensor, conditions: dict[str, Tensor]
+) -> list[PartialRun]:
+    """Runs on the meta device, of each guidance branch: what a method computes follows from steps, times and shapes, whatever
+    the tokens are."""
+    with torch.device("meta"):
+        twin: Any = type(model)(model.config).eval()
+    twin = twin.cast(model.dtype) if hasattr(twin, "cast") else twin.to(model.dtype)
+    latents, made = latents.to("meta"), {name: value.to("meta") for name, value in conditions.items()}
+    runs: list[PartialRun] = []
+    timesteps, cache = times.to("meta"), replace(cache, branches=branches)
     with torch.no_grad():
-        run = cache.start(twin, latents, timesteps.to("meta"), **made)
-        for step in range(num_steps):
-            twin(latents, **{twin.TIME: timesteps[step].to("meta").expand(len(latents))}, **made, cache=run.at(step))
-    assert isinstance(run, PartialRun), "of a method that computes part of a step"
-    return run
+        for _ in range(branches):
+            run = cache.start(twin, latents, timesteps, leader=runs[0] if runs else None, **made)
+            assert isinstance(run, PartialRun), "of a method that computes part of a step"
+            run.inputs = replace(run.inputs, times=times)
+            runs.append(run)
+        for step in range(len(times)):
+            given = {twin.TIME: timesteps[step].expand(len(latents)), **made}
+            for run in runs:
+                twin(latents, **given, cache=run.at(step))
+    return runs
 
 
 def sampling_flops(
-    model: nn.Module, cache: Cache, num_steps: int, latents: Tensor, **conditions: Tensor
+    model: nn.Module,
+    cache: Cache,
+    num_steps: int,
+    latents: Tensor,
+    *,
+    times: Tensor | None = None,
+    branches: int = 1,
+    **conditions: Tensor,
 ) -> dict[str, Any]:
     """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`.
 
+    times: timesteps (S,) of the run, on the host, which some methods go by; None for evenly spaced ones. branches: of guidance,
+    whose rows latents and conditions have together; methods that may leave one out call the model for each.
     Where full steps are decided while sampling, these are None, and `full_steps_bounds` and `flops_ratio_bounds` are there.
     UserError where the cache has a memory limit that it would not keep to.
     """
@@ -338,15 +357,17 @@ def sampling_flops(
         "stream_bytes": tokens.stream_bytes,
     }
     if cache.engine == PartialEngine.name:
-        run = _simulated(model, cache, num_steps, latents, conditions)
-        total = _partial_run_flops(run)
+        if times is None:
+            times = torch.linspace(getattr(model, "TIME_SPAN", TRAINING_SPAN), 0, num_steps + 1, device="cpu")[:-1]
+        runs = _simulated(model, cache, times, branches if cache.separate_branches else 1, latents, conditions)
+        total = sum(map(_partial_run_flops, runs)) // len(runs)  # each with the rows of all
         return {
             **common,
-            "kept_bytes": {cache.engine: run.kept_bytes},
+            "kept_bytes": {cache.engine: sum(run.kept_bytes for run in runs) // len(runs)},
             "flops_T": total / 1e12,
             "flops_ratio": uncached / total,
             "flops_T_engine": 0.0,
-            "full_steps": run.full_steps,
+            "full_steps": runs[0].full_steps,
         }
     if isinstance(plan, OpenPlan):
         first, last = cache.always_computed
