@@ -84,8 +84,8 @@ class State:
     chances: dict[str, int] = field(default_factory=dict)
     parts: dict[str, slice | None] = field(default_factory=dict)
 
-    def num_bytes(self) -> int:
-        """Of the tensors that are kept."""
+    def tensors(self) -> list[Tensor]:
+        """Those that are kept, each once."""
         found: list[Tensor] = [t for seen in self.observed.values() for t in seen.values()]
         for kept in self.kept.values():
             found += [*kept.values, *kept.attended, *([] if kept.age is None else [kept.age])]
@@ -94,8 +94,11 @@ class State:
             found += [moved.x, *moved.others]
         if self.hidden is not None:
             found.append(self.hidden)
-        by_storage = {t.data_ptr() if not t.is_meta else id(t): t.numel() * t.element_size() for t in found}
-        return sum(by_storage.values())
+        return list({id(t): t for t in found}.values())
+
+    def num_bytes(self) -> int:
+        """Of the tensors that are kept."""
+        return sum(t.numel() * t.element_size() for t in self.tensors())
 
 
 def _tensors(value: Any) -> list[Tensor]:
