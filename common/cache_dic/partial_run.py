@@ -216,11 +216,12 @@ class PartialSite(Site):
                 some.append(take_rows(method.forecast(call, kept.attended), work))
             assert callable(feature), "a site whose tokens are computed apart is handed the computation"
             value = method.refresh(call, work, feature(*some))
-            if method.keeps_age:
-                assert kept.age is not None, "since the site was last computed"
+            if kept.age is not None:
                 kept.age = (kept.age + 1).scatter_(1, work, 0)
             return value
         if work == NOTHING:
+            if kept.age is not None:
+                kept.age = kept.age + 1
             return method.forecast(call, kept.values)
         found: list[Tensor] = []
         if work == REST:
@@ -229,7 +230,7 @@ class PartialSite(Site):
             found.append(attended().detach())
         value = computed(feature, call.x, (lambda: found[0]) if found else None).detach()
         method.learn_feature(call, value, found[0] if work == EVERYTHING and found else None)
-        if method.keeps_age:
+        if method.keeps_age and call.kind != ATTENTION:
             kept.age = torch.zeros(call.x.shape[:2], dtype=torch.int64, device=call.x.device)
         return value
 
