@@ -63,7 +63,7 @@ def attention_received(q: Tensor, k: Tensor, keys: Tensor | None = None) -> Tens
 
 OBSERVERS: dict[str, Callable[..., Tensor]] = {
     "attention": lambda q, k, v, keys=None: attention_received(q, k, keys),
-    "values": lambda q, k, v, keys=None: v.norm(dim=-1).mean(dim=1),
+    "values": lambda q, k, v, keys=None: v.norm(dim=-1, dtype=torch.promote_types(v.dtype, torch.float32)).mean(dim=1),
 }
 """By what `Partial.observes` may be: queries, keys and values (B, H, L, d) -> (B, L)."""
 

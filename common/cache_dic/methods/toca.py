@@ -186,7 +186,7 @@ class ToCa(Partial):
         if self.by == "random":
             score = call.random()
         else:
-            seen = call.observed().float()
+            seen = call.observed()
             takes_largest = self.by == "attention" or recipe.largest_values
             score = normalize(seen if takes_largest else 1 - seen, dim=-1)
         if self.age_weight:
