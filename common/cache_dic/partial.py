@@ -54,8 +54,9 @@ class Range(NamedTuple):
 class Kept:
     """What is kept of a site from step to step, of all its tokens.
 
-    values: its last features, the newest last; attended: of a fused site, what its attention gave it then. age: steps since
-    each token was last computed (B, L), where a method counts them. state: whatever else a method keeps.
+    values: its last features, the newest last; attended: of a fused site, what its attention gave it then. age: how often the
+    site was called since each token was last computed (B, L), where a method counts it and tokens can be computed apart.
+    state: whatever else a method keeps.
     """
 
     values: "list[Tensor]" = field(default_factory=list)

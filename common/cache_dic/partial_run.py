@@ -63,7 +63,7 @@ def attention_received(q: Tensor, k: Tensor, keys: Tensor | None = None) -> Tens
 
 OBSERVERS: dict[str, Callable[..., Tensor]] = {
     "attention": lambda q, k, v, keys=None: attention_received(q, k, keys),
-    "values": lambda q, k, v, keys=None: v.norm(dim=-1).mean(dim=1),
+    "values": lambda q, k, v, keys=None: v.norm(dim=-1, dtype=torch.promote_types(v.dtype, torch.float32)).mean(dim=1),
 }
 """By what `Partial.observes` may be: queries, keys and values (B, H, L, d) -> (B, L)."""
 
@@ -219,11 +219,12 @@ class PartialSite(Site):
                 some.append(take_rows(method.forecast(call, kept.attended), work))
             assert callable(feature), "a site whose tokens are computed apart is handed the computation"
             value = method.refresh(call, work, feature(*some))
-            if method.keeps_age:
-                assert kept.age is not None, "since the site was last computed"
+            if kept.age is not None:
                 kept.age = (kept.age + 1).scatter_(1, work, 0)
             return value
         if work == NOTHING:
+            if kept.age is not None:
+                kept.age = kept.age + 1
             return method.forecast(call, kept.values)
         found: list[Tensor] = []
         if work == REST:
@@ -232,7 +233,7 @@ class PartialSite(Site):
             found.append(attended().detach())
         value = computed(feature, call.x, (lambda: found[0]) if found else None).detach()
         method.learn_feature(call, value, found[0] if work == EVERYTHING and found else None)
-        if method.keeps_age:
+        if method.keeps_age and call.kind != ATTENTION:
             kept.age = torch.zeros(call.x.shape[:2], dtype=torch.int64, device=call.x.device)
         return value
 
