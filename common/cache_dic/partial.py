@@ -162,6 +162,9 @@ class Partial(Decider):
         if attended is not None:
             kept.attended = [*kept.attended, attended][-self.history :]
 
+    def learn_tokens(self, call: Call, tokens: "Tensor") -> None:
+        """A site has computed its feature of all tokens; these (B, L, D) are the tokens after it."""
+
     def forecast(self, call: Call, values: "Sequence[Tensor]") -> "Tensor":
         """What stands for a feature, or for the attention of a fused site, that is not computed: the last one."""
         return values[-1]

@@ -163,7 +163,10 @@ class PartialSite(Site):
         value = self._value(call, work, feature, attended)
         self.work.append((call.block, name, work if isinstance(work, str) else work.shape[1]))
         self._count(call, work)
-        return residual(x, gate, value)
+        tokens = residual(x, gate, value)
+        if isinstance(work, str) and work == EVERYTHING:
+            self.method.learn_tokens(call, tokens.detach())
+        return tokens
 
     def _call(self, x: Tensor, part: slice | None, name: str, reaches_output: bool) -> Call:
         names, place = self.block_sites, self.block
