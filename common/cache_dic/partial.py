@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from cache_dic.look import Look
 
-ATTENTION, CROSS, MLP, FUSED = "attention", "cross", "mlp", "fused"
-"""Kinds of sites: tokens attend to each other; to something else; go through an MLP each; attention and an MLP in one."""
+ATTENTION, TEMPORAL, CROSS, MLP, FUSED = "attention", "temporal", "cross", "mlp", "fused"
+"""Kinds of sites: tokens attend to each other; to those of their place in other frames; to something else; go through an MLP
+each; attention and an MLP in one."""
 
 TOKENWISE = (CROSS, MLP)
 """Kinds in which a token's feature depends on that token alone; of a FUSED one, where its attention is given."""
@@ -126,7 +127,7 @@ class Partial(Decider):
     its values; None, nothing, so that attention stays as it is. selects_tokens: it may ask for some of the tokens of a site,
     which works where one process holds all of them. history: how many features of a site are kept. keeps_age: the
     steps since each token was computed are counted. separate_branches: guidance branches are model calls of their own, so
-    that one may be left out.
+    that one may be left out. shares_kept: what is kept is kept once for all branches, each of which decides for itself.
     """
 
     observes: str | None = None
@@ -134,6 +135,7 @@ class Partial(Decider):
     history: int = 1
     keeps_age: bool = False
     separate_branches: bool = False
+    shares_kept: bool = False
 
     def decide(self, look: "Look") -> bool:
         """Whether everything is computed."""

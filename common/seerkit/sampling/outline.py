@@ -143,6 +143,9 @@ def outlined_run(
     )
     for step in range(len(timesteps)):
         run.at(step)(tokens, lambda site: latents, lambda advance: latents, parts)
-        sizes = (math.prod(t.shape) * (feature_bytes if t.ndim == 3 else t.element_size()) for t in run.state.tensors())
+        sizes = (
+            math.prod(t.shape) * (feature_bytes if t.ndim == 3 else t.element_size())
+            for t in run.state.tensors(vars(run.method))
+        )
         kept = max(kept, sum(sizes))
     return run, kept
