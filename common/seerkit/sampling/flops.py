@@ -320,7 +320,8 @@ def _simulated(
 def sampling_flops(
     model: nn.Module, cache: Cache, num_steps: int, latents: Tensor, **conditions: Tensor
 ) -> dict[str, Any]:
-    """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`.
+    """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`,
+    and of a method that computes part of some steps `partial_steps`.
 
     Where full steps are decided while sampling, these are None, and `full_steps_bounds` and `flops_ratio_bounds` are there.
     UserError where the cache has a memory limit that it would not keep to.
@@ -347,6 +348,7 @@ def sampling_flops(
             "flops_ratio": uncached / total,
             "flops_T_engine": 0.0,
             "full_steps": run.full_steps,
+            "partial_steps": run.partial_steps,
         }
     if isinstance(plan, OpenPlan):
         first, last = cache.always_computed
