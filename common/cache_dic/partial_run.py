@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -74,8 +75,8 @@ class State:
     """What is kept from step to step.
 
     kept: by block and site. observed: by block, and stream where several are joined (else ""). residuals: by range of blocks,
-    what they added. counts: by site, how often each token was computed (B, L); chances: how often it could have been. calls:
-    of the model so far, of all guidance branches that share this.
+    what they added. counts: by site, how often each token was computed (B, L); parts: which of them reach the output. calls: of
+    the model so far, of all guidance branches that share this.
     """
 
     kept: dict[tuple[int, str], Kept] = field(default_factory=dict)
@@ -83,7 +84,6 @@ class State:
     residuals: dict[tuple[int, int], Streams] = field(default_factory=dict)
     hidden: Tensor | None = None
     counts: dict[str, Tensor] = field(default_factory=dict)
-    chances: dict[str, int] = field(default_factory=dict)
     parts: dict[str, slice | None] = field(default_factory=dict)
     calls: int = 0
 
@@ -116,7 +116,8 @@ def _tensors(value: Any) -> list[Tensor]:
 class PartialSite(Site):
     """Asks the method at every call what to compute, keeps what was computed, and notes it in `work`.
 
-    full: everything is computed, without asking. block_sites: names of the sites that reach the output, by block.
+    full: everything is computed, without asking. block_sites: names of the sites that reach the output, by block. layers: by
+    block, its number among those with the same sites, and how many these are.
     Not compiled: what a step computes differs from the step before, in sites and in how many tokens, so that each would be a
     graph of its own.
     """
@@ -130,11 +131,12 @@ class PartialSite(Site):
         look: Look,
         kinds: Mapping[str, str],
         block_sites: Sequence[Sequence[str]],
+        layers: Sequence[tuple[int, int]],
         *,
         full: bool,
     ) -> None:
         self.method, self.state, self.look, self.kinds, self.full = method, state, look, kinds, full
-        self.block_sites = [tuple(names) for names in block_sites]
+        self.block_sites, self.layers = block_sites, layers
         self.work: list[Work] = []
         self.block, self._left = -1, 0
 
@@ -174,8 +176,7 @@ class PartialSite(Site):
         return tokens
 
     def _call(self, x: Tensor, part: slice | None, name: str, reaches_output: bool) -> Call:
-        names, place = self.block_sites, self.block
-        alike = [block for block, sites in enumerate(names) if sites == names[place]]
+        place = self.block
 
         def observed() -> Tensor:
             streams, length = self.state.observed[place], x.shape[1]
@@ -185,8 +186,7 @@ class PartialSite(Site):
         return Call(
             self.look,
             place,
-            alike.index(place),
-            len(alike),
+            *self.layers[place],
             name,
             self.kinds[name],
             x,
@@ -264,7 +264,6 @@ class PartialSite(Site):
         if name not in counts:
             counts[name] = torch.zeros(call.x.shape[:2], dtype=torch.int32, device=call.x.device)
         self.state.parts[name] = call.part
-        self.state.chances[name] = self.state.chances.get(name, 0) + 1
         if isinstance(work, Tensor):
             counts[name].scatter_add_(1, work, torch.ones_like(work, dtype=torch.int32))
         elif work != NOTHING:
@@ -298,6 +297,12 @@ class PartialRun(Run):
                 "see docs/backbones.md"
             )
         return kinds
+
+    @cached_property
+    def _layers(self) -> list[tuple[int, int]]:
+        """By block, its number among those with the same sites, and how many these are."""
+        alike = [tuple(names) for names in self._block_sites]
+        return [(alike[:block].count(names), alike.count(names)) for block, names in enumerate(alike)]
 
     def take(self, step: int, full: Any, forecast: Any, parts: Parts | None) -> Tensor:
         """The model's output at `step`."""
@@ -334,7 +339,7 @@ class PartialRun(Run):
         course = (
             whole if is_full else checked_course(asked(self.method, "course", look.step, look, num_blocks), num_blocks)
         )
-        site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, full=is_full)
+        site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, self._layers, full=is_full)
         kept_ranges = self.method.boundaries(num_blocks)
         hidden_after = self.method.hidden_after(num_blocks)
         stops = {0, num_blocks, *(at for ends in kept_ranges for at in ends)}
@@ -405,20 +410,25 @@ class PartialRun(Run):
         return names
 
     @property
+    def partial_steps(self) -> list[int]:
+        """Those that computed something, but not all."""
+        return [entry["step"] for entry in self.steps if entry["kind"] == "partial"]
+
+    @property
     def work_flops(self) -> int:
         """None that are counted apart: what stands for features is theirs."""
         return 0
 
     def record(self) -> dict[str, Any]:
-        record = super().record()
+        record = super().record() | {"partial_steps": self.partial_steps}
         if (tokens := self.token_counts()) is not None:
             record["tokens_computed"] = tokens
         return record
 
     def token_counts(self) -> dict[str, Any] | None:
-        """How often the tokens that reach the output were computed, a share of the times that they could have been, averaged
-        over the batch, on their grid; None of a method that selects none."""
-        state = self.state
+        """How often the tokens that reach the output were computed, a share of all sites of all steps, averaged over the batch,
+        on their grid; None of a method that selects none."""
+        state, sites = self.state, [name for names in self.site_names() for name in names]
         if not state.counts or self.inputs.latents.is_meta:
             return None
         grid = self.inputs.grid
@@ -430,7 +440,7 @@ class PartialRun(Run):
             part = state.parts[name]
             shown_counts = counts if part is None else counts[:, part]
             total = total + shown_counts[:, :length].double().mean(dim=0)
-            chances += state.chances[name]
+            chances += sites.count(name) * len(self.steps)
         assert isinstance(total, Tensor), "a site is counted"
         shares = (total / chances).reshape(grid)
         return {

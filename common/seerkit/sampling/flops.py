@@ -321,7 +321,8 @@ def sampling_flops(
     timesteps: Tensor | None = None,
     **conditions: Tensor,
 ) -> dict[str, Any]:
-    """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`.
+    """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`,
+    and of a method that computes part of some steps `partial_steps`.
 
     timesteps (S,): in sampling order, for methods that compute part of a step by what time it is; None takes noise levels that
     are evenly spaced. Where full steps are decided while sampling, these are None, and `full_steps_bounds` and
@@ -353,6 +354,7 @@ def sampling_flops(
             "flops_ratio": uncached / total,
             "flops_T_engine": 0.0,
             "full_steps": run.full_steps,
+            "partial_steps": run.partial_steps,
         }
     if isinstance(plan, OpenPlan):
         first, last = cache.always_computed
