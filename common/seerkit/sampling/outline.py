@@ -70,18 +70,14 @@ class Outline:
 
     def __init__(self, model: nn.Module, blocks: Sequence[Sequence[Place]], shape: Sequence[int]) -> None:
         self.model, self.blocks, self.shape = model, blocks, tuple(shape)
-        self.SITE_KINDS = model.SITE_KINDS
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
     TIME = "t"
 
     def step_flops(self, latents: Tensor, **conditions: Any) -> tuple[int, int]:
         return self.model.step_flops(torch.empty(self.shape, device="meta"), **conditions)
-
-    def block_sites(self) -> Any:
-        return self.model.block_sites()
-
-    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.noise_levels(timesteps)
 
     def tokens(self, latents: Tensor) -> Tokens:
         return replace(self.model.tokens(torch.empty(self.shape, device="meta")), dim=1)
