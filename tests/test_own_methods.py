@@ -56,6 +56,7 @@ def test_examples_join_a_command(run_script, flags, tmp_path):
     assert 1 < rows["brightest"]["flops_ratio"] < 12 / 3, "between full steps something is computed"
     assert rows["damped-N4-W2-damping=0.8"]["full_steps"] == [0, 1, 5, 9]
 
+    plugins = [part for name in ("damped_predictor", "steady_schedule") for part in ("--plugin", FOLDER / f"{name}.py")]
     both = ["--method", "damped", "--schedule", "steady", "--set", "threshold=1000", "--output-dir", tmp_path / "both"]
     done = run_script("TaylorSeer-FLUX/sample.py", *flags, *plugins, *both)
     assert done.returncode == 0, done.stderr
