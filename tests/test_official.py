@@ -11,6 +11,7 @@ import reference
 import torch
 
 from cache_dic import make_cache
+from cache_dic.methods.clusca import ClusCa
 from cache_dic.methods.magcache import read_table
 from cache_dic.methods.toca import ToCa
 
@@ -68,6 +69,26 @@ def test_tokens_and_kinds_of_steps_are_those_of_the_official_code(watched, file,
     (branch,) = run["branches"]
     assert watched.kinds == branch["kinds"]
     assert watched.chosen == branch["chosen"]
+
+
+@pytest.mark.parametrize(("file", "number"), reference.files("clusca"))
+def test_clusca_computes_the_tokens_that_the_official_code_does(monkeypatch, file, number):
+    """Its random numbers were those of our runs; clusters, and so tokens, follow from the features of all blocks."""
+    ours: dict[str, dict[str, str]] = {}
+    work = ClusCa.work
+
+    def watch(method, call):
+        rows = work(method, call)
+        if isinstance(rows, torch.Tensor):
+            ours.setdefault(str(call.look.step), {})[f"{call.block}.{call.name}"] = reference.chosen(rows)
+        return rows
+
+    monkeypatch.setattr(ClusCa, "work", watch)
+    stored = reference.stored(file)
+    run = stored["runs"][number]
+    reference.compare(file, number, make_cache("clusca", preset=stored["network"], **run["settings"]))
+    (branch,) = run["branches"]
+    assert ours == branch["chosen"]
 
 
 def assert_agrees(name: str, method: str, played: Any, **settings: object) -> None:
