@@ -98,6 +98,8 @@ def make_image(args: argparse.Namespace, label: str, cache: "Cache") -> None:
     (row,) = make_rows(chosen, args.num_steps, outcomes, counts, {label: {}})
     print(f"{args.model}, {label}: {args.prompt}")
     print(f"full steps: {' '.join(map(str, row['full_steps']))} ({len(row['full_steps'])} of {row['num_steps']})")
+    if partial := row.get("partial_steps"):
+        print(f"partial steps: {' '.join(map(str, partial))}")
     print(f"latency: {row['latency']['median_s']:.2f} s, the first call's work included")
     print(f"FLOPs: {row['flops_T']:.3f} of {row['flops_T_uncached']:.3f} T ({row['flops_ratio']:.2f}x)")
     print(f"image: {args.output}")

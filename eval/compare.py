@@ -178,6 +178,7 @@ def plan(entries: "Sequence[Entry]") -> dict[str, Any]:
             "label": entry.label,
             "num_steps": entry.job.num_steps,
             "full_steps": counts["full_steps"],
+            **{name: counts[name] for name in ("partial_steps",) if name in counts},
             "flops_ratio": counts["flops_T"] and base / counts["flops_T"],
             **bounds,
             **({"note": DECIDED} if bounds else {}),

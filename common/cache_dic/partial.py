@@ -15,6 +15,7 @@
 Fields that are set when it is made are its settings, the others the state of one run, which starts with a fresh copy.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
     from cache_dic.look import Look
 
-ATTENTION, CROSS, MLP, FUSED = "attention", "cross", "mlp", "fused"
-"""Kinds of sites: tokens attend to each other; to something else; go through an MLP each; attention and an MLP in one."""
+ATTENTION, TEMPORAL, CROSS, MLP, FUSED = "attention", "temporal", "cross", "mlp", "fused"
+"""Kinds of sites: tokens attend to each other; to those of their place in other frames; to something else; go through an MLP
+each; attention and an MLP in one."""
 
 TOKENWISE = (CROSS, MLP)
 """Kinds in which a token's feature depends on that token alone; of a FUSED one, where its attention is given."""
@@ -54,8 +56,9 @@ class Range(NamedTuple):
 class Kept:
     """What is kept of a site from step to step, of all its tokens.
 
-    values: its last features, the newest last; attended: of a fused site, what its attention gave it then. age: steps since
-    each token was last computed (B, L), where a method counts them. state: whatever else a method keeps.
+    values: its last features, the newest last; attended: of a fused site, what its attention gave it then. age: how often the
+    site was called since each token was last computed (B, L), where a method counts it and tokens can be computed apart.
+    state: whatever else a method keeps.
     """
 
     values: "list[Tensor]" = field(default_factory=list)
@@ -110,6 +113,7 @@ class Call:
         return self.look.random(self.x.shape[1])
 
 
+@functools.lru_cache(maxsize=4096)
 def count_of(ratio: float, total: int) -> int:
     """How many of `total` a ratio between 0 and 1 is, rounded down in float32, as the methods' code does."""
     import torch
@@ -125,7 +129,7 @@ class Partial(Decider):
     its values; None, nothing, so that attention stays as it is. selects_tokens: it may ask for some of the tokens of a site,
     which works where one process holds all of them. history: how many features of a site are kept. keeps_age: the
     steps since each token was computed are counted. separate_branches: guidance branches are model calls of their own, so
-    that one may be left out.
+    that one may be left out. shares_kept: what is kept is kept once for all branches, each of which decides for itself.
     """
 
     observes: str | None = None
@@ -133,6 +137,7 @@ class Partial(Decider):
     history: int = 1
     keeps_age: bool = False
     separate_branches: bool = False
+    shares_kept: bool = False
 
     def decide(self, look: "Look") -> bool:
         """Whether everything is computed."""
@@ -179,9 +184,16 @@ class Partial(Decider):
 
 def take_rows(x: "Tensor", rows: "Tensor") -> "Tensor":
     """Some tokens (B, rows) of all: (B, L, D) -> (B, rows, D)."""
-    return x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return x[_samples(rows), rows]
 
 
 def write_rows(x: "Tensor", rows: "Tensor", fresh: "Tensor") -> "Tensor":
     """Write tokens (B, rows) into all, in place: (B, rows, D) into (B, L, D)."""
-    return x.scatter_(1, rows.unsqueeze(-1).expand_as(fresh), fresh)
+    return x.index_put_((_samples(rows), rows), fresh)
+
+
+def _samples(rows: "Tensor") -> "Tensor":
+    """Numbers of the samples (B, 1): with these, whole tokens are copied, which on a CPU takes a third of gather's time."""
+    import torch
+
+    return torch.arange(len(rows), device=rows.device).unsqueeze(1)

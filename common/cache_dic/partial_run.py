@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from cache_dic.partial import (
     NOTHING,
     RESIDUAL,
     REST,
+    TEMPORAL,
     TOKENWISE,
     WALK,
     Call,
@@ -63,7 +65,7 @@ def attention_received(q: Tensor, k: Tensor, keys: Tensor | None = None) -> Tens
 
 OBSERVERS: dict[str, Callable[..., Tensor]] = {
     "attention": lambda q, k, v, keys=None: attention_received(q, k, keys),
-    "values": lambda q, k, v, keys=None: v.norm(dim=-1).mean(dim=1),
+    "values": lambda q, k, v, keys=None: v.norm(dim=-1, dtype=torch.promote_types(v.dtype, torch.float32)).mean(dim=1),
 }
 """By what `Partial.observes` may be: queries, keys and values (B, H, L, d) -> (B, L)."""
 
@@ -73,7 +75,8 @@ class State:
     """What is kept from step to step.
 
     kept: by block and site. observed: by block, and stream where several are joined (else ""). residuals: by range of blocks,
-    what they added. counts: by site, how often each token was computed (B, L); chances: how often it could have been.
+    what they added. counts: by site, how often each token was computed (B, L); parts: which of them reach the output. calls: of
+    the model so far, of all guidance branches that share this.
     """
 
     kept: dict[tuple[int, str], Kept] = field(default_factory=dict)
@@ -81,12 +84,13 @@ class State:
     residuals: dict[tuple[int, int], Streams] = field(default_factory=dict)
     hidden: Tensor | None = None
     counts: dict[str, Tensor] = field(default_factory=dict)
-    chances: dict[str, int] = field(default_factory=dict)
     parts: dict[str, slice | None] = field(default_factory=dict)
+    calls: int = 0
 
-    def num_bytes(self) -> int:
-        """Of the tensors that are kept."""
+    def tensors(self, others: Any = ()) -> list[Tensor]:
+        """Those that are kept, and those among others, each once."""
         found: list[Tensor] = [t for seen in self.observed.values() for t in seen.values()]
+        found += _tensors(others)
         for kept in self.kept.values():
             found += [*kept.values, *kept.attended, *([] if kept.age is None else [kept.age])]
             found += [t for value in kept.state.values() for t in _tensors(value)]
@@ -94,8 +98,11 @@ class State:
             found += [moved.x, *moved.others]
         if self.hidden is not None:
             found.append(self.hidden)
-        by_storage = {t.data_ptr() if not t.is_meta else id(t): t.numel() * t.element_size() for t in found}
-        return sum(by_storage.values())
+        return list({id(t): t for t in found}.values())
+
+    def num_bytes(self, others: Any = ()) -> int:
+        """Of the tensors that are kept, and of those among others."""
+        return sum(t.numel() * t.element_size() for t in self.tensors(others))
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -109,7 +116,8 @@ def _tensors(value: Any) -> list[Tensor]:
 class PartialSite(Site):
     """Asks the method at every call what to compute, keeps what was computed, and notes it in `work`.
 
-    full: everything is computed, without asking. block_sites: names of the sites that reach the output, by block.
+    full: everything is computed, without asking. block_sites: names of the sites that reach the output, by block. layers: by
+    block, its number among those with the same sites, and how many these are.
     Not compiled: what a step computes differs from the step before, in sites and in how many tokens, so that each would be a
     graph of its own.
     """
@@ -123,11 +131,12 @@ class PartialSite(Site):
         look: Look,
         kinds: Mapping[str, str],
         block_sites: Sequence[Sequence[str]],
+        layers: Sequence[tuple[int, int]],
         *,
         full: bool,
     ) -> None:
         self.method, self.state, self.look, self.kinds, self.full = method, state, look, kinds, full
-        self.block_sites = [tuple(names) for names in block_sites]
+        self.block_sites, self.layers = block_sites, layers
         self.work: list[Work] = []
         self.block, self._left = -1, 0
 
@@ -156,7 +165,8 @@ class PartialSite(Site):
                 self._left = len(self.block_sites[self.block])
             self._left -= 1
         call = self._call(x, part, name, reaches_output)
-        work = EVERYTHING if self.full or not call.kept.values else self._asked(call)
+        nothing_kept = not (call.kept.values or call.kept.attended)
+        work = EVERYTHING if self.full or nothing_kept else self._asked(call)
         value = self._value(call, work, feature, attended)
         self.work.append((call.block, name, work if isinstance(work, str) else work.shape[1]))
         self._count(call, work)
@@ -166,8 +176,7 @@ class PartialSite(Site):
         return tokens
 
     def _call(self, x: Tensor, part: slice | None, name: str, reaches_output: bool) -> Call:
-        names, place = self.block_sites, self.block
-        alike = [block for block, sites in enumerate(names) if sites == names[place]]
+        place = self.block
 
         def observed() -> Tensor:
             streams, length = self.state.observed[place], x.shape[1]
@@ -177,8 +186,7 @@ class PartialSite(Site):
         return Call(
             self.look,
             place,
-            alike.index(place),
-            len(alike),
+            *self.layers[place],
             name,
             self.kinds[name],
             x,
@@ -219,11 +227,12 @@ class PartialSite(Site):
                 some.append(take_rows(method.forecast(call, kept.attended), work))
             assert callable(feature), "a site whose tokens are computed apart is handed the computation"
             value = method.refresh(call, work, feature(*some))
-            if method.keeps_age:
-                assert kept.age is not None, "since the site was last computed"
+            if kept.age is not None:
                 kept.age = (kept.age + 1).scatter_(1, work, 0)
             return value
         if work == NOTHING:
+            if kept.age is not None:
+                kept.age = kept.age + 1
             return method.forecast(call, kept.values)
         found: list[Tensor] = []
         if work == REST:
@@ -232,7 +241,7 @@ class PartialSite(Site):
             found.append(attended().detach())
         value = computed(feature, call.x, (lambda: found[0]) if found else None).detach()
         method.learn_feature(call, value, found[0] if work == EVERYTHING and found else None)
-        if method.keeps_age:
+        if method.keeps_age and call.kind != ATTENTION:
             kept.age = torch.zeros(call.x.shape[:2], dtype=torch.int64, device=call.x.device)
         return value
 
@@ -249,13 +258,12 @@ class PartialSite(Site):
 
     def _count(self, call: Call, work: str | Tensor) -> None:
         """Which tokens on the way to the output were computed, of methods that select some."""
-        if not (self.method.selects_tokens and call.reaches_output and call.kind != ATTENTION):
+        if not (self.method.selects_tokens and call.reaches_output and call.kind not in (ATTENTION, TEMPORAL)):
             return
         counts, name = self.state.counts, call.name
         if name not in counts:
             counts[name] = torch.zeros(call.x.shape[:2], dtype=torch.int32, device=call.x.device)
         self.state.parts[name] = call.part
-        self.state.chances[name] = self.state.chances.get(name, 0) + 1
         if isinstance(work, Tensor):
             counts[name].scatter_add_(1, work, torch.ones_like(work, dtype=torch.int32))
         elif work != NOTHING:
@@ -273,7 +281,9 @@ class PartialRun(Run):
                 f"method {self.cache.method!r} selects tokens among all of them, and {shard.size} processes share them here; "
                 "sample in one process, or take a method that computes all tokens or none"
             )
-        self.method, self.state = decider, State()
+        self.method = decider
+        self.shares = self.leader is not None and decider.shares_kept
+        self.state: State = self.leader.state if self.shares else State()  # type: ignore[union-attr]
         self.last_output: Tensor | None = None  # for the other guidance branch
         self.bytes_seen = 0
         self.work_by_step: list[tuple[Work, ...]] = []
@@ -288,15 +298,23 @@ class PartialRun(Run):
             )
         return kinds
 
+    @cached_property
+    def _layers(self) -> list[tuple[int, int]]:
+        """By block, its number among those with the same sites, and how many these are."""
+        alike = [tuple(names) for names in self._block_sites]
+        return [(alike[:block].count(names), alike.count(names)) for block, names in enumerate(alike)]
+
     def take(self, step: int, full: Any, forecast: Any, parts: Parts | None) -> Tensor:
         """The model's output at `step`."""
-        look = Look(self.inputs, step, self.plan.num_steps, self.plan.full_steps, parts)
         leader = self.leader
         assert leader is None or isinstance(leader, PartialRun), "of the same cache"
         if leader is not None and len(leader.steps) <= step:
             raise ValueError(
                 f"step {step} of the guidance branch that decides is to be taken before that of the others"
             )
+        full_steps = leader.plan.full_steps if leader is not None and self.shares else self.plan.full_steps
+        look = Look(self.inputs, step, self.plan.num_steps, full_steps, parts)
+        look.calls = self.state.calls
         look.leading = None if leader is None else leader.last_output
         output = None if leader is None else asked(self.method, "from_leader", step, look)
         if output is not None:
@@ -306,7 +324,8 @@ class PartialRun(Run):
             output, entry = self._walked_step(look)
         self.last_output = output
         learned(self.method, look, output)
-        self.bytes_seen = max(self.bytes_seen, self.state.num_bytes())
+        self.state.calls += 1
+        self.bytes_seen = max(self.bytes_seen, self.state.num_bytes(vars(self.method)))
         self.steps.append({"step": step, **entry, **look.reported})
         self.table.forget_before(step + 1)
         return output
@@ -314,13 +333,13 @@ class PartialRun(Run):
     def _walked_step(self, look: Look) -> tuple[Tensor, dict[str, Any]]:
         parts, state, num_blocks = look.parts, self.state, len(self._block_sites)
         is_full = decided(self.method, look, self.plan.num_steps)
-        if self.leader is not None:
+        if self.leader is not None and not self.shares:
             is_full = self.leader.steps[look.step]["kind"] == "full"
         whole = [Range(0, num_blocks)]
         course = (
             whole if is_full else checked_course(asked(self.method, "course", look.step, look, num_blocks), num_blocks)
         )
-        site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, full=is_full)
+        site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, self._layers, full=is_full)
         kept_ranges = self.method.boundaries(num_blocks)
         hidden_after = self.method.hidden_after(num_blocks)
         stops = {0, num_blocks, *(at for ends in kept_ranges for at in ends)}
@@ -379,8 +398,9 @@ class PartialRun(Run):
 
     @property
     def kept_bytes(self) -> int:
-        """The most bytes kept from one step to the next; before the first one, what the shape of the tokens tells."""
-        return self.bytes_seen or super().kept_bytes
+        """The most bytes kept from one step to the next, where the leading branch does not keep them, too; before the first
+        one, what the shape of the tokens tells."""
+        return 0 if self.shares else self.bytes_seen or super().kept_bytes
 
     def site_names(self) -> list[list[str]]:
         """Of all streams, by block, as the first step called them."""
@@ -390,20 +410,25 @@ class PartialRun(Run):
         return names
 
     @property
+    def partial_steps(self) -> list[int]:
+        """Those that computed something, but not all."""
+        return [entry["step"] for entry in self.steps if entry["kind"] == "partial"]
+
+    @property
     def work_flops(self) -> int:
         """None that are counted apart: what stands for features is theirs."""
         return 0
 
     def record(self) -> dict[str, Any]:
-        record = super().record()
+        record = super().record() | {"partial_steps": self.partial_steps}
         if (tokens := self.token_counts()) is not None:
             record["tokens_computed"] = tokens
         return record
 
     def token_counts(self) -> dict[str, Any] | None:
-        """How often the tokens that reach the output were computed, a share of the times that they could have been, averaged
-        over the batch, on their grid; None of a method that selects none."""
-        state = self.state
+        """How often the tokens that reach the output were computed, a share of all sites of all steps, averaged over the batch,
+        on their grid; None of a method that selects none."""
+        state, sites = self.state, [name for names in self.site_names() for name in names]
         if not state.counts or self.inputs.latents.is_meta:
             return None
         grid = self.inputs.grid
@@ -415,7 +440,7 @@ class PartialRun(Run):
             part = state.parts[name]
             shown_counts = counts if part is None else counts[:, part]
             total = total + shown_counts[:, :length].double().mean(dim=0)
-            chances += state.chances[name]
+            chances += sites.count(name) * len(self.steps)
         assert isinstance(total, Tensor), "a site is counted"
         shares = (total / chances).reshape(grid)
         return {

@@ -44,9 +44,9 @@ def change_cell(row: Mapping[str, Any], key: str) -> str:
 
 
 def computed_cell(row: Mapping[str, Any]) -> str:
-    """Full steps of a row, mean and range where they differ from sample to sample."""
-    done = row["computed"]
-    return full_steps_cell(done["mean"], done["min"], done["max"], row["num_steps"])
+    """Full steps of a row, mean and range where they differ from sample to sample, and partial ones."""
+    done, partial = row["computed"], len(row.get("partial_steps", ()))
+    return full_steps_cell(done["mean"], done["min"], done["max"], row["num_steps"], partial)
 
 
 COSTS_HEADER = ["method", "decided", "form", "kept MiB", "decision %", "forecast %", "forecast step %"]

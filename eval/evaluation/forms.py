@@ -124,7 +124,8 @@ INTERVAL: Form = dict.fromkeys(("mean", "low", "high"), (None, float))
 _SCORES = ("score", "class_accuracy", "flicker")
 _COMPARED: Form = {
     "label": str, "name": str, "form": (None, str), "groups": list, "num_steps": int,
-    "computed": {"mean": float, "min": int, "max": int}, "flops_ratio": positive, "kept_bytes": float,
+    "computed": {"mean": float, "min": int, "max": int}, "partial_steps": (None, list), "flops_ratio": positive,
+    "kept_bytes": float,
     "latency": {"ratio": positive, "processor_ratio": (None, positive)},
     "psnr": (None, {**PSNR, "low_db": (None, float), "high_db": (None, float)}),
     "ssim": (None, INTERVAL), "lite0": (None, INTERVAL), "samples": {"psnr_db": (None, [(None, float)])},

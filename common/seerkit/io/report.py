@@ -41,6 +41,7 @@ def make_rows(
             "engine": cache.engine,
             "num_steps": num_steps,
             "full_steps": counts[label]["full_steps"] or [],
+            **{key: counts[label][key] for key in ("partial_steps",) if key in counts[label]},
             "kept_bytes": counts[label]["kept_bytes"][cache.engine],
         }
         rows.append(
@@ -70,14 +71,15 @@ def _decided(batches: Sequence[Mapping[str, Any]], count: Mapping[str, Any]) -> 
 
 
 def _full_steps(row: Row) -> str:
-    """Full steps of all, in the mean and the range over batches where they differ."""
+    """Full steps of all, in the mean and the range over batches where they differ, and partial ones of the last batch."""
     counts = [len(steps) for steps in row.get("full_steps_by_batch", [row["full_steps"]])]
-    return full_steps_cell(sum(counts) / len(counts), min(counts), max(counts), row["num_steps"])
+    partial = len(row.get("partial_steps", ()))
+    return full_steps_cell(sum(counts) / len(counts), min(counts), max(counts), row["num_steps"], partial)
 
 
 MEANINGS = {
     "method": "the cache: N steps from one full step to the next, W full steps at the start, O the highest order forecast",
-    "full steps": "steps at which the whole model was computed, of all",
+    "full steps": "steps at which the whole model was computed, of all; partial ones computed some of its sites or tokens",
     "TFLOPs": "10¹² operations for one batch, 2 per multiply-add, forecasts included",
     "FLOPs ratio": "operations of the uncached run over those of this one",
     "latency s": "seconds for one batch, the median (and the range) over batches; a first call includes work that is done once",

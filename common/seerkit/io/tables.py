@@ -42,6 +42,7 @@ def _align(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 else cell.rjust(width)
 
 
-def full_steps_cell(mean: float, low: int, high: int, num_steps: int) -> str:
-    """Full steps of all: their number, or mean and range where it differs between samples."""
-    return f"{high}/{num_steps}" if low == high else f"{mean:.1f} ({low}-{high})/{num_steps}"
+def full_steps_cell(mean: float, low: int, high: int, num_steps: int, num_partial: int = 0) -> str:
+    """Full steps of all: their number, or mean and range where it differs between samples; and partial ones."""
+    full = f"{high}/{num_steps}" if low == high else f"{mean:.1f} ({low}-{high})/{num_steps}"
+    return f"{full}, {num_partial} partial" if num_partial else full

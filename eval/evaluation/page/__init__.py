@@ -2,9 +2,11 @@
 
 OUT/index.html         text, style and script; images and videos are the run's own files beside it
 OUT/page/LABEL/*.jpg   smaller copies of images above `LARGE` pixels a side, for the lists; comparisons show the images
+OUT/tokens/LABEL.png   how often each token was computed, of methods that select some
 """
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,20 +18,37 @@ from urllib.parse import quote
 from PIL import Image
 
 from evaluation.forms import CONDITIONS
+from seerkit.io.computed import draw_token_map, partly_computed, percent, shares_of, step_in_words
 from seerkit.io.files import write_text, written_whole
 from seerkit.io.images import read_image
-from seerkit.io.media import to_pil
+from seerkit.io.media import save_png, to_pil
 from seerkit.io.records import Form, misfit
 from seerkit.io.report import MEANINGS, Comparison, Row
+from seerkit.io.tables import counted
 
 MOST_SHOWN = 1000  # samples of a page
 LARGE, SMALL = 512, 384  # pixels a side: above which an image gets a smaller copy, and of that copy
 BLOCKY = 256  # pixels a side up to which samples are enlarged by whole pixels rather than blurred
 LONG_LINE = 72  # characters of a command that stays on one line
+
+
+def on_a_grid(value: Any) -> bool:
+    """shares of tokens on their grid"""
+    if misfit(value, {"grid": [int], "share": [[float]]}) is not None or min(value["grid"]) < 1:
+        return False
+    *_, columns = value["grid"]
+    return (
+        len(value["grid"]) > 1
+        and len(value["share"]) * columns == math.prod(value["grid"])
+        and all(len(line) == columns for line in value["share"])
+    )
+
+
 READ: Form = {
     "label": str, "full_steps": [int], "num_steps": int, "flops_T": float, "flops_ratio": float, "kept_bytes": float,
     "latency": (None, {"median_s": float, "min_s": float, "max_s": float}), "psnr": (None, dict),
-    "num_samples": (None, int), "command_line": (None, str),
+    "num_samples": (None, int), "command_line": (None, str), "partial_steps": (None, list), "steps": (None, [{"step": int}]),
+    "tokens_computed": (None, on_a_grid),
     "conditions": (None, {**CONDITIONS, "python": str, "commit": (None, str)}),
 }  # fmt: skip
 """Of a row."""
@@ -83,6 +102,8 @@ def write_page(
         comparison=comparison,
         meanings={heading: MEANINGS[heading] for heading in comparison.header if heading in MEANINGS},
         strips=[_strip(row) for row in comparison.rows],
+        kinds=KINDS,
+        maps=[_map(folder, row) for row in comparison.rows if "tokens_computed" in row],
         samples=shown,
         num_samples=len(samples),
         is_video=any(figure["frames"] for sample in shown for figure in sample["figures"]),
@@ -141,12 +162,43 @@ def _url(folder: Path, file: Path) -> str:
 # --------------------------------------------------------------------------------------------------------------- words
 
 
+KINDS = {
+    "full": "the whole model is computed",
+    "partial": "some of its sites or tokens are",
+    "forecast": "its output is forecast from full steps",
+}
+"""Of steps."""
+
+
 def _strip(row: Row) -> dict[str, Any]:
-    full = set(row["full_steps"])
+    """The kind of every step and what it computed, in words."""
+    kinds = dict.fromkeys(range(row["num_steps"]), "forecast")
+    kinds |= dict.fromkeys(row.get("partial_steps", ()), "partial") | dict.fromkeys(row["full_steps"], "full")
+    by_step = {entry["step"]: text for entry in row.get("steps", ()) if (text := step_in_words(entry))}
+    told = [f"full are {', '.join(map(str, row['full_steps']))}"]
+    if row.get("partial_steps"):
+        told.append(f"partial are {', '.join(map(str, row['partial_steps']))}")
     return {
         "label": row["label"],
-        "cells": [step in full for step in range(row["num_steps"])],
-        "full": ", ".join(map(str, row["full_steps"])),
+        "cells": [(kind, f"step {step}: {by_step.get(step, kind)}") for step, kind in kinds.items()],
+        "told": "; ".join(told),
+        "computed": list(partly_computed(row)),
+    }
+
+
+def _map(folder: Path, row: Row) -> dict[str, Any]:
+    """The picture of how often tokens were computed, written beside the samples."""
+    path, tokens = folder / "tokens" / f"{row['label']}.png", row["tokens_computed"]
+    sheet, shares = draw_token_map(tokens, row["label"]), shares_of(tokens)
+    save_png(path, sheet)
+    frames, rows, columns = shares.shape
+    many = f"{counted(frames, 'frame')} of " if frames > 1 else ""
+    return {
+        "label": row["label"],
+        "url": _url(folder, path),
+        "width": sheet.width,
+        "height": sheet.height,
+        "told": f"{many}{rows} × {columns} tokens, computed {percent(shares.min())} to {percent(shares.max())} of the times",
     }
 
 

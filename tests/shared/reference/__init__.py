@@ -11,7 +11,7 @@ import json
 import re
 import string
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,7 @@ _GIVEN = {"dit": _dit, "flux": _flux, "hunyuan_video": _hunyuan_video, "wan": _w
 def play(name: str, loop: OpenLoop, cache: Cache) -> tuple[list[Run], list[Tensor]]:
     """Our network over an open loop under a cache: its runs and their outputs (S, B, …), by branch."""
     model, runs, sigmas = network(name), [], None if name == "dit" else loop.sigmas
+    cache = replace(cache, branches=len(loop.branches))
     for conditions in loop.branches:
         follows = {"leader": runs[0]} if runs else {}
         runs.append(cache.start(model, loop.latents[0], loop.timesteps, sigmas=sigmas, **follows, **conditions))
