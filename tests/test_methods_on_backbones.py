@@ -26,15 +26,15 @@ SETTINGS: dict[str, dict[str, Any]] = {  # of methods without any for a tiny net
     "easycache": {"forced_first": 2},
     "navicache": {"forced_first": 2, "align_steps": 3},
 }
+NEVER_ALL = {
+    ("toca", "dit"),
+    ("duca", "dit"),
+}  # released with an interval of 2 in a stretch of the run, whatever is asked for
 EVERY: dict[str, dict[str, Any]] = {  # settings of methods without an interval or threshold that compute everything
     "pab": {"spatial_range": 1, "cross_range": 1},
     "fastercache": {"attention_interval": 1, "both_interval": 1},
     "fastercache_diffusers": {"attention_range": 1, "both_range": 1},
 }
-NEVER_ALL = {
-    ("toca", "dit"),
-    ("duca", "dit"),
-}  # released with an interval of 2 in a stretch of the run, whatever is asked for
 BOUNDS = (
     "threshold",
     "residual_diff_threshold",

@@ -93,10 +93,11 @@ def count_caches(
 
 
 def count_case(backbone: Backbone, case: Case, cache: "Cache", num_steps: int) -> dict[str, Any]:
-    """`seerkit.sampling.flops.sampling_flops` of a model's case over its own timesteps."""
+    """`seerkit.sampling.flops.sampling_flops` of a model's case, with its own timesteps."""
+    from cache_dic.engine import PartialEngine
     from seerkit.sampling.flops import sampling_flops
 
-    times = backbone.timesteps(case, num_steps)
+    times = backbone.timesteps(case, num_steps).cpu() if cache.engine == PartialEngine.name else None
     return sampling_flops(
-        case.model, cache, num_steps, case.latents, timesteps=times, branches=case.branches, **case.conditions
+        case.model, cache, num_steps, case.latents, times=times, branches=case.branches, **case.conditions
     )

@@ -18,7 +18,7 @@ from cache_dic.engine import PartialEngine, engine_class
 from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
-from seerkit.sampling.outline import Place, outline, outlined_run
+from seerkit.sampling.outline import Place, outline, outlined_runs
 
 
 def grouped_mm_flops(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
@@ -319,17 +319,17 @@ def sampling_flops(
     num_steps: int,
     latents: Tensor,
     *,
-    timesteps: Tensor | None = None,
+    times: Tensor | None = None,
     branches: int = 1,
     **conditions: Tensor,
 ) -> dict[str, Any]:
     """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`,
     and of a method that computes part of some steps `partial_steps`.
 
-    timesteps (S,): in sampling order, for methods that compute part of a step by what time it is; None takes noise levels that
-    are evenly spaced. branches: of guidance, whose rows latents and conditions have together; methods that may leave one out
-    call the model for each. Where full steps are decided while sampling, these are None, and `full_steps_bounds` and
-    `flops_ratio_bounds` are there. UserError where the cache has a memory limit that it would not keep to.
+    times: timesteps (S,) of the run, on the host, which some methods go by; None for evenly spaced ones. branches: of guidance,
+    whose rows latents and conditions have together; methods that may leave one out call the model for each.
+    Where full steps are decided while sampling, these are None, and `full_steps_bounds` and `flops_ratio_bounds` are there.
+    UserError where the cache has a memory limit that it would not keep to.
     """
     plan, tokens = cache.plan(num_steps), model.tokens(latents)
     full, forecast = step_flops(model, latents, conditions)
@@ -346,12 +346,13 @@ def sampling_flops(
     if cache.engine == PartialEngine.name:
         backbone: Any = type(model)
         blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
-        levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
-        spaced = levels * getattr(model, "TIME_SPAN", TRAINING_SPAN)
-        times, sigmas = (spaced, levels) if timesteps is None else (timesteps.cpu(), None)
+        if times is None:
+            times = torch.linspace(getattr(model, "TIME_SPAN", TRAINING_SPAN), 0, num_steps + 1, device="cpu")[:-1]
         calls = branches if cache.separate_branches else 1
-        runs, kept = outlined_run(model, blocks, cache, latents.shape, times, sigmas, conditions, calls)
-        total = sum(_partial_run_flops(run, model, latents, conditions) for run in runs) // calls  # each has all rows
+        runs, kept = outlined_runs(model, blocks, cache, latents.shape, times, calls, conditions)
+        total = (
+            sum(_partial_run_flops(run, model, latents, conditions) for run in runs) // calls
+        )  # each with the rows of all
         return {
             **common,
             "kept_bytes": {cache.engine: kept // calls},

@@ -112,31 +112,29 @@ class Outline:
         return streams
 
 
-def outlined_run(
+def outlined_runs(
     model: nn.Module,
     blocks: Sequence[Sequence[Place]],
     cache: Cache,
     shape: Sequence[int],
-    timesteps: Tensor,
-    sigmas: Tensor | None,
+    times: Tensor,
+    branches: int,
     conditions: dict[str, Any],
-    branches: int = 1,
 ) -> tuple[list[PartialRun], int]:
-    """The runs over timesteps (S,) of so many guidance branches, each for latents of a shape, and the most bytes that they
-    would keep; conditions may be on meta."""
+    """The runs of guidance branches with calls of their own, over timesteps (S,), and the most bytes that they would keep.
+
+    shape: of the latents of a call; conditions may be on the meta device.
+    """
     stand_in = Outline(model, blocks, shape)
     whole = model.tokens(torch.empty(tuple(shape), device="meta"))
     feature_bytes, kept = whole.dim * whole.dtype.itemsize, 0
-    latents = torch.zeros(tuple(shape))
+    latents, start = torch.zeros(tuple(shape)), Streams(torch.zeros(whole.batch, whole.length, 1))
+    cache, tokens = replace(cache, branches=branches), stand_in.tokens(latents)
     runs: list[PartialRun] = []
-    cache = replace(cache, branches=branches)
     for _ in range(branches):
-        leader = runs[0] if runs else None
-        run = cache.start(stand_in, latents, timesteps, leader=leader, sigmas=sigmas, **conditions)
+        run = cache.start(stand_in, latents, times, leader=runs[0] if runs else None, **conditions)
         assert isinstance(run, PartialRun), "of a method that computes part of a step"
         runs.append(run)
-    tokens = stand_in.tokens(latents)
-    start = Streams(torch.zeros(whole.batch, whole.length, 1))
     parts = Parts(
         latents=latents,
         modulated=lambda: start.x,
@@ -144,10 +142,13 @@ def outlined_run(
         walk=stand_in.walk,
         leave=lambda streams: latents,
     )
-    for step in range(len(timesteps)):
+    for step in range(len(times)):
         for run in runs:
             run.at(step)(tokens, lambda site: latents, lambda advance: latents, parts)
-        found = {id(t): t for run in runs for t in run.state.tensors(vars(run.method))}
-        sizes = (math.prod(t.shape) * (feature_bytes if t.ndim == 3 else t.element_size()) for t in found.values())
+        found = {id(t): t for run in runs for t in run.state.tensors(vars(run.method))}.values()
+        sizes = (
+            math.prod(t.shape) * (feature_bytes if t.ndim == 3 else t.element_size())
+            for t in {id(t): t for t in found}.values()
+        )
         kept = max(kept, sum(sizes))
     return runs, kept
