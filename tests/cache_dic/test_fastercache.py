@@ -1,4 +1,4 @@
-"""FasterCache and diffusers' form of it: tables of steps, extrapolation, bands and gains by hand; what is left out costs nothing."""
+"""FasterCache and diffusers' form of it by hand: tables of steps, extrapolation, bands, gains; what is left out costs nothing."""
 
 import json
 from types import SimpleNamespace
