@@ -322,9 +322,7 @@ class PartialRun(Run):
         course = (
             whole if is_full else checked_course(asked(self.method, "course", look.step, look, num_blocks), num_blocks)
         )
-        site = PartialSite(
-            self.method, state, look, self.site_kinds, self._block_sites, self._layers, full=is_full
-        )
+        site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, self._layers, full=is_full)
         kept_ranges = self.method.boundaries(num_blocks)
         hidden_after = self.method.hidden_after(num_blocks)
         stops = {0, num_blocks, *(at for ends in kept_ranges for at in ends)}

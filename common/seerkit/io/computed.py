@@ -57,17 +57,20 @@ def _amount(same: Sequence[Any]) -> str:
 
 def _range(start: int, stop: int, how: str) -> str:
     blocks = f"block {start}" if stop == start + 1 else f"blocks {start}–{stop - 1}"
-    instead = {"residual": "what they last added is added", "hidden": "the tokens after them are those of the step before"}
+    instead = {
+        "residual": "what they last added is added",
+        "hidden": "the tokens after them are those of the step before",
+    }
     return f"{blocks} left out: {instead[how]}"
 
 
 def partly_computed(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Numbers of steps of a row that are not full, and what they computed; steps that did the same together."""
+    """Steps of a row that are not full, and what they computed; those that did the same together."""
     same: dict[str, list[int]] = {}
     for entry in row.get("steps", ()):
         if text := step_in_words(entry):
             same.setdefault(text, []).append(entry["step"])
-    yield from ((spans(steps), text) for text, steps in same.items())
+    yield from ((f"step{'s' * (len(steps) > 1)} {spans(steps)}", text) for text, steps in same.items())
 
 
 # ----------------------------------------------------------------------------------------------------------------- map

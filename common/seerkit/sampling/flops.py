@@ -237,8 +237,8 @@ def _block_counter(
     return lambda block, work: count(sites.index(sites[block]), work)
 
 
-def _partial_run_flops(run: PartialRun) -> int:
-    """Of what each step computed: some tokens of a site cost their share of all of them."""
+def partial_step_flops(run: PartialRun) -> list[int]:
+    """Operations of what each step of a run computed: some tokens of a site cost their share of all of them."""
     inputs, method = run.inputs, run.method
     model, conditions = inputs.model, dict(inputs.conditions)
     backbone: Any = type(model)
@@ -249,13 +249,14 @@ def _partial_run_flops(run: PartialRun) -> int:
     whole = [tuple((name, EVERYTHING) for name in names) for names in run.site_names()]
     around = full - sum(plain(block, work) for block, work in enumerate(whole))  # embedding, modulation and head
     head = part_flops(model, inputs.latents, conditions, 0, 0).head
-    total = 0
-    for entry, work in zip(run.steps, run.work_by_step, strict=True):
+
+    def of_step(entry: Mapping[str, Any], work: tuple[Work, ...]) -> int:
         if "made_of" in entry:
-            continue
-        total += around if work else head
-        total += sum(_block_flops(of_block, block, of) for block, of in _by_block(work).items())
-    return total
+            return 0
+        blocks = sum(_block_flops(of_block, block, of) for block, of in _by_block(work).items())
+        return blocks + (around if work else head)
+
+    return [of_step(*step) for step in zip(run.steps, run.work_by_step, strict=True)]
 
 
 def _by_block(work: tuple[Work, ...]) -> dict[int, Block]:
@@ -282,7 +283,7 @@ def _block_flops(of_block: Callable[[int, Block], int], block: int, work: Block)
 def _run_flops(run: Run) -> tuple[int, int]:
     if isinstance(run, PartialRun):
         full, _ = run.inputs.model.step_flops(run.inputs.latents, **run.inputs.conditions)
-        return _partial_run_flops(run), len(run.steps) * full
+        return sum(partial_step_flops(run)), len(run.steps) * full
     inputs, enters = run.inputs, run.engine.enters_model
     full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
     total, uncached, decided = run.work_flops, len(run.steps) * full, not run.plan.foreseen
@@ -302,7 +303,7 @@ def _run_flops(run: Run) -> tuple[int, int]:
     return total, uncached
 
 
-def _simulated(
+def simulated(
     model: nn.Module, cache: Cache, num_steps: int, latents: Tensor, conditions: dict[str, Tensor]
 ) -> PartialRun:
     """A run on the meta device: what a method computes follows from steps and shapes, whatever the tokens are."""
@@ -339,8 +340,8 @@ def sampling_flops(
         "stream_bytes": tokens.stream_bytes,
     }
     if cache.engine == PartialEngine.name:
-        run = _simulated(model, cache, num_steps, latents, conditions)
-        total = _partial_run_flops(run)
+        run = simulated(model, cache, num_steps, latents, conditions)
+        total = sum(partial_step_flops(run))
         return {
             **common,
             "kept_bytes": {cache.engine: run.kept_bytes},

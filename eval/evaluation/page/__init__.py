@@ -37,8 +37,10 @@ def on_a_grid(value: Any) -> bool:
     if misfit(value, {"grid": [int], "share": [[float]]}) is not None or min(value["grid"]) < 1:
         return False
     *_, columns = value["grid"]
-    return len(value["grid"]) > 1 and len(value["share"]) * columns == math.prod(value["grid"]) and all(
-        len(line) == columns for line in value["share"]
+    return (
+        len(value["grid"]) > 1
+        and len(value["share"]) * columns == math.prod(value["grid"])
+        and all(len(line) == columns for line in value["share"])
     )
 
 
