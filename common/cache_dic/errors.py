@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 
 
@@ -71,7 +70,6 @@ def run_of_user_code(what: str, file: str | None, line: int | None = None) -> It
         raise UserError(": ".join(part for part in (what, place, text) if part)) from error
 
 
-@lru_cache
 def source_of(forecaster: type, method: str = "weights") -> tuple[str | None, int | None]:
     """File of a class and first line of a method, by default a forecaster's, as far as they can be told."""
     codes = [getattr(vars(forecaster).get(name), "__code__", None) for name in (method, "__post_init__")]
