@@ -26,6 +26,10 @@ SETTINGS: dict[str, dict[str, Any]] = {  # of methods without any for a tiny net
     "easycache": {"forced_first": 2},
     "navicache": {"forced_first": 2, "align_steps": 3},
 }
+NEVER_ALL = {
+    ("toca", "dit"),
+    ("duca", "dit"),
+}  # released with an interval of 2 in a stretch of the run, whatever is asked for
 BOUNDS = (
     "threshold",
     "residual_diff_threshold",
@@ -61,7 +65,7 @@ def bound_of(method: str) -> str | None:
     chosen = METHODS[method]
     if not isinstance(SCHEDULES[chosen.schedule], type):
         return None
-    return next(name for name in BOUNDS if name in accepted_settings(method))
+    return next((name for name in BOUNDS if name in accepted_settings(method)), None)
 
 
 @functools.cache
@@ -102,7 +106,7 @@ def test_runs_tells_what_it_computed_and_leaves_nothing_behind(method, backbone)
     assert [run.record() for run in others] == [run.record() for run in runs]
 
 
-@pytest.mark.parametrize(("method", "backbone"), DEFINED)
+@pytest.mark.parametrize(("method", "backbone"), [pair for pair in DEFINED if pair not in NEVER_ALL])
 def test_that_computes_every_step_is_the_uncached_model_to_the_bit(method, backbone):
     """With interval 1, with a threshold of 0, or with a list of all steps."""
     if (bound := bound_of(method)) and method not in FORECASTS:

@@ -3,6 +3,7 @@
 Stored runs are of code that is not installed; diffusers' hooks and cache-dit run here, on the same networks and inputs.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import reference
 import torch
 
 from cache_dic import make_cache
+from cache_dic.methods.clusca import ClusCa
 from cache_dic.methods.magcache import read_table
+from cache_dic.methods.toca import ToCa
 
 TOLERANCE = 1e-4  # of outputs and latents, which are about 1
 METHODS_STORED = sorted({reference.stored(path.stem)["method"] for path in reference.FOLDER.glob("*.json")})
@@ -27,6 +30,65 @@ def test_stored_run(file, number):
     compared = reference.compare(file, number, cache)
     assert compared.ours == compared.theirs
     assert compared.difference <= TOLERANCE * max([1, *map(abs, stored["runs"][number].get("latents") or ())])
+
+
+@dataclass
+class Watched:
+    """What ToCa's rule decided: kinds of every step, in block 0 and the others, and tokens by step, then by block and site."""
+
+    kinds: list[str] = field(default_factory=list)
+    chosen: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@pytest.fixture
+def watched(monkeypatch) -> Watched:
+    seen, decide, work = Watched(), ToCa.decide, ToCa.work
+
+    def watch_kinds(method, look):
+        is_full = decide(method, look)
+        seen.kinds.append("+".join(dict.fromkeys(method.kinds)))
+        return is_full
+
+    def watch_tokens(method, call):
+        rows = work(method, call)
+        if isinstance(rows, torch.Tensor):
+            seen.chosen.setdefault(str(call.look.step), {})[f"{call.block}.{call.name}"] = reference.chosen(rows)
+        return rows
+
+    monkeypatch.setattr(ToCa, "decide", watch_kinds)
+    monkeypatch.setattr(ToCa, "work", watch_tokens)
+    return seen
+
+
+@pytest.mark.parametrize(("file", "number"), [run for method in ("toca", "duca") for run in reference.files(method)])
+def test_tokens_and_kinds_of_steps_are_those_of_the_official_code(watched, file, number):
+    """DiT's interval drifts, block 0 learns of it a step later, ratios follow ramps; FLUX chooses of text and image apart."""
+    stored = reference.stored(file)
+    run = stored["runs"][number]
+    reference.compare(file, number, make_cache(stored["method"], preset=stored["network"], **run["settings"]))
+    (branch,) = run["branches"]
+    assert watched.kinds == branch["kinds"]
+    assert watched.chosen == branch["chosen"]
+
+
+@pytest.mark.parametrize(("file", "number"), reference.files("clusca"))
+def test_clusca_computes_the_tokens_that_the_official_code_does(monkeypatch, file, number):
+    """Its random numbers were those of our runs; clusters, and so tokens, follow from the features of all blocks."""
+    ours: dict[str, dict[str, str]] = {}
+    work = ClusCa.work
+
+    def watch(method, call):
+        rows = work(method, call)
+        if isinstance(rows, torch.Tensor):
+            ours.setdefault(str(call.look.step), {})[f"{call.block}.{call.name}"] = reference.chosen(rows)
+        return rows
+
+    monkeypatch.setattr(ClusCa, "work", watch)
+    stored = reference.stored(file)
+    run = stored["runs"][number]
+    reference.compare(file, number, make_cache("clusca", preset=stored["network"], **run["settings"]))
+    (branch,) = run["branches"]
+    assert ours == branch["chosen"]
 
 
 def assert_agrees(name: str, method: str, played: Any, **settings: object) -> None:

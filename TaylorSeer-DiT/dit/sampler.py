@@ -1,6 +1,7 @@
 """DDIM and DDPM sampling with learned variance and classifier-free guidance (facebookresearch/DiT sample.py)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from cache_dic import Cache, Run, UserError
 from cache_dic.settings import integer
 from dit.diffusion import Diffusion
 from dit.model import DiT
+from seerkit.sampling.branches import Branches
 from seerkit.sampling.checks import (
     check_noise,
     checked_cache,
@@ -38,7 +40,7 @@ def sample(
     cache: Cache | None = None,
     callback: Callback | None = None,
     return_run: bool = False,
-) -> Tensor | tuple[Tensor, Run]:
+) -> Tensor | tuple[Tensor, Run | Branches]:
     """Latents (B, C, H, W) sampled from standard normal noise of that shape for classes y (B,).
 
     guidance_scale, solver, guidance_channels: as in `Sampler`; seed, generators: as in `Sampler.run`.
@@ -94,9 +96,11 @@ class Sampler:
         generators: SampleGenerators | None = None,
         cache: Cache | None = None,
         callback: Callback | None = None,
-    ) -> tuple[Tensor, Run]:
+    ) -> tuple[Tensor, Run | Branches]:
         """Final latents, in the dtype of `noise`, and the run with its record of what was computed.
 
+        Both branches go through the model as one batch and share a cache, but for methods that may leave one out, which have
+        two calls and two runs.
         seed: of the noise that ddpm draws, for samples 0 … B - 1, 0 if None; generators: of other samples, having drawn
         `noise`.
         """
@@ -106,27 +110,34 @@ class Sampler:
         generators = checked_generators(generators, seed, noise, solver=self.solver, draws=self.solver == "ddpm")
         indices = range(self.num_steps - 1, -1, -1)  # the process runs from most to least noise
         timesteps = self.diffusion.timesteps.flip(0).to(noise.device)
-        batch, labels = self._branches(noise), self._labels(y)
-        # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
-        run = cache.start(self.model, batch, timesteps, y=labels)
+        guided = self.guidance_scale != 1
+        labels = [y, torch.full_like(y, self.model.config.num_classes)] if guided else [y]
+        batched = guided and not cache.separate_branches
+        if batched:
+            labels = [torch.cat(labels)]
+
+        def rows() -> Tensor:
+            """What the model gets: conditional and unconditional rows in one batch, in the model's dtype."""
+            latents = x.to(self.model.dtype)
+            return torch.cat([latents, latents]) if batched else latents
+
         x = noise
+        # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
+        cache, runs = replace(cache, branches=len(labels)), []
+        for of_branch in labels:
+            leader = runs[0] if runs else None
+            runs.append(cache.start(self.model, rows(), timesteps, leader=leader, y=of_branch))
         for step, index in enumerate(indices):
-            batch = self._branches(x)
-            output = self.model(batch, timesteps[step].expand(len(batch)), labels, cache=run.at(step))
+            batch = rows()
+            t = timesteps[step].expand(len(batch))
+            answers = [self.model(batch, t, y, cache=run.at(step)) for y, run in zip(labels, runs, strict=True)]
+            output = torch.cat(answers)
             x = self._solve(
                 x, torch.full((len(x),), index, device=x.device), self._guide(output.to(x.dtype)), generators
             )
             if callback is not None:
                 callback(step, x)
-        return x, run
-
-    def _branches(self, x: Tensor) -> Tensor:
-        """What the model gets: conditional and unconditional rows in one batch, in the model's dtype."""
-        x = x.to(self.model.dtype)
-        return x if self.guidance_scale == 1 else torch.cat([x, x])
-
-    def _labels(self, y: Tensor) -> Tensor:
-        return y if self.guidance_scale == 1 else torch.cat([y, torch.full_like(y, self.model.config.num_classes)])
+        return x, runs[0] if len(runs) == 1 else Branches(runs)
 
     def _guide(self, output: Tensor) -> Tensor:
         return output if self.guidance_scale == 1 else guide(output, self.guidance_scale, self.guided_channels)

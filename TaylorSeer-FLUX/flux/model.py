@@ -190,7 +190,7 @@ class Flux(nn.Module):
     attention: a name from `seerkit.layers.names.ATTENTION_BACKENDS`.
     """
 
-    TIME = "timesteps"
+    TIME, TIME_SPAN = "timesteps", 1.0
     SITE_KINDS: ClassVar = {
         "img_attn": ATTENTION,
         "img_mlp": MLP,

@@ -1,6 +1,7 @@
 """Sampling HiDream-I1: UniPC with classifier-free guidance for Full, renoising for the distilled Dev and Fast."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from cache_dic import Cache, Run, UserError
 from hidream.config import Usage
 from hidream.model import HiDream
 from hidream.schedule import flash_sigmas, flash_timesteps, unipc_sigmas, unipc_timesteps
+from seerkit.sampling.branches import Branches
 from seerkit.sampling.checks import (
     check_noise,
     checked_cache,
@@ -64,7 +66,7 @@ def sample(
     cache: Cache | None = None,
     callback: Callback | None = None,
     return_run: bool = False,
-) -> Tensor | tuple[Tensor, Run]:
+) -> Tensor | tuple[Tensor, Run | Branches]:
     """Latents (B, C, H, W) sampled from standard normal noise of that shape; texts, seed and generators as `Sampler.run`.
 
     guidance_scale, shift, solver: as in `Sampler`. cache: from `make_cache`; None computes every step.
@@ -121,11 +123,12 @@ class Sampler:
         generators: SampleGenerators | None = None,
         cache: Cache | None = None,
         callback: Callback | None = None,
-    ) -> tuple[Tensor, Run]:
+    ) -> tuple[Tensor, Run | Branches]:
         """Final latents, in the dtype of `noise`, and the run with its record of what was computed.
 
         t5, llama, pooled: as the model takes them. negative: the same of what the second branch sees, an empty text in the
-        official pipeline; both branches go through the model as one batch, the second one first, and share a cache.
+        official pipeline; both branches go through the model as one batch, the second one first, and share a cache, but for
+        methods that may leave one out, which have two calls and two runs, the second branch last.
         seed: of the noise that flash draws, for samples 0 … B - 1, 0 if None; generators: of other samples, having drawn
         `noise`.
         """
@@ -145,28 +148,41 @@ class Sampler:
                     raise UserError(
                         f"negative {name} of shape {tuple(other.shape)} must be {tuple(text.shape)}, as the text"
                     )
+        of_branches = [texts]
+        if guided and cache.separate_branches:
+            of_branches.append(negative)
+        elif guided:
             dims = (0, 1, 0)
-            texts = tuple(
-                torch.cat(pair, dim) for pair, dim in zip(zip(negative, texts, strict=True), dims, strict=True)
-            )
-        conditions = {name: text.to(noise.device, model.dtype) for name, text in zip(names, texts, strict=True)}
+            of_branches = [
+                tuple(torch.cat(pair, dim) for pair, dim in zip(zip(negative, texts, strict=True), dims, strict=True))
+            ]
+        calls = [
+            {name: text.to(noise.device, model.dtype) for name, text in zip(names, texts, strict=True)}
+            for texts in of_branches
+        ]
         x = noise.to(torch.promote_types(noise.dtype, torch.float32))
         timesteps = self.timesteps.to(x.device)
         solver = self._solver(seed, generators, noise)
 
         def rows() -> Tensor:
-            return x.to(model.dtype).repeat(2 if guided else 1, 1, 1, 1)
+            return x.to(model.dtype).repeat(2 if guided and len(calls) == 1 else 1, 1, 1, 1)
 
         # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
-        run = cache.start(model, rows(), timesteps, sigmas=self.sigmas[:-1], **conditions)
+        cache, runs = replace(cache, branches=len(calls)), []
+        for conditions in calls:
+            leader = runs[0] if runs else None
+            runs.append(cache.start(model, rows(), timesteps, leader=leader, sigmas=self.sigmas[:-1], **conditions))
         for step in range(self.num_steps):
             latents = rows()
             t = timesteps[step].expand(len(latents))
-            answers = model(latents, timesteps=t, **conditions, cache=run.at(step)).to(x.dtype)
-            x = solver.step(step, self._velocity(answers, guided), x)
+            answers = [
+                model(latents, timesteps=t, **conditions, cache=run.at(step)).to(x.dtype)
+                for conditions, run in zip(calls, runs, strict=True)
+            ]
+            x = solver.step(step, self._velocity(torch.cat(answers[::-1]), guided), x)
             if callback is not None:
                 callback(step, x)
-        return x.to(noise.dtype), run
+        return x.to(noise.dtype), runs[0] if len(runs) == 1 else Branches(runs)
 
     def _solver(self, seed: int | None, generators: SampleGenerators | None, noise: Tensor) -> Euler:
         source = checked_generators(generators, seed, noise, solver=self.solver, draws=self.solver == "flash")

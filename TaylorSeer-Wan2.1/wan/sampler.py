@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cache_dic import Cache, Run, UserError
 from seerkit.layers.patches import patchify, token_grid, unpatchify
+from seerkit.sampling.branches import Branches
 from seerkit.sampling.checks import check_noise, checked_cache, checked_model, checked_number, checked_steps
 from seerkit.sampling.flow_solvers import SOLVERS
 from wan.config import Usage
@@ -48,24 +48,12 @@ def sample(
     return (latents, runs) if return_run else latents
 
 
-@dataclass(frozen=True)
-class Branches:
-    """The runs of a sampling run: with the text and, where it is guided, without. One schedule decides for both."""
-
-    runs: list[Run]
-
-    def record(self) -> dict[str, Any]:
-        """What was done, for a JSON record: that of the conditional branch, with what all branches keep."""
-        kept = sum(run.kept_bytes for run in self.runs)
-        return {**self.runs[0].record(), "branches": len(self.runs), "kept_bytes": kept}
-
-
 class Sampler:
     """A sampling procedure: number of steps, guidance, shift, solver.
 
     guidance_scale: weight of the answer with the text over that without; 1 makes no second branch. shift: of the noise levels
     towards noise, 5, or 3 for image-to-video at 480p. solver: a name in `SOLVERS`; the official ones are unipc and dpm++.
-    batched: both branches in one call and one cache.
+    batched: both branches in one call and one cache, but for methods that may leave one out.
     """
 
     def __init__(
@@ -101,7 +89,9 @@ class Sampler:
         Where the tokens are shared by processes, each steps its own patches, which is what callback gets.
         """
         check_noise(noise)
+        cache = checked_cache(cache)
         model, shard, guided = self.model, self.model.shard, self.guidance_scale != 1
+        batched = guided and self.batched and not cache.separate_branches
         if guided and negative is None:
             raise UserError(
                 f"guidance_scale = {self.guidance_scale} needs a negative text; an empty one will do, or use 1 for no guidance"
@@ -117,13 +107,13 @@ class Sampler:
             x = shard.split(patchify(x, patch))
             if y is not None:
                 shared["y"] = shard.split(patchify(shared["y"], patch))
-        if guided and self.batched:
+        if batched:
             texts, shared = [torch.cat(texts)], {name: torch.cat([v, v]) for name, v in shared.items()}
 
         solver = SOLVERS[self.solver](self.sigmas)
         timesteps = sampling_timesteps(self.sigmas).to(x.device)
-        cache = replace(checked_cache(cache), branches=len(texts))
-        rows = torch.cat([x, x]) if guided and self.batched else x
+        cache = replace(cache, branches=len(texts))
+        rows = torch.cat([x, x]) if batched else x
         runs: list[Run] = []
         for text in texts:
             leader = runs[0] if runs else None
@@ -132,7 +122,7 @@ class Sampler:
             )
         tokens = {"grid": grid} if shard.size > 1 else {}
         for step in range(self.num_steps):
-            rows = torch.cat([x, x]) if guided and self.batched else x
+            rows = torch.cat([x, x]) if batched else x
             t = timesteps[step].expand(len(rows))
             answers = [
                 model(rows, t=t, context=text, **shared, **tokens, cache=run.at(step))

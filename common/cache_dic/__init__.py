@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cache_dic.decide import Decider
 from cache_dic.errors import UserError
 from cache_dic.lazy import lazy_names
-from cache_dic.partial import ATTENTION, CROSS, EVERYTHING, FUSED, MLP, NOTHING, REST, Call, Partial, Range
+from cache_dic.partial import ATTENTION, CROSS, EVERYTHING, FUSED, MLP, NOTHING, REST, TEMPORAL, Call, Partial, Range
 from cache_dic.plan import Plan
 from cache_dic.presets import PRESETS, Preset
 from cache_dic.registry import METHODS, accepted_settings, compared_rows, make_cache, read_setting, register
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTENTION", "CROSS", "ENGINES", "ENGINE_NAMES", "EVERYTHING", "FUSED", "METHODS", "MLP", "NOTHING", "PRESETS", "REST",
-    "SCHEDULES", "Cache", "Call", "Decider", "Forecast", "GateFactors", "Look", "Partial", "Parts", "Plan", "Preset", "Range",
-    "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "compared_rows", "make_cache", "once",
-    "read_setting", "register", "residual",
+    "SCHEDULES", "TEMPORAL", "Cache", "Call", "Decider", "Forecast", "GateFactors", "Look", "Partial", "Parts", "Plan",
+    "Preset", "Range", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "compared_rows",
+    "make_cache", "once", "read_setting", "register", "residual",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(

@@ -184,6 +184,11 @@ class Cache(NoStep):
         """First and last blocks that every step computes."""
         return (0, 0) if self._decider is None else (self._decider.first_blocks, self._decider.last_blocks)
 
+    @property
+    def separate_branches(self) -> bool:
+        """Whether branches of guidance are to be model calls of their own, so that one may be left out."""
+        return isinstance(self._decider, Partial) and self._decider.separate_branches
+
     def plan(self, num_steps: int, branch: str = "cond", full_steps: tuple[int, ...] | None = None) -> AnyPlan:
         """Full steps and forecast weights of a run of `num_steps`, or what is known of them where they are decided later.
 
@@ -241,7 +246,8 @@ class Cache(NoStep):
         does not fit the device.
         """
         branch, num_steps = "cond" if leader is None else "uncond", len(timesteps)
-        inputs, decider = Inputs(model, latents, timesteps, conditions, sigmas, branch), self.decider()
+        inputs = Inputs(model, latents, timesteps, conditions, sigmas, branch, self.branches)
+        decider = self.decider()
         by_time: tuple[int, ...] | None = None
         reports: list[dict[str, Any]] = []
         if decider is not None and decider.of_time:

@@ -14,6 +14,9 @@ from torch import Tensor
 from cache_dic.errors import UserError
 from cache_dic.site import Site
 
+TRAINING_SPAN = 1000.0
+"""Timesteps of training, from the image to noise; a model that is given others says where noise is, as TIME_SPAN."""
+
 
 class Streams(NamedTuple):
     """The state of a model between two blocks."""
@@ -72,7 +75,8 @@ class Inputs:
     """What a run was started with: the model, latents and conditions as its calls get them, timesteps (S,).
 
     sigmas: noise levels (S,) of a flow, which the timesteps may have rounded; None where only the model knows them. branch: of
-    guidance, "cond" or "uncond".
+    guidance, "cond" or "uncond"; branches: how many have model calls of their own. times: the timesteps where they can be read,
+    None where those that the model gets can be.
     """
 
     model: Any
@@ -81,6 +85,8 @@ class Inputs:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     sigmas: Tensor | None = None
     branch: str = "cond"
+    branches: int = 1
+    times: Tensor | None = None
 
     def ask(self, name: str, *args: Any, **given: Any) -> Any:
         """The answer of a method of `Observable`; UserError for a model without."""
@@ -93,13 +99,18 @@ class Inputs:
     def time_signals(self) -> Mapping[str, Tensor]:
         return self.ask("time_signals", self.timesteps, **self.conditions)
 
+    @property
+    def readable_times(self) -> Tensor:
+        """Timesteps (S,) whose values are at hand, as those of a run on the meta device are not."""
+        return self.timesteps if self.times is None else self.times
+
     @cached_property
     def noise_levels(self) -> list[tuple[float, float]]:
         """By step, scale of data and noise."""
         if self.sigmas is not None:
             data, noise = 1 - self.sigmas, self.sigmas
         else:
-            data, noise = self.ask("noise_levels", self.timesteps.double().cpu())
+            data, noise = self.ask("noise_levels", self.readable_times.double().cpu())
         return list(zip(data.tolist(), noise.tolist(), strict=True))
 
     @cached_property
@@ -147,6 +158,7 @@ class Look:
         self.after: Tensor | None = None
         self.reported: dict[str, float | str | None] = {}
         self.leading: Tensor | None = None  # the output of the leading guidance branch at this step
+        self.calls = step  # of the model so far, of all guidance branches that share what is kept
         self._draws = 0
 
     @property
@@ -179,17 +191,35 @@ class Look:
 
     def latent_image(self) -> Tensor:
         """The model's input (B, C, …, H, W); where its calls are given patches alone, as FLUX's are, those on their grid."""
-        latents, shape = self.latents, self._inputs.latents.shape
-        if latents.ndim != 3:
-            return latents
-        image = self.on_grid(latents)
-        if len(shape) == 3:
+        return self.image(self.latents)
+
+    def image(self, values: Tensor) -> Tensor:
+        """Latents or outputs of a call (B, C, …, H, W), of which it may have patches (B, L, C · patch), as `latent_image`."""
+        if values.ndim != 3:
+            return values
+        image, patch = self.on_grid(values), self._patch
+        if not patch:
             return image
-        grid = self.grid
-        patch = [size // count for size, count in zip(shape[2:], grid, strict=True)]
-        image = image.unflatten(1, (shape[1], *patch))  # (B, C, patch, grid)
-        axes = [axis for i in range(len(grid)) for axis in (2 + len(grid) + i, 2 + i)]
-        return image.permute(0, 1, *axes).reshape(shape)
+        image = image.unflatten(1, (-1, *patch))  # (B, C, patch, grid)
+        axes = [axis for i in range(len(patch)) for axis in (2 + len(patch) + i, 2 + i)]
+        sizes = [count * size for count, size in zip(self.grid, patch, strict=True)]
+        return image.permute(0, 1, *axes).reshape(*image.shape[:2], *sizes)
+
+    def as_call(self, image: Tensor) -> Tensor:
+        """What `image` made of latents or outputs, as the call has them."""
+        if self.latents.ndim != 3:
+            return image
+        for axis, size in enumerate(reversed(self._patch)):
+            image = image.unflatten(-1 - 2 * axis, (-1, size))  # (B, C, …, grid, patch) from the last axis on
+        axes = range(2, image.ndim)
+        split = [*axes[::2], 1, *axes[1::2]] if self._patch else [*axes, 1]
+        return image.permute(0, *split).flatten(1 + len(self.grid)).flatten(1, len(self.grid))
+
+    @property
+    def _patch(self) -> list[int]:
+        """Sizes of the patches that a call takes latents apart into; none where it was given them so."""
+        shape = self._inputs.latents.shape
+        return [size // count for size, count in zip(shape[2:], self.grid, strict=True)] if len(shape) > 3 else []
 
     @cached_property
     def _modulated(self) -> Tensor:
@@ -216,7 +246,27 @@ class Look:
 
     @property
     def timestep(self) -> float:
-        return float(self._inputs.timesteps[self.step])
+        return float(self._inputs.readable_times[self.step])
+
+    @property
+    def training_time(self) -> float:
+        """This step's timestep as training counts it, from 1000, noise, to 0."""
+        span = getattr(self._inputs.model, "TIME_SPAN", TRAINING_SPAN)
+        return self.timestep * (TRAINING_SPAN / span)
+
+    @property
+    def branches(self) -> int:
+        """Of guidance, with model calls of their own."""
+        return self._inputs.branches
+
+    @property
+    def kinds(self) -> set[str]:
+        """Of the model's sites."""
+        return set(getattr(self._inputs.model, "SITE_KINDS", {}).values())
+
+    @property
+    def model_name(self) -> str:
+        return type(self._inputs.model).__name__
 
     def noise_level(self) -> tuple[float, float]:
         """Scale of the data and of the noise in this step's latents."""

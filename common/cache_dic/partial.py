@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from cache_dic.look import Look
 
-ATTENTION, CROSS, MLP, FUSED = "attention", "cross", "mlp", "fused"
-"""Kinds of sites: tokens attend to each other; to something else; go through an MLP each; attention and an MLP in one."""
+ATTENTION, TEMPORAL, CROSS, MLP, FUSED = "attention", "temporal", "cross", "mlp", "fused"
+"""Kinds of sites: tokens attend to each other; to those of their place in other frames; to something else; go through an MLP
+each; attention and an MLP in one."""
 
 TOKENWISE = (CROSS, MLP)
 """Kinds in which a token's feature depends on that token alone; of a FUSED one, where its attention is given."""
@@ -55,8 +56,9 @@ class Range(NamedTuple):
 class Kept:
     """What is kept of a site from step to step, of all its tokens.
 
-    values: its last features, the newest last; attended: of a fused site, what its attention gave it then. age: steps since
-    each token was last computed (B, L), where a method counts them. state: whatever else a method keeps.
+    values: its last features, the newest last; attended: of a fused site, what its attention gave it then. age: how often the
+    site was called since each token was last computed (B, L), where a method counts it and tokens can be computed apart.
+    state: whatever else a method keeps.
     """
 
     values: "list[Tensor]" = field(default_factory=list)
@@ -127,7 +129,7 @@ class Partial(Decider):
     its values; None, nothing, so that attention stays as it is. selects_tokens: it may ask for some of the tokens of a site,
     which works where one process holds all of them. history: how many features of a site are kept. keeps_age: the
     steps since each token was computed are counted. separate_branches: guidance branches are model calls of their own, so
-    that one may be left out.
+    that one may be left out. shares_kept: what is kept is kept once for all branches, each of which decides for itself.
     """
 
     observes: str | None = None
@@ -135,6 +137,7 @@ class Partial(Decider):
     history: int = 1
     keeps_age: bool = False
     separate_branches: bool = False
+    shares_kept: bool = False
 
     def decide(self, look: "Look") -> bool:
         """Whether everything is computed."""
@@ -162,6 +165,9 @@ class Partial(Decider):
         kept.values = [*kept.values, value][-self.history :]
         if attended is not None:
             kept.attended = [*kept.attended, attended][-self.history :]
+
+    def learn_tokens(self, call: Call, tokens: "Tensor") -> None:
+        """A site has computed its feature of all tokens; these (B, L, D) are the tokens after it."""
 
     def forecast(self, call: Call, values: "Sequence[Tensor]") -> "Tensor":
         """What stands for a feature, or for the attention of a fused site, that is not computed: the last one."""

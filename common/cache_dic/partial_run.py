@@ -20,6 +20,7 @@ from cache_dic.partial import (
     NOTHING,
     RESIDUAL,
     REST,
+    TEMPORAL,
     TOKENWISE,
     WALK,
     Call,
@@ -64,7 +65,7 @@ def attention_received(q: Tensor, k: Tensor, keys: Tensor | None = None) -> Tens
 
 OBSERVERS: dict[str, Callable[..., Tensor]] = {
     "attention": lambda q, k, v, keys=None: attention_received(q, k, keys),
-    "values": lambda q, k, v, keys=None: v.norm(dim=-1).mean(dim=1),
+    "values": lambda q, k, v, keys=None: v.norm(dim=-1, dtype=torch.promote_types(v.dtype, torch.float32)).mean(dim=1),
 }
 """By what `Partial.observes` may be: queries, keys and values (B, H, L, d) -> (B, L)."""
 
@@ -74,7 +75,8 @@ class State:
     """What is kept from step to step.
 
     kept: by block and site. observed: by block, and stream where several are joined (else ""). residuals: by range of blocks,
-    what they added. counts: by site, how often each token was computed (B, L); parts: which of them reach the output.
+    what they added. counts: by site, how often each token was computed (B, L); parts: which of them reach the output. calls: of
+    the model so far, of all guidance branches that share this.
     """
 
     kept: dict[tuple[int, str], Kept] = field(default_factory=dict)
@@ -83,10 +85,12 @@ class State:
     hidden: Tensor | None = None
     counts: dict[str, Tensor] = field(default_factory=dict)
     parts: dict[str, slice | None] = field(default_factory=dict)
+    calls: int = 0
 
-    def num_bytes(self) -> int:
-        """Of the tensors that are kept."""
+    def tensors(self, others: Any = ()) -> list[Tensor]:
+        """Those that are kept, and those among others, each once."""
         found: list[Tensor] = [t for seen in self.observed.values() for t in seen.values()]
+        found += _tensors(others)
         for kept in self.kept.values():
             found += [*kept.values, *kept.attended, *([] if kept.age is None else [kept.age])]
             found += [t for value in kept.state.values() for t in _tensors(value)]
@@ -94,8 +98,11 @@ class State:
             found += [moved.x, *moved.others]
         if self.hidden is not None:
             found.append(self.hidden)
-        by_storage = {t.data_ptr() if not t.is_meta else id(t): t.numel() * t.element_size() for t in found}
-        return sum(by_storage.values())
+        return list({id(t): t for t in found}.values())
+
+    def num_bytes(self, others: Any = ()) -> int:
+        """Of the tensors that are kept, and of those among others."""
+        return sum(t.numel() * t.element_size() for t in self.tensors(others))
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -158,11 +165,15 @@ class PartialSite(Site):
                 self._left = len(self.block_sites[self.block])
             self._left -= 1
         call = self._call(x, part, name, reaches_output)
-        work = EVERYTHING if self.full or not call.kept.values else self._asked(call)
+        nothing_kept = not (call.kept.values or call.kept.attended)
+        work = EVERYTHING if self.full or nothing_kept else self._asked(call)
         value = self._value(call, work, feature, attended)
         self.work.append((call.block, name, work if isinstance(work, str) else work.shape[1]))
         self._count(call, work)
-        return residual(x, gate, value)
+        tokens = residual(x, gate, value)
+        if isinstance(work, str) and work == EVERYTHING:
+            self.method.learn_tokens(call, tokens.detach())
+        return tokens
 
     def _call(self, x: Tensor, part: slice | None, name: str, reaches_output: bool) -> Call:
         place = self.block
@@ -216,11 +227,12 @@ class PartialSite(Site):
                 some.append(take_rows(method.forecast(call, kept.attended), work))
             assert callable(feature), "a site whose tokens are computed apart is handed the computation"
             value = method.refresh(call, work, feature(*some))
-            if method.keeps_age:
-                assert kept.age is not None, "since the site was last computed"
+            if kept.age is not None:
                 kept.age = (kept.age + 1).scatter_(1, work, 0)
             return value
         if work == NOTHING:
+            if kept.age is not None:
+                kept.age = kept.age + 1
             return method.forecast(call, kept.values)
         found: list[Tensor] = []
         if work == REST:
@@ -229,7 +241,7 @@ class PartialSite(Site):
             found.append(attended().detach())
         value = computed(feature, call.x, (lambda: found[0]) if found else None).detach()
         method.learn_feature(call, value, found[0] if work == EVERYTHING and found else None)
-        if method.keeps_age:
+        if method.keeps_age and call.kind != ATTENTION:
             kept.age = torch.zeros(call.x.shape[:2], dtype=torch.int64, device=call.x.device)
         return value
 
@@ -246,7 +258,7 @@ class PartialSite(Site):
 
     def _count(self, call: Call, work: str | Tensor) -> None:
         """Which tokens on the way to the output were computed, of methods that select some."""
-        if not (self.method.selects_tokens and call.reaches_output and call.kind != ATTENTION):
+        if not (self.method.selects_tokens and call.reaches_output and call.kind not in (ATTENTION, TEMPORAL)):
             return
         counts, name = self.state.counts, call.name
         if name not in counts:
@@ -269,7 +281,9 @@ class PartialRun(Run):
                 f"method {self.cache.method!r} selects tokens among all of them, and {shard.size} processes share them here; "
                 "sample in one process, or take a method that computes all tokens or none"
             )
-        self.method, self.state = decider, State()
+        self.method = decider
+        self.shares = self.leader is not None and decider.shares_kept
+        self.state: State = self.leader.state if self.shares else State()  # type: ignore[union-attr]
         self.last_output: Tensor | None = None  # for the other guidance branch
         self.bytes_seen = 0
         self.work_by_step: list[tuple[Work, ...]] = []
@@ -292,13 +306,15 @@ class PartialRun(Run):
 
     def take(self, step: int, full: Any, forecast: Any, parts: Parts | None) -> Tensor:
         """The model's output at `step`."""
-        look = Look(self.inputs, step, self.plan.num_steps, self.plan.full_steps, parts)
         leader = self.leader
         assert leader is None or isinstance(leader, PartialRun), "of the same cache"
         if leader is not None and len(leader.steps) <= step:
             raise ValueError(
                 f"step {step} of the guidance branch that decides is to be taken before that of the others"
             )
+        full_steps = leader.plan.full_steps if leader is not None and self.shares else self.plan.full_steps
+        look = Look(self.inputs, step, self.plan.num_steps, full_steps, parts)
+        look.calls = self.state.calls
         look.leading = None if leader is None else leader.last_output
         output = None if leader is None else asked(self.method, "from_leader", step, look)
         if output is not None:
@@ -308,7 +324,8 @@ class PartialRun(Run):
             output, entry = self._walked_step(look)
         self.last_output = output
         learned(self.method, look, output)
-        self.bytes_seen = max(self.bytes_seen, self.state.num_bytes())
+        self.state.calls += 1
+        self.bytes_seen = max(self.bytes_seen, self.state.num_bytes(vars(self.method)))
         self.steps.append({"step": step, **entry, **look.reported})
         self.table.forget_before(step + 1)
         return output
@@ -316,7 +333,7 @@ class PartialRun(Run):
     def _walked_step(self, look: Look) -> tuple[Tensor, dict[str, Any]]:
         parts, state, num_blocks = look.parts, self.state, len(self._block_sites)
         is_full = decided(self.method, look, self.plan.num_steps)
-        if self.leader is not None:
+        if self.leader is not None and not self.shares:
             is_full = self.leader.steps[look.step]["kind"] == "full"
         whole = [Range(0, num_blocks)]
         course = (
@@ -381,8 +398,9 @@ class PartialRun(Run):
 
     @property
     def kept_bytes(self) -> int:
-        """The most bytes kept from one step to the next; before the first one, what the shape of the tokens tells."""
-        return self.bytes_seen or super().kept_bytes
+        """The most bytes kept from one step to the next, where the leading branch does not keep them, too; before the first
+        one, what the shape of the tokens tells."""
+        return 0 if self.shares else self.bytes_seen or super().kept_bytes
 
     def site_names(self) -> list[list[str]]:
         """Of all streams, by block, as the first step called them."""

@@ -91,7 +91,8 @@ def count_caches(
 
     with torch.device("meta"):
         case = BACKBONES[model].build(workload(model, **sizes), dtype)
+    times = BACKBONES[model].timesteps(case, num_steps)
     return {
-        label: sampling_flops(case.model, cache, num_steps, case.latents, **case.conditions)
+        label: sampling_flops(case.model, cache, num_steps, case.latents, timesteps=times, **case.conditions)
         for label, cache in caches.items()
     }

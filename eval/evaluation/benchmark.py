@@ -294,7 +294,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with torch.device(device):
         case = backbone.build(workload, dtype)
         reference = backbone.reference(case) if args.against_diffusers else None
-    counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
+    times = backbone.timesteps(case, args.num_steps)
+    counts = sampling_flops(case.model, cache, args.num_steps, case.latents, timesteps=times, **case.conditions)
     operations = count_by_depth(backbone, workload, dtype, cache, args.num_steps)
     engines = TIMED
     if args.compile:

@@ -39,7 +39,8 @@ def count(args: argparse.Namespace) -> dict[str, Any]:
     dtype = torch_dtype(args.precision)
     with torch.device("meta"):
         case = backbone.build(workload, dtype)
-    counts = sampling_flops(case.model, cache, args.num_steps, case.latents, **case.conditions)
+    times = backbone.timesteps(case, args.num_steps)
+    counts = sampling_flops(case.model, cache, args.num_steps, case.latents, timesteps=times, **case.conditions)
     full_steps, attention = len(counts["full_steps"]), step_attention(case) / 1e12
     record = {
         "label": cache.label,

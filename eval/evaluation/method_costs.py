@@ -135,7 +135,8 @@ def _full_steps(case: Case, backbone: Backbone) -> list[float]:
 
 def _counts(cache: Cache, whole: Case, backbone: Backbone) -> dict[str, Any]:
     """At full size: features kept, and operations of a forecast step of the model, the engine's own apart."""
-    counted = sampling_flops(whole.model, cache, backbone.num_steps, whole.latents, **whole.conditions)
+    times = backbone.timesteps(whole, backbone.num_steps)
+    counted = sampling_flops(whole.model, cache, backbone.num_steps, whole.latents, timesteps=times, **whole.conditions)
     return {
         "engine": cache.engine,
         "decided": counted.get("decided", "beforehand"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_dic import METHODS, UserError, make_cache
+from cache_dic import METHODS, Partial, UserError, make_cache
 from cache_dic.settings import json_value
 from evaluation.backbones import BACKBONES, PACKAGES, workload
 from seerkit.io.tables import markdown_table, number
@@ -31,16 +31,23 @@ def methods(_: Path) -> str:
     """A row for each method; what is kept is counted for `SIZED` in bfloat16."""
     import torch
 
+    from seerkit.sampling.flops import sampling_flops
+
     with torch.device("meta"):
         case = BACKBONES[SIZED].build(workload(SIZED), torch.bfloat16)
-    tokens, rows = case.model.tokens(case.latents), []
+    times, rows = BACKBONES[SIZED].timesteps(case, NUM_STEPS), []
+
+    def kept_mib(cache: "Cache") -> float:
+        counts = sampling_flops(case.model, cache, NUM_STEPS, case.latents, timesteps=times, **case.conditions)
+        return counts["kept_bytes"][cache.engine] / 2**20
+
     for name, method in METHODS.items():
         if name == "uncached":
             continue
         caches = {model: cache_for(name, model) for models in MODELS.values() for model in models}
         known = [cache for cache in caches.values() if not isinstance(cache, str)]
         sized = caches[SIZED]
-        kept = None if isinstance(sized, str) else sized.kept_bytes(NUM_STEPS, tokens)[sized.engine] / 2**20
+        kept = None if isinstance(sized, str) else kept_mib(sized)
         rows.append(
             [
                 f"`{name}`",
@@ -90,6 +97,8 @@ def when(cache: "Cache") -> str:
     decider = cache.decider()
     if decider is None:
         return "before the run"
+    if isinstance(decider, Partial):
+        return "before the run; between full steps a part is computed"
     if decider.of_time:
         return "before the run, by its times"
     if decider.first_blocks:

@@ -25,7 +25,7 @@ from seerkit.devices.dtypes import torch_dtype
 from seerkit.devices.timing import timed
 from seerkit.io.records import conditions
 from seerkit.io.tables import text_table
-from seerkit.sampling.flops import partial_step_flops, simulated
+from seerkit.sampling.flops import partial_steps
 from seerkit.sampling.workload import Backbone, Case, Workload
 
 KINDS = ("full", "partial", "forecast")
@@ -53,9 +53,9 @@ class Course:
 
     @classmethod
     def of(cls, cache: Cache, case: Case, num_steps: int) -> "Course":
-        run = simulated(case.model, cache, num_steps, case.latents, case.conditions)
+        run, _, flops = partial_steps(case.model, cache, num_steps, case.latents, case.conditions)
         full, _ = case.model.step_flops(case.latents, **case.conditions)
-        return cls([entry["kind"] for entry in run.steps], [flops / full for flops in partial_step_flops(run)])
+        return cls([entry["kind"] for entry in run.steps], [step / full for step in flops])
 
     def facts(self) -> dict[str, Any]:
         """By kind, how many steps and their shares of the FLOPs; and the ratio of a whole run."""
@@ -222,7 +222,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with torch.device(device):
         case = backbone.build(asked, dtype)
     timesteps, rows = backbone.timesteps(case, backbone.num_steps).to(device), []
-    with tqdm(unit="timing", disable=args.json) as bar:
+    with tqdm(unit=" timing", disable=args.json) as bar:
         bench = Bench(
             case=case, timesteps=timesteps, device=device, repeats=args.repeats, dropped=args.dropped, tick=bar.update
         )

@@ -32,7 +32,8 @@ class Recipe:
     where streams are apart, cross_factor for attention to a text. step_weight, layer_weight: of two ramps of that ratio,
     1 + w - 2 w u, over the run, u what is left of it, and over the layers, u = layer / ramp_layers (None: the last layer).
     cell, bonus: the best token in each square of so many gets so much of its score on top, 0 for none. hidden: whether steps
-    that enter no block take the tokens after the last block, or those before it.
+    that enter no block take the tokens after the last block, or those before it. largest_values: whether "values" chooses
+    the tokens of the largest values, against the papers.
     """
 
     rule: str = "periodic"
@@ -46,6 +47,7 @@ class Recipe:
     cell: int = 0
     bonus: float = 0.0
     hidden: str = "after"
+    largest_values: bool = False
 
 
 CODE_LAYERS = 27
@@ -54,14 +56,14 @@ CODE_LAYERS = 27
 DIT = Recipe(
     rule="counted_down", factor=2.5, step_weight=2.0, layer_weight=-0.2, ramp_layers=CODE_LAYERS, cell=2, bonus=0.6
 )
-FLUX = Recipe(double_factor=0.4, layer_weight=0.5, ramp_layers=CODE_LAYERS)
+FLUX = Recipe(double_factor=0.4, layer_weight=0.5, ramp_layers=CODE_LAYERS, largest_values=True)
 RECIPES = {
     "dit_50": DIT,
     "dit_250": replace(DIT, step_weight=0.4, layer_weight=0.8),
     "duca_dit": replace(DIT, bonus=0.8),
     "flux": FLUX,
     "duca_flux": replace(FLUX, hidden="before"),  # as the code keeps them, without what the last block adds
-    "joint": replace(FLUX, ramp_layers=None),  # FLUX's for other models of two streams
+    "joint": replace(FLUX, ramp_layers=None, largest_values=False),  # FLUX's for other models of two streams
     "video": Recipe(factor=1.495),  # Open-Sora's, the released model with attention to a text, which is reused
 }
 
@@ -86,9 +88,10 @@ DUCA: dict[str, tuple[dict[str, Any], ...]] = {
 @register("toca", presets=TOCA, paper="arXiv 2410.05317")
 @dataclass(kw_only=True)
 class ToCa(Partial):
-    """interval: of full steps. ratio: of the tokens of an MLP that are computed between them. recipe: of RECIPES. by: what
-    tokens are chosen by: "attention", how much they get; "values", how small theirs are; "random". age_weight: of the steps
-    since a token was computed, in intervals.
+    """interval: of full steps. ratio: of the tokens of an MLP that are computed between them; 0 is FORA as the released code
+    has it, with an interval that does not drift and one full step to begin with. recipe: of RECIPES. by: what tokens are
+    chosen by: "attention", how much they get; "values", how small theirs are; "random". age_weight: of the steps since a
+    token was computed, in intervals.
     """
 
     recipe: str = "joint"
@@ -128,7 +131,8 @@ class ToCa(Partial):
             self._renew(look)
             return "full", "full"
         if self.released.rule == "periodic":
-            is_full = look.step < self.released.warmup_steps or look.since >= self.interval
+            warmup_steps = self.released.warmup_steps if self.ratio else 1
+            is_full = look.step < warmup_steps or look.since >= self.interval
             kind = "full" if is_full else self.kind_between(self.interval - look.since)
             return kind, kind
         first = self._counted_down(look)
@@ -145,9 +149,9 @@ class ToCa(Partial):
         import torch
 
         left = look.num_steps - 1 - look.step
-        factor = torch.tensor(1 + DRIFT - 2 * DRIFT * left / look.num_steps, dtype=torch.float32)
-        self.effective_interval = max(1, int(torch.round(self.interval / factor)))
-        if int(look.num_steps * SHORT_FROM) <= left < int(look.num_steps * SHORT_TO):
+        factor = torch.tensor(ramp(DRIFT if self.ratio else 0.0, left, look.num_steps), dtype=torch.float32)
+        self.effective_interval = int(torch.round(self.interval / factor))
+        if self.ratio and int(look.num_steps * SHORT_FROM) <= left < int(look.num_steps * SHORT_TO):
             self.effective_interval = SHORT_INTERVAL
 
     def kind_between(self, left: int) -> str:
@@ -167,26 +171,27 @@ class ToCa(Partial):
     def ratio_of(self, call: Call) -> float:
         """The share of a site's tokens that a partial step computes."""
         look, recipe = call.look, self.released
-        left = (look.num_steps - 1 - look.step) / look.num_steps
-        layer = call.layer / (recipe.ramp_layers or max(1, call.num_layers - 1))
+        by_layer = ramp(recipe.layer_weight, call.layer, recipe.ramp_layers or max(1, call.num_layers - 1))
+        by_step = ramp(recipe.step_weight, look.num_steps - 1 - look.step, look.num_steps)
         of_site = (
             recipe.cross_factor if call.kind == CROSS else recipe.double_factor if call.is_double else recipe.factor
         )
-        return self.ratio * ramp(recipe.layer_weight, layer) * ramp(recipe.step_weight, left) * of_site
+        return self.ratio * by_layer * by_step * of_site
 
     def scores(self, call: Call) -> "Tensor":
         """By what tokens are chosen (B, L): importance, age, and the bonus of the best in their neighbourhood."""
         from torch.nn.functional import normalize
 
+        recipe = self.released
         if self.by == "random":
             score = call.random()
         else:
-            seen = call.observed().float()
-            score = normalize(seen if self.by == "attention" else 1 - seen, dim=-1)
+            seen = call.observed()
+            takes_largest = self.by == "attention" or recipe.largest_values
+            score = normalize(seen if takes_largest else 1 - seen, dim=-1)
         if self.age_weight:
             assert call.kept.age is not None, "since the site was computed"
             score = score + self.age_weight * (call.kept.age.float() / self.interval)
-        recipe = self.released
         return with_bonus(score, call.look.grid, recipe.cell, recipe.bonus) if recipe.cell and call.on_grid else score
 
 
@@ -214,9 +219,9 @@ class DuCa(ToCa):
         return [Range(0, 1), Range(1, num_blocks, HIDDEN)] if first == "full" else [Range(0, num_blocks, HIDDEN)]
 
 
-def ramp(weight: float, u: float) -> float:
-    """1 + w - 2 w u: from 1 + w at u = 0 to 1 - w at u = 1."""
-    return 1 + weight - 2 * weight * u
+def ramp(weight: float, position: int, length: int) -> float:
+    """1 + w - 2 w u: from 1 + w at u = 0 to 1 - w at u = 1, u = position / length."""
+    return 1 + weight - 2 * weight * position / length
 
 
 def with_bonus(scores: "Tensor", grid: Sequence[int], cell: int, bonus: float) -> "Tensor":

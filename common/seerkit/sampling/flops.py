@@ -17,6 +17,7 @@ from cache_dic import EVERYTHING, NOTHING, REST, Cache, Forecast, Parts, Run, Si
 from cache_dic.engine import PartialEngine, engine_class
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
+from seerkit.sampling.outline import Place, outline, outlined_run
 
 
 def grouped_mm_flops(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
@@ -219,6 +220,16 @@ Block = tuple[tuple[str, "int | str"], ...]
 
 
 @functools.lru_cache
+@torch.no_grad()
+def _outline(
+    backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes
+) -> list[list[Place]]:
+    twin, _, taken = _in_parts(backbone, config, shape, conditions)
+    assert taken.parts is not None, "every backbone hands its parts to a step"
+    return outline(taken.parts, len(twin.block_sites()))
+
+
+@functools.lru_cache
 def _block_counter(
     backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes, observes: str | None
 ) -> Callable[[int, Block], int]:
@@ -237,26 +248,25 @@ def _block_counter(
     return lambda block, work: count(sites.index(sites[block]), work)
 
 
-def partial_step_flops(run: PartialRun) -> list[int]:
-    """Operations of what each step of a run computed: some tokens of a site cost their share of all of them."""
-    inputs, method = run.inputs, run.method
-    model, conditions = inputs.model, dict(inputs.conditions)
+def _partial_step_flops(run: PartialRun, model: Any, latents: Tensor, conditions: dict[str, Tensor]) -> list[int]:
+    """Of what each step of a run of `model` computed: some tokens of a site cost their share of all of them."""
     backbone: Any = type(model)
-    shape, shapes = tuple(inputs.latents.shape), _shapes(conditions)
-    of_block = _block_counter(backbone, model.config, shape, shapes, method.observes)
+    shape, shapes = tuple(latents.shape), _shapes(conditions)
+    of_block = _block_counter(backbone, model.config, shape, shapes, run.method.observes)
     plain = _block_counter(backbone, model.config, shape, shapes, None)
-    full, _ = model.step_flops(inputs.latents, **conditions)
+    full, _ = step_flops(model, latents, conditions)
     whole = [tuple((name, EVERYTHING) for name in names) for names in run.site_names()]
     around = full - sum(plain(block, work) for block, work in enumerate(whole))  # embedding, modulation and head
-    head = part_flops(model, inputs.latents, conditions, 0, 0).head
+    head = part_flops(model, latents, conditions, 0, 0).head
 
     def of_step(entry: Mapping[str, Any], work: tuple[Work, ...]) -> int:
         if "made_of" in entry:
             return 0
-        blocks = sum(_block_flops(of_block, block, of) for block, of in _by_block(work).items())
-        return blocks + (around if work else head)
+        return (around if work else head) + sum(
+            _block_flops(of_block, block, of) for block, of in _by_block(work).items()
+        )
 
-    return [of_step(*step) for step in zip(run.steps, run.work_by_step, strict=True)]
+    return [of_step(entry, work) for entry, work in zip(run.steps, run.work_by_step, strict=True)]
 
 
 def _by_block(work: tuple[Work, ...]) -> dict[int, Block]:
@@ -282,8 +292,9 @@ def _block_flops(of_block: Callable[[int, Block], int], block: int, work: Block)
 
 def _run_flops(run: Run) -> tuple[int, int]:
     if isinstance(run, PartialRun):
-        full, _ = run.inputs.model.step_flops(run.inputs.latents, **run.inputs.conditions)
-        return sum(partial_step_flops(run)), len(run.steps) * full
+        model, latents, conditions = run.inputs.model, run.inputs.latents, dict(run.inputs.conditions)
+        full, _ = step_flops(model, latents, conditions)
+        return sum(_partial_step_flops(run, model, latents, conditions)), len(run.steps) * full
     inputs, enters = run.inputs, run.engine.enters_model
     full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
     total, uncached, decided = run.work_flops, len(run.steps) * full, not run.plan.foreseen
@@ -303,29 +314,38 @@ def _run_flops(run: Run) -> tuple[int, int]:
     return total, uncached
 
 
-def simulated(
-    model: nn.Module, cache: Cache, num_steps: int, latents: Tensor, conditions: dict[str, Tensor]
-) -> PartialRun:
-    """A run on the meta device: what a method computes follows from steps and shapes, whatever the tokens are."""
+def partial_steps(
+    model: nn.Module,
+    cache: Cache,
+    num_steps: int,
+    latents: Tensor,
+    conditions: dict[str, Tensor],
+    timesteps: Tensor | None = None,
+) -> tuple[PartialRun, int, list[int]]:
+    """The outline of a run of a method that computes part of a step, bytes kept, operations by step; see `sampling_flops`."""
     backbone: Any = type(model)
-    twin, latents, made = _twin(backbone, model.config, tuple(latents.shape), _shapes(conditions))
-    timesteps = torch.linspace(1, 0, num_steps, device="cpu")
-    with torch.no_grad():
-        run = cache.start(twin, latents, timesteps.to("meta"), **made)
-        for step in range(num_steps):
-            twin(latents, **{twin.TIME: timesteps[step].to("meta").expand(len(latents))}, **made, cache=run.at(step))
-    assert isinstance(run, PartialRun), "of a method that computes part of a step"
-    return run
+    blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
+    levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
+    times, sigmas = (levels, levels) if timesteps is None else (timesteps.cpu(), None)
+    run, kept = outlined_run(model, blocks, cache, latents.shape, times, sigmas, conditions)
+    return run, kept, _partial_step_flops(run, model, latents, conditions)
 
 
 def sampling_flops(
-    model: nn.Module, cache: Cache, num_steps: int, latents: Tensor, **conditions: Tensor
+    model: nn.Module,
+    cache: Cache,
+    num_steps: int,
+    latents: Tensor,
+    *,
+    timesteps: Tensor | None = None,
+    **conditions: Tensor,
 ) -> dict[str, Any]:
     """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`,
     and of a method that computes part of some steps `partial_steps`.
 
-    Where full steps are decided while sampling, these are None, and `full_steps_bounds` and `flops_ratio_bounds` are there.
-    UserError where the cache has a memory limit that it would not keep to.
+    timesteps (S,): in sampling order, for methods that compute part of a step by what time it is; None takes noise levels that
+    are evenly spaced. Where full steps are decided while sampling, these are None, and `full_steps_bounds` and
+    `flops_ratio_bounds` are there. UserError where the cache has a memory limit that it would not keep to.
     """
     plan, tokens = cache.plan(num_steps), model.tokens(latents)
     full, forecast = step_flops(model, latents, conditions)
@@ -340,11 +360,11 @@ def sampling_flops(
         "stream_bytes": tokens.stream_bytes,
     }
     if cache.engine == PartialEngine.name:
-        run = simulated(model, cache, num_steps, latents, conditions)
-        total = sum(partial_step_flops(run))
+        run, kept, by_step = partial_steps(model, cache, num_steps, latents, conditions, timesteps)
+        total = sum(by_step)
         return {
             **common,
-            "kept_bytes": {cache.engine: run.kept_bytes},
+            "kept_bytes": {cache.engine: kept},
             "flops_T": total / 1e12,
             "flops_ratio": uncached / total,
             "flops_T_engine": 0.0,

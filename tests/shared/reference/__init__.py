@@ -9,8 +9,9 @@ An open loop gives the latents of every step, so that a wrong decision does not 
 
 import json
 import re
+import string
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ _GIVEN = {"dit": _dit, "flux": _flux, "hunyuan_video": _hunyuan_video, "wan": _w
 def play(name: str, loop: OpenLoop, cache: Cache) -> tuple[list[Run], list[Tensor]]:
     """Our network over an open loop under a cache: its runs and their outputs (S, B, …), by branch."""
     model, runs, sigmas = network(name), [], None if name == "dit" else loop.sigmas
+    cache = replace(cache, branches=len(loop.branches))
     for conditions in loop.branches:
         follows = {"leader": runs[0]} if runs else {}
         runs.append(cache.start(model, loop.latents[0], loop.timesteps, sigmas=sigmas, **follows, **conditions))
@@ -227,6 +229,12 @@ def sampled(output: Tensor) -> list[float]:
     return flat[torch.linspace(0, len(flat) - 1, NUM_SAMPLED).long()].tolist()
 
 
+def chosen(rows: Tensor) -> str:
+    """Tokens (B, rows) in ascending order, a letter each, in base 36, a word for each sample."""
+    digits = string.digits + string.ascii_lowercase
+    return " ".join("".join(digits[token] for token in sorted(row)) for row in rows.tolist())
+
+
 def stored(name: str) -> dict[str, Any]:
     """The contents of `name`.json.
 
@@ -234,8 +242,9 @@ def stored(name: str) -> dict[str, Any]:
     settings by our names, loop (open or closed), margin (the least relative distance of a number to its threshold) and
     branches, each with full_steps; signal, the number that the code computed at a step, and accumulated, what it compared with
     its threshold, both null where it computed none; of an open loop outputs, `sampled` from those of every step. A closed loop
-    has latents, sampled from the last. tolerance: of float32, relative for signals, null where they are no more than rounding
-    in places; of outputs and latents as `Compared` has it.
+    has latents, sampled from the last. Of methods that choose tokens: kinds of step, of block 0 and the others where they
+    differ, and by step and site what was `chosen`. tolerance: of float32, relative for signals, null where they are no more
+    than rounding in places; of outputs and latents as `Compared` has it.
     """
     return json.loads((FOLDER / f"{name}.json").read_text())
 

@@ -1,0 +1,301 @@
+"""Steps that are computed in part, on every backbone: what is asked for is computed, kept, counted and recorded."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import reference
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import cache_dic.partial_run
+from cache_dic import (
+    ATTENTION,
+    CROSS,
+    EVERYTHING,
+    FUSED,
+    METHODS,
+    MLP,
+    NOTHING,
+    REST,
+    Partial,
+    Range,
+    UserError,
+    make_cache,
+    register,
+)
+from cache_dic.partial_run import attention_received
+from seerkit.sampling.flops import COUNTED, run_flops, sampling_flops
+
+BACKBONES = tuple(reference.CONFIGS)
+NUM_STEPS = 6
+TOLERANCE = 1e-5  # of float32, of the largest element
+
+
+@dataclass(kw_only=True)
+class Asking(Partial):
+    """Every other step is full, the others do what the test says."""
+
+    interval: int = 2
+    ratio: float = 0.5
+    selects_tokens = True
+
+    def decide(self, look):
+        return look.step % self.interval == 0
+
+
+class Reusing(Asking):
+    """What FORA does."""
+
+
+class Rows(Asking):
+    def work(self, call):
+        return NOTHING if call.kind == ATTENTION else call.top(call.random(), self.ratio)
+
+
+class Modules(Asking):
+    """Attention is reused, MLPs are computed."""
+
+    def work(self, call):
+        return {ATTENTION: NOTHING, FUSED: REST}.get(call.kind, EVERYTHING)
+
+
+class Everything(Asking):
+    def work(self, call):
+        return EVERYTHING
+
+
+class Front(Asking):
+    """Block 0 is computed; what the others added is added again."""
+
+    def course(self, look, num_blocks):
+        return [Range(0, 1), Range(1, num_blocks, "residual")]
+
+    def boundaries(self, num_blocks):
+        return [(1, num_blocks)]
+
+    def work(self, call):
+        return EVERYTHING
+
+
+class Hidden(Asking):
+    def course(self, look, num_blocks):
+        return [Range(0, num_blocks, "hidden")]
+
+    def hidden_after(self, num_blocks):
+        return num_blocks
+
+
+ASKING = (Reusing, Rows, Modules, Everything, Front, Hidden)
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    for made in ASKING:
+        register(made.__name__.lower())(dataclass(kw_only=True)(made))
+
+
+def outputs(name, method, num_steps=NUM_STEPS, **settings):
+    with torch.no_grad():
+        runs, rows = reference.play(name, reference.open_loop(name, num_steps), make_cache(method, **settings))
+    return runs, rows
+
+
+def far(ours, theirs) -> float:
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", [made.__name__.lower() for made in ASKING])
+def test_full_steps_are_the_uncached_model_to_the_bit(backbone, method):
+    runs, ours = outputs(backbone, method, interval=1)
+    _, uncached = outputs(backbone, "uncached")
+    assert all(torch.equal(a, b) for a, b in zip(ours, uncached, strict=True))
+    cached, plain = run_flops(runs[0])
+    assert cached == plain
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_computing_everything_is_the_uncached_model(backbone):
+    _, ours = outputs(backbone, "everything")
+    _, uncached = outputs(backbone, "uncached")
+    assert all(torch.equal(a, b) for a, b in zip(ours, uncached, strict=True))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_reusing_every_site_is_fora(backbone):
+    runs, ours = outputs(backbone, "reusing")
+    _, fora = outputs(backbone, "fora", full_steps=[0, 2, 4], engine="layerwise")
+    assert far(ours, fora) <= TOLERANCE
+    assert [entry["kind"] for entry in runs[0].steps] == ["full", "forecast"] * 3
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_computing_all_tokens_apart_is_computing_the_modules(backbone):
+    """Of every MLP, and of fused sites with the attention that is kept: gather, compute and scatter change nothing."""
+    apart, rows = outputs(backbone, "rows", ratio=1.0)
+    runs, modules = outputs(backbone, "modules")
+    assert far(rows, modules) <= TOLERANCE
+    assert far(modules, outputs(backbone, "reusing")[1]) > 100 * TOLERANCE
+    assert run_flops(apart[0]) == run_flops(runs[0])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_some_tokens_are_computed_and_the_others_stay(backbone):
+    runs, ours = outputs(backbone, "rows", ratio=0.5)
+    modules, reusing = outputs(backbone, "modules")[1], outputs(backbone, "reusing")[1]
+    assert far(ours, modules) > 100 * TOLERANCE
+    assert far(ours, reusing) > 100 * TOLERANCE
+    entry = runs[0].steps[1]
+    lengths = {name: counts.shape[1] for name, counts in runs[0].state.counts.items()}
+    assert entry["kind"] == "partial"
+    for name, done in entry["computed"].items():
+        kind = runs[0].site_kinds[name]
+        assert (done == NOTHING) if kind == ATTENTION else (name not in lengths or done == lengths[name] // 2)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_sample_chooses_its_own_tokens(backbone):
+    """Other rows of the batch, and their number, do not matter."""
+    loop, model = reference.open_loop(backbone, 2), reference.network(backbone)
+    seeds = []
+    for rows in (len(loop.latents[0]), 1):
+        batch = {key: value[:, :rows] if key == "llama" else value[:rows] for key, value in loop.branches[0].items()}
+        run = make_cache("rows").start(model, loop.latents[0][:rows], loop.timesteps, **batch)
+        seeds.append(run.inputs.row_seeds)
+    assert seeds[0][0] == seeds[1][0]
+    assert len(set(seeds[0].tolist())) == len(seeds[0]), "rows that differ in their order alone choose apart"
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_blocks_are_left_out_and_what_they_added_is_added_again(backbone):
+    model, loop = reference.network(backbone), reference.open_loop(backbone, 2)
+    runs, ours = outputs(backbone, "front", num_steps=2)
+    assert runs[0].steps[1]["blocks"] == [[0, 1, "walk"], [1, len(model.block_sites()), "residual"]]
+    # dbcache does the same: the first block in every step, the residual of the others.
+    cache = make_cache("dbcache", Fn_compute_blocks=1, residual_diff_threshold=1.0, max_warmup_steps=1, max_order=0)
+    with torch.no_grad():
+        _, theirs = reference.play(backbone, loop, cache)
+    assert far(ours, theirs) <= TOLERANCE
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_no_block_is_entered_where_the_tokens_after_the_last_are_kept(backbone):
+    runs, ours = outputs(backbone, "hidden")
+    _, theirs = outputs(backbone, "fora", full_steps=[0, 2, 4], engine="hidden")
+    assert far(ours, theirs) <= TOLERANCE
+    assert runs[0].work_by_step[1] == ()
+
+
+# --------------------------------------------------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", ["reusing", "rows", "modules", "front"])
+def test_operations_are_those_performed(backbone, method):
+    """By PyTorch's counter over the real calls, attention written out since it gives fused attention on a CPU none."""
+    loop, model = reference.open_loop(backbone, 2), reference.network(backbone)
+    for module in model.modules():
+        if hasattr(module, "attend"):
+            module.attend = _written_out
+    cache, conditions, counts = make_cache(method), loop.branches[0], []
+    with torch.no_grad():
+        run = cache.start(model, loop.latents[0], loop.timesteps, sigmas=None, **conditions)
+        for step, latents in enumerate(loop.latents):
+            given = {model.TIME: loop.timesteps[step].expand(len(latents))}
+            modulation = run.table.at(step)  # counted with the others, and made here
+            assert modulation is not None
+            with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+                model(latents, **given, **conditions, cache=run.at(step))
+            counts.append(counter.get_total_flops())
+    full_run, _ = run_flops(run)
+    twice = reference.play(backbone, loop, make_cache("everything", interval=1))[0][0]
+    assert run_flops(twice)[0] - full_run == counts[0] - counts[1]
+
+
+def _written_out(q, k, v, keys=None):
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    if keys is not None:
+        scores = scores.masked_fill(~keys[:, None, None], -torch.inf)
+    return scores.softmax(dim=-1) @ v
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", ["rows", "modules", "front", "hidden"])
+def test_a_run_is_counted_before_it_is_made(backbone, method):
+    loop, model = reference.open_loop(backbone, NUM_STEPS), reference.network(backbone)
+    before = sampling_flops(model, make_cache(method), NUM_STEPS, loop.latents[0], **loop.branches[0])
+    cached, uncached = run_flops(outputs(backbone, method)[0][0])
+    assert before["flops_ratio"] == pytest.approx(uncached / cached, rel=1e-12)
+    assert before["full_steps"] == [0, 2, 4]
+    assert before["kept_bytes"]["partial"] > 0
+
+
+def test_attention_received_is_that_of_the_map(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 3, 4, 5, generator=draw), torch.randn(2, 3, 7, 5, generator=draw)
+    keys = torch.ones(2, 7, dtype=torch.bool)
+    keys[1, 5:] = False
+    for mask in (None, keys):
+        scores = q @ k.transpose(-2, -1) / 5**0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        expected = scores.softmax(dim=-1).mean(dim=(1, 2))
+        assert torch.allclose(attention_received(q, k, mask), expected, atol=1e-7)
+        monkeypatch.setattr(cache_dic.partial_run, "GROUP_BYTES", 1)  # a head at a time
+        assert torch.allclose(attention_received(q, k, mask), expected, atol=1e-7)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_record_says_how_often_a_token_was_computed(backbone):
+    runs, _ = outputs(backbone, "rows", ratio=0.5)
+    record = json.loads(json.dumps(runs[0].record(), allow_nan=False))
+    tokens = record["tokens_computed"]
+    grid = runs[0].inputs.grid
+    assert tokens["grid"] == list(grid)
+    shares = torch.tensor(tokens["share"])
+    assert shares.numel() == torch.tensor(grid).prod()
+    assert 0.5 < shares.min() < shares.max() <= 1, "half of the steps compute all, the others half of them"
+
+
+# -------------------------------------------------------------------------------------------------------------- refusals
+
+
+def refused(work=None, course=None, backbone="dit", **attributes):
+    body = {"selects_tokens": True, **attributes}
+    if work is not None:
+        body["work"] = lambda self, call: work(call)
+    if course is not None:
+        body["course"] = lambda self, look, num_blocks: course
+    name = f"wrong_{len(METHODS)}"
+    register(name)(dataclass(kw_only=True)(type("Wrong", (Asking,), body)))
+    with pytest.raises(UserError) as error:
+        outputs(backbone, name)
+    return str(error.value)
+
+
+def test_what_a_site_cannot_compute_is_refused_by_name():
+    some = torch.zeros(2, 3, dtype=torch.int64)
+    assert "some tokens of site attn" in refused(lambda call: some)
+    assert "selects_tokens = True" in refused(lambda call: some if call.kind == MLP else NOTHING, selects_tokens=False)
+    assert "wants 'all' of site attn" in refused(lambda call: "all")
+    assert "wants 'rest' of site attn" in refused(lambda call: REST)
+    assert "wants 'rest' of site cross_attn" in refused(
+        lambda call: REST if call.kind == CROSS else NOTHING, backbone="wan"
+    )
+    assert "failed at step 1" in refused(lambda call: call.nothing)
+
+
+def test_a_course_leads_through_all_blocks():
+    for course in ([Range(0, 3)], [Range(0, 2), Range(3, 4)], [Range(0, 4, "jump")], []):
+        assert "must lead through all 4 blocks" in refused(course=course)
+
+
+def test_partial_methods_are_methods_and_not_schedules():
+    with pytest.raises(UserError, match="take it as the method"):
+        make_cache("taylorseer", preset="dit", schedule="rows")
+    with pytest.raises(UserError, match="cannot follow schedule 'fora'"):
+        make_cache("rows", preset="dit", schedule="fora")
+    with pytest.raises(UserError, match="take it as the method"):
+        make_cache("rows", engine="folded")
