@@ -52,8 +52,9 @@ class Course:
     shares: Sequence[float]
 
     @classmethod
-    def of(cls, cache: Cache, case: Case, num_steps: int) -> "Course":
-        run, _, flops = partial_steps(case.model, cache, num_steps, case.latents, case.conditions)
+    def of(cls, cache: Cache, case: Case, timesteps: Tensor) -> "Course":
+        """Of a model on the meta device."""
+        run, _, flops = partial_steps(case.model, cache, len(timesteps), case.latents, case.conditions, timesteps)
         full, _ = case.model.step_flops(case.latents, **case.conditions)
         return cls([entry["kind"] for entry in run.steps], [step / full for step in flops])
 
@@ -145,6 +146,7 @@ class Timings:
                 order = [self._plain, lambda: self._of(run)][:: -1 if len(pairs) % 2 else 1]
                 taken = [one() for one in order][:: -1 if len(pairs) % 2 else 1]
                 (plain, plain_processor), (own, processor) = taken
+                assert run.steps[-1]["kind"] == kind, "a run is as it was counted"
                 pairs.append(Pair((own, plain), (processor, plain_processor), share, watch.read()))
                 self.bench.tick()
 
@@ -201,9 +203,9 @@ def describe(args: argparse.Namespace, case: Case) -> dict[str, Any]:
 def plan(args: argparse.Namespace) -> dict[str, Any]:
     """What --dry-run prints."""
     backbone, _, case = _setup(args)
-    caches = methods_of(args.model, args.methods)
+    caches, timesteps = methods_of(args.model, args.methods), backbone.timesteps(case, backbone.num_steps)
     rows = [
-        {"method": name, "label": cache.label, **Course.of(cache, case, backbone.num_steps).facts()}
+        {"method": name, "label": cache.label, **Course.of(cache, case, timesteps).facts()}
         for name, cache in caches.items()
     ]
     return {"settings": describe(args, case), "rows": rows}
@@ -231,7 +233,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             bar.set_description(name)
             row = {"method": name, "label": cache.label}
             try:
-                course, timings = Course.of(cache, on_meta, backbone.num_steps), Timings(bench, plain)
+                course, timings = Course.of(cache, on_meta, timesteps), Timings(bench, plain)
                 timings.take(cache, course)
                 rows.append({**row, **course.facts(), "steps": timings.summary()})
             except UserError as error:
