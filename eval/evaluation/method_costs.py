@@ -62,11 +62,14 @@ class Scripted:
 
 
 def methods_of(model: str, asked: list[str] | None) -> dict[str, Cache]:
-    """By method, the cache of its first published row for a model; without those that cannot be had there."""
+    """By method, the cache of its first published row for a model; without those that cannot be had there, and those that
+    compute part of a step, whose forecasts are not one thing (`evaluation.partial_steps`)."""
     caches = {}
     for name in asked or METHODS:
-        if name == "uncached":
+        if name == "uncached" or (not asked and METHODS[name].engine == "partial"):
             continue
+        if METHODS[name].engine == "partial":
+            raise UserError(f"method {name!r} computes part of its steps; time them with eval/partial_steps.py")
         try:
             caches[name] = make_cache(name, preset=PACKAGES[model], model=model)
         except UserError:

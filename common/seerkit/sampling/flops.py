@@ -249,7 +249,7 @@ def _block_counter(
     return lambda block, work: count(sites.index(sites[block]), work)
 
 
-def _partial_run_flops(run: PartialRun, model: Any, latents: Tensor, conditions: dict[str, Tensor]) -> int:
+def _partial_step_flops(run: PartialRun, model: Any, latents: Tensor, conditions: dict[str, Tensor]) -> list[int]:
     """Of what each step of a run of `model` computed: some tokens of a site cost their share of all of them."""
     backbone: Any = type(model)
     shape, shapes = tuple(latents.shape), _shapes(conditions)
@@ -259,13 +259,15 @@ def _partial_run_flops(run: PartialRun, model: Any, latents: Tensor, conditions:
     whole = [tuple((name, EVERYTHING) for name in names) for names in run.site_names()]
     around = full - sum(plain(block, work) for block, work in enumerate(whole))  # embedding, modulation and head
     head = part_flops(model, latents, conditions, 0, 0).head
-    total = 0
-    for entry, work in zip(run.steps, run.work_by_step, strict=True):
+
+    def of_step(entry: Mapping[str, Any], work: tuple[Work, ...]) -> int:
         if "made_of" in entry:
-            continue
-        total += around if work else head
-        total += sum(_block_flops(of_block, block, of) for block, of in _by_block(work).items())
-    return total
+            return 0
+        return (around if work else head) + sum(
+            _block_flops(of_block, block, of) for block, of in _by_block(work).items()
+        )
+
+    return [of_step(entry, work) for entry, work in zip(run.steps, run.work_by_step, strict=True)]
 
 
 def _by_block(work: tuple[Work, ...]) -> dict[int, Block]:
@@ -281,7 +283,7 @@ def _block_flops(of_block: Callable[[int, Block], int], block: int, work: Block)
     for name, done in work:
         if (
             isinstance(done, int) and done
-        ):  # a share that grows with the tokens, and what they share, such as keys of a text
+        ):  # a share that grows with the tokens, and what these share, as keys of a text
             one, two = (
                 of_block(block, tuple((other, n if other == name else NOTHING) for other, _ in work)) for n in (1, 2)
             )
@@ -293,7 +295,7 @@ def _run_flops(run: Run) -> tuple[int, int]:
     if isinstance(run, PartialRun):
         model, latents, conditions = run.inputs.model, run.inputs.latents, dict(run.inputs.conditions)
         full, _ = step_flops(model, latents, conditions)
-        return _partial_run_flops(run, model, latents, conditions), len(run.steps) * full
+        return sum(_partial_step_flops(run, model, latents, conditions)), len(run.steps) * full
     inputs, enters = run.inputs, run.engine.enters_model
     full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
     total, uncached, decided = run.work_flops, len(run.steps) * full, not run.plan.foreseen
@@ -311,6 +313,29 @@ def _run_flops(run: Run) -> tuple[int, int]:
             total += forecast + parts.first + parts.last + split * parts.context
         total += parts.modulated * ("looked_at" in entry) + (parts.context + parts.last_block) * ("verified" in entry)
     return total, uncached
+
+
+def partial_steps(
+    model: nn.Module,
+    cache: Cache,
+    num_steps: int,
+    latents: Tensor,
+    conditions: dict[str, Tensor],
+    times: Tensor | None = None,
+    branches: int = 1,
+) -> tuple[PartialRun, int, list[int]]:
+    """The outline of a run of a method that computes part of a step, bytes kept, operations by step; see `sampling_flops`.
+
+    Where guidance branches have calls of their own, the run is that of the first, and the counts those of all.
+    """
+    backbone: Any = type(model)
+    blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
+    if times is None:
+        times = torch.linspace(getattr(model, "TIME_SPAN", TRAINING_SPAN), 0, num_steps + 1, device="cpu")[:-1]
+    calls = branches if cache.separate_branches else 1
+    runs, kept = outlined_runs(model, blocks, cache, latents.shape, times.cpu(), calls, conditions)
+    by_run = [_partial_step_flops(run, model, latents, conditions) for run in runs]  # each with the rows of all
+    return runs[0], kept // calls, [sum(counts) // calls for counts in zip(*by_run, strict=True)]
 
 
 def sampling_flops(
@@ -344,23 +369,16 @@ def sampling_flops(
         "stream_bytes": tokens.stream_bytes,
     }
     if cache.engine == PartialEngine.name:
-        backbone: Any = type(model)
-        blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
-        if times is None:
-            times = torch.linspace(getattr(model, "TIME_SPAN", TRAINING_SPAN), 0, num_steps + 1, device="cpu")[:-1]
-        calls = branches if cache.separate_branches else 1
-        runs, kept = outlined_runs(model, blocks, cache, latents.shape, times, calls, conditions)
-        total = (
-            sum(_partial_run_flops(run, model, latents, conditions) for run in runs) // calls
-        )  # each with the rows of all
+        run, kept, by_step = partial_steps(model, cache, num_steps, latents, conditions, times, branches)
+        total = sum(by_step)
         return {
             **common,
-            "kept_bytes": {cache.engine: kept // calls},
+            "kept_bytes": {cache.engine: kept},
             "flops_T": total / 1e12,
             "flops_ratio": uncached / total,
             "flops_T_engine": 0.0,
-            "full_steps": runs[0].full_steps,
-            "partial_steps": runs[0].partial_steps,
+            "full_steps": run.full_steps,
+            "partial_steps": run.partial_steps,
         }
     if isinstance(plan, OpenPlan):
         first, last = cache.always_computed
