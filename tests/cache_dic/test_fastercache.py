@@ -1,4 +1,4 @@
-"""FasterCache and diffusers' form of it by hand: tables of steps, extrapolation, bands, gains; what is left out costs nothing."""
+"""FasterCache and diffusers' form of it by hand: steps, extrapolation, bands, gains; what is left out costs nothing."""
 
 import json
 from types import SimpleNamespace
