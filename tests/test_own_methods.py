@@ -14,7 +14,8 @@ from seerkit.command.cache_flags import load_plugin
 from seerkit.weights.checkpoints import export_safetensors
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "docs/examples").glob("*.py"))
+FOLDER = ROOT / "docs/examples"
+EXAMPLES = sorted(FOLDER.glob("*.py"))
 MOST_LINES = 30
 
 
@@ -29,28 +30,33 @@ def flags(tmp_path_factory) -> list[object]:
     return ["--model", "flux-debug", "--ckpt", path, "--num-steps", 12, "--prompt", "sunflower", "--json"]
 
 
-def test_examples_are_short_and_the_readme_shows_the_first():
-    assert [path.stem for path in EXAMPLES] == ["damped_predictor", "steady_schedule"]
+def test_examples_are_short_and_the_readme_shows_one():
+    assert [path.stem for path in EXAMPLES] == ["brightest_tokens", "damped_predictor", "steady_schedule"]
     assert all(len(path.read_text().splitlines()) <= MOST_LINES for path in EXAMPLES)
     shown = (ROOT / "README.md").read_text().split("<!-- plugin -->")[1].split("```python\n")[1].split("```")[0]
-    assert shown == EXAMPLES[0].read_text()
+    assert shown == (FOLDER / "damped_predictor.py").read_text()
 
 
 @pytest.mark.slow
 def test_examples_join_a_command(run_script, flags, tmp_path):
-    """A predictor, a schedule, and both together, beside a method of ours."""
+    """A selector of tokens, a predictor, a schedule, and the last two together, beside a method of ours."""
     plugins = [part for path in EXAMPLES for part in ("--plugin", path)]
-    methods = ["--method", "damped", "steady", "taylorseer", "--set", "damping=0.8", "--set", "threshold=0.2"]
+    asked = ["damped", "steady", "brightest", "taylorseer"]
+    methods = ["--method", *asked, "--set", "damping=0.8", "--set", "threshold=0.2"]
     done = run_script(
         "TaylorSeer-FLUX/sample.py", *flags, "--compare", *plugins, *methods, "--output-dir", tmp_path / "own"
     )
     assert done.returncode == 0, done.stderr
     rows = {row["label"]: row for row in json.loads(done.stdout)["rows"]}
     assert list(rows) == [
-        "uncached", "damped-N4-W2-damping=0.8", "steady-threshold=0.2", "taylorseer-N4-W3-O2", "taylorseer-N6-W3-O2"
+        "uncached", "damped-N4-W2-damping=0.8", "steady-threshold=0.2", "brightest", "brightest-N6",
+        "taylorseer-N4-W3-O2", "taylorseer-N6-W3-O2",
     ]  # fmt: skip
+    assert rows["brightest"]["full_steps"] == [0, 4, 8]
+    assert 1 < rows["brightest"]["flops_ratio"] < 12 / 3, "between full steps something is computed"
     assert rows["damped-N4-W2-damping=0.8"]["full_steps"] == [0, 1, 5, 9]
 
+    plugins = [part for name in ("damped_predictor", "steady_schedule") for part in ("--plugin", FOLDER / f"{name}.py")]
     both = ["--method", "damped", "--schedule", "steady", "--set", "threshold=1000", "--output-dir", tmp_path / "both"]
     done = run_script("TaylorSeer-FLUX/sample.py", *flags, *plugins, *both)
     assert done.returncode == 0, done.stderr
@@ -62,7 +68,7 @@ def test_examples_join_a_command(run_script, flags, tmp_path):
 
 @pytest.mark.slow
 def test_a_schedule_of_ones_own_is_planned_with_its_bounds(run_script, flags, tmp_path):
-    chosen = ["--plugin", EXAMPLES[1], "--method", "steady", "--dry-run", "--output-dir", tmp_path]
+    chosen = ["--plugin", FOLDER / "steady_schedule.py", "--method", "steady", "--dry-run", "--output-dir", tmp_path]
     done = run_script("TaylorSeer-FLUX/sample.py", *flags, *chosen)
     assert done.returncode == 0, done.stderr
     (planned,) = json.loads(done.stdout)["batch"].values()
@@ -75,9 +81,27 @@ def test_a_schedule_of_ones_own_is_planned_with_its_bounds(run_script, flags, tm
 
 def test_lines_of_examples_are_named_where_they_fail(tmp_path):
     path = tmp_path / "steady.py"
-    path.write_text(re.sub(r"tokens = look\.modulated\(\)", "tokens = look.modulated(3)", EXAMPLES[1].read_text()))
+    path.write_text(
+        re.sub(
+            r"tokens = look\.modulated\(\)", "tokens = look.modulated(3)", (FOLDER / "steady_schedule.py").read_text()
+        )
+    )
     line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "modulated(3)" in text)
     load_plugin(path)
     cache = make_cache("steady")
     with pytest.raises(UserError, match=rf"schedule Steady failed at step 0: .*steady\.py:{line}: TypeError"):
         reference.sample("flux", reference.network("flux"), 3, cache)
+
+
+def test_a_selector_of_ones_own_computes_its_tokens():
+    """Of FLUX's MLPs and single blocks; which tokens those are is kept apart from what the site computes."""
+    load_plugin(FOLDER / "brightest_tokens.py")
+    network, loop = reference.network("flux"), reference.open_loop("flux", 5)
+    _, run = reference.sample("flux", network, 5, make_cache("brightest", ratio=0.5))
+    record = run.record()
+    assert record["full_steps"] == [0, 4]
+    num_image, num_text = loop.latents.shape[2], loop.branches[0]["txt"].shape[1]
+    assert record["steps"][1]["computed"] == {
+        "img_attn": "nothing", "img_mlp": num_image // 2, "txt_attn": "nothing", "txt_mlp": num_text // 2,
+        "single": (num_image + num_text) // 2,
+    }  # fmt: skip

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from cache_dic.settings import json_value
-from evaluation.backbones import BACKBONES
+from evaluation.backbones import BACKBONES, count_case
 from evaluation.flags import cache_of, describe, workload_of
 from evaluation.operations import attention_flops
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.files import write_json
 from seerkit.io.records import conditions, read_record
 from seerkit.io.tables import number, text_table
-from seerkit.sampling.flops import sampling_flops
 from seerkit.sampling.published import Counter
 from seerkit.sampling.workload import Case
 
@@ -39,8 +38,7 @@ def count(args: argparse.Namespace) -> dict[str, Any]:
     dtype = torch_dtype(args.precision)
     with torch.device("meta"):
         case = backbone.build(workload, dtype)
-    times = backbone.timesteps(case, args.num_steps)
-    counts = sampling_flops(case.model, cache, args.num_steps, case.latents, timesteps=times, **case.conditions)
+    counts = count_case(backbone, case, cache, args.num_steps)
     full_steps, attention = len(counts["full_steps"]), step_attention(case) / 1e12
     record = {
         "label": cache.label,

@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cache_dic import EVERYTHING, NOTHING, REST, Cache, Forecast, Parts, Run, Site, make_cache, residual
 from cache_dic.engine import PartialEngine, engine_class
+from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
-from seerkit.sampling.outline import Place, outline, outlined_run
+from seerkit.sampling.outline import Place, outline, outlined_runs
 
 
 def grouped_mm_flops(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
@@ -282,7 +283,7 @@ def _block_flops(of_block: Callable[[int, Block], int], block: int, work: Block)
     for name, done in work:
         if (
             isinstance(done, int) and done
-        ):  # a share that grows with the tokens, and what they share, such as keys of a text
+        ):  # a share that grows with the tokens, and what these share, as keys of a text
             one, two = (
                 of_block(block, tuple((other, n if other == name else NOTHING) for other, _ in work)) for n in (1, 2)
             )
@@ -320,15 +321,21 @@ def partial_steps(
     num_steps: int,
     latents: Tensor,
     conditions: dict[str, Tensor],
-    timesteps: Tensor | None = None,
+    times: Tensor | None = None,
+    branches: int = 1,
 ) -> tuple[PartialRun, int, list[int]]:
-    """The outline of a run of a method that computes part of a step, bytes kept, operations by step; see `sampling_flops`."""
+    """The outline of a run of a method that computes part of a step, bytes kept, operations by step; see `sampling_flops`.
+
+    Where guidance branches have calls of their own, the run is that of the first, and the counts those of all.
+    """
     backbone: Any = type(model)
     blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
-    levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
-    times, sigmas = (levels, levels) if timesteps is None else (timesteps.cpu(), None)
-    run, kept = outlined_run(model, blocks, cache, latents.shape, times, sigmas, conditions)
-    return run, kept, _partial_step_flops(run, model, latents, conditions)
+    if times is None:
+        times = torch.linspace(getattr(model, "TIME_SPAN", TRAINING_SPAN), 0, num_steps + 1, device="cpu")[:-1]
+    calls = branches if cache.separate_branches else 1
+    runs, kept = outlined_runs(model, blocks, cache, latents.shape, times.cpu(), calls, conditions)
+    by_run = [_partial_step_flops(run, model, latents, conditions) for run in runs]  # each with the rows of all
+    return runs[0], kept // calls, [sum(counts) // calls for counts in zip(*by_run, strict=True)]
 
 
 def sampling_flops(
@@ -337,15 +344,17 @@ def sampling_flops(
     num_steps: int,
     latents: Tensor,
     *,
-    timesteps: Tensor | None = None,
+    times: Tensor | None = None,
+    branches: int = 1,
     **conditions: Tensor,
 ) -> dict[str, Any]:
     """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`,
     and of a method that computes part of some steps `partial_steps`.
 
-    timesteps (S,): in sampling order, for methods that compute part of a step by what time it is; None takes noise levels that
-    are evenly spaced. Where full steps are decided while sampling, these are None, and `full_steps_bounds` and
-    `flops_ratio_bounds` are there. UserError where the cache has a memory limit that it would not keep to.
+    times: timesteps (S,) of the run, on the host, which some methods go by; None for evenly spaced ones. branches: of guidance,
+    whose rows latents and conditions have together; methods that may leave one out call the model for each.
+    Where full steps are decided while sampling, these are None, and `full_steps_bounds` and `flops_ratio_bounds` are there.
+    UserError where the cache has a memory limit that it would not keep to.
     """
     plan, tokens = cache.plan(num_steps), model.tokens(latents)
     full, forecast = step_flops(model, latents, conditions)
@@ -360,7 +369,7 @@ def sampling_flops(
         "stream_bytes": tokens.stream_bytes,
     }
     if cache.engine == PartialEngine.name:
-        run, kept, by_step = partial_steps(model, cache, num_steps, latents, conditions, timesteps)
+        run, kept, by_step = partial_steps(model, cache, num_steps, latents, conditions, times, branches)
         total = sum(by_step)
         return {
             **common,
