@@ -142,6 +142,7 @@ class Timings:
                     run.table.at(len(run.steps))
                     take_step(self.bench.case, run, self.bench.timesteps)
                     continue
+                watch.read()
                 # In turn, so that neither is always the one to find warm caches.
                 order = [self._plain, lambda: self._of(run)][:: -1 if len(pairs) % 2 else 1]
                 taken = [one() for one in order][:: -1 if len(pairs) % 2 else 1]
