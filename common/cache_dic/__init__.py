@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from cache_dic.engine import ENGINES, Forecast, GateFactors, Tokens
     from cache_dic.look import Look, Parts, Streams
     from cache_dic.run import Run, Step
-    from cache_dic.site import Site, once, residual
+    from cache_dic.site import Addition, Site, once, residual
 
 __all__ = [
     "ATTENTION", "CROSS", "ENGINES", "ENGINE_NAMES", "EVERYTHING", "FUSED", "METHODS", "MLP", "NOTHING", "PRESETS", "REST",
-    "SCHEDULES", "TEMPORAL", "Cache", "Call", "Decider", "Forecast", "GateFactors", "Look", "Partial", "Parts", "Plan",
-    "Preset", "Range", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "compared_rows",
+    "SCHEDULES", "TEMPORAL", "Addition", "Cache", "Call", "Decider", "Forecast", "GateFactors", "Look", "Partial", "Parts",
+    "Plan", "Preset", "Range", "Run", "Site", "Step", "Streams", "Tokens", "UserError", "accepted_settings", "compared_rows",
     "make_cache", "once", "read_setting", "register", "residual",
 ]  # fmt: skip
 
@@ -41,6 +41,6 @@ __getattr__, __dir__ = lazy_names(
         "engine": ("ENGINES", "Forecast", "GateFactors", "Tokens"),
         "look": ("Look", "Parts", "Streams"),
         "run": ("Run", "Step"),
-        "site": ("Site", "once", "residual"),
+        "site": ("Addition", "Site", "once", "residual"),
     },
 )

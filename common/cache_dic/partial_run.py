@@ -32,7 +32,7 @@ from cache_dic.partial import (
 from cache_dic.plan import OpenPlan
 from cache_dic.run import Run
 from cache_dic.settings import GROUP_BYTES
-from cache_dic.site import Feature, Site, computed, residual
+from cache_dic.site import Addition, Site
 
 
 def asked(method: Partial, name: str, step: int, *args: Any) -> Any:
@@ -144,39 +144,30 @@ class PartialSite(Site):
         """A walk begins at this block."""
         self.block, self._left = block - 1, 0
 
-    def __call__(
-        self,
-        x: Tensor,
-        gate: Tensor | None,
-        feature: Feature,
-        part: slice | None = None,
-        *,
-        name: str | None = None,
-        reaches_output: bool = True,
-        attended: Callable[[], Tensor] | None = None,
-    ) -> Tensor:
+    def add(self, addition: Addition) -> Tensor:
+        name = addition.name
         if name is None or name not in self.kinds:
             raise UserError(
                 f"a site called {shown(name)} has no kind in the model's SITE_KINDS, which says what each of its sites is"
             )
-        if reaches_output:
+        if addition.reaches_output:
             if not self._left:
                 self.block += 1
                 self._left = len(self.block_sites[self.block])
             self._left -= 1
-        call = self._call(x, part, name, reaches_output)
+        call = self._call(addition, name)
         nothing_kept = not (call.kept.values or call.kept.attended)
         work = EVERYTHING if self.full or nothing_kept else self._asked(call)
-        value = self._value(call, work, feature, attended)
+        value = self._value(call, work, addition)
         self.work.append((call.block, name, work if isinstance(work, str) else work.shape[1]))
         self._count(call, work)
-        tokens = residual(x, gate, value)
+        tokens = addition.of(value)
         if isinstance(work, str) and work == EVERYTHING:
             self.method.learn_tokens(call, tokens.detach())
         return tokens
 
-    def _call(self, x: Tensor, part: slice | None, name: str, reaches_output: bool) -> Call:
-        place = self.block
+    def _call(self, addition: Addition, name: str) -> Call:
+        place, x = self.block, addition.x
 
         def observed() -> Tensor:
             streams, length = self.state.observed[place], x.shape[1]
@@ -190,8 +181,8 @@ class PartialSite(Site):
             name,
             self.kinds[name],
             x,
-            part,
-            reaches_output,
+            addition.part,
+            addition.reaches_output,
             kept,
             observed,
         )
@@ -218,9 +209,9 @@ class PartialSite(Site):
             "compute, (B, rows) indices, are wanted"
         )
 
-    def _value(self, call: Call, work: str | Tensor, feature: Feature, attended: Callable[[], Tensor] | None) -> Tensor:
+    def _value(self, call: Call, work: str | Tensor, addition: Addition) -> Tensor:
         """The feature, computed as asked."""
-        method, kept = self.method, call.kept
+        method, kept, feature, attended = self.method, call.kept, addition.feature, addition.attended
         if isinstance(work, Tensor):
             some = [take_rows(call.x, work)]
             if attended is not None:
@@ -239,7 +230,7 @@ class PartialSite(Site):
             found.append(method.forecast(call, kept.attended))
         elif attended is not None:
             found.append(attended().detach())
-        value = computed(feature, call.x, (lambda: found[0]) if found else None).detach()
+        value = addition._replace(attended=(lambda: found[0]) if found else None).value().detach()
         method.learn_feature(call, value, found[0] if work == EVERYTHING and found else None)
         if method.keeps_age and call.kind != ATTENTION:
             kept.age = torch.zeros(call.x.shape[:2], dtype=torch.int64, device=call.x.device)

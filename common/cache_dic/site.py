@@ -1,7 +1,7 @@
 """A site: one residual addition of a block, the place where a feature is cached."""
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,33 @@ an MLP, it may be called with some of the tokens (B, rows, D) alone.
 """
 
 T = TypeVar("T")
+
+
+class Addition(NamedTuple):
+    """What a block hands to a site: to add gate * feature to x.
+
+    x and feature (B, L, D); gate broadcasts to them, None stands for 1. part: which tokens of a joint stream are those that
+    reach the model's output, None for all. name: of the site in its block. reaches_output: False for a stream, such as the
+    text's, that nothing of a forecast step reads. attended: of a fused site, what its attention gives the feature (B, L, D).
+    """
+
+    x: Tensor
+    gate: Tensor | None
+    feature: Feature
+    part: slice | None = None
+    name: str | None = None
+    reaches_output: bool = True
+    attended: Callable[[], Tensor] | None = None
+
+    def value(self) -> Tensor:
+        """The feature: the tensor that was handed over, or the result of the computation."""
+        if not callable(self.feature):
+            return self.feature
+        return self.feature(self.x) if self.attended is None else self.feature(self.x, self.attended())
+
+    def of(self, value: Tensor) -> Tensor:
+        """x after a value in place of the feature has been added."""
+        return self.x + value if self.gate is None else self.x + self.gate * value
 
 
 class Site:
@@ -34,13 +61,12 @@ class Site:
         reaches_output: bool = True,
         attended: Callable[[], Tensor] | None = None,
     ) -> Tensor:
-        """x + gate * feature: x and feature (B, L, D); gate broadcasts to them, None stands for 1.
+        """x + gate * feature, as `Addition` says."""
+        return self.add(Addition(x, gate, feature, part, name, reaches_output, attended))
 
-        part: which tokens of a joint stream are those that reach the model's output, None for all. name: of the site in its
-        block. reaches_output: False for a stream, such as the text's, that nothing of a forecast step reads. attended: of a
-        fused site, what its attention gives the feature (B, L, D).
-        """
-        raise NotImplementedError
+    def add(self, addition: Addition) -> Tensor:
+        """The tokens after it (B, L, D)."""
+        return addition.of(addition.value())
 
     def attend(
         self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *mask: Any, **streams: int
@@ -52,32 +78,8 @@ class Site:
         return attention(q, k, v, *mask)
 
 
-class Residual(Site):
-    """The plain addition."""
-
-    def __call__(
-        self,
-        x: Tensor,
-        gate: Tensor | None,
-        feature: Feature,
-        part: slice | None = None,
-        *,
-        name: str | None = None,
-        reaches_output: bool = True,
-        attended: Callable[[], Tensor] | None = None,
-    ) -> Tensor:
-        value = computed(feature, x, attended)
-        return x + value if gate is None else x + gate * value
-
-
-residual = Residual()
-
-
-def computed(feature: Feature, x: Tensor, attended: Callable[[], Tensor] | None = None) -> Tensor:
-    """The tensor that a site was handed, or the result of the computation."""
-    if not callable(feature):
-        return feature
-    return feature(x) if attended is None else feature(x, attended())
+residual = Site()
+"""The plain addition."""
 
 
 class once(Generic[T]):  # noqa: N801 - used as a decorator

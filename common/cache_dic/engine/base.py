@@ -18,7 +18,7 @@ from torch import Tensor
 from cache_dic.errors import UserError
 from cache_dic.plan import AnyPlan, OpenPlan, Weight
 from cache_dic.settings import GROUP_BYTES
-from cache_dic.site import Feature, Site, computed, residual
+from cache_dic.site import Addition, Site
 
 Gates = Callable[[Sequence[int]], Tensor]
 """`gates(steps)` -> (len(steps), sites, B or 1, D), the gate of every site at those steps."""
@@ -91,27 +91,17 @@ class Recorder(Site):
         self.x0: Tensor | None = None
         self.x_final: Tensor | None = None
 
-    def __call__(
-        self,
-        x: Tensor,
-        gate: Tensor | None,
-        feature: Feature,
-        part: slice | None = None,
-        *,
-        name: str | None = None,
-        reaches_output: bool = True,
-        attended: Callable[[], Tensor] | None = None,
-    ) -> Tensor:
-        value = computed(feature, x, attended)
-        after = residual(x, gate, value)
-        self.look_at(value, reaches_output)
-        if not reaches_output:
+    def add(self, addition: Addition) -> Tensor:
+        value, part = addition.value(), addition.part
+        after = addition.of(value)
+        self.look_at(value, addition.reaches_output)
+        if not addition.reaches_output:
             return after
         if self.ends and self.calls == 0:
-            self.x0 = _cut(x, part)
+            self.x0 = _cut(addition.x, part)
         self.calls += 1
-        self.names.append(name)
-        self.gates.append(gate)
+        self.names.append(addition.name)
+        self.gates.append(addition.gate)
         self.keep(_cut(value, part))
         if self.ends and self.calls == self.num_sites:
             self.x_final = _cut(after, part)

@@ -1,6 +1,6 @@
 """The paper's literal form: features of every site at the last full steps, summed by site or walked through the blocks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from cache_dic.engine.base import (
     weighted_sum,
 )
 from cache_dic.plan import AnyPlan
-from cache_dic.site import Feature, Site, residual
+from cache_dic.site import Addition, Site
 
 
 class FeatureRecorder(Recorder):
@@ -97,21 +97,11 @@ class ForecastSite(Site):
     def __init__(self, forecasts: Iterator[Tensor]) -> None:
         self.forecasts = forecasts
 
-    def __call__(
-        self,
-        x: Tensor,
-        gate: Tensor | None,
-        feature: Feature,
-        part: slice | None = None,
-        *,
-        name: str | None = None,
-        reaches_output: bool = True,
-        attended: Callable[[], Tensor] | None = None,
-    ) -> Tensor:
+    def add(self, addition: Addition) -> Tensor:
         value = next(self.forecasts)
-        if reaches_output:
+        if addition.reaches_output:
             self.last = value
-        return residual(x, gate, value)
+        return addition.of(value)
 
 
 class WalkedEngine(LayerwiseEngine):

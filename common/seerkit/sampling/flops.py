@@ -18,6 +18,7 @@ from cache_dic.engine import PartialEngine, engine_class
 from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
+from cache_dic.site import Addition
 from seerkit.sampling.outline import Place, outline, outlined_runs
 
 
@@ -188,24 +189,15 @@ class _Replay(Site):
     def __init__(self, asked: Mapping[str, int | str], observes: str | None) -> None:
         self.asked, self.observes = asked, observes
 
-    def __call__(
-        self,
-        x: Tensor,
-        gate: Tensor | None,
-        feature: Any,
-        part: slice | None = None,
-        *,
-        name: str | None = None,
-        reaches_output: bool = True,
-        attended: Callable[[], Tensor] | None = None,
-    ) -> Tensor:
-        assert name is not None, "sites carry names"
-        work = self.asked[name]
-        if work == EVERYTHING:
-            feature(x, *([] if attended is None else [attended()]))
-        elif work != NOTHING:
-            tokens = x if work == REST else x[:, :work]
-            feature(tokens, *([] if attended is None else [tokens]))
+    def add(self, addition: Addition) -> Tensor:
+        assert addition.name is not None, "sites carry names"
+        work, x = self.asked[addition.name], addition.x
+        if isinstance(work, int) or work == REST:
+            tokens = x[:, :work] if isinstance(work, int) else x
+            attended = addition.attended and (lambda: tokens)
+            addition._replace(x=tokens, attended=attended).value()
+        elif work == EVERYTHING:
+            addition.value()
         return x
 
     def attend(

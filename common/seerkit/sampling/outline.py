@@ -5,7 +5,7 @@ takes no model and tells what is computed wherever that follows from steps, time
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cache_dic import Cache, Parts, Site, Streams, Tokens
 from cache_dic.partial import ATTENTION, FUSED
 from cache_dic.partial_run import PartialRun, PartialSite
+from cache_dic.site import Addition
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,11 @@ class _Noting(Site):
     def __init__(self) -> None:
         self.places: list[Place] = []
 
-    def __call__(
-        self,
-        x: Tensor,
-        gate: Tensor | None,
-        feature: Any,
-        part: slice | None = None,
-        *,
-        name: str | None = None,
-        reaches_output: bool = True,
-        attended: Callable[[], Tensor] | None = None,
-    ) -> Tensor:
-        assert name is not None, "sites carry names"
-        self.places.append(Place(name, x.shape[1], part, reaches_output, attended is not None))
-        return x
+    def add(self, addition: Addition) -> Tensor:
+        assert addition.name is not None, "sites carry names"
+        length, fused = addition.x.shape[1], addition.attended is not None
+        self.places.append(Place(addition.name, length, addition.part, addition.reaches_output, fused))
+        return addition.x
 
 
 def outline(parts: Parts, num_blocks: int) -> list[list[Place]]:
