@@ -64,13 +64,14 @@ RECIPES = {
     "flux": FLUX,
     "duca_flux": replace(FLUX, hidden="before"),  # as the code keeps them, without what the last block adds
     "joint": replace(FLUX, ramp_layers=None, largest_values=False),  # FLUX's for other models of two streams
+    "hunyuan": replace(FLUX, warmup_steps=1, largest_values=False),  # read off the published FLOPs of both methods
     "video": Recipe(factor=1.495),  # Open-Sora's, the released model with attention to a text, which is reused
 }
 
 TOCA: dict[str, tuple[dict[str, Any], ...]] = {
     "dit": ({"recipe": "dit_50", "interval": 3, "ratio": 0.07}, {"recipe": "dit_250", "interval": 4, "ratio": 0.07}),
     "flux": tuple({"recipe": "flux", "interval": n, "ratio": 0.1} for n in (4, 5, 6)),
-    "hunyuan_video": ({"recipe": "joint", "interval": 5, "ratio": 0.1},),
+    "hunyuan_video": ({"recipe": "hunyuan", "interval": 5, "ratio": 0.1},),
     "hidream": ({"recipe": "joint", "interval": 4, "ratio": 0.1},),
     "wan": ({"recipe": "video", "interval": 5, "ratio": 0.1},),
     "*": ({"interval": 4},),
@@ -78,7 +79,7 @@ TOCA: dict[str, tuple[dict[str, Any], ...]] = {
 DUCA: dict[str, tuple[dict[str, Any], ...]] = {
     "dit": tuple({"recipe": "duca_dit", "interval": n, "ratio": 0.05} for n in (3, 5)),
     "flux": tuple({"recipe": "duca_flux", "interval": n, "ratio": 0.1} for n in (5, 6)),
-    "hunyuan_video": ({"recipe": "joint", "interval": 5, "ratio": 0.1, "by": "random"},),
+    "hunyuan_video": ({"recipe": "hunyuan", "interval": 5, "ratio": 0.1, "by": "random"},),
     "hidream": ({"recipe": "joint", "interval": 4, "ratio": 0.1, "by": "values"},),
     "wan": ({"recipe": "video", "interval": 5, "ratio": 0.1, "by": "values"},),
     "*": ({"interval": 4},),

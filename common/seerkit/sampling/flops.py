@@ -18,6 +18,7 @@ from cache_dic.engine import PartialEngine, engine_class
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
 from seerkit.sampling.outline import Place, outline, outlined_run
+from seerkit.sampling.published import PartialCounts
 
 
 def grouped_mm_flops(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
@@ -248,11 +249,16 @@ def _block_counter(
     return lambda block, work: count(sites.index(sites[block]), work)
 
 
-def _partial_run_flops(run: PartialRun, model: Any, latents: Tensor, conditions: dict[str, Tensor]) -> int:
-    """Of what each step of a run of `model` computed: some tokens of a site cost their share of all of them."""
+def _partial_run_flops(
+    run: PartialRun, model: Any, latents: Tensor, conditions: dict[str, Tensor], *, observed: bool = True
+) -> int:
+    """Of what each step of a run of `model` computed: some tokens of a site cost their share of all of them.
+
+    observed: with what it takes to see the attention that tokens pay each other.
+    """
     backbone: Any = type(model)
     shape, shapes = tuple(latents.shape), _shapes(conditions)
-    of_block = _block_counter(backbone, model.config, shape, shapes, run.method.observes)
+    of_block = _block_counter(backbone, model.config, shape, shapes, run.method.observes if observed else None)
     plain = _block_counter(backbone, model.config, shape, shapes, None)
     full, _ = step_flops(model, latents, conditions)
     whole = [tuple((name, EVERYTHING) for name in names) for names in run.site_names()]
@@ -312,6 +318,33 @@ def _run_flops(run: Run) -> tuple[int, int]:
     return total, uncached
 
 
+def outlined(
+    model: nn.Module,
+    cache: Cache,
+    num_steps: int,
+    latents: Tensor,
+    timesteps: Tensor | None,
+    conditions: dict[str, Tensor],
+) -> tuple[PartialRun, int]:
+    """A run of a method that computes part of a step, not computed, and the most bytes that it keeps; as `sampling_flops`."""
+    backbone: Any = type(model)
+    blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
+    levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
+    times, sigmas = (levels, levels) if timesteps is None else (timesteps.cpu(), None)
+    return outlined_run(model, blocks, cache, latents.shape, times, sigmas, conditions)
+
+
+def partial_counts(run: PartialRun, model: nn.Module, latents: Tensor, conditions: dict[str, Tensor]) -> PartialCounts:
+    """Operations of such a run, for `seerkit.sampling.published`."""
+    total = _partial_run_flops(run, model, latents, conditions)
+    return PartialCounts(
+        works=tuple(run.work_by_step),
+        full=tuple(entry["kind"] == "full" for entry in run.steps),
+        flops_T=total / 1e12,
+        observed_T=(total - _partial_run_flops(run, model, latents, conditions, observed=False)) / 1e12,
+    )
+
+
 def sampling_flops(
     model: nn.Module,
     cache: Cache,
@@ -341,11 +374,7 @@ def sampling_flops(
         "stream_bytes": tokens.stream_bytes,
     }
     if cache.engine == PartialEngine.name:
-        backbone: Any = type(model)
-        blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
-        levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
-        times, sigmas = (levels, levels) if timesteps is None else (timesteps.cpu(), None)
-        run, kept = outlined_run(model, blocks, cache, latents.shape, times, sigmas, conditions)
+        run, kept = outlined(model, cache, num_steps, latents, timesteps, conditions)
         total = _partial_run_flops(run, model, latents, conditions)
         return {
             **common,
