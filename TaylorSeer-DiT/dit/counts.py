@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cache_dic import EVERYTHING
-from cache_dic.partial_run import Work
+from cache_dic.partial import EVERYTHING
 from dit.config import DiTConfig
 from seerkit.sampling.published import OBSERVED, PartialCounts, Term, terms, with_rest
+
+if TYPE_CHECKING:
+    from cache_dic.partial_run import Work
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class DiTCounter:
         }
         return terms(values)
 
-    def _partial(self, work: tuple[Work, ...]) -> tuple[int, int, int]:
+    def _partial(self, work: "tuple[Work, ...]") -> tuple[int, int, int]:
         """Of a partial step of ToCa and DuCa: products, adaLN's and SiLU's, and what is done element by element; blocks that it
         does not enter take nothing."""
         entered = len({block for block, *_ in work})
@@ -62,7 +64,7 @@ class DiTCounter:
         elements += self.rows * tokens * self.mlp[1]
         return products, entered * (self.adaln + self.silu) // self.depth, elements
 
-    def partial_step(self, work: tuple[Work, ...], method: str) -> int:
+    def partial_step(self, work: "tuple[Work, ...]", method: str) -> int:
         """Operations of a step that is not full."""
         return sum(self._partial(work))
 

@@ -106,7 +106,8 @@ def workload_of(args: argparse.Namespace) -> "Workload":
 def cache_of(args: argparse.Namespace, *, partial: bool = False) -> "Cache":
     """The one cache that the flags ask for, with a schedule known beforehand.
 
-    partial: whether a method that computes part of a step will do, too. UserError if they ask for several, for none that fits the steps, or for one that decides while sampling.
+    partial: whether a method that computes part of a step will do, too. UserError if they ask for several, for none that
+    fits the steps, or for one that decides while sampling.
     """
     if len(args.method or ()) > 1 or len(args.interval or ()) > 1 or args.compare:
         raise UserError("this command takes one --method and one --interval at a time, without --compare")

@@ -47,7 +47,8 @@ def _counts(settings: Form, **further: Form) -> Form:
     common = {"model": str, "num_steps": int, "precision": str, "rows": int}
     row = {
         "label": str, "method": str, "full_steps": [int], "flops_T": positive, "flops_T_uncached": positive,
-        "flops_ratio": positive, "kept_bytes": (KEPT_BYTES, {"partial": float}), "settings": {**common, **settings}, "conditions": CONDITIONS,
+        "flops_ratio": positive, "kept_bytes": (KEPT_BYTES, {"partial": float}), "settings": {**common, **settings},
+        "conditions": CONDITIONS,
     }  # fmt: skip
     return {"rows": [{**row, **further}]}
 

@@ -5,10 +5,12 @@ What the backbones share; the counter of each is in its counts.py.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from cache_dic import EVERYTHING
-from cache_dic.partial_run import Work
+from cache_dic.partial import EVERYTHING
+
+if TYPE_CHECKING:
+    from cache_dic.partial_run import Work
 
 
 class Term(TypedDict):
@@ -35,7 +37,7 @@ class Counter(Protocol):
 class PartialCounter(Counter, Protocol):
     """A counter that also knows steps of `PARTIAL` methods."""
 
-    def partial_step(self, work: tuple[Work, ...], method: str) -> int:
+    def partial_step(self, work: "tuple[Work, ...]", method: str) -> int:
         """Operations of a step that is not full, by what its sites computed."""
 
     def partial_difference(self, run: "PartialCounts", method: str) -> list[Term]:
@@ -50,7 +52,7 @@ class PartialCounts:
     them to see the attention that tokens pay each other.
     """
 
-    works: tuple[tuple[Work, ...], ...]
+    works: "tuple[tuple[Work, ...], ...]"
     full: tuple[bool, ...]
     flops_T: float  # noqa: N815
     observed_T: float  # noqa: N815
@@ -94,10 +96,8 @@ class CalflopsCounter:
     conditioning: int  # embeddings of latents, text and conditions, modulation, output layer
     conditioning_elements: int  # LayerNorm of the output layer; LayerNorm and SiLU of a token refiner
     unseen: int = 0  # products of fused attention outside of the blocks, which are in none of the sums
-    projecting: frozenset[str] = (
-        frozenset()
-    )  # methods whose code projects reused attention of double-stream blocks anew
-    splits_first_layer: bool = True  # whether partial steps leave out queries, keys and values of single-stream blocks
+    projecting: frozenset[str] = frozenset()  # methods whose double-stream blocks project reused attention anew
+    splits_first_layer: bool = True  # whether partial steps of single-stream blocks do without queries, keys and values
 
     @property
     def projections(self) -> int:
@@ -147,24 +147,20 @@ class CalflopsCounter:
             del values["the token refiner's attention, a fused call"]
         return terms(values)
 
-    def _partial(self, work: tuple[Work, ...], method: str) -> tuple[int, dict[str, int]]:
+    def _partial(self, work: "tuple[Work, ...]", method: str) -> tuple[int, dict[str, int]]:
         """Operations of a partial step, and those of them that are not in ours."""
         if not work:
-            modulation = (
-                self.blocks.double * self.blocks.rows * 2 * 12 * self.blocks.dim**2
-            )  # blocks that return at once
-            return self.steps[1] - modulation, {}
+            return self.unprinted[1] - self.blocks.double_modulation, {}
         products, first_layer, elements = self.blocks.of_work(work)
-        left_out = {
-            "the output projection of reused attention in double-stream blocks, which is kept projected here": self.blocks.reprojection
-            * (method in self.projecting),
-            "queries, keys and values of computed tokens in single-stream blocks": first_layer
-            * (not self.splits_first_layer),
-            "LayerNorm and GELU of what partial steps compute": elements,
-        }
+        left_out = {"LayerNorm and GELU of what partial steps compute": elements}
+        if method in self.projecting:
+            name = "the output projection of reused attention in double-stream blocks, kept projected here"
+            left_out[name] = self.blocks.reprojection
+        if not self.splits_first_layer:
+            left_out["queries, keys and values of computed tokens in single-stream blocks"] = first_layer
         return self.unprinted[1] + products + sum(left_out.values()), left_out
 
-    def partial_step(self, work: tuple[Work, ...], method: str) -> int:
+    def partial_step(self, work: "tuple[Work, ...]", method: str) -> int:
         """As printed; a step without blocks leaves out the modulation of double-stream ones."""
         return printed(self._partial(work, method)[0])
 
@@ -217,11 +213,16 @@ class JointBlocks:
         return self.tokens * (4 * norms * self.dim + (self.double + self.single) * self.width)
 
     @property
+    def double_modulation(self) -> int:
+        """The modulation of double-stream blocks."""
+        return self.double * self.rows * 2 * 12 * self.dim**2
+
+    @property
     def reprojection(self) -> int:
         """The output projection of attention in all double-stream blocks."""
         return self.double * 2 * self.tokens * self.dim**2
 
-    def of_work(self, work: tuple[Work, ...]) -> tuple[int, int, int]:
+    def of_work(self, work: "tuple[Work, ...]") -> tuple[int, int, int]:
         """What a step takes that computes whole blocks, and some tokens of others: products, those of queries, keys and values
         of single-stream blocks' tokens, which are not among them, and LayerNorm and GELU."""
         double = single = 0
