@@ -389,10 +389,12 @@ def flops_table(
     with_goal = (row for row in ours if row.get("kept_goal"))
     first = next(itertools.chain(agreed, with_goal), ours[0])
     terms = "\n".join(f"- {t['term']}: {t['flops_T']:+.4f}" for t in first["published_convention"]["difference"])
+    firsts = {row["method"]: row for row in reversed(in_part) if row["published_convention"]}
     in_part_terms = [
-        f"- {row['label']}: " + "; ".join(f"{t['flops_T']:+.2f} {t['term']}" for t in convention["difference"])
+        f"- {row['label']}: "
+        + "; ".join(f"{t['flops_T']:+.2f} {t['term']}" for t in row["published_convention"]["difference"])
         for row in in_part
-        if (convention := row["published_convention"])
+        if firsts.get(row["method"]) is row
     ]
     return "\n\n".join(
         [
@@ -401,7 +403,14 @@ def flops_table(
             f"From the published counter ({first['published_convention']['flops_T']:.4f} TFLOPs) to our count "
             f"({first['flops_T']:.4f}) of {first['label']}, in TFLOPs of the run:",
             terms,
-            *(["The same of runs that compute part of some steps:", "\n".join(in_part_terms)] if in_part_terms else []),
+            *(
+                [
+                    "The same of methods that compute part of some steps, of the first run of each:",
+                    "\n".join(in_part_terms),
+                ]
+                if in_part_terms
+                else []
+            ),
             made_with(
                 made(first["settings"]),
                 "counted on the meta device, 2 operations per multiply-add, folding included",
