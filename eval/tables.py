@@ -17,10 +17,12 @@ from evaluation.cells import (
     COSTS_HEADER,
     INTERVALS,
     LITE0,
+    PARTIAL_HEADER,
     change_cell,
     computed_cell,
     cost_cells,
     cost_errors,
+    partial_cells,
     plus_minus,
     psnr_interval,
 )
@@ -35,6 +37,7 @@ from evaluation.forms import (
     METHOD_COSTS,
     NEAREST,
     OP_COUNTS,
+    PARTIAL_STEPS,
     SAMPLES,
     TRAINING,
     VIDEO_COUNTS,
@@ -928,6 +931,36 @@ def method_costs(results: Path) -> str:
     )
 
 
+PARTIAL_RECORDS = {
+    "flux": "--model flux-dev --depth 1 --height 256 --width 256 --repeats 2 --threads 1",
+    "dit": "--model DiT-XL/2 --depth 4 --repeats 3 --threads 1",
+}
+"""What is timed of steps that compute part of a model, by the folder of the record."""
+
+
+def partial_steps(results: Path) -> str:
+    """What steps that compute part of a model take beside their share of the FLOPs, at published widths."""
+    tables = []
+    for name, flags in PARTIAL_RECORDS.items():
+        path = results / name / "partial-steps.json"
+        command = f"python eval/partial_steps.py {flags} --out results/{name}/partial-steps.json"
+        record = read(path, PARTIAL_STEPS, command)
+        s, machine = record["settings"], record["machine"]
+        load, processors = machine["load_before"], machine["processors"]
+        busy = f"a load of {load:.1f} on {processors} processors before it began" if load >= processors / 4 else None
+        tables += [
+            markdown_table(PARTIAL_HEADER, partial_cells(record), left=(0, 1)),
+            made_with(
+                f"{s['model']} at full width and depth {s['depth']}, {s['rows']} rows of {s['tokens']} tokens; shares of an "
+                f"uncached step of {record['full_step_s']:.2f} s, taken beside it; medians over up to {s['repeats']} steps",
+                busy,
+                *cost_errors(record),
+                run_conditions(record["conditions"]),
+            ),
+        ]
+    return "\n\n".join(tables)
+
+
 def flux_op_counts(results: Path) -> str:
     """Operations of a forecast step: the engines here, and other implementations."""
     command = "python eval/op_counts.py --out results/flux/op-counts.json"
@@ -1120,6 +1153,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "forms": compared_forms,
     "searched-schedules": searched_schedules,
     "method-costs": method_costs,
+    "partial-steps": partial_steps,
 }
 
 

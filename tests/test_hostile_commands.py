@@ -73,6 +73,8 @@ BASES = {
     "eval/method_costs.py": "--model flux-debug --methods fora --threads 1 --out out/costs.json",
     "eval/nearest.py": "in/samples --label uncached --data {emoji} --shown 2 --out out/near",
     "eval/op_counts.py": "--depth 1 --max-order 1 --out out/ops.json",
+    "eval/partial_steps.py": "--model flux-debug --methods toca --repeats 1 --dropped 0 --threads 1 --device cpu"
+    " --out out/steps.json",
     "eval/plot.py": "pareto in/samples/record.json --out out/plot.png",
     "eval/schedule_gains.py": "--model flux-debug --ckpt {flux} --num-steps 3 --samples 1 --device cpu"
     " --schedules in/schedule.json --out out/gains.json",

@@ -30,6 +30,11 @@ NEVER_ALL = {
     ("toca", "dit"),
     ("duca", "dit"),
 }  # released with an interval of 2 in a stretch of the run, whatever is asked for
+EVERY: dict[str, dict[str, Any]] = {  # settings of methods without an interval or threshold that compute everything
+    "pab": {"spatial_range": 1, "cross_range": 1},
+    "fastercache": {"attention_interval": 1, "both_interval": 1},
+    "fastercache_diffusers": {"attention_range": 1, "both_range": 1},
+}
 BOUNDS = (
     "threshold",
     "residual_diff_threshold",
@@ -109,7 +114,9 @@ def test_runs_tells_what_it_computed_and_leaves_nothing_behind(method, backbone)
 @pytest.mark.parametrize(("method", "backbone"), [pair for pair in DEFINED if pair not in NEVER_ALL])
 def test_that_computes_every_step_is_the_uncached_model_to_the_bit(method, backbone):
     """With interval 1, with a threshold of 0, or with a list of all steps."""
-    if (bound := bound_of(method)) and method not in FORECASTS:
+    if method in EVERY:
+        settings = EVERY[method]
+    elif (bound := bound_of(method)) and method not in FORECASTS:
         settings = SETTINGS.get(method, {}) | {bound: 0.0}
     elif "interval" in accepted_settings(method) and method not in FULL:
         settings = {"interval": 1}

@@ -46,7 +46,7 @@ class Adapter:
         if workload.cfg_scale != 1:
             latents, y = torch.cat([latents, latents]), torch.cat([y, torch.full_like(y, config.num_classes)])
         model = DiT(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
-        return Case(model, latents, {"y": y})
+        return Case(model, latents, {"y": y}, branches=len(y) // count)
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:
         return Diffusion.respaced(num_steps).timesteps.flip(0)

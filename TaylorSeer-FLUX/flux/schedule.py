@@ -8,10 +8,12 @@ from torch import Tensor
 from cache_dic import UserError
 from seerkit.sampling.flow_solvers import shift_mu, shift_sigmas
 
+LARGEST_MU = 700.0  # its exponential still is a float, beyond which nothing moves
+
 
 def shift_times(t: Tensor, mu: float) -> Tensor:
     """Times in [0, 1] moved towards the noise: t -> e^mu / (e^mu + 1/t - 1); the ends stay."""
-    return shift_sigmas(t, math.exp(mu))
+    return shift_sigmas(t, math.exp(min(mu, LARGEST_MU)))
 
 
 def sampling_times(num_steps: int, num_tokens: int, *, shift: bool = True) -> Tensor:

@@ -52,7 +52,7 @@ class Adapter:
             "pooled": torch.randn(rows, config.text_emb_dim, dtype=dtype),
         }
         model = HiDream(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
-        return Case(model, latents, conditions)
+        return Case(model, latents, conditions, branches=rows // count)
 
     def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> Sampler:
         usage = USAGE[self.name]

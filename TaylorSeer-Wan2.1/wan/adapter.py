@@ -52,7 +52,7 @@ class Adapter:
             conditions["clip_fea"] = torch.randn(rows, CLIP_TOKENS, config.image_dim, dtype=dtype)
             conditions["y"] = torch.randn(rows, given, *shape[1:], dtype=dtype)
         model = Wan(config, attention=workload.attention).cast(dtype).eval().requires_grad_(False)
-        return Case(model, latents, conditions)
+        return Case(model, latents, conditions, branches=rows // workload.num_samples)
 
     def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> Sampler:
         shift = USAGE[self.name].shift

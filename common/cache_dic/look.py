@@ -75,8 +75,7 @@ class Inputs:
     """What a run was started with: the model, latents and conditions as its calls get them, timesteps (S,).
 
     sigmas: noise levels (S,) of a flow, which the timesteps may have rounded; None where only the model knows them. branch: of
-    guidance, "cond" or "uncond"; branches: how many have model calls of their own. times: the timesteps where they can be read,
-    None where those that the model gets can be.
+    guidance, "cond" or "uncond"; branches: how many have model calls of their own.
     """
 
     model: Any
@@ -86,7 +85,6 @@ class Inputs:
     sigmas: Tensor | None = None
     branch: str = "cond"
     branches: int = 1
-    times: Tensor | None = None
 
     def ask(self, name: str, *args: Any, **given: Any) -> Any:
         """The answer of a method of `Observable`; UserError for a model without."""
@@ -99,18 +97,13 @@ class Inputs:
     def time_signals(self) -> Mapping[str, Tensor]:
         return self.ask("time_signals", self.timesteps, **self.conditions)
 
-    @property
-    def readable_times(self) -> Tensor:
-        """Timesteps (S,) whose values are at hand, as those of a run on the meta device are not."""
-        return self.timesteps if self.times is None else self.times
-
     @cached_property
     def noise_levels(self) -> list[tuple[float, float]]:
         """By step, scale of data and noise."""
         if self.sigmas is not None:
             data, noise = 1 - self.sigmas, self.sigmas
         else:
-            data, noise = self.ask("noise_levels", self.readable_times.double().cpu())
+            data, noise = self.ask("noise_levels", self.timesteps.double().cpu())
         return list(zip(data.tolist(), noise.tolist(), strict=True))
 
     @cached_property
@@ -246,7 +239,7 @@ class Look:
 
     @property
     def timestep(self) -> float:
-        return float(self._inputs.readable_times[self.step])
+        return float(self._inputs.timesteps[self.step])
 
     @property
     def training_time(self) -> float:

@@ -15,7 +15,7 @@ from dit.config import CONFIGS as DIT
 from flux.config import CONFIGS as FLUX
 from hidream.config import CONFIGS as HIDREAM
 from hunyuan_video.config import CONFIGS as HUNYUAN_VIDEO
-from seerkit.sampling.workload import Backbone, Workload
+from seerkit.sampling.workload import Backbone, Case, Workload
 from wan.config import CONFIGS as WAN
 
 if TYPE_CHECKING:
@@ -87,12 +87,17 @@ def count_caches(
     """
     import torch
 
-    from seerkit.sampling.flops import sampling_flops
-
     with torch.device("meta"):
         case = BACKBONES[model].build(workload(model, **sizes), dtype)
-    times = BACKBONES[model].timesteps(case, num_steps)
-    return {
-        label: sampling_flops(case.model, cache, num_steps, case.latents, timesteps=times, **case.conditions)
-        for label, cache in caches.items()
-    }
+    return {label: count_case(BACKBONES[model], case, cache, num_steps) for label, cache in caches.items()}
+
+
+def count_case(backbone: Backbone, case: Case, cache: "Cache", num_steps: int) -> dict[str, Any]:
+    """`seerkit.sampling.flops.sampling_flops` of a model's case, with its own timesteps."""
+    from cache_dic.engine import PartialEngine
+    from seerkit.sampling.flops import sampling_flops
+
+    times = backbone.timesteps(case, num_steps).cpu() if cache.engine == PartialEngine.name else None
+    return sampling_flops(
+        case.model, cache, num_steps, case.latents, times=times, branches=case.branches, **case.conditions
+    )

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cache_dic import ENGINES, Cache, Run, UserError, make_cache
 from cache_dic.cache import free_bytes
 from cache_dic.errors import shown_bytes
-from evaluation.backbones import BACKBONES
+from evaluation.backbones import BACKBONES, count_case
 from evaluation.flags import cache_of, describe, workload_of
 from evaluation.operations import count_forecast, count_kernels
 from evaluation.steps import most_sources, take_step, touch_table
@@ -24,7 +24,6 @@ from seerkit.devices.timing import peak_memory, reset_peak_memory, spread, timed
 from seerkit.io.records import conditions
 from seerkit.io.tables import number, text_table
 from seerkit.sampling.compare import UNCACHED, latency, run_caches
-from seerkit.sampling.flops import sampling_flops
 from seerkit.sampling.workload import Backbone, Case, Workload
 
 GOALS = {
@@ -294,8 +293,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with torch.device(device):
         case = backbone.build(workload, dtype)
         reference = backbone.reference(case) if args.against_diffusers else None
-    times = backbone.timesteps(case, args.num_steps)
-    counts = sampling_flops(case.model, cache, args.num_steps, case.latents, timesteps=times, **case.conditions)
+    counts = count_case(backbone, case, cache, args.num_steps)
     operations = count_by_depth(backbone, workload, dtype, cache, args.num_steps)
     engines = TIMED
     if args.compile:

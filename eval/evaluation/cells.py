@@ -72,6 +72,36 @@ def cost_cells(record: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+PARTIAL_HEADER = [
+    "method", "step", "of a run", "FLOPs %", "time %", "from – to %", "processor time %", "time / FLOPs",
+    "looking at attention %",
+]  # fmt: skip
+
+
+def partial_cells(record: Mapping[str, Any]) -> list[list[str]]:
+    """A line for every kind of step of the rows of a record of eval/partial_steps.py that have no error."""
+
+    def percent(value: float) -> str:
+        return number(100 * value, 1)
+
+    return [
+        [
+            row["label"],
+            kind,
+            f"{row['kinds'][kind]['steps']}/{row['num_steps']}",
+            percent(of["flops"]["median"]),
+            percent(of["time"]["median"]),
+            f"{percent(of['time']['min'])} – {percent(of['time']['max'])}",
+            percent(of["processor_time"]["median"]),
+            number(of["time"]["median"] / of["flops"]["median"] if of["flops"]["median"] else None, 2),
+            percent(of["observing"]["median"]) if of["observing"]["max"] else number(None),
+        ]
+        for row in record["rows"]
+        if "error" not in row
+        for kind, of in row["steps"].items()
+    ]
+
+
 def cost_errors(record: Mapping[str, Any]) -> list[str]:
-    """Methods of such a record that could not be timed, and why."""
+    """Methods of a record of times that could not be timed, and why."""
     return [f"{row['label']}: {row['error']}" for row in record["rows"] if "error" in row]

@@ -49,8 +49,8 @@ from seerkit.text.prompts import Batch
 
 SHOWN = 4  # videos of a variant that are written for the page
 OF_RUN = (
-    "method", "engine", "schedule", "forecaster", "num_steps", "full_steps", "partial_steps", "tokens_computed", "max_weight",
-    "sites",
+    "method", "engine", "schedule", "forecaster", "num_steps", "full_steps", "partial_steps", "left_out_of", "tokens_computed",
+    "max_weight", "sites",
 )  # fmt: skip
 """What a row takes from the record of a run."""
 

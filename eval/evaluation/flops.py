@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from cache_dic import UserError
 from cache_dic.settings import json_value
-from evaluation.backbones import BACKBONES
+from evaluation.backbones import BACKBONES, count_case
 from evaluation.flags import cache_of, describe, workload_of
 from evaluation.operations import attention_flops
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.files import write_json
 from seerkit.io.records import conditions, read_record
 from seerkit.io.tables import number, text_table
-from seerkit.sampling.flops import outlined, partial_counts, sampling_flops
+from seerkit.sampling.flops import partial_counts, partial_steps
 from seerkit.sampling.published import PARTIAL, Counter, PartialCounts
 from seerkit.sampling.workload import Case
 
@@ -37,10 +38,11 @@ def count(args: argparse.Namespace) -> dict[str, Any]:
     """The record of one run: settings, counts, and what the paper's own counter, if there is one, would have printed."""
     backbone, workload, cache = BACKBONES[args.model], workload_of(args), cache_of(args, partial=True)
     dtype = torch_dtype(args.precision)
+    if args.kept_goal_gib and cache.engine == "partial":
+        raise UserError(f"--kept-goal-gib is of the folded engine, which {cache.label} has no use for; leave it out")
     with torch.device("meta"):
         case = backbone.build(workload, dtype)
-    times = backbone.timesteps(case, args.num_steps)
-    counts = sampling_flops(case.model, cache, args.num_steps, case.latents, timesteps=times, **case.conditions)
+    counts = count_case(backbone, case, cache, args.num_steps)
     full_steps, attention = len(counts["full_steps"]), step_attention(case) / 1e12
     partial = "partial_steps" in counts
     record = {
@@ -61,7 +63,8 @@ def count(args: argparse.Namespace) -> dict[str, Any]:
         record["kept_goal"] = {"bound_gib": args.kept_goal_gib, "value_gib": kept, "met": kept < args.kept_goal_gib}
     counter = backbone.counter(case)
     if partial:
-        run, _ = outlined(case.model, cache, args.num_steps, case.latents, times, case.conditions)
+        times = backbone.timesteps(case, args.num_steps).cpu()
+        run, *_ = partial_steps(case.model, cache, args.num_steps, case.latents, case.conditions, times)
         counted = partial_counts(run, case.model, case.latents, case.conditions)
         record["flops_T_observed"] = counted.observed_T
         record["published_convention"] = published_partial(counter, counted, cache.method)

@@ -165,6 +165,24 @@ METHOD_COSTS: Form = {
 }
 
 
+# ------------------------------------------------------------------------------------------------ eval/partial_steps.py
+
+_MIDDLE: Form = dict.fromkeys(("median", "min", "max"), float)
+_KIND: Form = dict.fromkeys(("time", "processor_time", "observing", "flops"), _MIDDLE)
+PARTIAL_STEPS: Form = {
+    "settings": {"model": str, "depth": (None, int), "tokens": int, "rows": int, "repeats": int},
+    "full_step_s": positive,
+    "machine": {"processors": int, "load_before": float},
+    "rows": [
+        (
+            {"label": str, "num_steps": int, "kinds": {str: {"steps": int}}, "steps": {str: _KIND}},
+            {"label": str, "error": str},
+        )
+    ],
+    "conditions": CONDITIONS,
+}
+
+
 # ------------------------------------------------------------------------------------------- eval/nearest.py, op_counts.py
 
 NEAREST: Form = {

@@ -13,13 +13,12 @@ from tqdm import tqdm
 from cache_dic import METHODS, Cache, Run, UserError, make_cache
 from cache_dic.engine import Forecast
 from cache_dic.plan import OpenPlan
-from evaluation.backbones import BACKBONES, PACKAGES, workload
+from evaluation.backbones import BACKBONES, PACKAGES, count_case, workload
 from evaluation.cells import COSTS_HEADER, cost_cells, cost_errors
 from evaluation.steps import take_step
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.records import conditions
 from seerkit.io.tables import text_table
-from seerkit.sampling.flops import sampling_flops
 from seerkit.sampling.workload import Backbone, Case
 
 FULL_STEPS = (0, 1, 2, 5, 8)
@@ -63,11 +62,14 @@ class Scripted:
 
 
 def methods_of(model: str, asked: list[str] | None) -> dict[str, Cache]:
-    """By method, the cache of its first published row for a model; without those that cannot be had there."""
+    """By method, the cache of its first published row for a model; without those that cannot be had there, and those that
+    compute part of a step, whose forecasts are not one thing (`evaluation.partial_steps`)."""
     caches = {}
     for name in asked or METHODS:
-        if name == "uncached":
+        if name == "uncached" or (not asked and METHODS[name].engine == "partial"):
             continue
+        if METHODS[name].engine == "partial":
+            raise UserError(f"method {name!r} computes part of its steps; time them with eval/partial_steps.py")
         try:
             caches[name] = make_cache(name, preset=PACKAGES[model], model=model)
         except UserError:
@@ -132,8 +134,7 @@ def _full_steps(case: Case, backbone: Backbone) -> list[float]:
 
 def _counts(cache: Cache, whole: Case, backbone: Backbone) -> dict[str, Any]:
     """At full size: features kept, and operations of a forecast step of the model, the engine's own apart."""
-    times = backbone.timesteps(whole, backbone.num_steps)
-    counted = sampling_flops(whole.model, cache, backbone.num_steps, whole.latents, timesteps=times, **whole.conditions)
+    counted = count_case(backbone, whole, cache, backbone.num_steps)
     return {
         "engine": cache.engine,
         "decided": counted.get("decided", "beforehand"),

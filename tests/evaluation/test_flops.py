@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cache_dic import make_cache
+from cache_dic import UserError, make_cache
 from dit import DiT, dit_config
 from dit.counts import published_counter as dit_counter
 from evaluation.backbones import BACKBONES, PACKAGES, workload
@@ -24,7 +24,7 @@ from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from hunyuan_video.counts import published_counter as hunyuan_counter
 from seerkit.command.cli import Parser
 from seerkit.layers.attention import attention_backend
-from seerkit.sampling.flops import count_flops, outlined, sampling_flops, step_flops
+from seerkit.sampling.flops import count_flops, partial_steps, sampling_flops, step_flops
 from seerkit.sampling.published import PartialCounts, printed
 from seerkit.sampling.workload import Case
 from wan import Wan, wan_config
@@ -723,6 +723,8 @@ class TestPartialSteps:
         row = counted(capsys, "--model", "flux-debug", "--method", "pab", "--num-steps", "12")
         assert row["published_convention"] is None
         assert row["flops_T_without_attention"] is None
+        with pytest.raises(UserError, match="--kept-goal-gib is of the folded engine, which pab"):
+            counted(capsys, "--model", "flux-debug", "--method", "pab", "--kept-goal-gib", "1")
 
 
 def published_total(name: str, method: str, interval: int) -> float:
@@ -731,7 +733,7 @@ def published_total(name: str, method: str, interval: int) -> float:
     with torch.device("meta"):
         case = backbone.build(workload(name), torch.bfloat16)
     cache = make_cache(method, preset=PACKAGES[name], model=name, interval=interval)
-    run, _ = outlined(case.model, cache, 50, case.latents, backbone.timesteps(case, 50), case.conditions)
+    run, *_ = partial_steps(case.model, cache, 50, case.latents, case.conditions, backbone.timesteps(case, 50))
     full = tuple(entry["kind"] == "full" for entry in run.steps)
     counter = backbone.counter(case)
     return PartialCounts(tuple(run.work_by_step), full, 0.0, 0.0).total(counter, method) / 1e12

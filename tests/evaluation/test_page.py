@@ -167,10 +167,69 @@ def test_the_table_is_that_of_the_terminal(run):
 def test_strips_are_the_full_steps_of_the_rows(run):
     run.add_images("a cat")
     page = Parsed(run.write())
-    cells = [values.get("class") == "full" for tag, values in page.tags if tag == "i"][2:]  # after the legend's
-    assert cells[:10] == [True] * 10
-    assert cells[10:20] == [step in (0, 1, 2, 6) for step in range(10)]
+    cells = [values["class"] for tag, values in page.tags if tag == "i"]
+    assert cells[:3] == ["full", "partial", "forecast"], "the legend"
+    assert cells[3:13] == ["full"] * 10
+    assert cells[13:23] == ["full" if step in (0, 1, 2, 6) else "forecast" for step in range(10)]
     assert f"{LABELS[1]}: of 10 steps, counted from 0, full are 0, 1, 2, 6" in page.attributes("aria-label")
+    assert "What was computed in steps that are not full" not in page.texts["summary"]
+
+
+SHARES = [[0.25, 0.5, 0.25], [0.25, 1.0, 0.375]]
+
+
+def selective(label: str, **more: Any) -> dict[str, Any]:
+    """A row of a method that computes two tokens at three steps, and nothing at another."""
+    steps: list[dict[str, Any]] = [{"step": step, "kind": "full"} for step in (0, 1, 2, 6)]
+    steps += [{"step": step, "kind": "partial", "computed": {"attn": "nothing", "mlp": [2, 3]}} for step in (3, 4, 7)]
+    steps += [{"step": step, "kind": "forecast", "blocks": [[0, 2, "hidden"]]} for step in (5, 8, 9)]
+    tokens = {"grid": [2, 3], "share": SHARES}
+    return row(label, partial_steps=[3, 4, 7], steps=steps, tokens_computed=tokens, **more)
+
+
+def test_partial_steps_have_a_mark_and_say_what_they_computed(run):
+    run.rows = [row("uncached"), selective(LABELS[1])]
+    run.add_images("a cat")
+    page = Parsed(run.write())
+    cells = [(values["class"], values["title"]) for tag, values in page.tags if tag == "i" and "title" in values]
+    kinds = ["full"] * 3 + ["partial"] * 2 + ["forecast", "full", "partial", "forecast", "forecast"]
+    assert [kind for kind, _ in cells[10:]] == kinds
+    part, left_out = (
+        "mlp: 2 to 3 tokens; nothing of attn",
+        "blocks 0–1 left out: the tokens after them are those of the step before",
+    )
+    assert cells[10:][3][1] == f"step 3: {part}"
+    assert cells[10:][5][1] == f"step 5: {left_out}"
+    assert cells[10][1] == "step 0: full"
+    assert f"{LABELS[1]}: of 10 steps, counted from 0, full are 0, 1, 2, 6; partial are 3, 4, 7" in page.attributes(
+        "aria-label"
+    )
+    assert page.texts["dt"][-4:-2] == ["steps 3–4, 7", "steps 5, 8–9"]
+    assert page.texts["dd"][-4:-2] == [part, left_out]
+    assert "4/10, 3 partial" in page.texts["td"]
+
+
+def test_a_map_of_tokens_lies_beside_the_samples(run):
+    run.rows = [row("uncached"), selective(LABELS[1])]
+    run.add_images("a cat")
+    page = Parsed(run.write())
+    path = run.path.parent / "tokens" / f"{LABELS[1]}.png"
+    assert path in page.files
+    assert f"{LABELS[1]}: 2 × 3 tokens, computed 25.0 % to 100.0 % of the times" in page.attributes("alt")
+    (size,) = (
+        [values["width"], values["height"]] for _, values in page.tags if values.get("src", "").startswith("tokens/")
+    )
+    with Image.open(path) as image:
+        assert [str(side) for side in image.size] == size
+    assert not list((run.path.parent / "tokens").glob("uncached*"))
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [{"grid": [2, 3], "share": SHARES[:1]}, {"grid": [6], "share": [[0.5] * 6]}, {"grid": [0, 3], "share": SHARES}, 3],
+)
+def test_a_row_whose_tokens_fit_no_grid_is_left_out(tokens):
+    assert readable([selective("a"), selective("b") | {"tokens_computed": tokens}]) == [selective("a")]
 
 
 def test_rows_of_earlier_runs_are_told_apart(run):
@@ -322,6 +381,7 @@ def in_step(page: Any) -> list[float]:
 def test_images_decode_and_labels_are_whole(run, look):
     for index in range(3):
         run.add_images(f"prompt {index}")
+    run.rows = [row("uncached"), selective(LABELS[1]), selective(LABELS[2])]
     for width in (1100, 400):
         page = look(run.write(), viewport={"width": width, "height": 800})
         for image in page.locator("img").all():

@@ -2,7 +2,7 @@
 through the MLPs, and what it gives is written into the factors of the forecast."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cache_dic.forecast import check_order
 from cache_dic.partial import MLP, NOTHING, Call, Partial, take_rows, write_rows
@@ -29,6 +29,13 @@ PRESETS: dict[str, tuple[dict[str, Any], ...]] = {
 }
 
 
+class Clusters(NamedTuple):
+    """Of the tokens of a stream: labels (B, L), centroids (B, K, D)."""
+
+    labels: "Tensor"
+    centroids: "Tensor"
+
+
 @register("clusca", presets=PRESETS, paper="arXiv 2509.10312")
 @dataclass(kw_only=True)
 class ClusCa(Partial):
@@ -52,7 +59,7 @@ class ClusCa(Partial):
     num_clusters: int = 16
     rho: float = 0.005
     iterations: int = 10
-    clusters: "dict[str, dict[str, Tensor]]" = field(init=False, default_factory=dict)
+    clusters: dict[str, Clusters] = field(init=False, default_factory=dict)
     selects_tokens = True
 
     def __post_init__(self) -> None:
@@ -69,7 +76,7 @@ class ClusCa(Partial):
     def work(self, call: Call) -> "str | Tensor":
         if call.kind != MLP:
             return NOTHING
-        return one_of_each(self.clusters[call.name]["labels"], call.random(), self.num_clusters)
+        return one_of_each(self.clusters[call.name].labels, call.random(), self.num_clusters)
 
     # ----------------------------------------------------------------------------------------------------- Taylor factors
 
@@ -93,7 +100,7 @@ class ClusCa(Partial):
     def refresh(self, call: Call, rows: "Tensor", fresh: "Tensor") -> "Tensor":
         newest = write_rows(call.kept.values[0], rows, fresh)
         if self.rho and call.reaches_output:
-            newest.lerp_(of_clusters(self.clusters[call.name]["labels"], rows, fresh), self.rho)
+            newest.lerp_(of_clusters(self.clusters[call.name].labels, rows, fresh), self.rho)
         return self.forecast(call, call.kept.values)
 
     # ----------------------------------------------------------------------------------------------------------- clusters
@@ -102,16 +109,16 @@ class ClusCa(Partial):
         """Clusters those after the last MLP of a kind, from the centroids of before or else from tokens that are drawn."""
         if call.kind != MLP or call.layer < call.num_layers - 1:
             return
-        kept = call.kept.state
-        if not kept:
+        if call.name in self.clusters:
+            centroids = self.clusters[call.name].centroids
+        else:
             drawn = (call.look.random(self.num_clusters) * tokens.shape[1]).long()
-            kept["centroids"] = take_rows(tokens, drawn)
-        kept["labels"], kept["centroids"] = k_means(tokens, kept["centroids"], self.iterations)
-        self.clusters[call.name] = kept
+            centroids = take_rows(tokens, drawn)
+        self.clusters[call.name] = k_means(tokens, centroids, self.iterations)
 
 
-def k_means(tokens: "Tensor", centroids: "Tensor", iterations: int) -> "tuple[Tensor, Tensor]":
-    """Clusters by L1 distance: tokens (B, L, D) and the centroids to begin with (B, K, D) -> labels (B, L) and centroids.
+def k_means(tokens: "Tensor", centroids: "Tensor", iterations: int) -> Clusters:
+    """Clusters by L1 distance of tokens (B, L, D), from the centroids (B, K, D) to begin with.
 
     A row is done, with its centroids as they are, when they are near the means of their clusters. On the meta device all labels
     are 0.
@@ -123,7 +130,7 @@ def k_means(tokens: "Tensor", centroids: "Tensor", iterations: int) -> "tuple[Te
     tokens, centroids = tokens.to(dtype), centroids.to(dtype)
     labels = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
     if tokens.is_meta:
-        return labels, centroids
+        return Clusters(labels, centroids)
     for _ in range(iterations):
         labels = torch.cdist(tokens, centroids, p=1).argmin(dim=-1)
         member = one_hot(labels, centroids.shape[1]).to(dtype)  # (B, L, K)
@@ -132,15 +139,19 @@ def k_means(tokens: "Tensor", centroids: "Tensor", iterations: int) -> "tuple[Te
         if not moves.any():
             break
         centroids = torch.where(moves[:, None, None], means, centroids)
-    return labels, centroids
+    return Clusters(labels, centroids)
 
 
 def one_of_each(labels: "Tensor", scores: "Tensor", num_clusters: int) -> "Tensor":
-    """The token of the highest score in each cluster, token 0 where it has none: labels and scores (B, L) -> (B, K)."""
+    """The first token of the highest score in each cluster, token 0 of an empty one: labels and scores (B, L) -> (B, K)."""
     import torch
 
-    inside = labels.unsqueeze(1) == torch.arange(num_clusters, device=labels.device).view(1, -1, 1)  # (B, K, L)
-    return scores.unsqueeze(1).masked_fill(~inside, -torch.inf).argmax(dim=-1)
+    batch, length = labels.shape
+    best = scores.new_full((batch, num_clusters), -torch.inf).scatter_reduce(1, labels, scores, "amax")
+    places = torch.arange(length, device=labels.device).expand_as(labels)
+    places = places.masked_fill(scores < best.gather(1, labels), length)
+    rows = labels.new_full((batch, num_clusters), length).scatter_reduce(1, labels, places, "amin")
+    return rows.masked_fill(rows == length, 0)
 
 
 def of_clusters(labels: "Tensor", rows: "Tensor", fresh: "Tensor") -> "Tensor":

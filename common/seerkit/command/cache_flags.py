@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -257,8 +258,13 @@ def _refuse_idle_flags(args: argparse.Namespace, methods: Sequence[str], given: 
 
 
 def for_compiling(caches: "Mapping[str, Cache]") -> "dict[str, Cache]":
-    """The caches with full steps that are all alike, as `seerkit.devices.compile` needs them; UserError for engines without."""
+    """The caches with full steps that are all alike, as `seerkit.devices.compile` needs them; UserError for engines without.
+
+    Says so where a method's blocks are walked site by site, which is not compiled.
+    """
     for cache in caches.values():
+        if cache.engine == "partial":
+            _tell_uncompiled(cache.method)
         if cache.engine in ("layerwise", "walked"):
             raise UserError(
                 f"--compile works with engines whose steps are all alike, such as the folded one, not with {cache.engine}"
@@ -267,6 +273,16 @@ def for_compiling(caches: "Mapping[str, Cache]") -> "dict[str, Cache]":
         label: replace(cache, engine_settings=replace(cache.engine_settings, static_shapes=True))
         for label, cache in caches.items()
     }
+
+
+@lru_cache
+def _tell_uncompiled(method: str) -> None:
+    """Once a method."""
+    print(
+        f"warning: --compile has no effect on {method}: its steps differ in what they compute, and each would be a graph of "
+        "its own; they run as they are",
+        file=sys.stderr,
+    )
 
 
 _plugins: dict[Path, tuple[set[str], set[str]]] = {}

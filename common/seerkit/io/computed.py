@@ -65,12 +65,15 @@ def _range(start: int, stop: int, how: str) -> str:
 
 
 def partly_computed(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Numbers of steps of a row that are not full, and what they computed; steps that did the same together."""
+    """Steps of a row that are not full, and what they computed; those that did the same together. And of several branches of
+    guidance those that one was left out of."""
     same: dict[str, list[int]] = {}
     for entry in row.get("steps", ()):
         if text := step_in_words(entry):
             same.setdefault(text, []).append(entry["step"])
-    yield from ((spans(steps), text) for text, steps in same.items())
+    if left_out := sorted(set(row.get("left_out_of", ()))):
+        same["the other guidance branch is left out and made of this one"] = left_out
+    yield from ((f"step{'s' * (len(steps) > 1)} {spans(steps)}", text) for text, steps in same.items())
 
 
 # ----------------------------------------------------------------------------------------------------------------- map

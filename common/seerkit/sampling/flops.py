@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cache_dic import EVERYTHING, NOTHING, REST, Cache, Forecast, Parts, Run, Site, make_cache, residual
 from cache_dic.engine import PartialEngine, engine_class
+from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
-from seerkit.sampling.outline import Place, outline, outlined_run
+from seerkit.sampling.outline import Place, outline, outlined_runs
 from seerkit.sampling.published import PartialCounts
 
 
@@ -249,9 +250,9 @@ def _block_counter(
     return lambda block, work: count(sites.index(sites[block]), work)
 
 
-def _partial_run_flops(
+def _partial_step_flops(
     run: PartialRun, model: Any, latents: Tensor, conditions: dict[str, Tensor], *, observed: bool = True
-) -> int:
+) -> list[int]:
     """Of what each step of a run of `model` computed: some tokens of a site cost their share of all of them.
 
     observed: with what it takes to see the attention that tokens pay each other.
@@ -264,13 +265,15 @@ def _partial_run_flops(
     whole = [tuple((name, EVERYTHING) for name in names) for names in run.site_names()]
     around = full - sum(plain(block, work) for block, work in enumerate(whole))  # embedding, modulation and head
     head = part_flops(model, latents, conditions, 0, 0).head
-    total = 0
-    for entry, work in zip(run.steps, run.work_by_step, strict=True):
+
+    def of_step(entry: Mapping[str, Any], work: tuple[Work, ...]) -> int:
         if "made_of" in entry:
-            continue
-        total += around if work else head
-        total += sum(_block_flops(of_block, block, of) for block, of in _by_block(work).items())
-    return total
+            return 0
+        return (around if work else head) + sum(
+            _block_flops(of_block, block, of) for block, of in _by_block(work).items()
+        )
+
+    return [of_step(entry, work) for entry, work in zip(run.steps, run.work_by_step, strict=True)]
 
 
 def _by_block(work: tuple[Work, ...]) -> dict[int, Block]:
@@ -286,7 +289,7 @@ def _block_flops(of_block: Callable[[int, Block], int], block: int, work: Block)
     for name, done in work:
         if (
             isinstance(done, int) and done
-        ):  # a share that grows with the tokens, and what they share, such as keys of a text
+        ):  # a share that grows with the tokens, and what these share, as keys of a text
             one, two = (
                 of_block(block, tuple((other, n if other == name else NOTHING) for other, _ in work)) for n in (1, 2)
             )
@@ -298,7 +301,7 @@ def _run_flops(run: Run) -> tuple[int, int]:
     if isinstance(run, PartialRun):
         model, latents, conditions = run.inputs.model, run.inputs.latents, dict(run.inputs.conditions)
         full, _ = step_flops(model, latents, conditions)
-        return _partial_run_flops(run, model, latents, conditions), len(run.steps) * full
+        return sum(_partial_step_flops(run, model, latents, conditions)), len(run.steps) * full
     inputs, enters = run.inputs, run.engine.enters_model
     full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
     total, uncached, decided = run.work_flops, len(run.steps) * full, not run.plan.foreseen
@@ -318,30 +321,38 @@ def _run_flops(run: Run) -> tuple[int, int]:
     return total, uncached
 
 
-def outlined(
+def partial_steps(
     model: nn.Module,
     cache: Cache,
     num_steps: int,
     latents: Tensor,
-    timesteps: Tensor | None,
     conditions: dict[str, Tensor],
-) -> tuple[PartialRun, int]:
-    """A run of a method that computes part of a step, not computed, and the most bytes that it keeps; as `sampling_flops`."""
+    times: Tensor | None = None,
+    branches: int = 1,
+) -> tuple[PartialRun, int, list[int]]:
+    """The outline of a run of a method that computes part of a step, bytes kept, operations by step; see `sampling_flops`.
+
+    Where guidance branches have calls of their own, the run is that of the first, and the counts those of all.
+    """
     backbone: Any = type(model)
     blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
-    levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
-    times, sigmas = (levels, levels) if timesteps is None else (timesteps.cpu(), None)
-    return outlined_run(model, blocks, cache, latents.shape, times, sigmas, conditions)
+    if times is None:
+        times = torch.linspace(getattr(model, "TIME_SPAN", TRAINING_SPAN), 0, num_steps + 1, device="cpu")[:-1]
+    calls = branches if cache.separate_branches else 1
+    runs, kept = outlined_runs(model, blocks, cache, latents.shape, times.cpu(), calls, conditions)
+    by_run = [_partial_step_flops(run, model, latents, conditions) for run in runs]  # each with the rows of all
+    return runs[0], kept // calls, [sum(counts) // calls for counts in zip(*by_run, strict=True)]
 
 
 def partial_counts(run: PartialRun, model: nn.Module, latents: Tensor, conditions: dict[str, Tensor]) -> PartialCounts:
     """Operations of such a run, for `seerkit.sampling.published`."""
-    total = _partial_run_flops(run, model, latents, conditions)
+    total = sum(_partial_step_flops(run, model, latents, conditions))
+    unseeing = sum(_partial_step_flops(run, model, latents, conditions, observed=False))
     return PartialCounts(
         works=tuple(run.work_by_step),
         full=tuple(entry["kind"] == "full" for entry in run.steps),
         flops_T=total / 1e12,
-        observed_T=(total - _partial_run_flops(run, model, latents, conditions, observed=False)) / 1e12,
+        observed_T=(total - unseeing) / 1e12,
     )
 
 
@@ -351,15 +362,17 @@ def sampling_flops(
     num_steps: int,
     latents: Tensor,
     *,
-    timesteps: Tensor | None = None,
+    times: Tensor | None = None,
+    branches: int = 1,
     **conditions: Tensor,
 ) -> dict[str, Any]:
     """A sampling run with and without `cache`: `flops_T`, `flops_T_uncached` (10^12), `flops_ratio`, `full_steps`,
     and of a method that computes part of some steps `partial_steps`.
 
-    timesteps (S,): in sampling order, for methods that compute part of a step by what time it is; None takes noise levels that
-    are evenly spaced. Where full steps are decided while sampling, these are None, and `full_steps_bounds` and
-    `flops_ratio_bounds` are there. UserError where the cache has a memory limit that it would not keep to.
+    times: timesteps (S,) of the run, on the host, which some methods go by; None for evenly spaced ones. branches: of guidance,
+    whose rows latents and conditions have together; methods that may leave one out call the model for each.
+    Where full steps are decided while sampling, these are None, and `full_steps_bounds` and `flops_ratio_bounds` are there.
+    UserError where the cache has a memory limit that it would not keep to.
     """
     plan, tokens = cache.plan(num_steps), model.tokens(latents)
     full, forecast = step_flops(model, latents, conditions)
@@ -374,8 +387,8 @@ def sampling_flops(
         "stream_bytes": tokens.stream_bytes,
     }
     if cache.engine == PartialEngine.name:
-        run, kept = outlined(model, cache, num_steps, latents, timesteps, conditions)
-        total = _partial_run_flops(run, model, latents, conditions)
+        run, kept, by_step = partial_steps(model, cache, num_steps, latents, conditions, times, branches)
+        total = sum(by_step)
         return {
             **common,
             "kept_bytes": {cache.engine: kept},

@@ -112,24 +112,29 @@ class Outline:
         return streams
 
 
-def outlined_run(
+def outlined_runs(
     model: nn.Module,
     blocks: Sequence[Sequence[Place]],
     cache: Cache,
     shape: Sequence[int],
-    timesteps: Tensor,
-    sigmas: Tensor | None,
+    times: Tensor,
+    branches: int,
     conditions: dict[str, Any],
-) -> tuple[PartialRun, int]:
-    """The run over timesteps (S,), for latents of a shape, and the most bytes that it would keep; conditions may be on meta."""
+) -> tuple[list[PartialRun], int]:
+    """The runs of guidance branches with calls of their own, over timesteps (S,), and the most bytes that they would keep.
+
+    shape: of the latents of a call; conditions may be on the meta device.
+    """
     stand_in = Outline(model, blocks, shape)
     whole = model.tokens(torch.empty(tuple(shape), device="meta"))
     feature_bytes, kept = whole.dim * whole.dtype.itemsize, 0
-    latents = torch.zeros(tuple(shape))
-    run = cache.start(stand_in, latents, timesteps, sigmas=sigmas, **conditions)
-    assert isinstance(run, PartialRun), "of a method that computes part of a step"
-    tokens = stand_in.tokens(latents)
-    start = Streams(torch.zeros(whole.batch, whole.length, 1))
+    latents, start = torch.zeros(tuple(shape)), Streams(torch.zeros(whole.batch, whole.length, 1))
+    cache, tokens = replace(cache, branches=branches), stand_in.tokens(latents)
+    runs: list[PartialRun] = []
+    for _ in range(branches):
+        run = cache.start(stand_in, latents, times, leader=runs[0] if runs else None, **conditions)
+        assert isinstance(run, PartialRun), "of a method that computes part of a step"
+        runs.append(run)
     parts = Parts(
         latents=latents,
         modulated=lambda: start.x,
@@ -137,11 +142,13 @@ def outlined_run(
         walk=stand_in.walk,
         leave=lambda streams: latents,
     )
-    for step in range(len(timesteps)):
-        run.at(step)(tokens, lambda site: latents, lambda advance: latents, parts)
+    for step in range(len(times)):
+        for run in runs:
+            run.at(step)(tokens, lambda site: latents, lambda advance: latents, parts)
+        found = {id(t): t for run in runs for t in run.state.tensors(vars(run.method))}.values()
         sizes = (
             math.prod(t.shape) * (feature_bytes if t.ndim == 3 else t.element_size())
-            for t in run.state.tensors(vars(run.method))
+            for t in {id(t): t for t in found}.values()
         )
         kept = max(kept, sum(sizes))
-    return run, kept
+    return runs, kept

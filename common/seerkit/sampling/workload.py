@@ -36,11 +36,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the inputs of one call: `model(latents, t, **conditions)`, rows of both guidance branches together."""
+    """A model and the inputs of one call: `model(latents, t, **conditions)`, rows of all guidance branches together."""
 
     model: "nn.Module"
     latents: "Tensor"
     conditions: "dict[str, Tensor]"
+    branches: int = 1
 
     @property
     def rows(self) -> int:

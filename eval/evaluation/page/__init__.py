@@ -47,8 +47,8 @@ def on_a_grid(value: Any) -> bool:
 READ: Form = {
     "label": str, "full_steps": [int], "num_steps": int, "flops_T": float, "flops_ratio": float, "kept_bytes": float,
     "latency": (None, {"median_s": float, "min_s": float, "max_s": float}), "psnr": (None, dict),
-    "num_samples": (None, int), "command_line": (None, str), "partial_steps": (None, list), "steps": (None, [{"step": int}]),
-    "tokens_computed": (None, on_a_grid),
+    "num_samples": (None, int), "command_line": (None, str), "partial_steps": (None, list), "left_out_of": (None, list),
+    "steps": (None, [{"step": int}]), "tokens_computed": (None, on_a_grid),
     "conditions": (None, {**CONDITIONS, "python": str, "commit": (None, str)}),
 }  # fmt: skip
 """Of a row."""

@@ -33,6 +33,12 @@ SITES = {
     "wan": [r"blocks\.\d+\.(attn1|attn2|ffn)"],
 }
 """`cache_identifiers` with which the TaylorSeer hook forecasts what our sites keep; by default it keeps attention alone."""
+BLOCKS = dict.fromkeys(("flux", "hunyuan_video"), ("transformer_blocks",)) | {
+    "wan": ("blocks",),
+    "hidream": ("_blocks",),
+}
+"""Block identifiers by which hooks find the attention of our blocks; "blocks" alone would take that of HunyuanVideo's token
+refiner, too."""
 
 
 def _empty(name: str) -> nn.Module:
@@ -134,12 +140,15 @@ def play(
     name: str,
     loop: OpenLoop,
     around: Callable[[int, int], AbstractContextManager] = lambda step, branch: nullcontext(),
+    clock: list[float] | None = None,
 ) -> Played:
-    """All calls in the order of sampling, each within `around(step, branch)`."""
+    """All calls in the order of sampling, each within `around(step, branch)`; clock: is told the timestep of each, of 1000."""
     counter = _Counter(theirs)
     full_steps: list[list[int]] = [[] for _ in loop.branches]
     outputs: list[list[Tensor]] = [[] for _ in loop.branches]
     for step, latents in enumerate(loop.latents):
+        if clock is not None:
+            clock[:] = [loop.timesteps[step].item() * (1000 if name == "flux" else 1)]
         for branch, conditions in enumerate(loop.branches):
             before = counter.calls
             with around(step, branch):
@@ -161,6 +170,31 @@ def play_hook(name: str, loop: OpenLoop, config: Any) -> Played:
         )  # fmt: skip
 
     return play(theirs, name, loop, around)
+
+
+def play_pab(name: str, loop: OpenLoop, **settings: Any) -> Played:
+    """Under Pyramid Attention Broadcast on the attention of our blocks; settings: of its configuration. full_steps: those whose
+    last block computed its attention to itself."""
+    theirs, clock = diffusers_network(name), [0.0]
+    names = {f"{kind}_attention_block_identifiers": BLOCKS[name] for kind in ("spatial", "cross")}
+    config = diffusers.PyramidAttentionBroadcastConfig(current_timestep_callback=lambda: clock[0], **names, **settings)
+    diffusers.hooks.apply_pyramid_attention_broadcast(theirs, config)
+    return play(theirs, name, loop, clock=clock)
+
+
+def play_faster_cache(name: str, loop: OpenLoop, **settings: Any) -> Played:
+    """Under FasterCache; settings: of its configuration. Branches that are two go as one batch, as it needs them; full_steps as
+    `play_pab`."""
+    theirs, clock = diffusers_network(name), [0.0]
+    config = diffusers.FasterCacheConfig(current_timestep_callback=lambda: clock[0], **settings)
+    diffusers.hooks.apply_faster_cache(theirs, config)
+    if len(loop.branches) == 1:
+        return play(theirs, name, loop, clock=clock)
+    joined = {key: torch.cat([branch[key] for branch in loop.branches[::-1]]) for key in loop.branches[0]}
+    batch = OpenLoop(loop.timesteps, loop.sigmas, torch.cat([loop.latents] * 2, dim=1), (joined,))
+    played = play(theirs, name, batch, clock=clock)
+    uncond, cond = played.outputs[0].chunk(2, dim=1)
+    return Played(played.full_steps, [cond, uncond])
 
 
 def play_cache_dit(name: str, loop: OpenLoop, taylor_order: int | None = None, **config: Any) -> Played:
