@@ -358,7 +358,8 @@ def flops_table(
         return derived, f"{derived:.2f} ({base['flops_T']:.2f} / {row['speedup']:.2f})"
 
     def line(row: dict[str, Any], match: dict[str, Any] | None, *, uncached: bool = False) -> list[str]:
-        sizes = [number(0 if uncached else row["kept_bytes"][engine] / GIB, 3) for engine in KEPT] if kept else []
+        held = dict.fromkeys(KEPT, 0) if uncached else row["kept_bytes"]
+        sizes = [number(held[engine] / GIB if engine in held else None, 3) for engine in KEPT] if kept else []
         source = match["source"] if match else "–"
         shown = flops_row(row, figure(match) if match else None, uncached=uncached, without_attention=without_attention)
         return [*shown, *sizes, source]
@@ -385,10 +386,19 @@ def flops_table(
         for row, match in zip(ours, matches, strict=True)
         if match and "discrepancy" in match
     ]
-    agreed = (row for row, match in zip(ours, matches, strict=True) if match and "discrepancy" not in match)
+    in_part = [row for row in ours if row.get("partial_steps") is not None]
+    whole = [(row, match) for row, match in zip(ours, matches, strict=True) if row not in in_part]
+    agreed = (row for row, match in whole if match and "discrepancy" not in match)
     with_goal = (row for row in ours if row.get("kept_goal"))
     first = next(itertools.chain(agreed, with_goal), ours[0])
     terms = "\n".join(f"- {t['term']}: {t['flops_T']:+.4f}" for t in first["published_convention"]["difference"])
+    firsts = {row["method"]: row for row in reversed(in_part) if row["published_convention"]}
+    in_part_terms = [
+        f"- {row['label']}: "
+        + "; ".join(f"{t['flops_T']:+.2f} {t['term']}" for t in row["published_convention"]["difference"])
+        for row in in_part
+        if firsts.get(row["method"]) is row
+    ]
     return "\n\n".join(
         [
             markdown_table(header, lines),
@@ -396,6 +406,14 @@ def flops_table(
             f"From the published counter ({first['published_convention']['flops_T']:.4f} TFLOPs) to our count "
             f"({first['flops_T']:.4f}) of {first['label']}, in TFLOPs of the run:",
             terms,
+            *(
+                [
+                    "The same of methods that compute part of some steps, of the first run of each:",
+                    "\n".join(in_part_terms),
+                ]
+                if in_part_terms
+                else []
+            ),
             made_with(
                 made(first["settings"]),
                 "counted on the meta device, 2 operations per multiply-add, folding included",
@@ -417,7 +435,7 @@ def flops_row(
         "uncached" if uncached else row["label"],
         f"{num_steps if uncached else len(row['full_steps'])}/{num_steps}",
         figure[1] if figure else "not published",
-        number(convention["flops_T_uncached" if uncached else "flops_T"], 2),
+        number(convention["flops_T_uncached" if uncached else "flops_T"] if convention else None, 2),
         number(count, 2),
         *([number(comparable, 2)] if without_attention else []),
         percent(comparable, figure[0]) if figure else "–",

@@ -12,5 +12,7 @@ video flops --method taylorseer --interval 3
 video flops --method taylorseer --interval 5 --kept-goal-gib 1.9
 video flops --method taylorseer --interval 6
 video flops --method fora --interval 5
+video flops --method toca --interval 5
+video flops --method duca --interval 5
 video flops-720p --height 720 --width 1280 --num-frames 129 --method taylorseer --interval 5 --kept-goal-gib 11
 finish

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cache_dic.partial import EVERYTHING
 from dit.config import DiTConfig
-from seerkit.sampling.published import Term, terms
+from seerkit.sampling.published import OBSERVED, PartialCounts, Term, terms, with_rest
+
+if TYPE_CHECKING:
+    from cache_dic.partial_run import Work
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,7 @@ class DiTCounter:
 
     It sees the blocks alone: products at 2 per multiply-add, but adaLN's linear layer at 1, and element-wise work at 1 for
     LayerNorm, SiLU and the scaling of q, 5 per softmax score, 6 per GELU. A forecast step is adaLN alone: the Taylor sums are
-    not counted. The values are sums over all blocks for a batch.
+    not counted. The values are sums over all blocks for a batch, but those of a token and a block.
     """
 
     projections: int  # q, k, v, output, and the two layers of the MLP
@@ -22,11 +26,16 @@ class DiTCounter:
     adaln: int
     elements: int  # LayerNorm, q scaling, softmax, GELU
     silu: int
+    depth: int
+    rows: int
+    mlp: tuple[int, int]  # of a token in one block: products, and GELU
+    norms: int  # LayerNorm of a block
 
     @property
     def steps(self) -> tuple[int, int]:
         """Operations of a full and of a forecast step."""
-        return sum(vars(self).values()), self.adaln + self.silu
+        forecast = self.adaln + self.silu
+        return self.projections + self.attention + self.elements + forecast, forecast
 
     def difference(self, counts: Mapping[str, Any], num_steps: int) -> list[Term]:
         full_steps = len(counts["full_steps"])
@@ -44,6 +53,35 @@ class DiTCounter:
         }
         return terms(values)
 
+    def _partial(self, work: "tuple[Work, ...]") -> tuple[int, int, int]:
+        """Of a partial step of ToCa and DuCa: products, adaLN's and SiLU's, and what is done element by element; blocks that it
+        does not enter take nothing."""
+        entered = len({block for block, *_ in work})
+        tokens = sum(done for *_, done in work if isinstance(done, int))
+        whole = sum(done == EVERYTHING and name == "attn" for _, name, done in work)  # both sites, of block 0
+        products = whole * (self.projections + self.attention) // self.depth + self.rows * tokens * self.mlp[0]
+        elements = whole * self.elements // self.depth + (entered - whole) * self.norms
+        elements += self.rows * tokens * self.mlp[1]
+        return products, entered * (self.adaln + self.silu) // self.depth, elements
+
+    def partial_step(self, work: "tuple[Work, ...]", method: str) -> int:
+        """Operations of a step that is not full."""
+        return sum(self._partial(work))
+
+    def partial_difference(self, run: PartialCounts, method: str) -> list[Term]:
+        full_steps, elements, entered = sum(run.full), 0, 0
+        for work, is_full in zip(run.works, run.full, strict=True):
+            entered += bool(work)
+            elements += 0 if is_full else self._partial(work)[2]
+        values = {
+            OBSERVED: run.observed_T,
+            "adaLN at 2 per multiply-add instead of 1": entered * self.adaln / 1e12,
+            "softmax, GELU, LayerNorm and other element-wise work left out": -(full_steps * self.elements + elements)
+            / 1e12,
+        }
+        rest = "patch and timestep embedding, output layer, and SiLU left out"
+        return with_rest(values, rest, run.flops_T - run.total(self, method) / 1e12)
+
 
 def published_counter(config: DiTConfig, rows: int) -> DiTCounter:
     """The published counter for a batch of `rows`, both guidance branches together."""
@@ -56,4 +94,8 @@ def published_counter(config: DiTConfig, rows: int) -> DiTCounter:
         adaln=depth * rows * 6 * dim**2,
         elements=depth * (tokens * (2 * dim + dim + 6 * width) + 5 * scores),
         silu=depth * rows * dim,
+        depth=depth,
+        rows=rows,
+        mlp=(4 * dim * width, 6 * width),
+        norms=2 * tokens * dim,
     )

@@ -2,7 +2,7 @@
 
 from flux.config import FluxConfig
 from flux.model import FREQUENCY_DIM
-from seerkit.sampling.published import CalflopsCounter, joint_blocks
+from seerkit.sampling.published import CalflopsCounter, JointBlocks
 
 
 def published_counter(config: FluxConfig, rows: int, image_tokens: int, text_tokens: int) -> CalflopsCounter:
@@ -15,7 +15,8 @@ def published_counter(config: FluxConfig, rows: int, image_tokens: int, text_tok
     modulation = rows * dim**2 * (12 * double + 3 * single + 2)
     ends = image * dim * (config.in_channels + config.out_channels) + text * dim * config.context_in_dim
     return CalflopsCounter(
-        **joint_blocks(rows, image_tokens + text_tokens, dim, width, double, single),
+        blocks=JointBlocks(rows, image_tokens + text_tokens, dim, width, double, single),
         conditioning=2 * (embedders + modulation + ends),
         conditioning_elements=4 * image * dim,
+        projecting=frozenset({"toca"}),
     )

@@ -4,7 +4,7 @@ import math
 
 from hunyuan_video.config import HunyuanVideoConfig
 from hunyuan_video.model import FREQUENCY_DIM, REFINER_MLP_RATIO
-from seerkit.sampling.published import CalflopsCounter, joint_blocks
+from seerkit.sampling.published import CalflopsCounter, JointBlocks
 
 
 def published_counter(config: HunyuanVideoConfig, rows: int, video_tokens: int, text_tokens: int) -> CalflopsCounter:
@@ -25,8 +25,9 @@ def published_counter(config: HunyuanVideoConfig, rows: int, video_tokens: int, 
     refiner = text * dim * config.text_states_dim + rows * (config.text_states_dim * dim + dim**2)
     refiner += refiners * dim**2 * (text * (4 + 2 * REFINER_MLP_RATIO) + rows * 2)
     return CalflopsCounter(
-        **joint_blocks(rows, video_tokens + text_tokens, dim, config.mlp_width, double, single),
+        blocks=JointBlocks(rows, video_tokens + text_tokens, dim, config.mlp_width, double, single),
         conditioning=2 * (embedders + modulation + ends + refiner),
         conditioning_elements=4 * video * dim + refiners * text * dim * (2 * 5 + REFINER_MLP_RATIO),
         unseen=refiners * 4 * rows * text_tokens**2 * dim,
+        splits_first_layer=False,
     )

@@ -103,17 +103,18 @@ def workload_of(args: argparse.Namespace) -> "Workload":
     )
 
 
-def cache_of(args: argparse.Namespace) -> "Cache":
+def cache_of(args: argparse.Namespace, *, partial: bool = False) -> "Cache":
     """The one cache that the flags ask for, with a schedule known beforehand.
 
-    UserError if they ask for several, for none that fits the steps, or for one that decides while sampling.
+    partial: whether a method that computes part of a step will do, too. UserError if they ask for several, for none that
+    fits the steps, or for one that decides while sampling.
     """
     if len(args.method or ()) > 1 or len(args.interval or ()) > 1 or args.compare:
         raise UserError("this command takes one --method and one --interval at a time, without --compare")
     made = caches_from_flags(args, PACKAGES[args.model], num_steps=args.num_steps)
     (cache,) = made.values()
     plan = cache.plan(args.num_steps)
-    if not plan.foreseen:
+    if not plan.foreseen and not (partial and cache.engine == "partial"):
         raise UserError(
             f"the full steps of {cache.label} are decided while sampling, between {plan.least_full} and {plan.num_steps} of "
             f"{plan.num_steps}; sampling commands count and time what they do, this one takes a schedule that is known before"

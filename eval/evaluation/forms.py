@@ -47,13 +47,14 @@ def _counts(settings: Form, **further: Form) -> Form:
     common = {"model": str, "num_steps": int, "precision": str, "rows": int}
     row = {
         "label": str, "method": str, "full_steps": [int], "flops_T": positive, "flops_T_uncached": positive,
-        "flops_ratio": positive, "kept_bytes": KEPT_BYTES, "settings": {**common, **settings}, "conditions": CONDITIONS,
+        "flops_ratio": positive, "kept_bytes": (KEPT_BYTES, {"partial": float}), "settings": {**common, **settings},
+        "conditions": CONDITIONS,
     }  # fmt: skip
     return {"rows": [{**row, **further}]}
 
 
 _CONVENTION: Form = {"flops_T": float, "flops_T_uncached": float, "difference": [{"term": str, "flops_T": float}]}
-_PUBLISHED: Form = {"schedule": {"interval": (None, int)}, "published_convention": _CONVENTION}
+_PUBLISHED: Form = {"schedule": {"interval": (None, int)}, "published_convention": (None, _CONVENTION)}
 _WITHOUT_ATTENTION: Form = dict.fromkeys(("flops_T_without_attention", "flops_T_uncached_without_attention"), float)
 _VIDEO: Form = {**SIZE, "frames": int, "tokens": int, "sites": int, "text_tokens": (None, int)}
 _GOAL_GIB: Form = {"bound_gib": float, "value_gib": float, "met": bool}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cache_dic import make_cache
+from cache_dic import UserError, make_cache
 from dit import DiT, dit_config
 from dit.counts import published_counter as dit_counter
-from evaluation.backbones import BACKBONES, workload
+from evaluation.backbones import BACKBONES, PACKAGES, workload
 from evaluation.flags import add_workload_flags, cache_of, fill_num_steps
 from evaluation.flops import count, text
 from evaluation.operations import attention_flops
@@ -24,8 +24,8 @@ from hunyuan_video import HunyuanVideo, hunyuan_video_config
 from hunyuan_video.counts import published_counter as hunyuan_counter
 from seerkit.command.cli import Parser
 from seerkit.layers.attention import attention_backend
-from seerkit.sampling.flops import count_flops, sampling_flops, step_flops
-from seerkit.sampling.published import printed
+from seerkit.sampling.flops import count_flops, partial_steps, sampling_flops, step_flops
+from seerkit.sampling.published import PartialCounts, printed
 from seerkit.sampling.workload import Case
 from wan import Wan, wan_config
 from wan.counts import published_counter as wan_counter
@@ -662,3 +662,78 @@ def test_published_hunyuan_video_counts_are_the_rule_s():
         if row["method"] in ("taylorseer", "fora") and row["flops_T"]:
             full_steps = len(make_cache("fora", interval=row["interval"], warmup_steps=1).plan(50).full_steps)
             assert round(full_steps * 595.46 + (50 - full_steps) * 0.14576, 1) == row["flops_T"], row
+
+
+class TestPartialSteps:
+    """Methods that compute part of a step, by the counters behind the published totals and by ours."""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("name", "method", "interval", "published_T", "digits"),
+        [
+            ("flux-dev", "toca", 4, 1263.22, 2),
+            ("flux-dev", "toca", 5, 1126.76, 2),
+            ("flux-dev", "toca", 6, 990.30, 2),
+            ("flux-dev", "delta_dit", 2, 2480.0, 2),
+            ("hunyuan-video", "toca", 5, 7006.2, 1),
+            ("hunyuan-video", "duca", 5, 6483.2, 1),
+            ("DiT-XL/2", "toca", 3, 10.23, 2),
+        ],
+    )
+    def test_published_totals_to_the_last_digit(self, name, method, interval, published_T, digits):  # noqa: N803
+        assert round(published_total(name, method, interval), digits) == published_T
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("name", "interval", "published_T", "within"),
+        [
+            ("flux-dev", 5, 978.76, 1e-4), ("flux-dev", 7, 760.14, 1e-4), ("flux-dev", 9, 690.25, 1e-4),
+            ("flux-dev", 10, 606.91, 2e-4), ("DiT-XL/2", 3, 23.74 / 2.48, 2e-3), ("DiT-XL/2", 5, 23.74 / 3.78, 7e-3),
+        ],
+    )  # fmt: skip
+    def test_published_totals_of_duca(self, name, interval, published_T, within):  # noqa: N803
+        """A conservative step of FLUX is 4.51 in all four, and as many of each kind as ours follow each other."""
+        assert published_total(name, "duca", interval) == pytest.approx(published_T, rel=within)
+
+    @pytest.mark.parametrize(
+        ("name", "method"),
+        [("debug", "toca"), ("debug", "duca"), ("flux-debug", "toca"), ("flux-debug", "duca"), ("hunyuan-debug", "toca"),
+         ("flux-debug", "delta_dit")],
+    )  # fmt: skip
+    def test_terms_lead_from_their_count_to_ours(self, capsys, name, method):
+        row = counted(capsys, "--model", name, "--method", method, "--num-steps", "12")
+        theirs = row["published_convention"]
+        led = theirs["flops_T"] + sum(term["flops_T"] for term in theirs["difference"])
+        assert led == pytest.approx(row["flops_T"], rel=1e-12)
+        named = {term["term"]: term["flops_T"] for term in theirs["difference"]}
+        observed = next((flops for term, flops in named.items() if "products of queries and keys" in term), 0)
+        assert observed == row["flops_T_observed"]
+        assert (observed > 0) == (method != "delta_dit")
+
+    def test_what_sees_attention_by_hand(self, capsys):
+        """Another product of queries and keys in each block of a full step."""
+        row = counted(capsys, "--model", "flux-debug", "--method", "toca", "--num-steps", "12")
+        settings = row["settings"]
+        config, length = settings["config"], settings["tokens"] + settings["text_tokens"]
+        blocks = config["depth"] + config["depth_single_blocks"]
+        expected = len(row["full_steps"]) * blocks * 2 * settings["rows"] * length**2 * config["hidden_size"]
+        assert row["flops_T_observed"] * 1e12 == pytest.approx(expected, rel=1e-9)
+
+    def test_other_methods_that_compute_part_of_a_step_are_counted_without(self, capsys):
+        row = counted(capsys, "--model", "flux-debug", "--method", "pab", "--num-steps", "12")
+        assert row["published_convention"] is None
+        assert row["flops_T_without_attention"] is None
+        with pytest.raises(UserError, match="--kept-goal-gib is of the folded engine, which pab"):
+            counted(capsys, "--model", "flux-debug", "--method", "pab", "--kept-goal-gib", "1")
+
+
+def published_total(name: str, method: str, interval: int) -> float:
+    """10^12 operations of 50 steps by the published counter."""
+    backbone = BACKBONES[name]
+    with torch.device("meta"):
+        case = backbone.build(workload(name), torch.bfloat16)
+    cache = make_cache(method, preset=PACKAGES[name], model=name, interval=interval)
+    run, *_ = partial_steps(case.model, cache, 50, case.latents, case.conditions, backbone.timesteps(case, 50))
+    full = tuple(entry["kind"] == "full" for entry in run.steps)
+    counter = backbone.counter(case)
+    return PartialCounts(tuple(run.work_by_step), full, 0.0, 0.0).total(counter, method) / 1e12

@@ -20,6 +20,7 @@ from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
 from cache_dic.site import Addition
 from seerkit.sampling.outline import Place, outline, outlined_runs
+from seerkit.sampling.published import PartialCounts
 
 
 def grouped_mm_flops(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
@@ -241,11 +242,16 @@ def _block_counter(
     return lambda block, work: count(sites.index(sites[block]), work)
 
 
-def _partial_step_flops(run: PartialRun, model: Any, latents: Tensor, conditions: dict[str, Tensor]) -> list[int]:
-    """Of what each step of a run of `model` computed: some tokens of a site cost their share of all of them."""
+def _partial_step_flops(
+    run: PartialRun, model: Any, latents: Tensor, conditions: dict[str, Tensor], *, observed: bool = True
+) -> list[int]:
+    """Of what each step of a run of `model` computed: some tokens of a site cost their share of all of them.
+
+    observed: with what it takes to see the attention that tokens pay each other.
+    """
     backbone: Any = type(model)
     shape, shapes = tuple(latents.shape), _shapes(conditions)
-    of_block = _block_counter(backbone, model.config, shape, shapes, run.method.observes)
+    of_block = _block_counter(backbone, model.config, shape, shapes, run.method.observes if observed else None)
     plain = _block_counter(backbone, model.config, shape, shapes, None)
     full, _ = step_flops(model, latents, conditions)
     whole = [tuple((name, EVERYTHING) for name in names) for names in run.site_names()]
@@ -328,6 +334,18 @@ def partial_steps(
     runs, kept = outlined_runs(model, blocks, cache, latents.shape, times.cpu(), calls, conditions)
     by_run = [_partial_step_flops(run, model, latents, conditions) for run in runs]  # each with the rows of all
     return runs[0], kept // calls, [sum(counts) // calls for counts in zip(*by_run, strict=True)]
+
+
+def partial_counts(run: PartialRun, model: nn.Module, latents: Tensor, conditions: dict[str, Tensor]) -> PartialCounts:
+    """Operations of such a run, for `seerkit.sampling.published`."""
+    total = sum(_partial_step_flops(run, model, latents, conditions))
+    unseeing = sum(_partial_step_flops(run, model, latents, conditions, observed=False))
+    return PartialCounts(
+        works=tuple(run.work_by_step),
+        full=tuple(entry["kind"] == "full" for entry in run.steps),
+        flops_T=total / 1e12,
+        observed_T=(total - unseeing) / 1e12,
+    )
 
 
 def sampling_flops(

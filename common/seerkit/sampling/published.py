@@ -5,7 +5,12 @@ What the backbones share; the counter of each is in its counts.py.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from cache_dic.partial import EVERYTHING
+
+if TYPE_CHECKING:
+    from cache_dic.partial_run import Work
 
 
 class Term(TypedDict):
@@ -29,6 +34,49 @@ class Counter(Protocol):
         """
 
 
+class PartialCounter(Counter, Protocol):
+    """A counter that also knows steps of `PARTIAL` methods."""
+
+    def partial_step(self, work: "tuple[Work, ...]", method: str) -> int:
+        """Operations of a step that is not full, by what its sites computed."""
+
+    def partial_difference(self, run: "PartialCounts", method: str) -> list[Term]:
+        """From this counter's figure for such a run to ours: terms that add up to the difference exactly."""
+
+
+@dataclass(frozen=True)
+class PartialCounts:
+    """A run of a method that computes part of a step, counted by us.
+
+    works: what the sites of every step computed; full: which steps are; flops_T: 10^12 operations of the run, observed_T of
+    them to see the attention that tokens pay each other.
+    """
+
+    works: "tuple[tuple[Work, ...], ...]"
+    full: tuple[bool, ...]
+    flops_T: float  # noqa: N815
+    observed_T: float  # noqa: N815
+
+    def total(self, counter: "PartialCounter", method: str) -> int:
+        """Operations of the run by a published counter."""
+        full_step, _ = counter.steps
+        return sum(
+            full_step if is_full else counter.partial_step(work, method)
+            for work, is_full in zip(self.works, self.full, strict=True)
+        )
+
+
+PARTIAL = ("toca", "duca", "delta_dit")
+"""Methods that compute part of a step, of which totals are published."""
+
+OBSERVED = "products of queries and keys once more, beside fused attention, to see how much of it tokens get"
+
+
+def with_rest(values: dict[str, float], rest: str, difference: float) -> list[Term]:
+    """Terms by their names, and what is left of a difference under the name `rest`."""
+    return terms({**values, rest: difference - sum(values.values())})
+
+
 def terms(values: Mapping[str, float]) -> list[Term]:
     """Terms by their names."""
     return [Term(term=name, flops_T=value) for name, value in values.items()]
@@ -44,12 +92,24 @@ class CalflopsCounter:
     conditions, and computes every modulation and the output layer.
     """
 
-    projections: int  # of the blocks: q, k, v, output, and the two layers of the MLP
-    attention: int  # of the blocks: QKᵀ and the weighted sum of v
+    blocks: "JointBlocks"
     conditioning: int  # embeddings of latents, text and conditions, modulation, output layer
-    elements: int  # LayerNorm and GELU of the blocks
     conditioning_elements: int  # LayerNorm of the output layer; LayerNorm and SiLU of a token refiner
     unseen: int = 0  # products of fused attention outside of the blocks, which are in none of the sums
+    projecting: frozenset[str] = frozenset()  # methods whose double-stream blocks project reused attention anew
+    splits_first_layer: bool = True  # whether partial steps of single-stream blocks do without queries, keys and values
+
+    @property
+    def projections(self) -> int:
+        return self.blocks.projections
+
+    @property
+    def attention(self) -> int:
+        return self.blocks.attention
+
+    @property
+    def elements(self) -> int:
+        return self.blocks.elements
 
     @property
     def products(self) -> tuple[int, int]:
@@ -87,6 +147,33 @@ class CalflopsCounter:
             del values["the token refiner's attention, a fused call"]
         return terms(values)
 
+    def _partial(self, work: "tuple[Work, ...]", method: str) -> tuple[int, dict[str, int]]:
+        """Operations of a partial step, and those of them that are not in ours."""
+        if not work:
+            return self.unprinted[1] - self.blocks.double_modulation, {}
+        products, first_layer, elements = self.blocks.of_work(work)
+        left_out = {"LayerNorm and GELU of what partial steps compute": elements}
+        if method in self.projecting:
+            name = "the output projection of reused attention in double-stream blocks, kept projected here"
+            left_out[name] = self.blocks.reprojection
+        if not self.splits_first_layer:
+            left_out["queries, keys and values of computed tokens in single-stream blocks"] = first_layer
+        return self.unprinted[1] + products + sum(left_out.values()), left_out
+
+    def partial_step(self, work: "tuple[Work, ...]", method: str) -> int:
+        """As printed; a step without blocks leaves out the modulation of double-stream ones."""
+        return printed(self._partial(work, method)[0])
+
+    def partial_difference(self, run: PartialCounts, method: str) -> list[Term]:
+        values: dict[str, float] = {OBSERVED: run.observed_T}
+        for work, is_full in zip(run.works, run.full, strict=True):
+            if not is_full:
+                for name, flops in self._partial(work, method)[1].items():
+                    values[name] = values.get(name, 0.0) - flops / 1e12
+        rest = "LayerNorm and activations of full steps, modulation and embeddings of the others, and two decimals"
+        kept = {name: value for name, value in values.items() if value}
+        return with_rest(kept, rest, run.flops_T - run.total(self, method) / 1e12)
+
 
 def printed(flops: int) -> int:
     """A count as calflops prints it: two decimals of the largest unit, T, G, M or K, that it fills."""
@@ -94,12 +181,61 @@ def printed(flops: int) -> int:
     return round(round(flops / unit, 2) * unit)
 
 
-def joint_blocks(rows: int, length: int, dim: int, width: int, double: int, single: int) -> dict[str, int]:
-    """What calflops counts in double- and single-stream blocks over `length` tokens of both streams."""
-    blocks, tokens = double + single, rows * length
-    norms = 2 * double + single  # of a token
-    return {
-        "projections": blocks * 2 * tokens * (4 * dim**2 + 2 * dim * width),
-        "attention": blocks * 4 * rows * length**2 * dim,
-        "elements": tokens * (4 * norms * dim + blocks * width),
-    }
+@dataclass(frozen=True)
+class JointBlocks:
+    """Double- and single-stream blocks over `length` tokens of both streams, as calflops counts them."""
+
+    rows: int
+    length: int
+    dim: int
+    width: int  # of the MLP
+    double: int
+    single: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def projections(self) -> int:
+        """Of q, k, v, output, and the two layers of the MLP."""
+        return (self.double + self.single) * 2 * self.tokens * (4 * self.dim**2 + 2 * self.dim * self.width)
+
+    @property
+    def attention(self) -> int:
+        """QKᵀ and the weighted sum of v."""
+        return (self.double + self.single) * 4 * self.rows * self.length**2 * self.dim
+
+    @property
+    def elements(self) -> int:
+        """LayerNorm and GELU."""
+        norms = 2 * self.double + self.single  # of a token
+        return self.tokens * (4 * norms * self.dim + (self.double + self.single) * self.width)
+
+    @property
+    def double_modulation(self) -> int:
+        """The modulation of double-stream blocks."""
+        return self.double * self.rows * 2 * 12 * self.dim**2
+
+    @property
+    def reprojection(self) -> int:
+        """The output projection of attention in all double-stream blocks."""
+        return self.double * 2 * self.tokens * self.dim**2
+
+    def of_work(self, work: "tuple[Work, ...]") -> tuple[int, int, int]:
+        """What a step takes that computes whole blocks, and some tokens of others: products, those of queries, keys and values
+        of single-stream blocks' tokens, which are not among them, and LayerNorm and GELU."""
+        double = single = 0
+        whole: dict[int, bool] = {}
+        for block, name, done in work:
+            whole[block] = whole.get(block, True) and done == EVERYTHING
+            if isinstance(done, int):
+                double += done * (name != "single")
+                single += done * (name == "single")
+        double, single, blocks = self.rows * double, self.rows * single, sum(whole.values())
+        products = (double + single) * 4 * self.dim * self.width + single * 2 * self.dim**2
+        products += blocks * (self.projections + self.attention) // (self.double + self.single)
+        norms = sum(1 + (block < self.double) for block, is_whole in whole.items() if is_whole)
+        elements = (double + single) * (4 * self.dim + self.width)
+        elements += self.tokens * (4 * norms * self.dim + blocks * self.width)
+        return products, single * 6 * self.dim**2, elements
