@@ -100,6 +100,7 @@ def test_mlps_of_the_first_blocks_are_reused_after_listed_timesteps():
 def test_a_listed_timestep_within_a_stretch_computes_anew():
     method = PAB(mlp_blocks=1, mlp_timesteps="700, 500", mlp_skips=3, spatial_range=None)
     assert method.mlp_timesteps == (700.0, 500.0)
+    assert PAB(mlp_blocks=1, mlp_timesteps=700).mlp_timesteps == (700.0,)
     assert [method.decide(look(s, t, {MLP})) for s, t in enumerate(TIMES)] == [
         *(True,) * 5, False, True, False, False, False, True, True
     ]  # fmt: skip

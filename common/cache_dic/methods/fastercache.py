@@ -145,7 +145,7 @@ RECIPES = {  # Mochi's has a weight that is not settled
     ),
 }  # fmt: skip
 
-PRESETS: dict[str, tuple[dict[str, Any], ...]] = {
+PRESETS: dict[str, tuple[dict[str, Any], ...]] = {  # none of these models was released with a recipe of its own
     "hunyuan_video": ({"recipe": "cogvideox"},),
     "wan": ({"recipe": "cogvideox"},),
     "*": ({"recipe": "latte"},),

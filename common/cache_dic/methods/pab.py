@@ -48,7 +48,8 @@ def window(name: str, above: float, below: float) -> None:
 
 
 PRESETS: dict[str, tuple[dict[str, Any], ...]] = {
-    # VideoSys has none of these models: its window for Vchitect and Latte, which is diffusers' for any, with its ranges.
+    # VideoSys has none of these models: its window and ranges for Vchitect, the window being diffusers' for any model; then
+    # the same with a longer range.
     "wan": ({"spatial_range": 2, "cross_range": 6}, {"spatial_range": 4, "cross_range": 6}),
     "*": ({"spatial_range": 2}, {"spatial_range": 4}),
 }
@@ -143,8 +144,8 @@ class PAB(AttentionReuse):
 
 
 def timesteps(name: str, value: Any) -> tuple[float, ...]:
-    """Timesteps of training given as a list, or as text with commas between; UserError for anything else."""
-    given = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    """Timesteps of training given as a list, a single one, or text with commas between; UserError for anything else."""
+    given = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
     try:
         found = tuple(float(part) for part in given)
     except (TypeError, ValueError):
