@@ -485,6 +485,6 @@ def test_compiling_has_no_effect_on_methods_that_compute_parts_which_is_said_onc
     asked = {f"toca{n}": make_cache("toca", interval=n) for n in (3, 4)} | {"fora": make_cache("fora", interval=3)}
     assert all(cache.engine_settings.static_shapes for cache in for_compiling(asked).values())
     assert capsys.readouterr().err == (
-        "warning: --compile has no effect on toca: its steps differ in what they compute, and each would be a graph of its own; "
-        "they run as they are\n"
+        "warning: --compile has no effect on toca: its steps differ in what they compute, and each would be a graph of its "
+        "own; they run as they are\n"
     )
