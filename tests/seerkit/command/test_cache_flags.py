@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from cache_dic import METHODS, PRESETS, SCHEDULES, Preset, UserError, accepted_settings
-from seerkit.command.cache_flags import add_cache_flags, caches_from_flags, load_plugin
+from cache_dic import METHODS, PRESETS, SCHEDULES, Preset, UserError, accepted_settings, make_cache
+from seerkit.command import cache_flags
+from seerkit.command.cache_flags import add_cache_flags, caches_from_flags, for_compiling, load_plugin
 from seerkit.command.cli import Parser
 
 USUAL = Preset(interval=4, max_order=4, warmup_steps=2, orders={3: 3}, compare_intervals=(3, 5))
@@ -477,3 +478,13 @@ def test_schedules_that_cannot_be(plugin, change, message):
 def test_an_unknown_schedule_is_named():
     with pytest.raises(UserError, match=r"schedule 'diffusrs' is unknown; .* did you mean 'diffusers'"):
         caches("--schedule", "diffusrs")
+
+
+def test_compiling_has_no_effect_on_methods_that_compute_parts_which_is_said_once(capsys):
+    cache_flags._tell_uncompiled.cache_clear()
+    asked = {f"toca{n}": make_cache("toca", interval=n) for n in (3, 4)} | {"fora": make_cache("fora", interval=3)}
+    assert all(cache.engine_settings.static_shapes for cache in for_compiling(asked).values())
+    assert capsys.readouterr().err == (
+        "warning: --compile has no effect on toca: its steps differ in what they compute, and each would be a graph of its "
+        "own; they run as they are\n"
+    )
