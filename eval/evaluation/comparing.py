@@ -379,7 +379,7 @@ class Contest:
         return {
             **_identity(entry),
             **{key: last[key] for key in OF_RUN if key in last},
-            **({"computed_in_part": told} if (told := list(partly_computed(last))) else {}),
+            **({"computed_in_part": told} if (told := [list(pair) for pair in partly_computed(last)]) else {}),
             "computed": computed(batches),
             "full_steps_by_batch": [kept["record"]["full_steps"] for kept in batches],
             "flops_T": batches[0]["flops"] / 1e12,
