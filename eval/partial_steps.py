@@ -19,7 +19,8 @@ python eval/partial_steps.py --model flux-tiny --methods toca duca
 python eval/partial_steps.py --model flux-dev --depth 1 --height 256 --width 256 --out results/flux/partial-steps.json
 python eval/partial_steps.py --model DiT-XL/2 --depth 4 --methods toca --dry-run
 """
-MOST = 10**4  # of --repeats and --dropped
+MOST = {"threads": 1024, "repeats": 10**4, "dropped": 10**4}
+"""The largest values of flags, beyond which it would not end or torch has no such number."""
 PARTIAL = tuple(name for name, method in METHODS.items() if method.engine == "partial")
 
 
@@ -63,9 +64,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                 if name in METHODS
                 else f"method {name!r} is unknown; choose from {', '.join(PARTIAL)}"
             )
-    for name in ("repeats", "dropped"):
-        if getattr(args, name) > MOST:
-            parser.error(f"--{name} {getattr(args, name)} is too much; take at most {MOST}")
+    for name, most in MOST.items():
+        if (getattr(args, name) or 0) > most:
+            parser.error(f"--{name} {getattr(args, name)} is too much; take at most {most}")
     return args
 
 
