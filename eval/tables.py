@@ -52,7 +52,7 @@ from seerkit.command.cli import Parser, run_command
 from seerkit.environment import OPENMPS_OWN_SPINS, SPINS
 from seerkit.io.files import read_text, write_text
 from seerkit.io.records import Form, read_record
-from seerkit.io.tables import markdown_table, number, psnr_cell
+from seerkit.io.tables import counted, markdown_table, number, psnr_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -937,7 +937,7 @@ def method_costs(results: Path) -> str:
 
 
 PARTIAL_RECORDS = {
-    "flux": "--model flux-dev --depth 1 --height 256 --width 256 --repeats 2 --threads 1",
+    "flux": "--model flux-dev --methods toca duca clusca delta_dit --depth 1 --height 256 --width 256 --repeats 3 --threads 1",
     "dit": "--model DiT-XL/2 --depth 4 --repeats 3 --threads 1",
 }
 """What is timed of steps that compute part of a model, by the folder of the record."""
@@ -956,8 +956,9 @@ def partial_steps(results: Path) -> str:
         tables += [
             markdown_table(PARTIAL_HEADER, partial_cells(record), left=(0, 1)),
             made_with(
-                f"{s['model']} at full width and depth {s['depth']}, {s['rows']} rows of {s['tokens']} tokens; shares of an "
-                f"uncached step of {record['full_step_s']:.2f} s, taken beside it; medians over up to {s['repeats']} steps",
+                f"{s['model']} at full width and depth {s['depth']}, {counted(s['rows'], 'row')} of {s['tokens']} tokens; "
+                f"shares of an uncached step of {record['full_step_s']:.2f} s, taken beside it; medians over up to "
+                f"{s['repeats']} steps",
                 busy,
                 *cost_errors(record),
                 run_conditions(record["conditions"]),

@@ -38,6 +38,7 @@ from evaluation.videos import FLICKER_FRAMES, VideoFolder, VideoJob, has_videos
 from seerkit.devices.distributed import World
 from seerkit.devices.timing import peak_memory, reset_peak_memory, spread, timed
 from seerkit.io.claims import claim_samples, state_folder
+from seerkit.io.computed import partly_computed
 from seerkit.io.files import check_space, clear_partial, read_json, writable_or_gone, write_json
 from seerkit.io.images import image_path
 from seerkit.io.media import finite_rows, video_to_uint8
@@ -378,6 +379,7 @@ class Contest:
         return {
             **_identity(entry),
             **{key: last[key] for key in OF_RUN if key in last},
+            **({"computed_in_part": told} if (told := [list(pair) for pair in partly_computed(last)]) else {}),
             "computed": computed(batches),
             "full_steps_by_batch": [kept["record"]["full_steps"] for kept in batches],
             "flops_T": batches[0]["flops"] / 1e12,

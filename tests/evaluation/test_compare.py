@@ -507,7 +507,9 @@ def test_mistakes_are_named(command, flags, told, capsys):
 
 @pytest.mark.slow
 def test_the_command_compares_an_embedded_model(tmp_path):
-    flags = ["--model", "flux-tiny", "--methods", "fora", "fewer-steps", "--num-samples", "2", "--num-steps", "6"]
+    methods = ["fora", "fewer-steps", "brightest"]
+    flags = ["--model", "flux-tiny", "--methods", *methods, "--num-samples", "2", "--num-steps", "6"]
+    flags += ["--plugin", ROOT / "docs" / "examples" / "brightest_tokens.py"]
     call = [sys.executable, ROOT / "eval" / "compare.py", *flags, "--output-dir", "out", "--results", "results"]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -519,3 +521,10 @@ def test_the_command_compares_an_embedded_model(tmp_path):
     assert "score_change" in rows["fora-N4-W3"]
     assert {path.suffix for path in (tmp_path / "results" / "flux").iterdir()} == {".json", ".png", ".svg"}
     assert "Lite0 distance" in done.stdout
+    partial = rows["brightest"]
+    assert partial["partial_steps"] == [1, 2, 3, 5]
+    ((steps, told),) = partial["computed_in_part"]
+    assert (steps, told.count("16 tokens")) == ("steps 1–3, 5", 1)
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert told in page
+    assert "tokens/brightest.png" in page

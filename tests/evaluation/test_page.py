@@ -209,6 +209,13 @@ def test_partial_steps_have_a_mark_and_say_what_they_computed(run):
     assert "4/10, 3 partial" in page.texts["td"]
 
 
+def test_what_a_comparison_keeps_of_partial_steps_is_told_as_it_is(run):
+    run.rows = [row("uncached"), row(LABELS[1], partial_steps=[3], computed_in_part=[["step 3", "mlp: 2 tokens"]])]
+    run.add_images("a cat")
+    page = Parsed(run.write())
+    assert (page.texts["dt"][-3], page.texts["dd"][-3]) == ("step 3", "mlp: 2 tokens")
+
+
 def test_a_map_of_tokens_lies_beside_the_samples(run):
     run.rows = [row("uncached"), selective(LABELS[1])]
     run.add_images("a cat")

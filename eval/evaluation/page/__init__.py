@@ -48,6 +48,7 @@ READ: Form = {
     "label": str, "full_steps": [int], "num_steps": int, "flops_T": float, "flops_ratio": float, "kept_bytes": float,
     "latency": (None, {"median_s": float, "min_s": float, "max_s": float}), "psnr": (None, dict),
     "num_samples": (None, int), "command_line": (None, str), "partial_steps": (None, list), "left_out_of": (None, list),
+    "computed_in_part": (None, [[str]]),
     "steps": (None, [{"step": int}]), "tokens_computed": (None, on_a_grid),
     "conditions": (None, {**CONDITIONS, "python": str, "commit": (None, str)}),
 }  # fmt: skip
@@ -182,7 +183,7 @@ def _strip(row: Row) -> dict[str, Any]:
         "label": row["label"],
         "cells": [(kind, f"step {step}: {by_step.get(step, kind)}") for step, kind in kinds.items()],
         "told": "; ".join(told),
-        "computed": list(partly_computed(row)),
+        "computed": row.get("computed_in_part") or list(partly_computed(row)),
     }
 
 
