@@ -890,6 +890,11 @@ def searched_schedules(results: Path) -> str:
         record = read(path, GAINS, command)
         by_rule = {(row["count"], row["schedule"]): row for row in record["rows"]}
         for count in dict.fromkeys(row["count"] for row in record["rows"]):
+            lacking = [rule for rule in ("published", "even", "searched") if (count, rule) not in by_rule]
+            if lacking:
+                raise UserError(
+                    f"{path} has no {lacking[0]} schedule of {count} full steps; make it anew with `{command}`"
+                )
             searched = by_rule[count, "searched"]
             others = [psnr_cell(by_rule[count, rule]["psnr"]) for rule in ("published", "even")]
             gain = (searched["gain"] or {}).get("published", {})

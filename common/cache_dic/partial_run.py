@@ -410,6 +410,14 @@ class PartialRun(Run):
         """None that are counted apart: what stands for features is theirs."""
         return 0
 
+    def describe(self, step_flops: tuple[int, int]) -> str:
+        """What the run will do, in one line, as far as the shape of its tokens tells."""
+        t, kept = self.tokens, self.cache.branches * super().kept_bytes
+        return (
+            f"{self.cache.label}: steps between full ones are computed in part, {t.num_sites} sites of "
+            f"{t.batch}x{t.length}x{t.dim} {t.dtype}, features of one stream take {kept / 2**20:.1f} MiB"
+        )
+
     def record(self) -> dict[str, Any]:
         record = super().record() | {"partial_steps": self.partial_steps}
         if (tokens := self.token_counts()) is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_dic import METHODS, Partial, UserError, make_cache
 from cache_dic.settings import json_value
-from evaluation.backbones import BACKBONES, PACKAGES, workload
+from evaluation.backbones import BACKBONES, PACKAGES, count_case, workload
 from seerkit.io.tables import markdown_table, number
 
 if TYPE_CHECKING:
@@ -31,15 +31,12 @@ def methods(_: Path) -> str:
     """A row for each method; what is kept is counted for `SIZED` in bfloat16."""
     import torch
 
-    from seerkit.sampling.flops import sampling_flops
-
     with torch.device("meta"):
         case = BACKBONES[SIZED].build(workload(SIZED), torch.bfloat16)
-    times, rows = BACKBONES[SIZED].timesteps(case, NUM_STEPS), []
+    rows = []
 
     def kept_mib(cache: "Cache") -> float:
-        counts = sampling_flops(case.model, cache, NUM_STEPS, case.latents, timesteps=times, **case.conditions)
-        return counts["kept_bytes"][cache.engine] / 2**20
+        return count_case(BACKBONES[SIZED], case, cache, NUM_STEPS)["kept_bytes"][cache.engine] / 2**20
 
     for name, method in METHODS.items():
         if name == "uncached":

@@ -540,16 +540,18 @@ def spoilt(record: object, place: tuple, *replacement: object) -> object:
     return record
 
 
+OF_NO_RECORD = ("methods", "method-presets")
+"""Tables that the registry makes."""
 REPLACEMENTS = ((), (None,), ("",), ("text",), ([],), ({},), (-1,), (0,), (True,), (10**400,), ([[]],), (float("nan"),))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TABLES["TABLES"])
+@pytest.mark.parametrize("name", [name for name in TABLES["TABLES"] if name not in OF_NO_RECORD])
 def test_a_spoilt_record_makes_a_table_or_one_message(tmp_path, monkeypatch, name):
     """The records of the repository with something in them missing or of another kind: never another error."""
     rng, family = random.Random(name), name.split("-")[0]
-    families = {"video": ("hunyuan", "wan"), "overview": tuple(TABLES["BACKBONES"])}.get(family, (family,))
-    for one in families:
+    families = {"video": ("hunyuan", "wan"), **{one: (one,) for one in TABLES["BACKBONES"]}}
+    for one in families.get(family, TABLES["BACKBONES"]):
         shutil.copytree(ROOT / "results" / one, tmp_path / one)
     make, read, refusals = TABLES["TABLES"][name], {}, {}
     with monkeypatch.context() as patch:  # which records it reads
