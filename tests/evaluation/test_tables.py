@@ -299,6 +299,32 @@ def test_operations_stand_beside_the_fewest(results):
     assert "19 double and 38 single blocks, 76 sites, order 2, float32" in table
 
 
+def test_partial_steps_stand_beside_their_flops(tmp_path):
+    def middle(value: float) -> dict:
+        return {"median": value, "min": value / 2, "max": value * 2}
+
+    step = {"time": middle(0.3), "processor_time": middle(0.25), "observing": middle(0.0), "flops": middle(0.2)}
+    record = {
+        "settings": {"model": "flux-dev", "depth": 1, "tokens": 256, "rows": 1, "repeats": 3},
+        "full_step_s": 5.0, "machine": {"processors": 2, "load_before": 3.25},
+        "rows": [
+            {"label": "toca-N4", "num_steps": 50, "kinds": {"partial": {"steps": 36}}, "steps": {"partial": step}},
+            {"label": "duca-N5", "error": "of no use"},
+        ],
+        "conditions": CONDITIONS,
+    }  # fmt: skip
+    for name, load in (("flux", 3.25), ("dit", 0.25)):
+        (tmp_path / name).mkdir()
+        record["machine"]["load_before"] = load
+        (tmp_path / name / "partial-steps.json").write_text(json.dumps(record))
+    busy, idle = TABLES["TABLES"]["partial-steps"](tmp_path).split("2026-01-02*")[:2]
+    assert "| toca-N4 | partial | 36/50 | 20.0 | 30.0 | 15.0 – 60.0 | 25.0 | 1.50 | – |" in busy
+    assert "1 row of 256 tokens" in busy
+    assert "duca-N5: of no use" in busy
+    assert "a load of 3.2 on 2 processors before it began" in busy
+    assert "a load of" not in idle
+
+
 def test_video_counts_beside_the_published_rows(results):
     table = TABLES["hunyuan_flops"](results)
     assert "| uncached | 50/50 | 29773.00 | " in table
@@ -448,6 +474,7 @@ def test_benchmarks_at_reduced_depth(tmp_path, name, config, blocks, published):
         "flux-benchmark",
         "flux-op-counts",
         "flux-samples",
+        "partial-steps",
     ],
 )
 def test_a_missing_record_names_its_command(tmp_path, name):
