@@ -88,7 +88,7 @@ def partial_cells(record: Mapping[str, Any]) -> list[list[str]]:
         [
             row["label"],
             kind,
-            f"{row['kinds'][kind]['steps']}/{row['num_steps']}",
+            f"{row['kinds'].get(kind, {}).get('steps', number(None))}/{row['num_steps']}",
             percent(of["flops"]["median"]),
             percent(of["time"]["median"]),
             f"{percent(of['time']['min'])} – {percent(of['time']['max'])}",
