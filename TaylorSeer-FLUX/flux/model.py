@@ -18,6 +18,7 @@ from flux.config import FluxConfig
 from seerkit.layers.activations import TanhGELU, gelu, silu
 from seerkit.layers.attention import attention_backend
 from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
+from seerkit.layers.linear import last_outputs
 from seerkit.layers.modulation import (
     FinalLayer,
     ModulationLayer,
@@ -160,10 +161,6 @@ class SingleStreamBlock(nn.Module):
         """Gate of the site: conditions (S, B, D) -> (S, 1, B, D)."""
         return self.modulation.gates(c)
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """The MLP's part of `linear1`: modulated tokens (B, L, D) -> (B, L, width) before the activation."""
-        return F.linear(x, *(parameter[-self.width :] for parameter in (self.linear1.weight, self.linear1.bias)))
-
     def forward(self, x: Tensor, rope: Rope, modulation: Tensor, img: slice, site: Site = residual) -> Tensor:
         """x (B, Lt + Li, D), modulation (B, 3, D) -> x; `img` are the image tokens."""
         shift, scale, gate = modulation.unsqueeze(2).unbind(1)  # (B, 1, D)
@@ -178,7 +175,11 @@ class SingleStreamBlock(nn.Module):
             return rearrange(site.attend(self.attend, q, k, v), "b h l d -> b l (h d)")
 
         def fused(x: Tensor, attended: Tensor) -> Tensor:
-            hidden = projected()[1] if projected.made else self.hidden(modulate(x, shift, scale, EPS))
+            hidden = (
+                projected()[1]
+                if projected.made
+                else last_outputs(self.linear1, modulate(x, shift, scale, EPS), self.width)
+            )
             return self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
 
         return site(x, gate, fused, img, name="single", attended=attended)

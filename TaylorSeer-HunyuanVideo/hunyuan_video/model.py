@@ -21,6 +21,7 @@ from seerkit.devices.parallel import WHOLE, Shard
 from seerkit.layers.activations import SiLU, TanhGELU, gelu, silu
 from seerkit.layers.attention import AttentionFn, attention_backend
 from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
+from seerkit.layers.linear import last_outputs
 from seerkit.layers.modulation import (
     FinalLayer,
     ModulationLayer,
@@ -259,10 +260,6 @@ class SingleStreamBlock(nn.Module):
         """Gate of the site: conditions (S, B, D) -> (S, 1, B, D)."""
         return self.modulation.gates(c)
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """The MLP's part of `linear1`: modulated tokens (B, L, D) -> (B, L, width) before the activation."""
-        return F.linear(x, *(parameter[-self.width :] for parameter in (self.linear1.weight, self.linear1.bias)))
-
     def forward(
         self,
         x: Tensor,
@@ -285,7 +282,11 @@ class SingleStreamBlock(nn.Module):
             return join_heads(site.attend(self.attend, q, k, v, keys))
 
         def fused(x: Tensor, attended: Tensor) -> Tensor:
-            hidden = projected()[1] if projected.made else self.hidden(modulate(x, shift, scale, EPS))
+            hidden = (
+                projected()[1]
+                if projected.made
+                else last_outputs(self.linear1, modulate(x, shift, scale, EPS), self.width)
+            )
             return self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
 
         return site(x, gate, fused, img, name="single", attended=attended)

@@ -31,6 +31,7 @@ from seerkit.devices.offload import (
 )
 from seerkit.devices.staging import staged_on
 from seerkit.layers.experts import GroupedLinear, grouped_linear
+from seerkit.layers.linear import last_outputs
 
 FLUX = FluxConfig(
     in_channels=16, out_channels=16, vec_in_dim=10, context_in_dim=20, hidden_size=48, num_heads=3, depth=2,
@@ -349,3 +350,14 @@ def test_peak_is_the_sum_of_what_lives_together():
 
     assert peak_bytes(work) == 800_200
     assert peak_bytes(lambda: weight[:5].to("meta").detach()) == 0, "views of what was there before"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_some_outputs_are_those_of_all(bias, packed):
+    """What a fused block computes of its MLP alone, where its attention is reused."""
+    layer, x = nn.Linear(8, 12, bias=bias), torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    if packed:
+        store_fp8(nn.ModuleDict({"blocks": nn.ModuleList([layer])}))
+        assert hasattr(layer.weight, "restored")
+    assert torch.allclose(last_outputs(layer, x, 5), layer(x)[..., -5:], atol=1e-6)
