@@ -292,6 +292,27 @@ def test_a_course_leads_through_all_blocks():
         assert "must lead through all 4 blocks" in refused(course=course)
 
 
+def test_blocks_that_are_left_out_have_something_kept():
+    left_out, after = [Range(0, 1), Range(1, 4, "residual")], [Range(0, 4, "hidden")]
+    assert "let boundaries name that range" in refused(course=left_out)
+    assert "let hidden_after say after which block" in refused(course=after)
+
+
+def test_sites_are_those_that_the_model_declares(monkeypatch):
+    model, loop = reference.network("dit"), reference.open_loop("dit", 2)
+    cases = ([("attn",)] * 8, "site mlp where the model declares 1.attn"), ([("attn", "mlp")] * 3, "after all that")
+    for declared, message in cases:
+        monkeypatch.setattr(model, "block_sites", lambda declared=declared: declared)
+        run = make_cache("reusing").start(model, loop.latents[0], loop.timesteps, **loop.branches[0])
+        with pytest.raises(RuntimeError, match=message), torch.no_grad():
+            model(loop.latents[0], loop.timesteps[0].expand(2), **loop.branches[0], cache=run.at(0))
+
+
+def test_telemetry_says_that_it_has_no_effect(caplog):
+    outputs("dit", "reusing", telemetry=True)
+    assert "telemetry has no effect" in caplog.text
+
+
 def test_partial_methods_are_methods_and_not_schedules():
     with pytest.raises(UserError, match="take it as the method"):
         make_cache("taylorseer", preset="dit", schedule="rows")

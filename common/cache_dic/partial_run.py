@@ -1,5 +1,6 @@
 """A sampling run of a method that computes part of a step (`cache_dic.partial`): its site, what it keeps, and its steps."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,6 +42,8 @@ def asked(method: Partial, name: str, step: int, *args: Any) -> Any:
     with run_of_user_code(f"method {kind.__name__} failed at step {step}", *source_of(kind, name)):
         return getattr(method, name)(*args)
 
+
+log = logging.getLogger("cache_dic")
 
 Work = tuple[int, str, "int | str"]
 """Block, name of the site, and what it computed: EVERYTHING, NOTHING, REST or how many tokens."""
@@ -151,10 +154,7 @@ class PartialSite(Site):
                 f"a site called {shown(name)} has no kind in the model's SITE_KINDS, which says what each of its sites is"
             )
         if addition.reaches_output:
-            if not self._left:
-                self.block += 1
-                self._left = len(self.block_sites[self.block])
-            self._left -= 1
+            self._count_in(name)
         call = self._call(addition, name)
         nothing_kept = not (call.kept.values or call.kept.attended)
         work = EVERYTHING if self.full or nothing_kept else self._asked(call)
@@ -165,6 +165,18 @@ class PartialSite(Site):
         if isinstance(work, str) and work == EVERYTHING:
             self.method.learn_tokens(call, tokens.detach())
         return tokens
+
+    def _count_in(self, name: str) -> None:
+        """The next site on the way to the output is this one; RuntimeError where the model declares another or none."""
+        if not self._left:
+            self.block += 1
+            if self.block == len(self.block_sites):
+                raise RuntimeError(f"the blocks called site {name} after all that the model declares")
+            self._left = len(self.block_sites[self.block])
+        declared = self.block_sites[self.block][-self._left]
+        if name != declared:
+            raise RuntimeError(f"the blocks called site {name} where the model declares {self.block}.{declared}")
+        self._left -= 1
 
     def _call(self, addition: Addition, name: str) -> Call:
         place, x = self.block, addition.x
@@ -272,6 +284,8 @@ class PartialRun(Run):
                 f"method {self.cache.method!r} selects tokens among all of them, and {shard.size} processes share them here; "
                 "sample in one process, or take a method that computes all tokens or none"
             )
+        if self.cache.telemetry and not self.inputs.latents.is_meta:
+            log.warning(f"{self.cache.label}: telemetry has no effect on a method that computes part of a step")
         self.method = decider
         self.shares = self.leader is not None and decider.shares_kept
         self.state: State = self.leader.state if self.shares else State()  # type: ignore[union-attr]
@@ -331,8 +345,8 @@ class PartialRun(Run):
             whole if is_full else checked_course(asked(self.method, "course", look.step, look, num_blocks), num_blocks)
         )
         site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, self._layers, full=is_full)
-        kept_ranges = self.method.boundaries(num_blocks)
-        hidden_after = self.method.hidden_after(num_blocks)
+        kept_ranges = [tuple(ends) for ends in asked(self.method, "boundaries", look.step, num_blocks)]
+        hidden_after = asked(self.method, "hidden_after", look.step, num_blocks)
         stops = {0, num_blocks, *(at for ends in kept_ranges for at in ends)}
         stops |= set() if hidden_after is None else {hidden_after}
 
@@ -340,17 +354,26 @@ class PartialRun(Run):
         passed: dict[int, Streams] = {}
         for start, stop, how in course:
             if how == HIDDEN:
-                assert state.hidden is not None, "kept since the first step"
+                if state.hidden is None:
+                    raise UserError(
+                        f"{type(self.method).__name__} takes the tokens after the last block from the step before and keeps "
+                        "none; let hidden_after say after which block"
+                    )
                 streams = (streams or Streams(state.hidden))._replace(x=state.hidden)
                 continue
             assert streams is not None, "entered"
             if how == RESIDUAL:
+                if (start, stop) not in state.residuals:
+                    raise UserError(
+                        f"{type(self.method).__name__} leaves out blocks {start} … {stop - 1}, of which nothing is kept; let "
+                        "boundaries name that range"
+                    )
                 streams = _moved(streams, state.residuals[start, stop])
                 continue
             for first, last in pairwise(_between(stops, start, stop)):
                 passed[first] = streams
                 site.enter(first)
-                streams = parts.walk(streams, site, first, last)
+                streams = parts.walk(streams, site, first, last if last < num_blocks else None)
                 passed[last] = streams
                 if hidden_after == last:
                     state.hidden = streams.x
