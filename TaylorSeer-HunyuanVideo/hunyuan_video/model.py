@@ -26,6 +26,7 @@ from seerkit.layers.modulation import (
     ModulationLayer,
     ModulationTable,
     TwoStreamModulation,
+    last_outputs,
     modulate,
     split_blocks,
     two_stream_modulation,
@@ -261,7 +262,7 @@ class SingleStreamBlock(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """The MLP's part of `linear1`: modulated tokens (B, L, D) -> (B, L, width) before the activation."""
-        return F.linear(x, *(parameter[-self.width :] for parameter in (self.linear1.weight, self.linear1.bias)))
+        return last_outputs(self.linear1, x, self.width)
 
     def forward(
         self,
