@@ -1,6 +1,8 @@
 """Steps that are computed in part, on every backbone: what is asked for is computed, kept, counted and recorded."""
 
+import copy
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -25,6 +27,7 @@ from cache_dic import (
     register,
 )
 from cache_dic.partial_run import attention_received
+from seerkit.devices.offload import store_fp8
 from seerkit.sampling.flops import COUNTED, run_flops, sampling_flops
 
 BACKBONES = tuple(reference.CONFIGS)
@@ -259,6 +262,16 @@ def test_the_record_says_how_often_a_token_was_computed(backbone):
     assert 0.5 < shares.min() < shares.max() <= 1, "half of the steps compute all, the others half of them"
 
 
+@pytest.mark.parametrize("backbone", ["flux", "hunyuan_video"])
+def test_tokens_are_computed_apart_with_weights_in_8_bits(backbone):
+    """Of sites of which they take a part of a layer's weights; all tokens apart give what the modules give."""
+    network = store_fp8(copy.deepcopy(reference.network(backbone)))
+    ours, run = reference.sample(backbone, network, 3, make_cache("rows", ratio=1.0))
+    theirs, _ = reference.sample(backbone, network, 3, make_cache("modules"))
+    assert run.partial_steps == [1]
+    assert far([ours], [theirs]) < TOLERANCE
+
+
 # -------------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -287,15 +300,39 @@ def test_what_a_site_cannot_compute_is_refused_by_name():
     assert "failed at step 1" in refused(lambda call: call.nothing)
 
 
+def rows_of(dtype=torch.int64, token=0):
+    """Work that wants two tokens of every MLP."""
+    return lambda call: torch.full((len(call.x), 2), token, dtype=dtype) if call.kind == MLP else NOTHING
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_tokens_that_there_are_not_are_refused(token):
+    assert f"wants token {token} of site mlp, whose" in refused(rows_of(token=token))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.complex64])
+def test_tokens_are_named_by_integers(dtype):
+    assert "(B, rows) indices, are wanted" in refused(rows_of(dtype, 1))
+
+
+def test_tokens_elsewhere_are_refused():
+    assert "by indices on meta" in refused(lambda call: rows_of()(call).to("meta") if call.kind == MLP else NOTHING)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_integers_of_any_size_are_indices(dtype):
+    name = f"small_{dtype}"[12:]
+    body = {"work": lambda self, call: rows_of(dtype, 1)(call), "keeps_age": True}
+    register(name)(dataclass(kw_only=True)(type("Small", (Asking,), body)))
+    assert outputs("dit", name)[0][0].partial_steps == [1, 3, 5]
+
+
 def test_a_course_leads_through_all_blocks():
-    for course in ([Range(0, 3)], [Range(0, 2), Range(3, 4)], [Range(0, 4, "jump")], []):
+    for course in (
+        [Range(0, 3)], [Range(0, 2), Range(3, 4)], [Range(0, 4, "jump")], [], [1, 4], [(0, 4, "walk", 1)],
+        [(0.0, 4.0)], [("a", "b")], [(0, 4, [])],
+    ):  # fmt: skip
         assert "must lead through all 4 blocks" in refused(course=course)
-
-
-def test_blocks_that_are_left_out_have_something_kept():
-    left_out, after = [Range(0, 1), Range(1, 4, "residual")], [Range(0, 4, "hidden")]
-    assert "let boundaries name that range" in refused(course=left_out)
-    assert "let hidden_after say after which block" in refused(course=after)
 
 
 def test_sites_are_those_that_the_model_declares(monkeypatch):
@@ -311,6 +348,110 @@ def test_sites_are_those_that_the_model_declares(monkeypatch):
 def test_telemetry_says_that_it_has_no_effect(caplog):
     outputs("dit", "reusing", telemetry=True)
     assert "telemetry has no effect" in caplog.text
+
+
+def test_a_course_takes_what_is_kept():
+    assert "let boundaries name (0, 1)" in refused(course=[Range(0, 1, "residual"), Range(1, 4)])
+    assert "let hidden_after say" in refused(course=[Range(0, 4, "hidden")])
+
+
+@pytest.mark.parametrize("given", [None, [3], [(0, 0.5)], [(0, 9)], [(2, 2)], [(0, 1, 2)]])
+def test_boundaries_are_of_blocks(given):
+    assert "must be ranges (start, stop) of the 4 blocks" in refused(boundaries=lambda self, num_blocks: given)
+
+
+@pytest.mark.parametrize("given", [-1, 9, "last", 1.0])
+def test_tokens_are_kept_after_a_block(given):
+    assert "how many of this model's 4 blocks" in refused(hidden_after=lambda self, num_blocks: given)
+
+
+FORMS = {
+    "fewer tokens": lambda value: value[:, :1], "fewer samples": lambda value: value[:1], "nothing": lambda value: None,
+    "numpy": lambda value: value.numpy(), "another type": lambda value: value.double(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_what_stands_for_a_feature_is_like_it(form):
+    """Of another shape it would be spread over tokens and samples without a word."""
+    expected = r"where a tensor \(2, \d+, \d+\) in torch.float32 on cpu is wanted"
+    said = refused(forecast=lambda self, call, values: form(values[-1]))
+    assert re.search("forecast of Wrong gave .* for site attn at step 1, " + expected, said)
+    said = refused(
+        forecast=lambda self, call, values: form(values[-1]), backbone="flux", work=lambda call: REST_OR[call.kind]
+    )
+    assert re.search("forecast of Wrong gave .* for site (img_attn|single)", said)
+    said = refused(rows_of(), refresh=lambda self, call, rows, fresh: form(call.kept.value))
+    assert re.search("refresh of Wrong gave .* for site mlp at step 1, " + expected, said)
+
+
+REST_OR = {FUSED: REST, ATTENTION: EVERYTHING, MLP: EVERYTHING}
+
+
+def test_what_is_made_of_the_other_branch_is_like_its_output():
+    for form in FORMS.values():
+        if form(torch.zeros(2, 2, 2)) is None:
+            continue
+        said = refused(
+            backbone="wan", separate_branches=True,
+            from_leader=lambda self, look, form=form: None if look.step < 1 or look.leading is None else form(look.leading),
+        )  # fmt: skip
+        assert "from_leader of Wrong gave" in said
+        assert "at step 1, where an output like that of the leading branch is wanted" in said
+
+
+def test_a_branch_may_be_left_out_from_the_first_step_on():
+    """And is full where it is first computed, whatever the leading one does there."""
+
+    class Late(Front):
+        separate_branches = True
+
+        def from_leader(self, look):
+            return look.leading if look.step < self.last else None
+
+    for last in (3, NUM_STEPS):
+        name = f"late_{last}"
+        register(name)(dataclass(kw_only=True)(type("Late", (Late,), {"last": last})))
+        runs = outputs("wan", name)[0]
+        assert runs[1].full_steps == [step for step in (3, 4) if step >= last], "the leading one's are 0, 2 and 4"
+        assert 0 <= run_flops(runs[1])[0] < run_flops(runs[0])[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("forecast", "call, values"), ("refresh", "call, rows, fresh"), ("learn_feature", "call, value, attended"),
+        ("learn_tokens", "call, tokens"), ("boundaries", "num_blocks"), ("hidden_after", "num_blocks"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_step_the_file_and_the_line(name, arguments, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"""def {name}(self, {arguments}):
+    return 1 // 0
+""")
+    made: dict = {}
+    exec(compile(path.read_text(), str(path), "exec"), made)
+    said = refused(rows_of() if name == "refresh" else None, **{name: made[name]})
+    assert re.match(r"method Wrong failed at step [01]: ", said)
+    assert said.endswith("mine.py:2: ZeroDivisionError: integer division or modulo by zero")
+
+
+def test_what_a_method_keeps_and_sees_is_checked_before_it_runs():
+    assert "history of Wrong = 0 must be an integer of at least 1" in refused(history=0)
+    assert "what Wrong observes, 'keys' is unknown; choose from attention, values" in refused(observes="keys")
+    assert "nothing was seen of the attention in block 0: set observes" in refused(
+        lambda call: call.top(call.observed(), 0.5) if call.kind == MLP else NOTHING
+    )
+
+
+def test_a_token_that_is_asked_for_twice_is_computed_once():
+    name = f"twice_{len(METHODS)}"
+    body = {"work": lambda self, call: rows_of()(call)}
+    register(name)(dataclass(kw_only=True)(type("Twice", (Asking,), body)))
+    (run, *_), _ = outputs("dit", name)
+    shares = torch.tensor(run.record()["tokens_computed"]["share"]).flatten()
+    assert shares[0] == 1
+    assert (shares[1:] == 0.5).all()
 
 
 def test_partial_methods_are_methods_and_not_schedules():

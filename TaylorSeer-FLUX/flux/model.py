@@ -18,12 +18,12 @@ from flux.config import FluxConfig
 from seerkit.layers.activations import TanhGELU, gelu, silu
 from seerkit.layers.attention import attention_backend
 from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
-from seerkit.layers.linear import last_outputs
 from seerkit.layers.modulation import (
     FinalLayer,
     ModulationLayer,
     ModulationTable,
     TwoStreamModulation,
+    last_outputs,
     modulate,
     split_blocks,
     two_stream_modulation,
@@ -175,11 +175,10 @@ class SingleStreamBlock(nn.Module):
             return rearrange(site.attend(self.attend, q, k, v), "b h l d -> b l (h d)")
 
         def fused(x: Tensor, attended: Tensor) -> Tensor:
-            hidden = (
-                projected()[1]
-                if projected.made
-                else last_outputs(self.linear1, modulate(x, shift, scale, EPS), self.width)
-            )
+            if projected.made:
+                hidden = projected()[1]
+            else:
+                hidden = last_outputs(self.linear1, modulate(x, shift, scale, EPS), self.width)
             return self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
 
         return site(x, gate, fused, img, name="single", attended=attended)

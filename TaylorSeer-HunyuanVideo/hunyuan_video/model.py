@@ -21,12 +21,12 @@ from seerkit.devices.parallel import WHOLE, Shard
 from seerkit.layers.activations import SiLU, TanhGELU, gelu, silu
 from seerkit.layers.attention import AttentionFn, attention_backend
 from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
-from seerkit.layers.linear import last_outputs
 from seerkit.layers.modulation import (
     FinalLayer,
     ModulationLayer,
     ModulationTable,
     TwoStreamModulation,
+    last_outputs,
     modulate,
     split_blocks,
     two_stream_modulation,
@@ -282,11 +282,10 @@ class SingleStreamBlock(nn.Module):
             return join_heads(site.attend(self.attend, q, k, v, keys))
 
         def fused(x: Tensor, attended: Tensor) -> Tensor:
-            hidden = (
-                projected()[1]
-                if projected.made
-                else last_outputs(self.linear1, modulate(x, shift, scale, EPS), self.width)
-            )
+            if projected.made:
+                hidden = projected()[1]
+            else:
+                hidden = last_outputs(self.linear1, modulate(x, shift, scale, EPS), self.width)
             return self.linear2(torch.cat([attended, gelu(hidden)], dim=-1))
 
         return site(x, gate, fused, img, name="single", attended=attended)

@@ -94,6 +94,11 @@ class Call:
     observed: "Callable[[], Tensor]"
 
     @property
+    def place(self) -> tuple[int, str]:
+        """Its block and name."""
+        return self.block, self.name
+
+    @property
     def is_double(self) -> bool:
         """Whether its block keeps the streams of image and text apart."""
         return self.name.startswith(("img_", "txt_"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cache_dic.decide import decided, learned
-from cache_dic.errors import UserError, run_of_user_code, shown, source_of
+from cache_dic.errors import UserError, check_choice, is_ours, run_of_user_code, shown, source_of
 from cache_dic.look import Look, Parts, Streams
 from cache_dic.partial import (
     ATTENTION,
@@ -32,7 +32,7 @@ from cache_dic.partial import (
 )
 from cache_dic.plan import OpenPlan
 from cache_dic.run import Run
-from cache_dic.settings import GROUP_BYTES
+from cache_dic.settings import GROUP_BYTES, integer
 from cache_dic.site import Addition, Site
 
 
@@ -44,6 +44,24 @@ def asked(method: Partial, name: str, step: int, *args: Any) -> Any:
 
 
 log = logging.getLogger("cache_dic")
+
+
+def of_user(method: Partial, name: str) -> bool:
+    """Whether what a method answers comes from a file of a user's, so that it is looked at more closely."""
+    file, _ = source_of(type(method), name)
+    return file is None or not is_ours(file)
+
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Types of indices."""
+
+Like = tuple[tuple[int, ...], torch.dtype, torch.device]
+"""Shape, type and device of a feature."""
+
+
+def form_of(value: Tensor) -> Like:
+    return tuple(value.shape), value.dtype, value.device
+
 
 Work = tuple[int, str, "int | str"]
 """Block, name of the site, and what it computed: EVERYTHING, NOTHING, REST or how many tokens."""
@@ -79,7 +97,8 @@ class State:
 
     kept: by block and site. observed: by block, and stream where several are joined (else ""). residuals: by range of blocks,
     what they added. counts: by site, how often each token was computed (B, L); parts: which of them reach the output. calls: of
-    the model so far, of all guidance branches that share this.
+    the model so far, of all guidance branches that share this. forms: by block and site, of what is computed there, the feature
+    and of a fused one what its attention gave.
     """
 
     kept: dict[tuple[int, str], Kept] = field(default_factory=dict)
@@ -89,14 +108,14 @@ class State:
     counts: dict[str, Tensor] = field(default_factory=dict)
     parts: dict[str, slice | None] = field(default_factory=dict)
     calls: int = 0
+    forms: "dict[tuple[int, str], tuple[Like, Like | None]]" = field(default_factory=dict)
 
     def tensors(self, others: Any = ()) -> list[Tensor]:
         """Those that are kept, and those among others, each once."""
         found: list[Tensor] = [t for seen in self.observed.values() for t in seen.values()]
         found += _tensors(others)
         for kept in self.kept.values():
-            found += [*kept.values, *kept.attended, *([] if kept.age is None else [kept.age])]
-            found += [t for value in kept.state.values() for t in _tensors(value)]
+            found += _tensors([kept.values, kept.attended, kept.age, kept.state])
         for moved in self.residuals.values():
             found += [moved.x, *moved.others]
         if self.hidden is not None:
@@ -163,7 +182,7 @@ class PartialSite(Site):
         self._count(call, work)
         tokens = addition.of(value)
         if isinstance(work, str) and work == EVERYTHING:
-            self.method.learn_tokens(call, tokens.detach())
+            self._answer("learn_tokens", call, tokens.detach())
         return tokens
 
     def _count_in(self, name: str) -> None:
@@ -182,6 +201,10 @@ class PartialSite(Site):
         place, x = self.block, addition.x
 
         def observed() -> Tensor:
+            if place not in self.state.observed:
+                raise UserError(
+                    f"nothing was seen of the attention in block {place}: set observes to one of {', '.join(OBSERVERS)}"
+                )
             streams, length = self.state.observed[place], x.shape[1]
             return streams[name.split("_")[0]] if "" not in streams else streams[""][:, :length]
 
@@ -203,7 +226,7 @@ class PartialSite(Site):
         """What the method wants computed, checked."""
         method = self.method
         work = asked(method, "work", call.look.step, call)
-        if isinstance(work, Tensor) and work.ndim == 2 and len(work) == len(call.x) and not work.is_floating_point():
+        if isinstance(work, Tensor) and work.ndim == 2 and len(work) == len(call.x) and work.dtype in INTEGERS:
             if not method.selects_tokens:
                 raise UserError(
                     f"{type(method).__name__} selects tokens and does not say so: set selects_tokens = True"
@@ -213,7 +236,7 @@ class PartialSite(Site):
                     f"{type(method).__name__} wants some tokens of site {call.name}, in which tokens attend to each other; it "
                     "can have EVERYTHING or NOTHING of it"
                 )
-            return work
+            return self._checked_rows(call, work)
         if isinstance(work, str) and work in (EVERYTHING, NOTHING, *([REST] if call.kind == FUSED else [])):
             return work
         raise UserError(
@@ -221,30 +244,69 @@ class PartialSite(Site):
             "compute, (B, rows) indices, are wanted"
         )
 
+    def _checked_rows(self, call: Call, rows: Tensor) -> Tensor:
+        """Tokens to compute as int64; a user's are known to be among those that there are, before a device trips over them."""
+        length = call.x.shape[1]
+        if of_user(self.method, "work") and rows.numel():
+            if rows.device != call.x.device:
+                raise UserError(
+                    f"{type(self.method).__name__} wants tokens of site {call.name} by indices on {rows.device}; the "
+                    f"tokens are on {call.x.device}"
+                )
+            least, most = (int(end) for end in rows.aminmax())
+            if least < 0 or most >= length:
+                wrong = least if least < 0 else most
+                raise UserError(
+                    f"{type(self.method).__name__} wants token {wrong} of site {call.name}, whose {length} "
+                    f"tokens are 0 … {length - 1}"
+                )
+        return rows.long()
+
+    def _answer(self, name: str, call: Call, *args: Any) -> Any:
+        """What the method answers about a site."""
+        return asked(self.method, name, call.look.step, call, *args)
+
+    def _made(self, name: str, call: Call, like: Like | None, *args: Any) -> Tensor:
+        """A feature that the method makes, of the form of the one that was last computed there."""
+        made = self._answer(name, call, *args)
+        if like is None or not of_user(self.method, name):
+            return made
+        if not isinstance(made, Tensor) or (tuple(made.shape), made.dtype, made.device) != like:
+            shape, dtype, device = like
+            found = f"{tuple(made.shape)} in {made.dtype} on {made.device}" if isinstance(made, Tensor) else shown(made)
+            raise UserError(
+                f"{name} of {type(self.method).__name__} gave {found} for site {call.name} at step {call.look.step}, where a "
+                f"tensor {shape} in {dtype} on {device} is wanted"
+            )
+        return made
+
     def _value(self, call: Call, work: str | Tensor, addition: Addition) -> Tensor:
         """The feature, computed as asked."""
-        method, kept, feature, attended = self.method, call.kept, addition.feature, addition.attended
+        kept, feature, attended, like = call.kept, addition.feature, addition.attended, self.state.forms.get(call.place)
+        of_feature, of_attended = like or (None, None)
         if isinstance(work, Tensor):
             some = [take_rows(call.x, work)]
             if attended is not None:
-                some.append(take_rows(method.forecast(call, kept.attended), work))
+                some.append(take_rows(self._made("forecast", call, of_attended, kept.attended), work))
             assert callable(feature), "a site whose tokens are computed apart is handed the computation"
-            value = method.refresh(call, work, feature(*some))
+            value = self._made("refresh", call, of_feature, work, feature(*some))
             if kept.age is not None:
                 kept.age = (kept.age + 1).scatter_(1, work, 0)
             return value
         if work == NOTHING:
             if kept.age is not None:
                 kept.age = kept.age + 1
-            return method.forecast(call, kept.values)
+            return self._made("forecast", call, of_feature, kept.values)
         found: list[Tensor] = []
         if work == REST:
-            found.append(method.forecast(call, kept.attended))
+            found.append(self._made("forecast", call, of_attended, kept.attended))
         elif attended is not None:
             found.append(attended().detach())
         value = addition._replace(attended=(lambda: found[0]) if found else None).value().detach()
-        method.learn_feature(call, value, found[0] if work == EVERYTHING and found else None)
-        if method.keeps_age and call.kind != ATTENTION:
+        if of_feature is None:
+            self.state.forms[call.place] = form_of(value), form_of(found[0]) if found else None
+        self._answer("learn_feature", call, value, found[0] if work == EVERYTHING and found else None)
+        if self.method.keeps_age and call.kind != ATTENTION:
             kept.age = torch.zeros(call.x.shape[:2], dtype=torch.int64, device=call.x.device)
         return value
 
@@ -268,7 +330,9 @@ class PartialSite(Site):
             counts[name] = torch.zeros(call.x.shape[:2], dtype=torch.int32, device=call.x.device)
         self.state.parts[name] = call.part
         if isinstance(work, Tensor):
-            counts[name].scatter_add_(1, work, torch.ones_like(work, dtype=torch.int32))
+            counts[name].scatter_(
+                1, work, counts[name].gather(1, work) + 1
+            )  # once, also where a token is asked for twice
         elif work != NOTHING:
             counts[name] += 1
 
@@ -287,6 +351,9 @@ class PartialRun(Run):
         if self.cache.telemetry and not self.inputs.latents.is_meta:
             log.warning(f"{self.cache.label}: telemetry has no effect on a method that computes part of a step")
         self.method = decider
+        integer(f"history of {type(decider).__name__}", decider.history, at_least=1)
+        if decider.observes is not None:
+            check_choice(f"what {type(decider).__name__} observes,", decider.observes, OBSERVERS)
         self.shares = self.leader is not None and decider.shares_kept
         self.state: State = self.leader.state if self.shares else State()  # type: ignore[union-attr]
         self.last_output: Tensor | None = None  # for the other guidance branch
@@ -323,6 +390,7 @@ class PartialRun(Run):
         look.leading = None if leader is None else leader.last_output
         output = None if leader is None else asked(self.method, "from_leader", step, look)
         if output is not None:
+            self._check_output(output, step)
             entry: dict[str, Any] = {"kind": "forecast", "sites": 0, "made_of": "the other guidance branch"}
             self.work_by_step.append(())
         else:
@@ -335,18 +403,31 @@ class PartialRun(Run):
         self.table.forget_before(step + 1)
         return output
 
+    def _check_output(self, output: Any, step: int) -> None:
+        """UserError unless what a method makes of the other branch's output is like that."""
+        assert isinstance(self.leader, PartialRun), "of the same cache"
+        leading = self.leader.last_output
+        assert leading is not None, "of the same step"
+        if not isinstance(output, Tensor) or form_of(output) != form_of(leading):
+            found = f"{tuple(output.shape)} in {output.dtype}" if isinstance(output, Tensor) else shown(output)
+            raise UserError(
+                f"from_leader of {type(self.method).__name__} gave {found} at step {step}, where an output like that of the "
+                f"leading branch is wanted, {tuple(leading.shape)} in {leading.dtype}, or None to compute it"
+            )
+
     def _walked_step(self, look: Look) -> tuple[Tensor, dict[str, Any]]:
         parts, state, num_blocks = look.parts, self.state, len(self._block_sites)
         is_full = decided(self.method, look, self.plan.num_steps)
         if self.leader is not None and not self.shares:
-            is_full = self.leader.steps[look.step]["kind"] == "full"
+            is_full = self.leader.steps[look.step]["kind"] == "full" or not any(self.work_by_step)
         whole = [Range(0, num_blocks)]
         course = (
             whole if is_full else checked_course(asked(self.method, "course", look.step, look, num_blocks), num_blocks)
         )
         site = PartialSite(self.method, state, look, self.site_kinds, self._block_sites, self._layers, full=is_full)
-        kept_ranges = [tuple(ends) for ends in asked(self.method, "boundaries", look.step, num_blocks)]
-        hidden_after = asked(self.method, "hidden_after", look.step, num_blocks)
+        kept_ranges = checked_boundaries(asked(self.method, "boundaries", look.step, num_blocks), num_blocks)
+        hidden_after = checked_hidden(asked(self.method, "hidden_after", look.step, num_blocks), num_blocks)
+        check_kept(course, kept_ranges, hidden_after)
         stops = {0, num_blocks, *(at for ends in kept_ranges for at in ends)}
         stops |= set() if hidden_after is None else {hidden_after}
 
@@ -354,20 +435,10 @@ class PartialRun(Run):
         passed: dict[int, Streams] = {}
         for start, stop, how in course:
             if how == HIDDEN:
-                if state.hidden is None:
-                    raise UserError(
-                        f"{type(self.method).__name__} takes the tokens after the last block from the step before and keeps "
-                        "none; let hidden_after say after which block"
-                    )
                 streams = (streams or Streams(state.hidden))._replace(x=state.hidden)
                 continue
             assert streams is not None, "entered"
             if how == RESIDUAL:
-                if (start, stop) not in state.residuals:
-                    raise UserError(
-                        f"{type(self.method).__name__} leaves out blocks {start} … {stop - 1}, of which nothing is kept; let "
-                        "boundaries name that range"
-                    )
                 streams = _moved(streams, state.residuals[start, stop])
                 continue
             for first, last in pairwise(_between(stops, start, stop)):
@@ -375,16 +446,12 @@ class PartialRun(Run):
                 site.enter(first)
                 streams = parts.walk(streams, site, first, last if last < num_blocks else None)
                 passed[last] = streams
-                if hidden_after == last:
-                    state.hidden = streams.x
         assert streams is not None, "a course has a range"
         for start, stop in kept_ranges:
             if any(part.start <= start and stop <= part.stop and part.how == WALK for part in course):
                 state.residuals[start, stop] = _difference(passed[stop], passed[start])
-        if hidden_after is not None and not any(
-            part.start < hidden_after <= part.stop and part.how == WALK for part in course
-        ):
-            state.hidden = streams.x
+        if hidden_after is not None:
+            state.hidden = passed.get(hidden_after, streams).x
         output = parts.leave(streams)
         self.work_by_step.append(tuple(site.work))
         if is_full:
@@ -417,9 +484,15 @@ class PartialRun(Run):
         return 0 if self.shares else self.bytes_seen or super().kept_bytes
 
     def site_names(self) -> list[list[str]]:
-        """Of all streams, by block, as the first step called them."""
+        """Of all streams, by block, as the first full step called them; of a branch that had none, those of the leading one."""
+        first = next(
+            (work for work, entry in zip(self.work_by_step, self.steps, strict=True) if entry["kind"] == "full"), None
+        )
+        if first is None:
+            assert isinstance(self.leader, PartialRun), "the first step of a leading branch is full"
+            return self.leader.site_names()
         names: list[list[str]] = [[] for _ in self._block_sites]
-        for block, name, _ in self.work_by_step[0]:
+        for block, name, _ in first:
             names[block].append(name)
         return names
 
@@ -471,17 +544,61 @@ class PartialRun(Run):
         }
 
 
-def checked_course(course: Sequence[Range], num_blocks: int) -> list[Range]:
+def checked_course(course: Any, num_blocks: int) -> list[Range]:
     """What happens to the blocks, of a method; UserError where it is not all of them in order."""
-    given = [Range(*part) for part in course]
+    try:
+        given = [Range(*part) for part in course]
+    except TypeError:
+        given = []
     ends = [0, *(part.stop for part in given)]
-    fits = [part.start for part in given] == ends[:-1] and ends[-1] == num_blocks
+    fits = all(type(end) is int for part in given for end in part[:2])
+    fits = fits and [part.start for part in given] == ends[:-1] and ends[-1] == num_blocks
     if not fits or any(part.how not in (WALK, RESIDUAL, HIDDEN) or part.start > part.stop for part in given):
         raise UserError(
-            f"a course of {shown([tuple(part) for part in given])} must lead through all {num_blocks} blocks, each range "
-            f"{WALK}, {RESIDUAL} or {HIDDEN}"
+            f"a course of {shown([tuple(part) for part in given] or course)} must lead through all {num_blocks} blocks, each "
+            f"range (start, stop, {WALK}, {RESIDUAL} or {HIDDEN})"
         )
     return [part for part in given if part.start < part.stop]
+
+
+def checked_boundaries(ranges: Any, num_blocks: int) -> list[tuple[int, int]]:
+    """Ranges of blocks whose residual is kept, of a method."""
+    try:
+        given = [(start, stop) for start, stop in ranges]
+    except (TypeError, ValueError):
+        given = [(-1, -1)]
+    if any(type(end) is not int for ends in given for end in ends) or any(
+        not 0 <= start < stop <= num_blocks for start, stop in given
+    ):
+        raise UserError(
+            f"boundaries = {shown(ranges)} must be ranges (start, stop) of the {num_blocks} blocks, 0 ≤ start < stop ≤ "
+            f"{num_blocks}"
+        )
+    return given
+
+
+def checked_hidden(after: Any, num_blocks: int) -> int | None:
+    """After how many blocks tokens are kept, of a method."""
+    if after is not None and (type(after) is not int or not 0 <= after <= num_blocks):
+        raise UserError(
+            f"hidden_after = {shown(after)} must be None or how many of this model's {num_blocks} blocks come before"
+        )
+    return after
+
+
+def check_kept(course: Sequence[Range], kept_ranges: Sequence[tuple[int, int]], hidden_after: int | None) -> None:
+    """UserError for a course that takes what is not kept."""
+    for start, stop, how in course:
+        if how == RESIDUAL and (start, stop) not in kept_ranges:
+            raise UserError(
+                f"a course takes the residual of blocks {start} … {stop - 1}, which is not kept; let boundaries name "
+                f"({start}, {stop})"
+            )
+        if how == HIDDEN and hidden_after is None:
+            raise UserError(
+                "a course takes the tokens after the last block, which are not kept; let hidden_after say after how many "
+                "blocks they are"
+            )
 
 
 def _between(stops: set[int], start: int, stop: int) -> list[int]:

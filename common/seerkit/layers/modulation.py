@@ -46,6 +46,17 @@ def project(linear: nn.Linear, c: Tensor, count: int, rows: slice = slice(None))
     return F.linear(c, weight, bias).unflatten(-1, (len(range(count)[rows]), -1))
 
 
+def last_outputs(layer: nn.Module, x: Tensor, width: int) -> Tensor:
+    """The last `width` of what a linear layer makes of x (..., in), computed alone; of weights that are stored in fewer bits
+    (`seerkit.devices.offload.Packed`), too. Of a layer that is more than its weights all is computed."""
+    packed: Any = getattr(layer.weight, "restored", None)
+    if packed is None and not _is_plain(layer):
+        return layer(x)[..., -width:]
+    weight: Any = layer.weight if packed is None else packed(x.dtype)
+    bias: Any = None if layer.bias is None else layer.bias[-width:].to(x.dtype)
+    return F.linear(x, weight[-width:], bias)
+
+
 def _is_plain(linear: nn.Module) -> bool:
     """Whether calling a layer is the product with its weights and nothing else."""
     hooks = linear._forward_hooks or linear._forward_pre_hooks

@@ -31,7 +31,7 @@ from seerkit.devices.offload import (
 )
 from seerkit.devices.staging import staged_on
 from seerkit.layers.experts import GroupedLinear, grouped_linear
-from seerkit.layers.linear import last_outputs
+from seerkit.layers.modulation import last_outputs
 
 FLUX = FluxConfig(
     in_channels=16, out_channels=16, vec_in_dim=10, context_in_dim=20, hidden_size=48, num_heads=3, depth=2,
