@@ -224,14 +224,26 @@ def _written_out(q, k, v, keys=None):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("method", ["rows", "modules", "front", "hidden"])
+@pytest.mark.parametrize("method", ["rows", "modules", "front", "hidden", "toca", "duca", "clusca", "delta_dit", "pab"])
 def test_a_run_is_counted_before_it_is_made(backbone, method):
     loop, model = reference.open_loop(backbone, NUM_STEPS), reference.network(backbone)
-    before = sampling_flops(model, make_cache(method), NUM_STEPS, loop.latents[0], **loop.branches[0])
-    cached, uncached = run_flops(outputs(backbone, method)[0][0])
+    times = loop.timesteps
+    before = sampling_flops(model, make_cache(method), NUM_STEPS, loop.latents[0], times=times, **loop.branches[0])
+    run = outputs(backbone, method)[0][0]
+    cached, uncached = run_flops(run)
     assert before["flops_ratio"] == pytest.approx(uncached / cached, rel=1e-12)
-    assert before["full_steps"] == [0, 2, 4]
-    assert before["kept_bytes"]["partial"] > 0
+    assert (before["full_steps"], before["partial_steps"]) == (run.full_steps, run.partial_steps)
+    assert before["kept_bytes"]["partial"] == run.kept_bytes > 0
+
+
+@pytest.mark.parametrize("method", ["toca", "clusca", "delta_dit"])
+def test_bytes_are_counted_in_the_type_that_they_are_kept_in(method):
+    """Features in bf16, what is seen of attention and centroids in float32."""
+    network = reference.network("flux").to(torch.bfloat16)
+    _, run = reference.sample("flux", network, NUM_STEPS, make_cache(method, interval=3, preset="flux"))
+    given = reference.open_loop("flux", NUM_STEPS)
+    before = sampling_flops(network, run.cache, NUM_STEPS, given.latents[0], **given.branches[0])
+    assert before["kept_bytes"]["partial"] == run.kept_bytes
 
 
 def test_attention_received_is_that_of_the_map(monkeypatch):

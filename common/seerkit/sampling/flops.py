@@ -19,7 +19,7 @@ from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
 from cache_dic.site import Addition
-from seerkit.sampling.outline import Place, outline, outlined_runs
+from seerkit.sampling.outline import CallShapes, outline, outlined_runs
 from seerkit.sampling.published import PartialCounts
 
 
@@ -217,7 +217,7 @@ Block = tuple[tuple[str, "int | str"], ...]
 @torch.no_grad()
 def _outline(
     backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes
-) -> list[list[Place]]:
+) -> CallShapes:
     twin, _, taken = _in_parts(backbone, config, shape, conditions)
     assert taken.parts is not None, "every backbone hands its parts to a step"
     return outline(taken.parts, len(twin.block_sites()))
@@ -327,11 +327,11 @@ def partial_steps(
     Where guidance branches have calls of their own, the run is that of the first, and the counts those of all.
     """
     backbone: Any = type(model)
-    blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
+    call = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
     if times is None:
         times = torch.linspace(getattr(model, "TIME_SPAN", TRAINING_SPAN), 0, num_steps + 1, device="cpu")[:-1]
     calls = branches if cache.separate_branches else 1
-    runs, kept = outlined_runs(model, blocks, cache, latents.shape, times.cpu(), calls, conditions)
+    runs, kept = outlined_runs(model, call, cache, latents.shape, times.cpu(), calls, conditions)
     by_run = [_partial_step_flops(run, model, latents, conditions) for run in runs]  # each with the rows of all
     return runs[0], kept // calls, [sum(counts) // calls for counts in zip(*by_run, strict=True)]
 
