@@ -147,7 +147,7 @@ def outlined_runs(
 
     shape: of the latents of a call; conditions may be on the meta device.
     """
-    stand_in = Outline(model, call, shape)
+    stand_in = type(type(model).__name__, (Outline,), {})(model, call, shape)  # so that messages name the model
     whole = model.tokens(torch.empty(tuple(shape), device="meta"))
     latents, output = torch.zeros(tuple(shape)), torch.zeros(call.output)
     start = Streams(
