@@ -237,6 +237,22 @@ def test_a_run_is_counted_before_it_is_made(backbone, method):
 
 
 @pytest.mark.parametrize("method", ["toca", "clusca", "delta_dit"])
+def test_a_memory_limit_is_for_what_is_kept(method):
+    """By the count before a run, and in a run that nobody has counted."""
+    loop, model = reference.open_loop("flux", NUM_STEPS), reference.network("flux")
+    kept = outputs("flux", method)[0][0].kept_bytes
+    fits, not_quite = (make_cache(method, memory_limit=limit) for limit in (kept, kept - 1))
+    counted = sampling_flops(model, fits, NUM_STEPS, loop.latents[0], **loop.branches[0])
+    assert counted["kept_bytes"]["partial"] == kept
+    outputs("flux", method, memory_limit=kept)
+    message = f"{method}.* keeps .*, but the limit is .*; what would fit: a batch of 1 rows instead of 2"
+    with pytest.raises(UserError, match=message):
+        sampling_flops(model, not_quite, NUM_STEPS, loop.latents[0], **loop.branches[0])
+    with pytest.raises(UserError, match=message):
+        outputs("flux", method, memory_limit=kept - 1)
+
+
+@pytest.mark.parametrize("method", ["toca", "clusca", "delta_dit"])
 def test_bytes_are_counted_in_the_type_that_they_are_kept_in(method):
     """Features in bf16, what is seen of attention and centroids in float32."""
     network = reference.network("flux").to(torch.bfloat16)
@@ -454,6 +470,10 @@ def test_a_token_that_is_asked_for_twice_is_computed_once():
 def test_partial_methods_are_methods_and_not_schedules():
     with pytest.raises(UserError, match="take it as the method"):
         make_cache("taylorseer", preset="dit", schedule="rows")
+    with pytest.raises(
+        UserError, match="'rows' computes part of a step and cannot follow 'modules', which does so, too"
+    ):
+        make_cache("rows", preset="dit", schedule="modules")
     with pytest.raises(UserError, match="cannot follow schedule 'fora'"):
         make_cache("rows", preset="dit", schedule="fora")
     with pytest.raises(UserError, match="take it as the method"):

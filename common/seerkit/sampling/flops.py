@@ -381,6 +381,7 @@ def sampling_flops(
     if cache.engine == PartialEngine.name:
         run, kept, by_step = partial_steps(model, cache, num_steps, latents, conditions, times, branches)
         total = sum(by_step)
+        cache.check_kept(kept, len(latents))
         return {
             **common,
             "kept_bytes": {cache.engine: kept},
