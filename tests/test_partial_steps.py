@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import reference
@@ -28,6 +28,7 @@ from cache_dic import (
 )
 from cache_dic.partial_run import attention_received
 from seerkit.devices.offload import store_fp8
+from seerkit.devices.parallel import Shard
 from seerkit.sampling.flops import COUNTED, run_flops, sampling_flops
 
 BACKBONES = tuple(reference.CONFIGS)
@@ -288,6 +289,20 @@ def test_the_record_says_how_often_a_token_was_computed(backbone):
     shares = torch.tensor(tokens["share"])
     assert shares.numel() == torch.tensor(grid).prod()
     assert 0.5 < shares.min() < shares.max() <= 1, "half of the steps compute all, the others half of them"
+
+
+@pytest.mark.parametrize("backbone", ["wan", "hunyuan_video"])
+@pytest.mark.parametrize("method", ["delta_dit", "pab", "first_block_cache"])
+def test_processes_that_share_the_tokens_count_their_part(backbone, method):
+    """Their calls are given patches, of which the count makes a video of as many tokens as all have together."""
+    run = outputs(backbone, method)[0][0]
+    whole = run_flops(run)
+    latents, length = run.inputs.latents, run.tokens.length
+    for processes in (1, 5):
+        patches = latents.new_empty(len(latents), length // processes, latents[0].numel() // length)
+        run.inputs.model.shard = Shard(0, processes)
+        run.inputs = replace(run.inputs, latents=patches)
+        assert run_flops(run) == pytest.approx([count / processes for count in whole], rel=1e-3)
 
 
 @pytest.mark.parametrize("backbone", ["flux", "hunyuan_video"])

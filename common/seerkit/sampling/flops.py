@@ -6,7 +6,7 @@ performs; the element-wise work of a caching engine, which that counter does not
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -289,17 +289,26 @@ def _block_flops(of_block: Callable[[int, Block], int], block: int, work: Block)
     return total
 
 
+def _whole_call(model: Any, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
+    """Inputs of a call with all tokens, and how many processes share these, each of which has its part of them."""
+    if hasattr(model, "whole_call"):
+        return model.whole_call(latents, **conditions)
+    return latents, dict(conditions), 1
+
+
 def _run_flops(run: Run) -> tuple[int, int]:
-    if isinstance(run, PartialRun):
-        model, latents, conditions = run.inputs.model, run.inputs.latents, dict(run.inputs.conditions)
-        full, _ = step_flops(model, latents, conditions)
-        return sum(_partial_step_flops(run, model, latents, conditions)), len(run.steps) * full
     inputs, enters = run.inputs, run.engine.enters_model
+    model, (latents, conditions, processes) = inputs.model, _whole_call(inputs.model, inputs.latents, inputs.conditions)
+    if isinstance(run, PartialRun):
+        full, _ = step_flops(model, latents, conditions)
+        partial = sum(_partial_step_flops(run, model, latents, conditions))
+        return partial // processes, len(run.steps) * full // processes
     full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
     total, uncached, decided = run.work_flops, len(run.steps) * full, not run.plan.foreseen
     parts = PartFlops()
     if decided or run.first_blocks or run.last_blocks:
-        parts = part_flops(inputs.model, inputs.latents, dict(inputs.conditions), run.first_blocks, run.last_blocks)
+        whole = part_flops(model, latents, conditions, run.first_blocks, run.last_blocks)
+        parts = PartFlops(**{name: count // processes for name, count in asdict(whole).items()})
     split = bool(run.first_blocks or run.last_blocks)
     if decided:  # every step has the modulation of all blocks, and gates apart where forecasts are made of them
         gates = parts.gates if run.engine.needs_gates else 0
