@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import reference
@@ -28,6 +28,7 @@ from cache_dic import (
 )
 from cache_dic.partial_run import attention_received
 from seerkit.devices.offload import store_fp8
+from seerkit.devices.parallel import Shard
 from seerkit.sampling.flops import COUNTED, run_flops, sampling_flops
 
 BACKBONES = tuple(reference.CONFIGS)
@@ -224,14 +225,42 @@ def _written_out(q, k, v, keys=None):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("method", ["rows", "modules", "front", "hidden"])
+@pytest.mark.parametrize("method", ["rows", "modules", "front", "hidden", "toca", "duca", "clusca", "delta_dit", "pab"])
 def test_a_run_is_counted_before_it_is_made(backbone, method):
     loop, model = reference.open_loop(backbone, NUM_STEPS), reference.network(backbone)
-    before = sampling_flops(model, make_cache(method), NUM_STEPS, loop.latents[0], **loop.branches[0])
-    cached, uncached = run_flops(outputs(backbone, method)[0][0])
+    times = loop.timesteps
+    before = sampling_flops(model, make_cache(method), NUM_STEPS, loop.latents[0], times=times, **loop.branches[0])
+    run = outputs(backbone, method)[0][0]
+    cached, uncached = run_flops(run)
     assert before["flops_ratio"] == pytest.approx(uncached / cached, rel=1e-12)
-    assert before["full_steps"] == [0, 2, 4]
-    assert before["kept_bytes"]["partial"] > 0
+    assert (before["full_steps"], before["partial_steps"]) == (run.full_steps, run.partial_steps)
+    assert before["kept_bytes"]["partial"] == run.kept_bytes > 0
+
+
+@pytest.mark.parametrize("method", ["toca", "clusca", "delta_dit"])
+def test_a_memory_limit_is_for_what_is_kept(method):
+    """By the count before a run, and in a run that nobody has counted."""
+    loop, model = reference.open_loop("flux", NUM_STEPS), reference.network("flux")
+    kept = outputs("flux", method)[0][0].kept_bytes
+    fits, not_quite = (make_cache(method, memory_limit=limit) for limit in (kept, kept - 1))
+    counted = sampling_flops(model, fits, NUM_STEPS, loop.latents[0], **loop.branches[0])
+    assert counted["kept_bytes"]["partial"] == kept
+    outputs("flux", method, memory_limit=kept)
+    message = f"{method}.* keeps .*, but the limit is .*; what would fit: a batch of 1 rows instead of 2"
+    with pytest.raises(UserError, match=message):
+        sampling_flops(model, not_quite, NUM_STEPS, loop.latents[0], **loop.branches[0])
+    with pytest.raises(UserError, match=message):
+        outputs("flux", method, memory_limit=kept - 1)
+
+
+@pytest.mark.parametrize("method", ["toca", "clusca", "delta_dit"])
+def test_bytes_are_counted_in_the_type_that_they_are_kept_in(method):
+    """Features in bf16, what is seen of attention and centroids in float32."""
+    network = reference.network("flux").to(torch.bfloat16)
+    _, run = reference.sample("flux", network, NUM_STEPS, make_cache(method, interval=3, preset="flux"))
+    given = reference.open_loop("flux", NUM_STEPS)
+    before = sampling_flops(network, run.cache, NUM_STEPS, given.latents[0], **given.branches[0])
+    assert before["kept_bytes"]["partial"] == run.kept_bytes
 
 
 def test_attention_received_is_that_of_the_map(monkeypatch):
@@ -260,6 +289,20 @@ def test_the_record_says_how_often_a_token_was_computed(backbone):
     shares = torch.tensor(tokens["share"])
     assert shares.numel() == torch.tensor(grid).prod()
     assert 0.5 < shares.min() < shares.max() <= 1, "half of the steps compute all, the others half of them"
+
+
+@pytest.mark.parametrize("backbone", ["wan", "hunyuan_video"])
+@pytest.mark.parametrize("method", ["delta_dit", "pab", "first_block_cache"])
+def test_processes_that_share_the_tokens_count_their_part(backbone, method):
+    """Their calls are given patches, of which the count makes a video of as many tokens as all have together."""
+    run = outputs(backbone, method)[0][0]
+    whole = run_flops(run)
+    latents, length = run.inputs.latents, run.tokens.length
+    for processes in (1, 5):
+        patches = latents.new_empty(len(latents), length // processes, latents[0].numel() // length)
+        run.inputs.model.shard = Shard(0, processes)
+        run.inputs = replace(run.inputs, latents=patches)
+        assert run_flops(run) == pytest.approx([count / processes for count in whole], rel=1e-3)
 
 
 @pytest.mark.parametrize("backbone", ["flux", "hunyuan_video"])
@@ -457,6 +500,10 @@ def test_a_token_that_is_asked_for_twice_is_computed_once():
 def test_partial_methods_are_methods_and_not_schedules():
     with pytest.raises(UserError, match="take it as the method"):
         make_cache("taylorseer", preset="dit", schedule="rows")
+    with pytest.raises(
+        UserError, match="'rows' computes part of a step and cannot follow 'modules', which does so, too"
+    ):
+        make_cache("rows", preset="dit", schedule="modules")
     with pytest.raises(UserError, match="cannot follow schedule 'fora'"):
         make_cache("rows", preset="dit", schedule="fora")
     with pytest.raises(UserError, match="take it as the method"):

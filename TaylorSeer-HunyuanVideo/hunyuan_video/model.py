@@ -596,14 +596,18 @@ class HunyuanVideo(nn.Module):
 
     def step_flops(self, latents: Tensor, **conditions: Tensor | None) -> tuple[int, int]:
         """Operations of a full and of a forecast step on a video, or this process's share of them for its patches."""
+        latents, given, processes = self.whole_call(latents, **conditions)
+        full, forecast = step_flops(self, latents, given)
+        return full // processes, forecast // processes
+
+    def whole_call(self, latents: Tensor, **conditions: Tensor | None) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Shapes of a call on the video of `latents`, which may be this process's patches, and how many processes share it."""
         given = {name: value for name, value in conditions.items() if value is not None}
         if latents.ndim == 5:
-            return step_flops(self, latents, given)
-        (batch, length, _), (pt, ph, pw) = latents.shape, self.config.patch_size
-        processes = self.shard.size
+            return latents, given, 1
+        (batch, length, _), (pt, ph, pw), processes = latents.shape, self.config.patch_size, self.shard.size
         video = torch.empty(batch, self.config.in_channels, pt, ph, pw * length * processes, device="meta")
-        full, forecast = step_flops(self, video, given)
-        return full // processes, forecast // processes
+        return video, given, processes
 
     def initialize(self, seed: int) -> "HunyuanVideo":
         """Weights to start training from, drawn as DiT's: gates, also the refiner's, and output at zero."""

@@ -438,16 +438,20 @@ class Wan(nn.Module):
 
     def step_flops(self, latents: Tensor, **conditions: Tensor | None) -> tuple[int, int]:
         """Operations of a full and of a forecast step on a video, or this process's share of them for its patches."""
-        given = {name: value for name, value in conditions.items() if value is not None}
-        if latents.ndim == 5:
-            return step_flops(self, latents, given)
-        (batch, length, _), (pt, ph, pw), processes = latents.shape, self.config.patch_size, self.shard.size
-        row = (pt, ph, pw * length * processes)  # the same tokens in one row
-        latents = torch.empty(batch, self.config.out_dim, *row, device="meta")
-        if "y" in given:
-            given["y"] = torch.empty(batch, self.config.in_dim - self.config.out_dim, *row, device="meta")
+        latents, given, processes = self.whole_call(latents, **conditions)
         full, forecast = step_flops(self, latents, given)
         return full // processes, forecast // processes
+
+    def whole_call(self, latents: Tensor, **conditions: Tensor | None) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Shapes of a call on the video of `latents`, which may be this process's patches, and how many processes share it."""
+        given = {name: value for name, value in conditions.items() if value is not None}
+        if latents.ndim == 5:
+            return latents, given, 1
+        (batch, length, _), (pt, ph, pw), processes = latents.shape, self.config.patch_size, self.shard.size
+        row = (pt, ph, pw * length * processes)  # the same tokens in one row
+        if "y" in given:
+            given["y"] = torch.empty(batch, self.config.in_dim - self.config.out_dim, *row, device="meta")
+        return torch.empty(batch, self.config.out_dim, *row, device="meta"), given, processes
 
     def initialize(self, seed: int) -> "Wan":
         """Weights to start training from: output and biases at zero, the rest drawn as the official code does."""

@@ -121,6 +121,11 @@ class Cache(NoStep):
                 if isinstance(decider, Partial)
                 else f"{self.method!r} computes part of a step and cannot follow schedule {self.schedule!r}; leave out schedule"
             )
+        if isinstance(decider, Partial) and self.own_schedule not in (None, self.schedule):
+            raise UserError(
+                f"{self.method!r} computes part of a step and cannot follow {self.schedule!r}, which does so, too; take one of "
+                "them, as the method"
+            )
         if (
             decider is not None
             and decider.verifies
@@ -312,6 +317,8 @@ class Cache(NoStep):
 
         Nothing shrinks by itself to fit: the order of sums must not depend on what else is in memory.
         """
+        if self.engine == PartialEngine.name and self.memory_limit is not None:
+            return  # `check_kept`, since shapes of tokens do not tell what it keeps
         limit = self.memory_limit if self.memory_limit is not None else free_bytes(device)
         needed = self._needed(plan, tokens)
         if limit is None or needed[self.engine] <= limit:
@@ -333,6 +340,20 @@ class Cache(NoStep):
         else:
             demand += f", but the limit is {shown_bytes(limit)}"
         raise UserError(f"{demand}; what would fit: {', '.join(fitting) or 'nothing: a smaller resolution is needed'}")
+
+    def check_kept(self, kept: int, rows: int) -> None:
+        """UserError if what a method that computes part of a step keeps, counted or measured, is more than the limit."""
+        limit = self.memory_limit
+        if limit is not None and kept > limit:
+            fitting = int(limit * rows / kept)
+            raise UserError(
+                f"{self.label} keeps {shown_bytes(kept)}, but the limit is {shown_bytes(limit)}; what would fit: "
+                + (
+                    f"a batch of {fitting} rows instead of {rows}"
+                    if fitting
+                    else "a smaller resolution, or another method"
+                )
+            )
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -399,6 +399,8 @@ class PartialRun(Run):
         learned(self.method, look, output)
         self.state.calls += 1
         self.bytes_seen = max(self.bytes_seen, self.state.num_bytes(vars(self.method)))
+        beside = 0 if leader is None else leader.kept_bytes
+        self.cache.check_kept(beside + (0 if self.shares else self.bytes_seen), self.tokens.batch)
         self.steps.append({"step": step, **entry, **look.reported})
         self.table.forget_before(step + 1)
         return output

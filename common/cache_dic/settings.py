@@ -10,7 +10,7 @@ from typing import Any
 from cache_dic.errors import UserError, shown
 
 KINDS = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
-MEANING = {"int": "an integer", "float": "a finite number", "bool": "true or false", "str": "text", "None": "nothing"}
+MEANING = {"int": "an integer", "float": "a finite number", "bool": "true or false", "str": "text", "None": "none"}
 ENGINE_NAMES = ("folded", "layerwise", "walked", "stack", "hidden", "output", "latent")
 """Where features are kept; cache_dic.engine has the engines."""
 
@@ -111,9 +111,13 @@ def check_kind(name: str, value: Any, annotation: Any) -> Any:
 
 
 def from_text(text: str, annotation: Any) -> Any:
-    """The value that a command line means: text for a field of text, else a bool, an int, a float or text as it reads."""
-    if "str" in kinds(annotation):
+    """The value that a command line means: text for a field of text, else a bool, an int, a float or text as it reads; `none`
+    where a field may hold nothing."""
+    accepted = kinds(annotation)
+    if "str" in accepted:
         return text
+    if "None" in accepted and text.lower() == "none":
+        return None
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if not re.fullmatch(r"[\x21-\x7e]+", text) or "_" in text:  # int and float would take "1_000", " 1" and "١" too

@@ -422,7 +422,7 @@ class TestFields:
             ({"rate": math.inf}, "rate = inf must be a finite number"),
             ({"exact": 1}, "exact = 1 must be true or false"),
             ({"mode": 1}, "mode = 1 must be text"),
-            ({"limit": 1.5}, "limit = 1.5 must be an integer or nothing"),
+            ({"limit": 1.5}, "limit = 1.5 must be an integer or none"),
             ({"counts": 1}, "did you mean 'count'"),
             ({"rate": 13}, r"method 'typed' cannot be made: .*test_cache\.py:\d+: ValueError: 13 brings bad luck"),
         ],

@@ -1,5 +1,6 @@
 """ClusCa: its clusters, the tokens that it draws, the factors that it writes into, and what a run of it computes and keeps."""
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -218,6 +219,16 @@ def test_operations_of_a_step_between_full_ones():
     assert counted["flops_T"] * 1e12 == pytest.approx(2 * full + 4 * between, rel=1e-12)
     (run,), _ = reference.play("dit", loop, cache)
     assert run_flops(run) == (2 * full + 4 * between, 6 * full)
+
+
+def test_more_clusters_than_tokens_are_warned_of(caplog):
+    for num_clusters, warns in ((13, True), (12, False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "cache_dic"):
+            reference.sample(
+                "flux", reference.network("flux"), 2, make_cache("clusca", interval=2, num_clusters=num_clusters)
+            )
+        assert ("num_clusters = 13 is more than the 12 tokens of img_mlp" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,20 @@ import pytest
 import reference
 import torch
 
-from cache_dic import ATTENTION, CROSS, EVERYTHING, FUSED, METHODS, MLP, NOTHING, REST, TEMPORAL, UserError, make_cache
+from cache_dic import (
+    ATTENTION,
+    CROSS,
+    EVERYTHING,
+    FUSED,
+    METHODS,
+    MLP,
+    NOTHING,
+    REST,
+    TEMPORAL,
+    UserError,
+    make_cache,
+    read_setting,
+)
 from cache_dic.methods.pab import PAB
 from seerkit.sampling.flops import run_flops, sampling_flops
 
@@ -261,6 +274,22 @@ def test_a_range_that_nothing_in_the_model_has_warns(name, caplog):
     caplog.clear()
     reference.play("wan", reference.open_loop("wan", 2), make_cache("pab", cross_range=4))
     assert "no effect" not in caplog.text
+
+
+def test_a_count_names_the_model_too(caplog):
+    loop = reference.open_loop("flux", 2)
+    with caplog.at_level(logging.WARNING, "cache_dic"):
+        sampling_flops(
+            reference.network("flux"), make_cache("pab", cross_range=4), 2, loop.latents[0], **loop.branches[0]
+        )
+    assert "has no effect: Flux has no such attention apart" in caplog.text
+
+
+def test_a_range_of_a_preset_can_be_switched_off_on_a_command_line():
+    setting = read_setting("pab", "cross_range", "none")
+    assert setting is None
+    assert make_cache("pab", preset="wan").schedule_values["cross_range"] == 6
+    assert make_cache("pab", preset="wan", cross_range=setting).schedule_values["cross_range"] is None
 
 
 def test_presets_of_every_backbone():

@@ -1,6 +1,7 @@
 """ClusCa (arXiv 2509.10312; Shenyi-Z/Cache4Diffusion @ 91a1949): between TaylorSeer's full steps one token of each cluster goes
 through the MLPs, and what it gives is written into the factors of the forecast."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cache_dic.look import Look
+
+log = logging.getLogger("cache_dic")
 
 TOLERANCE = 1e-4
 """Relative, by which centroids may differ from the means of their clusters when k-means stops."""
@@ -109,6 +112,11 @@ class ClusCa(Partial):
         """Clusters those after the last MLP of a kind, from the centroids of before or else from tokens that are drawn."""
         if call.kind != MLP or call.layer < call.num_layers - 1:
             return
+        if call.name not in self.clusters and self.num_clusters > tokens.shape[1] and call.reaches_output:
+            log.warning(
+                f"num_clusters = {self.num_clusters} is more than the {tokens.shape[1]} tokens of {call.name}: between full "
+                "steps more is computed than at full ones; give fewer"
+            )
         if call.name in self.clusters:
             centroids = self.clusters[call.name].centroids
         else:

@@ -25,7 +25,8 @@ log = logging.getLogger("cache_dic")  # which commands show
 
 @dataclass
 class Outcome:
-    """What one cache did: the last run's record, seconds per batch, numbers of samples that did not come out finite.
+    """What one cache did: the last run's record with the most bytes that any has kept, seconds per batch, numbers of samples
+    that did not come out finite.
 
     decided: of full steps that are decided while sampling, by batch, the full steps, operations, and those of the same steps
     uncached. cold: whether a timing has the first call's work in it, which pays for kernels and memory.
@@ -78,7 +79,7 @@ def run_caches(
             (latents, run), seconds = timed(one, device)
             outcome.seconds.append(seconds)
             outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
-            outcome.record = run.record()
+            outcome.record = _with_most_kept(run.record(), [outcome.record])
             if cache.decides:
                 flops, uncached = run_flops(run)
                 full_steps = outcome.record["full_steps"]
@@ -97,6 +98,13 @@ def _rehearsed(caches: dict[str, Cache], num_steps: int) -> list[Cache]:
     return [min(caches.values(), key=lambda cache: cache.plan(num_steps).least_full)]
 
 
+def _with_most_kept(record: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A run's record, with the most bytes that any of the runs has kept: a last batch may have fewer rows."""
+    if "kept_bytes" not in record:
+        return record
+    return {**record, "kept_bytes": max(of["kept_bytes"] for of in (record, *others) if "kept_bytes" in of)}
+
+
 def gather_outcomes(outcomes: dict[str, Outcome], world: World) -> dict[str, Outcome]:
     """Failures and timings of all processes, cold ones where there are no others; the record of the first that has one."""
     shares = gather(outcomes, world)
@@ -105,7 +113,9 @@ def gather_outcomes(outcomes: dict[str, Outcome], world: World) -> dict[str, Out
         mine = [share[label] for share in shares]
         warm = [outcome for outcome in mine if outcome.seconds and not outcome.cold]
         together[label] = Outcome(
-            record=next((outcome.record for outcome in mine if outcome.record), {}),
+            record=_with_most_kept(
+                next((outcome.record for outcome in mine if outcome.record), {}), [o.record for o in mine]
+            ),
             seconds=[s for outcome in warm or mine for s in outcome.seconds],
             peak_bytes=max(outcome.peak_bytes for outcome in mine),
             failed=[index for outcome in mine for index in outcome.failed],

@@ -6,7 +6,7 @@ performs; the element-wise work of a caching engine, which that counter does not
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
 from cache_dic.site import Addition
-from seerkit.sampling.outline import Place, outline, outlined_runs
+from seerkit.sampling.outline import CallShapes, outline, outlined_runs
 from seerkit.sampling.published import PartialCounts
 
 
@@ -217,7 +217,7 @@ Block = tuple[tuple[str, "int | str"], ...]
 @torch.no_grad()
 def _outline(
     backbone: Callable[[Any], nn.Module], config: Any, shape: tuple[int, ...], conditions: Shapes
-) -> list[list[Place]]:
+) -> CallShapes:
     twin, _, taken = _in_parts(backbone, config, shape, conditions)
     assert taken.parts is not None, "every backbone hands its parts to a step"
     return outline(taken.parts, len(twin.block_sites()))
@@ -289,17 +289,26 @@ def _block_flops(of_block: Callable[[int, Block], int], block: int, work: Block)
     return total
 
 
+def _whole_call(model: Any, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
+    """Inputs of a call with all tokens, and how many processes share these, each of which has its part of them."""
+    if hasattr(model, "whole_call"):
+        return model.whole_call(latents, **conditions)
+    return latents, dict(conditions), 1
+
+
 def _run_flops(run: Run) -> tuple[int, int]:
-    if isinstance(run, PartialRun):
-        model, latents, conditions = run.inputs.model, run.inputs.latents, dict(run.inputs.conditions)
-        full, _ = step_flops(model, latents, conditions)
-        return sum(_partial_step_flops(run, model, latents, conditions)), len(run.steps) * full
     inputs, enters = run.inputs, run.engine.enters_model
+    model, (latents, conditions, processes) = inputs.model, _whole_call(inputs.model, inputs.latents, inputs.conditions)
+    if isinstance(run, PartialRun):
+        full, _ = step_flops(model, latents, conditions)
+        partial = sum(_partial_step_flops(run, model, latents, conditions))
+        return partial // processes, len(run.steps) * full // processes
     full, forecast = inputs.model.step_flops(inputs.latents, **inputs.conditions)
     total, uncached, decided = run.work_flops, len(run.steps) * full, not run.plan.foreseen
     parts = PartFlops()
     if decided or run.first_blocks or run.last_blocks:
-        parts = part_flops(inputs.model, inputs.latents, dict(inputs.conditions), run.first_blocks, run.last_blocks)
+        whole = part_flops(model, latents, conditions, run.first_blocks, run.last_blocks)
+        parts = PartFlops(**{name: count // processes for name, count in asdict(whole).items()})
     split = bool(run.first_blocks or run.last_blocks)
     if decided:  # every step has the modulation of all blocks, and gates apart where forecasts are made of them
         gates = parts.gates if run.engine.needs_gates else 0
@@ -327,11 +336,11 @@ def partial_steps(
     Where guidance branches have calls of their own, the run is that of the first, and the counts those of all.
     """
     backbone: Any = type(model)
-    blocks = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
+    call = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
     if times is None:
         times = torch.linspace(getattr(model, "TIME_SPAN", TRAINING_SPAN), 0, num_steps + 1, device="cpu")[:-1]
     calls = branches if cache.separate_branches else 1
-    runs, kept = outlined_runs(model, blocks, cache, latents.shape, times.cpu(), calls, conditions)
+    runs, kept = outlined_runs(model, call, cache, latents.shape, times.cpu(), calls, conditions)
     by_run = [_partial_step_flops(run, model, latents, conditions) for run in runs]  # each with the rows of all
     return runs[0], kept // calls, [sum(counts) // calls for counts in zip(*by_run, strict=True)]
 
@@ -381,6 +390,7 @@ def sampling_flops(
     if cache.engine == PartialEngine.name:
         run, kept, by_step = partial_steps(model, cache, num_steps, latents, conditions, times, branches)
         total = sum(by_step)
+        cache.check_kept(kept, len(latents))
         return {
             **common,
             "kept_bytes": {cache.engine: kept},

@@ -62,6 +62,30 @@ def test_what_is_there_is_skipped_and_what_comes_is_handed_on():
     assert latency(nothing) == {"uncached": None, "cached": None}
 
 
+def test_bytes_are_the_most_of_all_batches_and_processes(monkeypatch):
+    """The last batch may have fewer rows than the others."""
+
+    class Run:
+        def __init__(self, kept):
+            self.kept = kept
+
+        def record(self):
+            return {"kept_bytes": self.kept, "steps": [self.kept]}
+
+    def sample(cache, batch, callback):
+        return torch.zeros(1), Run(batch)
+
+    caches = {"cached": make_cache(interval=2, warmup_steps=1)}
+    outcomes = run_caches(caches, [4, 8, 2], sample, num_steps=3, device=torch.device("cpu"))
+    assert outcomes["cached"].record == {"kept_bytes": 8, "steps": [2]}
+    theirs = {"cached": Outcome(record={"kept_bytes": 9, "steps": [9]})}
+    monkeypatch.setattr(
+        distributed.dist, "all_gather_object", lambda shares, own: shares.__setitem__(slice(None), [own, theirs])
+    )
+    both = gather_outcomes(outcomes, World(0, 2, torch.device("cpu")))
+    assert both["cached"].record == {"kept_bytes": 9, "steps": [2]}
+
+
 def test_every_cache_goes_once_before_where_steps_are_compiled():
     caches = {"uncached": make_cache("uncached"), "cached": make_cache(interval=2, warmup_steps=1, static_shapes=True)}
     calls = []
