@@ -508,3 +508,14 @@ def test_partial_methods_are_methods_and_not_schedules():
         make_cache("rows", preset="dit", schedule="fora")
     with pytest.raises(UserError, match="take it as the method"):
         make_cache("rows", engine="folded")
+
+
+@pytest.mark.parametrize("backbone", ["dit", "hidream", "wan"])
+def test_a_step_without_a_guidance_branch_is_not_full(backbone):
+    cache = make_cache("fastercache", preset=backbone, attention_interval=1)
+    _, branches = reference.sample(backbone, reference.network(backbone), 8, cache)
+    record = branches.record()
+    assert record["left_out_of"]
+    assert not {*record["full_steps"]} & {*record["left_out_of"]}
+    assert [entry["step"] for entry in record["steps"] if entry["kind"] == "partial"] == record["partial_steps"]
+    assert {*record["left_out_of"]} <= {*record["partial_steps"]}

@@ -116,8 +116,8 @@ class Cache(NoStep):
         decider = self._decider
         if isinstance(decider, Partial) != (self.engine == PartialEngine.name):
             raise UserError(
-                f"{self.schedule!r} computes part of a step and keeps what it needs itself; take it as the method, and leave "
-                "out engine and schedule"
+                f"{self.schedule!r} computes part of a step: it is no schedule of another method and has no other engine; "
+                "take it as the method"
                 if isinstance(decider, Partial)
                 else f"{self.method!r} computes part of a step and cannot follow schedule {self.schedule!r}; leave out schedule"
             )

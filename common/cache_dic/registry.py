@@ -77,6 +77,15 @@ class Method:
         """Whether it comes with the package, schedule and all."""
         return _is_ours(self.forecaster) and _is_ours(SCHEDULES[self.schedule])
 
+    @property
+    def own_interval(self) -> int | None:
+        """That of a method of the user's own, as it was registered or as its class says; None to go by the backbone."""
+        if self.is_ours:
+            return None
+        rule = SCHEDULES[self.schedule]
+        of_class = {} if _is_ours(rule) else schedule_defaults(self.schedule)
+        return self.defaults.get("interval", of_class.get("interval"))
+
     def check_defined(self, name: str, model: str | None, backbone: str | None) -> None:
         """UserError that says why, where the method cannot be had for a model."""
         for key in (model, backbone):
@@ -172,14 +181,13 @@ def compared_rows(
 ) -> list[dict[str, Any]]:
     """Settings of a method that a comparison shows: its published rows, or those intervals that `PRESETS` has for a backbone.
 
-    None of a method of the user's own that was registered with an interval, which is shown as it was registered, nor of one
+    None of a method of the user's own that has an interval of its own, which is shown as it is, nor of one
     without rows that takes no interval under the schedule (None: its own).
     """
     chosen = METHODS[method]
     if rows := chosen.rows(model, backbone):
         return [dict(row) for row in rows]
-    as_registered = not chosen.is_ours and "interval" in chosen.defaults
-    if as_registered or "interval" not in accepted_settings(method, schedule):
+    if chosen.own_interval is not None or "interval" not in accepted_settings(method, schedule):
         return []
     return [{"interval": interval} for interval in PRESETS[backbone].compare_intervals]
 

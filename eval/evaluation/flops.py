@@ -64,8 +64,8 @@ def count(args: argparse.Namespace) -> dict[str, Any]:
     counter = backbone.counter(case)
     if partial:
         times = backbone.timesteps(case, args.num_steps).cpu()
-        run, *_ = partial_steps(case.model, cache, args.num_steps, case.latents, case.conditions, times)
-        counted = partial_counts(run, case.model, case.latents, case.conditions)
+        made, *_ = partial_steps(case.model, cache, args.num_steps, case.latents, case.conditions, times)
+        counted = partial_counts(made.runs[0], case.model, case.latents, case.conditions)
         record["flops_T_observed"] = counted.observed_T
         record["published_convention"] = published_partial(counter, counted, cache.method)
     else:

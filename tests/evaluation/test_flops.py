@@ -736,4 +736,4 @@ def published_total(name: str, method: str, interval: int) -> float:
     run, *_ = partial_steps(case.model, cache, 50, case.latents, case.conditions, backbone.timesteps(case, 50))
     full = tuple(entry["kind"] == "full" for entry in run.steps)
     counter = backbone.counter(case)
-    return PartialCounts(tuple(run.work_by_step), full, 0.0, 0.0).total(counter, method) / 1e12
+    return PartialCounts(tuple(run.runs[0].work_by_step), full, 0.0, 0.0).total(counter, method) / 1e12

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +34,11 @@ FLAGGED = ("interval", "max_order", "warmup_steps", "full_steps")
 """Settings with a flag of their own, of the same name."""
 
 
+def _shared_rules() -> list[str]:
+    """Those that any method may follow; schedules of methods that compute part of a step are for nobody else."""
+    return [name for name in _rules() if name not in METHODS or METHODS[name].engine != "partial"]
+
+
 def _rules() -> list[str]:
     """Schedules that have a name of their own; that of a file is its path."""
     return [name for name in SCHEDULES if name != SEARCHED]
@@ -56,23 +61,27 @@ def add_cache_flags(parser: Parser, preset: str) -> None:
         nargs="+",
         type=positive_int,
         metavar="N",
-        help=f"distance of full steps, one or more (default: {usual.interval}; what a --plugin registers for its methods)",
+        help=f"distance of full steps, one or more (default: the method's own, else {usual.interval})",
     )
     group.add_argument(
-        "--max-order", type=non_negative_int, metavar="N", help=f"highest Taylor order (default: {usual.max_order})"
+        "--max-order",
+        type=non_negative_int,
+        metavar="N",
+        help=f"highest Taylor order (default: the method's own, else {usual.max_order})",
     )
     group.add_argument(
         "--warmup-steps",
         type=positive_int,
         metavar="N",
-        help=f"full steps before the first forecast (default: {usual.warmup_steps}, or as many as there are)",
+        help=f"full steps before the first forecast (default: the method's own, else {usual.warmup_steps}, or as many as there "
+        "are)",
     )
     group.add_argument("--engine", choices=ENGINE_NAMES, help="where features are kept (default: the method's)")
     group.add_argument(
         "--schedule",
         metavar="NAME",
-        help=f"rule for full steps, one of {', '.join(_rules())}, a --plugin's, or the .json file of a searched schedule "
-        "(default: the method's)",
+        help=f"rule for full steps, one of {', '.join(_shared_rules())}, a --plugin's, or the .json file of a searched "
+        "schedule (default: the method's)",
     )
     group.add_argument("--full-steps", type=_step_list, metavar="LIST", help="explicit full steps, e.g. 0,1,2,8,14")
     group.add_argument(
@@ -121,10 +130,8 @@ def caches_from_flags(
     not fit the number of sampling steps.
     """
     methods = args.method or (["taylorseer", "fora"] if args.compare else ["taylorseer"])
-    of_plugins: set[str] = set()
     for path in args.plugin:
         registered = load_plugin(path)
-        of_plugins |= registered
         if not registered & {*methods, args.schedule}:
             raise UserError(
                 f"--plugin {path} has no effect without --method {' or --method '.join(sorted(registered))}"
@@ -155,9 +162,7 @@ def caches_from_flags(
             for name, value in given.items()
             if name in accepted
         }
-        of_method = (
-            [{"interval": n} for n in intervals] if intervals else _usual(args, method, preset, schedule, of_plugins)
-        )
+        of_method = [{"interval": n} for n in intervals] if intervals else _usual(args, method, preset, schedule)
         for row in of_method:
             usual = {name: value for name, value in row.items() if name in accepted}
             where = {name: common[name] or row.get(name) for name in ("engine", "schedule")}
@@ -176,17 +181,14 @@ def caches_from_flags(
     return for_compiling(caches) if vars(args).get("compile") else caches
 
 
-def _usual(
-    args: argparse.Namespace, method: str, preset: str, schedule: str | None, of_plugins: Collection[str]
-) -> Sequence[Mapping[str, Any]]:
+def _usual(args: argparse.Namespace, method: str, preset: str, schedule: str | None) -> Sequence[Mapping[str, Any]]:
     """What a method is sampled with where no interval is asked for: with --compare all that a comparison shows of it."""
     chosen, model = METHODS[method], vars(args).get("model")
     if args.compare and not args.full_steps:
         return compared_rows(method, preset, model, schedule) or [{}]
     if rows := chosen.rows(model, preset):
         return rows[:1]
-    own = chosen.defaults.get("interval") if method in of_plugins else None
-    return [{"interval": own or PRESETS[preset].interval}]
+    return [{"interval": chosen.own_interval or PRESETS[preset].interval}]
 
 
 def _warn_of_other_models(args: argparse.Namespace, caches: "Mapping[str, Cache]") -> None:

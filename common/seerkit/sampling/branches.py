@@ -1,5 +1,6 @@
 """The runs of a sampling run whose branches of guidance have model calls of their own."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,33 @@ from cache_dic import Run
 class Branches:
     """The runs: with the text and, where it is guided, without. One schedule decides for both."""
 
-    runs: list[Run]
+    runs: Sequence[Run]
+
+    @property
+    def left_out(self) -> list[int]:
+        """Steps in which the output of a branch was made of that of the first."""
+        return sorted({entry["step"] for run in self.runs[1:] for entry in run.steps if "made_of" in entry})
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """Those of the first branch, of which one that is full is partial where another branch was left out."""
+        left_out = self.left_out
+        return [
+            {**entry, "kind": "partial"} if entry["kind"] == "full" and entry["step"] in left_out else entry
+            for entry in self.runs[0].steps
+        ]
 
     def record(self) -> dict[str, Any]:
         """What was done, for a JSON record: that of the conditional branch, with what all branches keep, and the steps that a
         branch was left out of."""
         kept = sum(run.kept_bytes for run in self.runs)
         record = {**self.runs[0].record(), "branches": len(self.runs), "kept_bytes": kept}
-        left_out = [entry["step"] for run in self.runs[1:] for entry in run.steps if "made_of" in entry]
-        return {**record, "left_out_of": left_out} if left_out else record
+        if not self.left_out:
+            return record
+        numbers = {f"{kind}_steps": numbers_of(self.steps, kind) for kind in ("full", "partial")}
+        return {**record, **numbers, "steps": self.steps, "left_out_of": self.left_out}
+
+
+def numbers_of(steps: Sequence[Mapping[str, Any]], kind: str) -> list[int]:
+    """Of the steps of a kind."""
+    return [entry["step"] for entry in steps if entry["kind"] == kind]

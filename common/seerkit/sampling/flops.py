@@ -19,6 +19,7 @@ from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
 from cache_dic.site import Addition
+from seerkit.sampling.branches import Branches, numbers_of
 from seerkit.sampling.outline import CallShapes, outline, outlined_runs
 from seerkit.sampling.published import PartialCounts
 
@@ -330,10 +331,10 @@ def partial_steps(
     conditions: dict[str, Tensor],
     times: Tensor | None = None,
     branches: int = 1,
-) -> tuple[PartialRun, int, list[int]]:
+) -> tuple[Branches, int, list[int]]:
     """The outline of a run of a method that computes part of a step, bytes kept, operations by step; see `sampling_flops`.
 
-    Where guidance branches have calls of their own, the run is that of the first, and the counts those of all.
+    Of all guidance branches that have calls of their own.
     """
     backbone: Any = type(model)
     call = _outline(backbone, model.config, tuple(latents.shape), _shapes(conditions))
@@ -342,7 +343,7 @@ def partial_steps(
     calls = branches if cache.separate_branches else 1
     runs, kept = outlined_runs(model, call, cache, latents.shape, times.cpu(), calls, conditions)
     by_run = [_partial_step_flops(run, model, latents, conditions) for run in runs]  # each with the rows of all
-    return runs[0], kept // calls, [sum(counts) // calls for counts in zip(*by_run, strict=True)]
+    return Branches(runs), kept // calls, [sum(counts) // calls for counts in zip(*by_run, strict=True)]
 
 
 def partial_counts(run: PartialRun, model: nn.Module, latents: Tensor, conditions: dict[str, Tensor]) -> PartialCounts:
@@ -388,7 +389,7 @@ def sampling_flops(
         "stream_bytes": tokens.stream_bytes,
     }
     if cache.engine == PartialEngine.name:
-        run, kept, by_step = partial_steps(model, cache, num_steps, latents, conditions, times, branches)
+        made, kept, by_step = partial_steps(model, cache, num_steps, latents, conditions, times, branches)
         total = sum(by_step)
         cache.check_kept(kept, len(latents))
         return {
@@ -397,8 +398,8 @@ def sampling_flops(
             "flops_T": total / 1e12,
             "flops_ratio": uncached / total,
             "flops_T_engine": 0.0,
-            "full_steps": run.full_steps,
-            "partial_steps": run.partial_steps,
+            "full_steps": numbers_of(made.steps, "full"),
+            "partial_steps": numbers_of(made.steps, "partial"),
         }
     if isinstance(plan, OpenPlan):
         first, last = cache.always_computed

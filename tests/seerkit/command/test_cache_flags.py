@@ -142,7 +142,7 @@ def test_the_default_warm_up_is_capped_and_a_given_one_is_not(num_steps):
 def test_help_tells_the_default_warm_up(capsys):
     with pytest.raises(SystemExit):
         caches("--help")
-    assert "(default: 2, or as" in " ".join(capsys.readouterr().out.split())
+    assert "(default: the method's own, else 2, or as" in " ".join(capsys.readouterr().out.split())
 
 
 # ---------------------------------------------------------------------------------------------------------------- plugins
@@ -488,3 +488,12 @@ def test_compiling_has_no_effect_on_methods_that_compute_parts_which_is_said_onc
         "warning: --compile has no effect on toca: its steps differ in what they compute, and each would be a graph of its "
         "own; they run as they are\n"
     )
+
+
+def test_the_interval_that_a_class_of_ones_own_says_stands(tmp_path):
+    """Against that of the backbone, as one that it is registered with does."""
+    body = "    interval: int = 7\n\n    def decide(self, look):\n        return look.step % self.interval == 0\n"
+    head = "from dataclasses import dataclass\nfrom cache_dic import Partial, register\n\n"
+    (tmp_path / "own.py").write_text(f'{head}@register("own")\n@dataclass(kw_only=True)\nclass Own(Partial):\n{body}')
+    (cache,) = caches("--plugin", str(tmp_path / "own.py"), "--method", "own").values()
+    assert cache.schedule_settings["interval"] == 7
