@@ -78,8 +78,8 @@ PARTIAL_HEADER = [
 ]  # fmt: skip
 PARTIAL_MEANING = (
     "timed are the first steps of a kind, and all times are theirs; where their share of the FLOPs is not that of all steps of "
-    "the kind, they are no typical ones: what a method computes changes over a run; processor time / FLOPs is that of the timed "
-    "ones, '–' where their share is below 1 %"
+    "the kind, they are no typical ones: what a method computes changes over a run; processor time / FLOPs is that of these, "
+    "'–' where their share is below 1 %"
 )
 LEAST_SHARE = 0.01
 """Of the FLOPs of an uncached step, below which a step is overhead and its time over its FLOPs says nothing."""
