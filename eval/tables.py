@@ -43,7 +43,7 @@ from evaluation.forms import (
     TRAINING,
     VIDEO_COUNTS,
 )  # fmt: skip
-from evaluation.method_table import methods, presets
+from evaluation.method_table import methods, presets, recipes
 from evaluation.metrics import mean_interval
 from evaluation.paper import published, published_flops, published_latency
 from evaluation.video_metrics import flicker_change
@@ -1129,6 +1129,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "overview": overview,
     "methods": methods,
     "method-presets": presets,
+    "toca-recipes": recipes,
     "dit-flops": dit_flops,
     "dit-benchmark": dit_benchmark,
     "dit-samples": dit_samples,

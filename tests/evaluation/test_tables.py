@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cache_dic import UserError
+from cache_dic.methods.toca import RECIPES
 from hidream import CONFIGS as HIDREAM_CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -297,6 +298,16 @@ def test_operations_stand_beside_the_fewest(results):
     assert "| theirs, other 1.2 | 1760 | 220.0x |" in table
     assert "| third, third (not installed) | – | – |" in table
     assert "19 double and 38 single blocks, 76 sites, order 2, float32" in table
+
+
+def test_every_recipe_of_tokens_says_who_comes_with_it_and_what_it_fixes(tmp_path):
+    rows = TABLES["TABLES"]["toca-recipes"](tmp_path).splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == list(RECIPES)
+    assert "| `dit_50` | `toca`: `dit` | counted down | 2.5 | 1 | 0 | -1 to 3 | 0.8 to 1.2 | 0.6 in 2 × 2 |" in rows
+    assert rows[5].startswith(
+        "| `joint` | `toca`: `hidream`, others; `duca`: `hidream`, others | the first 3, then every `interval` | 1.6 | 0.4 |"
+    )
+    assert "| the first, then every `interval` |" in rows[6]
 
 
 def test_partial_steps_stand_beside_their_flops(tmp_path):
