@@ -16,6 +16,7 @@ python eval/flops.py --model flux-dev --height 1024 --width 1024 --num-steps 50 
 python eval/flops.py --model hunyuan-video --height 480 --width 640 --num-frames 65 --precision bf16 --kept-goal-gib 1.9
 python eval/flops.py --model wan-t2v-1.3B --precision bf16 --json
 python eval/flops.py --model hidream-full --precision bf16
+python eval/flops.py --model flux-dev --method toca --precision bf16
 """
 
 

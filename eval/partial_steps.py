@@ -54,7 +54,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_device_flag(parser)
     device.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of weights and features")
     device.add_argument("--threads", type=positive_int, metavar="N", help="of the CPU (default: torch's)")
-    add_dry_run_flag(parser, "the kinds of steps of every method with their shares of the FLOPs")
+    add_dry_run_flag(
+        parser, "how many steps of each kind a run of each method has, and their shares of an uncached step's FLOPs"
+    )
     add_record_flags(parser)
     args = parser.parse_args(argv)
     for name in args.methods or ():

@@ -18,6 +18,7 @@ from evaluation.cells import (
     INTERVALS,
     LITE0,
     PARTIAL_HEADER,
+    PARTIAL_MEANING,
     change_cell,
     computed_cell,
     cost_cells,
@@ -42,7 +43,7 @@ from evaluation.forms import (
     TRAINING,
     VIDEO_COUNTS,
 )  # fmt: skip
-from evaluation.method_table import methods, presets
+from evaluation.method_table import methods, presets, recipes
 from evaluation.metrics import mean_interval
 from evaluation.paper import published, published_flops, published_latency
 from evaluation.video_metrics import flicker_change
@@ -954,6 +955,7 @@ def partial_steps(results: Path) -> str:
         load, processors = machine["load_before"], machine["processors"]
         busy = f"a load of {load:.1f} on {processors} processors before it began" if load >= processors / 4 else None
         tables += [
+            f"**{s['model']}**",
             markdown_table(PARTIAL_HEADER, partial_cells(record), left=(0, 1)),
             made_with(
                 f"{s['model']} at full width and depth {s['depth']}, {counted(s['rows'], 'row')} of {s['tokens']} tokens; "
@@ -964,7 +966,7 @@ def partial_steps(results: Path) -> str:
                 run_conditions(record["conditions"]),
             ),
         ]
-    return "\n\n".join(tables)
+    return "\n\n".join([*tables, f"*{PARTIAL_MEANING}*"])
 
 
 def flux_op_counts(results: Path) -> str:
@@ -1127,6 +1129,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "overview": overview,
     "methods": methods,
     "method-presets": presets,
+    "toca-recipes": recipes,
     "dit-flops": dit_flops,
     "dit-benchmark": dit_benchmark,
     "dit-samples": dit_samples,

@@ -13,7 +13,7 @@ class Brightest(Partial):
     selects_tokens = True
 
     def decide(self, look):
-        """Whether the step is full; the first one is whatever is said here."""
+        """Whether the step is full; the first step is always full."""
         return look.since >= self.interval
 
     def work(self, call):

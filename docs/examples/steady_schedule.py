@@ -17,7 +17,7 @@ class Steady(Decider):
     kept_tokens = 1  # streams of tokens that it keeps to decide by, for the count of bytes
 
     def decide(self, look):
-        """Whether the step is full; the first one is whatever is said here."""
+        """Whether the step is full; the first step is always full."""
         tokens = look.modulated()
         change = 0.0 if self.kept is None else look.change(tokens, self.kept)
         look.report(change=change)  # into the record of the step

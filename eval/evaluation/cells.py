@@ -73,27 +73,38 @@ def cost_cells(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 PARTIAL_HEADER = [
-    "method", "step", "of a run", "FLOPs %", "time %", "from – to %", "processor time %", "time / FLOPs",
-    "looking at attention %",
+    "method", "step", "steps of this kind", "FLOPs % of all of them", "FLOPs % of the timed ones", "time %", "range %",
+    "processor time %", "processor time / FLOPs", "looking at attention, % of an uncached step",
 ]  # fmt: skip
+PARTIAL_MEANING = (
+    "timed are the first steps of a kind, and all times are theirs; where their share of the FLOPs is not that of all steps of "
+    "the kind, they are no typical ones: what a method computes changes over a run; processor time / FLOPs is that of these, "
+    "'–' where their share is below 1 %"
+)
+LEAST_SHARE = 0.01
+"""Of the FLOPs of an uncached step, below which a step is overhead and its time over its FLOPs says nothing."""
 
 
 def partial_cells(record: Mapping[str, Any]) -> list[list[str]]:
-    """A line for every kind of step of the rows of a record of eval/partial_steps.py that have no error."""
+    """A line for every kind of step of the rows of a record of eval/partial_steps.py that have no error; medians."""
 
     def percent(value: float) -> str:
         return number(100 * value, 1)
+
+    def over_flops(time: float, share: float) -> str:
+        return number(time / share if share >= LEAST_SHARE else None, 2)
 
     return [
         [
             row["label"],
             kind,
-            f"{row['kinds'].get(kind, {}).get('steps', number(None))}/{row['num_steps']}",
+            f"{row['kinds'][kind]['steps']}/{row['num_steps']}",
+            percent(row["kinds"][kind]["flops"]["median"]),
             percent(of["flops"]["median"]),
             percent(of["time"]["median"]),
             f"{percent(of['time']['min'])} – {percent(of['time']['max'])}",
             percent(of["processor_time"]["median"]),
-            number(of["time"]["median"] / of["flops"]["median"] if of["flops"]["median"] else None, 2),
+            over_flops(of["processor_time"]["median"], of["flops"]["median"]),
             percent(of["observing"]["median"]) if of["observing"]["max"] else number(None),
         ]
         for row in record["rows"]

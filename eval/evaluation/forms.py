@@ -175,7 +175,7 @@ PARTIAL_STEPS: Form = {
     "machine": {"processors": int, "load_before": float},
     "rows": [
         (
-            {"label": str, "num_steps": int, "kinds": {str: {"steps": int}}, "steps": {str: _KIND}},
+            {"label": str, "num_steps": int, "kinds": {str: {"steps": int, "flops": _MIDDLE}}, "steps": {str: _KIND}},
             {"label": str, "error": str},
         )
     ],

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_dic import METHODS, Partial, UserError, make_cache
+from cache_dic.methods.toca import RECIPES, ToCa
 from cache_dic.settings import json_value
 from evaluation.backbones import BACKBONES, PACKAGES, count_case, workload
 from seerkit.io.tables import markdown_table, number
@@ -77,6 +78,49 @@ def presets(_: Path) -> str:
                 models.setdefault(shown, []).append("others" if key == "*" else f"`{key}`")
         rows += [[f"`{name}`", ", ".join(keys), shown] for shown, keys in models.items()]
     return markdown_table(["method", "for", "settings"], rows, left=(0, 1, 2))
+
+
+def recipes(_: Path) -> str:
+    """A row for each recipe of ToCa and DuCa: which models come with it, and what it fixes."""
+    rows = []
+    for name, recipe in RECIPES.items():
+        comes_with = [
+            f"`{method}`: {', '.join(keys)}" for method in ("toca", "duca") if (keys := with_recipe(method, name))
+        ]
+        first = "the first" if recipe.warmup_steps == 1 else f"the first {recipe.warmup_steps}"
+        rows.append(
+            [
+                f"`{name}`",
+                "; ".join(comes_with) or "–",
+                "counted down" if recipe.rule == "counted_down" else f"{first}, then every `interval`",
+                f"{recipe.factor:g}",
+                f"{recipe.double_factor:g}",
+                f"{recipe.cross_factor:g}",
+                ends(-recipe.step_weight),
+                ends(recipe.layer_weight),
+                f"{recipe.bonus:g} in {recipe.cell} × {recipe.cell}" if recipe.cell else "–",
+            ]
+        )
+    header = [
+        "recipe", "comes with", "full steps", "of one stream", "of separate streams", "attention to a text", "over the run",
+        "over the layers", "bonus of the best token",
+    ]  # fmt: skip
+    return markdown_table(header, rows, left=(0, 1, 2))
+
+
+def with_recipe(method: str, name: str) -> list[str]:
+    """What the settings of a method are for that take a recipe."""
+    presets = METHODS[method].presets.items()
+    return [
+        "others" if key == "*" else f"`{key}`"
+        for key, of_key in presets
+        if any(row.get("recipe", ToCa.recipe) == name for row in of_key)
+    ]
+
+
+def ends(weight: float) -> str:
+    """The factors at the beginning and the end of a ramp from 1 + w to 1 - w, a dash for none."""
+    return f"{1 + weight:g} to {1 - weight:g}" if weight else "–"
 
 
 def cache_for(name: str, model: str) -> "Cache | str":

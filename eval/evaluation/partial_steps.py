@@ -18,7 +18,7 @@ from cache_dic import METHODS, Cache, UserError, make_cache
 from cache_dic.partial_run import OBSERVERS, PartialRun
 from evaluation.backbones import BACKBONES, PACKAGES, workload
 from evaluation.benchmark import Bench, FullSteps, check_memory, middle
-from evaluation.cells import PARTIAL_HEADER, cost_errors, partial_cells
+from evaluation.cells import PARTIAL_HEADER, PARTIAL_MEANING, cost_errors, partial_cells
 from evaluation.steps import take_step
 from seerkit.devices.distributed import resolve_device
 from seerkit.devices.dtypes import torch_dtype
@@ -231,7 +231,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
         plain = FullSteps(bench)
         for name, cache in caches.items():
-            bar.set_description(name)
+            bar.set_description_str(name)  # without a colon, which tqdm adds
             row = {"method": name, "label": cache.label}
             try:
                 course, timings = Course.of(cache, on_meta, timesteps), Timings(bench, plain)
@@ -260,6 +260,7 @@ def text(record: Mapping[str, Any]) -> str:
             f"{s['model']} on random weights, {s['rows']} rows of {s['tokens']} tokens: shares of an uncached step of "
             f"{record['full_step_s']:.3f} s",
             text_table(PARTIAL_HEADER, partial_cells(record)),
+            PARTIAL_MEANING,
             *cost_errors(record),
         ]
     )

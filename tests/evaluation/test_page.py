@@ -195,7 +195,7 @@ def test_partial_steps_have_a_mark_and_say_what_they_computed(run):
     kinds = ["full"] * 3 + ["partial"] * 2 + ["forecast", "full", "partial", "forecast", "forecast"]
     assert [kind for kind, _ in cells[10:]] == kinds
     part, left_out = (
-        "mlp: 2 to 3 tokens; nothing of attn",
+        "mlp: 2 to 3 tokens; reused: attn",
         "blocks 0–1 left out: the tokens after them are those of the step before",
     )
     assert cells[10:][3][1] == f"step 3: {part}"
@@ -229,6 +229,8 @@ def test_a_map_of_tokens_lies_beside_the_samples(run):
     with Image.open(path) as image:
         assert [str(side) for side in image.size] == size
     assert not list((run.path.parent / "tokens").glob("uncached*"))
+    assert "full steps count for every token" in " ".join(page.texts["p"])
+    assert "A site is a place in a block" in " ".join(page.texts["p"])
 
 
 @pytest.mark.parametrize(

@@ -78,17 +78,29 @@ def test_shares_are_of_the_step_beside_and_first_timings_are_dropped(debug):
     assert summary["processor_time"] == {"median": 0.75, "min": 0.5, "max": 1.0}
     assert summary["flops"]["median"] == pytest.approx(0.3)
     assert summary["observing"] == {"median": 0.125, "min": 0.0, "max": 0.25}
-    row = {"label": "x", "num_steps": 9, "kinds": {"partial": {"steps": 6}}, "steps": {"partial": summary}}
+    run = {"steps": 6, "flops": {"median": 0.4, "min": 0.2, "max": 0.4}}
+    row = {"label": "x", "num_steps": 9, "kinds": {"partial": run}, "steps": {"partial": summary}}
     (cells,) = partial_cells({"rows": [row, {"label": "y", "error": "no"}]})
     shown = dict(zip(PARTIAL_HEADER, cells, strict=True))
-    assert (shown["of a run"], shown["FLOPs %"], shown["time %"], shown["from – to %"]) == (
-        "6/9",
-        "30.0",
-        "50.0",
-        "25.0 – 75.0",
-    )
-    assert shown["time / FLOPs"] == "1.67"
-    assert shown["looking at attention %"] == "12.5"
+    assert (shown["steps of this kind"], shown["time %"], shown["range %"]) == ("6/9", "50.0", "25.0 – 75.0")
+    assert (shown["FLOPs % of all of them"], shown["FLOPs % of the timed ones"]) == ("40.0", "30.0")
+    assert shown["processor time / FLOPs"] == "2.50"
+    assert shown["looking at attention, % of an uncached step"] == "12.5"
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.01, "5.00"), (0.0099, "–")])
+def test_a_step_of_hardly_any_flops_has_no_time_over_them(share, shown):
+    middle = {"median": share, "min": share, "max": share}
+    time = {"median": 0.05, "min": 0.05, "max": 0.05}
+    step = {"time": time, "processor_time": time, "observing": middle, "flops": middle}
+    row = {
+        "label": "x",
+        "num_steps": 9,
+        "kinds": {"forecast": {"steps": 6, "flops": middle}},
+        "steps": {"forecast": step},
+    }
+    (cells,) = partial_cells({"rows": [row]})
+    assert dict(zip(PARTIAL_HEADER, cells, strict=True))["processor time / FLOPs"] == shown
 
 
 def test_a_stopwatch_hears_of_attention_alone():
@@ -110,7 +122,7 @@ def test_a_record_has_every_method_and_kind(capsys, tmp_path):
     toca, duca = record["rows"]
     assert (list(toca["steps"]), list(duca["steps"])) == (["full", "partial"], ["full", "partial", "forecast"])
     assert duca["steps"]["forecast"]["time"]["median"] < duca["steps"]["full"]["time"]["median"]
-    assert "looking at attention %" in text(record)
+    assert "looking at attention, % of an uncached step" in text(record)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cache_dic import UserError
+from cache_dic.methods.toca import RECIPES
 from hidream import CONFIGS as HIDREAM_CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -299,16 +300,27 @@ def test_operations_stand_beside_the_fewest(results):
     assert "19 double and 38 single blocks, 76 sites, order 2, float32" in table
 
 
+def test_every_recipe_of_tokens_says_who_comes_with_it_and_what_it_fixes(tmp_path):
+    rows = TABLES["TABLES"]["toca-recipes"](tmp_path).splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == list(RECIPES)
+    assert "| `dit_50` | `toca`: `dit` | counted down | 2.5 | 1 | 0 | -1 to 3 | 0.8 to 1.2 | 0.6 in 2 × 2 |" in rows
+    assert rows[5].startswith(
+        "| `joint` | `toca`: `hidream`, others; `duca`: `hidream`, others | the first 3, then every `interval` | 1.6 | 0.4 |"
+    )
+    assert "| the first, then every `interval` |" in rows[6]
+
+
 def test_partial_steps_stand_beside_their_flops(tmp_path):
     def middle(value: float) -> dict:
         return {"median": value, "min": value / 2, "max": value * 2}
 
     step = {"time": middle(0.3), "processor_time": middle(0.25), "observing": middle(0.0), "flops": middle(0.2)}
+    whole_run = {"steps": 36, "flops": middle(0.45)}
     record = {
         "settings": {"model": "flux-dev", "depth": 1, "tokens": 256, "rows": 1, "repeats": 3},
         "full_step_s": 5.0, "machine": {"processors": 2, "load_before": 3.25},
         "rows": [
-            {"label": "toca-N4", "num_steps": 50, "kinds": {"partial": {"steps": 36}}, "steps": {"partial": step}},
+            {"label": "toca-N4", "num_steps": 50, "kinds": {"partial": whole_run}, "steps": {"partial": step}},
             {"label": "duca-N5", "error": "of no use"},
         ],
         "conditions": CONDITIONS,
@@ -317,12 +329,14 @@ def test_partial_steps_stand_beside_their_flops(tmp_path):
         (tmp_path / name).mkdir()
         record["machine"]["load_before"] = load
         (tmp_path / name / "partial-steps.json").write_text(json.dumps(record))
-    busy, idle = TABLES["TABLES"]["partial-steps"](tmp_path).split("2026-01-02*")[:2]
-    assert "| toca-N4 | partial | 36/50 | 20.0 | 30.0 | 15.0 – 60.0 | 25.0 | 1.50 | – |" in busy
+    busy, idle, note = TABLES["TABLES"]["partial-steps"](tmp_path).split("2026-01-02*")
+    assert "| toca-N4 | partial | 36/50 | 45.0 | 20.0 | 30.0 | 15.0 – 60.0 | 25.0 | 1.25 | – |" in busy
+    assert busy.startswith("**flux-dev**\n\n| method |")
     assert "1 row of 256 tokens" in busy
     assert "duca-N5: of no use" in busy
     assert "a load of 3.2 on 2 processors before it began" in busy
     assert "a load of" not in idle
+    assert "they are no typical ones" in note
 
 
 def test_video_counts_beside_the_published_rows(results):

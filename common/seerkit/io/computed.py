@@ -27,13 +27,13 @@ def step_in_words(entry: Mapping[str, Any]) -> str:
     """What a step computed, of its entry in a record; nothing of one that computed all or was forecast as a whole."""
     if "made_of" in entry:
         return f"made of {entry['made_of']}"
-    parts, untouched = [], []
+    parts, reused = [], []
     for site, work in entry.get("computed", {}).items():
         if set(work if isinstance(work, list) else [work]) == {"nothing"}:
-            untouched.append(site)
+            reused.append(site)
         else:
             parts.append(f"{site}: {_work(work)}")
-    parts += [f"nothing of {', '.join(untouched)}"] if untouched else []
+    parts += [f"reused: {', '.join(reused)}"] if reused else []
     parts += [_range(*part) for part in entry.get("blocks", ()) if part[2] != "walk"]
     return "; ".join(parts)
 

@@ -165,8 +165,8 @@ def _url(folder: Path, file: Path) -> str:
 
 KINDS = {
     "full": "the whole model is computed",
-    "partial": "some of its sites or tokens are",
-    "forecast": "its output is forecast from full steps",
+    "partial": "some of its sites or tokens are, what earlier steps left stands in for the rest",
+    "forecast": "no block is entered, or only what decides the step is computed: what earlier steps left stands in",
 }
 """Of steps."""
 

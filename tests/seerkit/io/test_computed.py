@@ -19,7 +19,7 @@ def test_numbers_that_follow_each_other_stand_together(numbers, text):
         ({"kind": "full", "sites": 18}, ""),
         (
             {"computed": {"attn": "nothing", "cross": ["nothing", "nothing"], "mlp": 1}},
-            "mlp: 1 token; nothing of attn, cross",
+            "mlp: 1 token; reused: attn, cross",
         ),
         ({"computed": {"mlp": ["everything", 5, 3, 4]}}, "mlp: everything in 1 block, then 3 to 5 tokens in 3 blocks"),
         ({"computed": {"mlp": ["nothing", "everything"]}}, "mlp: nothing in 1 block, then everything in 1 block"),
