@@ -178,13 +178,6 @@ def caches_from_flags(
     for cache in caches.values():
         cache.plan(num_steps)
     _warn_of_other_models(args, caches)
-    for label, cache in caches.items():
-        if args.telemetry and cache.engine == "partial":
-            print(
-                f"warning: --telemetry has no effect on {label}: what stands for a feature there has no forecast of the whole "
-                "step to compare",
-                file=sys.stderr,
-            )
     return for_compiling(caches) if vars(args).get("compile") else caches
 
 

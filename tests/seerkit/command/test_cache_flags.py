@@ -480,13 +480,6 @@ def test_an_unknown_schedule_is_named():
         caches("--schedule", "diffusrs")
 
 
-def test_telemetry_has_no_effect_on_methods_that_compute_parts_and_says_so(capsys):
-    caches("--method", "delta_dit", "fora", "--interval", 3, "--telemetry")
-    warned = capsys.readouterr().err
-    assert "warning: --telemetry has no effect on delta_dit-N3: " in warned
-    assert warned.count("warning") == 1
-
-
 def test_compiling_has_no_effect_on_methods_that_compute_parts_which_is_said_once(capsys):
     cache_flags._tell_uncompiled.cache_clear()
     asked = {f"toca{n}": make_cache("toca", interval=n) for n in (3, 4)} | {"fora": make_cache("fora", interval=3)}
