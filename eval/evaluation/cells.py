@@ -91,6 +91,10 @@ def partial_cells(record: Mapping[str, Any]) -> list[list[str]]:
     def percent(value: float) -> str:
         return number(100 * value, 1)
 
+    def of_run(row: Mapping[str, Any], kind: str) -> tuple[str, str]:
+        run = row["kinds"].get(kind)
+        return (f"{run['steps']}/{row['num_steps']}", percent(run["flops"]["median"])) if run else (number(None),) * 2
+
     def over_flops(time: float, share: float) -> str:
         return number(time / share if share >= LEAST_SHARE else None, 2)
 
@@ -98,8 +102,7 @@ def partial_cells(record: Mapping[str, Any]) -> list[list[str]]:
         [
             row["label"],
             kind,
-            f"{row['kinds'][kind]['steps']}/{row['num_steps']}",
-            percent(row["kinds"][kind]["flops"]["median"]),
+            *of_run(row, kind),
             percent(of["flops"]["median"]),
             percent(of["time"]["median"]),
             f"{percent(of['time']['min'])} – {percent(of['time']['max'])}",

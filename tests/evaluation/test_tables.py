@@ -581,7 +581,7 @@ def spoilt(record: object, place: tuple, *replacement: object) -> object:
     return record
 
 
-OF_NO_RECORD = ("methods", "method-presets")
+OF_NO_RECORD = ("methods", "method-presets", "toca-recipes")
 """Tables that the registry makes."""
 REPLACEMENTS = ((), (None,), ("",), ("text",), ([],), ({},), (-1,), (0,), (True,), (10**400,), ([[]],), (float("nan"),))
 
