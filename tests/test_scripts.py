@@ -260,7 +260,7 @@ def test_train_scripts_share_the_batch_between_processes_on_a_cpu(checkout, scri
 
 
 COUNTED = {  # script: runs by record
-    "dit": {"flops": 6}, "flux": {"flops": 11}, "hidream": {"flops": 11}, "hunyuan": {"flops": 5, "flops-720p": 1},
+    "dit": {"flops": 9}, "flux": {"flops": 20}, "hidream": {"flops": 11}, "hunyuan": {"flops": 7, "flops-720p": 1},
     "wan": {"flops": 5, "flops-14b-720p": 4},
 }  # fmt: skip
 
