@@ -1,6 +1,7 @@
 """A sampling run of a method that computes part of a step (`cache_dic.partial`): its site, what it keeps, and its steps."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,9 +32,11 @@ from cache_dic.partial import (
     take_rows,
 )
 from cache_dic.plan import OpenPlan
-from cache_dic.run import Run
+from cache_dic.run import Run, numbers_of
 from cache_dic.settings import GROUP_BYTES, integer
 from cache_dic.site import Addition, Site
+
+log = logging.getLogger("cache_dic")
 
 
 def asked(method: Partial, name: str, step: int, *args: Any) -> Any:
@@ -41,9 +44,6 @@ def asked(method: Partial, name: str, step: int, *args: Any) -> Any:
     kind = type(method)
     with run_of_user_code(f"method {kind.__name__} failed at step {step}", *source_of(kind, name)):
         return getattr(method, name)(*args)
-
-
-log = logging.getLogger("cache_dic")
 
 
 def of_user(method: Partial, name: str) -> bool:
@@ -271,7 +271,7 @@ class PartialSite(Site):
         made = self._answer(name, call, *args)
         if like is None or not of_user(self.method, name):
             return made
-        if not isinstance(made, Tensor) or (tuple(made.shape), made.dtype, made.device) != like:
+        if not isinstance(made, Tensor) or form_of(made) != like:
             shape, dtype, device = like
             found = f"{tuple(made.shape)} in {made.dtype} on {made.device}" if isinstance(made, Tensor) else shown(made)
             raise UserError(
@@ -330,9 +330,8 @@ class PartialSite(Site):
             counts[name] = torch.zeros(call.x.shape[:2], dtype=torch.int32, device=call.x.device)
         self.state.parts[name] = call.part
         if isinstance(work, Tensor):
-            counts[name].scatter_(
-                1, work, counts[name].gather(1, work) + 1
-            )  # once, also where a token is asked for twice
+            once_more = counts[name].gather(1, work) + 1  # also where a token is asked for twice
+            counts[name].scatter_(1, work, once_more)
         elif work != NOTHING:
             counts[name] += 1
 
@@ -348,7 +347,7 @@ class PartialRun(Run):
                 f"method {self.cache.method!r} selects tokens among all of them, and {shard.size} processes share them here; "
                 "sample in one process, or take a method that computes all tokens or none"
             )
-        if self.cache.telemetry and not self.inputs.latents.is_meta:
+        if self.cache.telemetry:
             log.warning(f"{self.cache.label}: telemetry has no effect on a method that computes part of a step")
         self.method = decider
         integer(f"history of {type(decider).__name__}", decider.history, at_least=1)
@@ -501,7 +500,7 @@ class PartialRun(Run):
     @property
     def partial_steps(self) -> list[int]:
         """Those that computed something, but not all."""
-        return [entry["step"] for entry in self.steps if entry["kind"] == "partial"]
+        return numbers_of(self.steps, "partial")
 
     @property
     def work_flops(self) -> int:
@@ -526,19 +525,13 @@ class PartialRun(Run):
         """How often the tokens that reach the output were computed, a share of all sites of all steps, averaged over the batch,
         on their grid; None of a method that selects none."""
         state, sites = self.state, [name for names in self.site_names() for name in names]
-        if not state.counts or self.inputs.latents.is_meta:
+        if not state.counts:
             return None
         grid = self.inputs.grid
-        length = 1
-        for size in grid:
-            length *= size
-        total, chances = 0.0, 0
-        for name, counts in state.counts.items():
-            part = state.parts[name]
-            shown_counts = counts if part is None else counts[:, part]
-            total = total + shown_counts[:, :length].double().mean(dim=0)
-            chances += sites.count(name) * len(self.steps)
-        assert isinstance(total, Tensor), "a site is counted"
+        parts = [(counts, state.parts[name] or slice(None)) for name, counts in state.counts.items()]
+        means = [counts[:, part][:, : math.prod(grid)].double().mean(dim=0) for counts, part in parts]
+        total = torch.stack(means).sum(dim=0)
+        chances = sum(map(sites.count, state.counts)) * len(self.steps)
         shares = (total / chances).reshape(grid)
         return {
             "grid": list(grid),

@@ -25,6 +25,11 @@ GATE_TOLERANCE = 0.05
 """Of the relative difference of a gate to that of the table: rounding in bf16 makes 0.003, another gate about 1."""
 
 
+def numbers_of(steps: Sequence[Mapping[str, Any]], kind: str) -> list[int]:
+    """Of the steps of a kind."""
+    return [entry["step"] for entry in steps if entry["kind"] == kind]
+
+
 class NotAStepError(UserError, AttributeError):
     """Something else was handed to a model call; also what a missing attribute raises, so that `hasattr` answers."""
 
@@ -284,7 +289,7 @@ class Run(NoStep):
     @property
     def full_steps(self) -> list[int]:
         """Those taken so far."""
-        return [entry["step"] for entry in self.steps if entry["kind"] == "full"]
+        return numbers_of(self.steps, "full")
 
     @property
     def kept_bytes(self) -> int:

@@ -1,10 +1,11 @@
 """The runs of a sampling run whose branches of guidance have model calls of their own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cache_dic import Run
+from cache_dic.run import numbers_of
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,3 @@ class Branches:
             return record
         numbers = {f"{kind}_steps": numbers_of(self.steps, kind) for kind in ("full", "partial")}
         return {**record, **numbers, "steps": self.steps, "left_out_of": self.left_out}
-
-
-def numbers_of(steps: Sequence[Mapping[str, Any]], kind: str) -> list[int]:
-    """Of the steps of a kind."""
-    return [entry["step"] for entry in steps if entry["kind"] == kind]

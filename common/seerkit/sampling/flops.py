@@ -18,8 +18,9 @@ from cache_dic.engine import PartialEngine, engine_class
 from cache_dic.look import TRAINING_SPAN
 from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
+from cache_dic.run import numbers_of
 from cache_dic.site import Addition
-from seerkit.sampling.branches import Branches, numbers_of
+from seerkit.sampling.branches import Branches
 from seerkit.sampling.outline import CallShapes, outline, outlined_runs
 from seerkit.sampling.published import PartialCounts
 

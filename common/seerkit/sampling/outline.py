@@ -153,7 +153,8 @@ def outlined_runs(
     start = Streams(
         _zeros((whole.batch, whole.length, whole.dim), whole), tuple(_zeros(other, whole) for other in call.others)
     )
-    cache, tokens = replace(cache, branches=branches, memory_limit=None), stand_in.tokens(latents)
+    cache = replace(cache, branches=branches, memory_limit=None, telemetry=False)  # of those the run itself tells
+    tokens = stand_in.tokens(latents)
     runs: list[PartialRun] = []
     for _ in range(branches):
         run = cache.start(stand_in, latents, times, leader=runs[0] if runs else None, **conditions)
