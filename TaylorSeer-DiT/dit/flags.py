@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from argparse import BooleanOptionalAction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ WITH_WEIGHTS = (CONFIGS[EMBEDDED], *(dit_config(PUBLISHED, image_size=size) for 
 DEFAULT_VAE = "ema"
 NUM_STEPS, PRECISION = 50, "fp32"
 SHOWN_GUIDANCE = 2.0  # of samples to look at
+FID_GUIDANCE, FID_SAMPLES, FID_BATCH = 1.5, 50000, 32  # of the official sample_ddp.py
 SHOWN_PER_CLASS = 4
 IMAGENET_SHOWN = [207, 360, 387, 974, 88, 979, 417, 279]  # the classes of the official sample.py
 ALSO = {"--num-steps": "--num-sampling-steps", "--guidance-scale": "--cfg-scale", "--seed": "--global-seed"}
@@ -82,6 +84,43 @@ def add_flags(parser: Parser, *, guidance_scale: float) -> None:
         help="keep what is idle in host memory: the autoencoder, and the modulation weights, a third of the model",
     )
     parser.set_defaults(num_steps=NUM_STEPS, guidance_scale=guidance_scale, precision=PRECISION)
+
+
+def add_fid_flags(parser: Parser) -> None:
+    """Flags of the samples of an FID evaluation, `add_flags` among them."""
+    parser.section("prompts").add_argument(
+        "--balanced", action="store_true", help="class i mod num_classes (default: drawn uniformly)"
+    )
+    add_flags(parser, guidance_scale=FID_GUIDANCE)
+    sampling, output = parser.section("sampling"), parser.section("output")
+    sampling.add_argument(
+        "--num-fid-samples", type=positive_int, default=FID_SAMPLES, metavar="N", help="images in the .npz"
+    )
+    sampling.add_argument(
+        "--batch-size",
+        "--per-proc-batch-size",
+        type=positive_int,
+        default=FID_BATCH,
+        metavar="N",
+        help="images per model call, which is always full",
+    )
+    output.add_argument(
+        "--output-dir",
+        "--sample-dir",
+        type=Path,
+        default=Path("outputs/samples"),
+        metavar="DIR",
+        help="gets a folder and a .npz for every configuration; shared by all nodes",
+    )
+    output.add_argument(
+        "--resume",
+        action=BooleanOptionalAction,
+        default=True,
+        help="keep the images that are there, make those missing; --no-resume makes all again",
+    )
+    parser.section("device").add_argument(
+        "--tf32", action=BooleanOptionalAction, default=True, help="TF32 matrix products on CUDA"
+    )
 
 
 def caches(args: argparse.Namespace) -> "dict[str, Cache]":

@@ -17,6 +17,7 @@ from seerkit.command.flags import add_prompt_flags
 if TYPE_CHECKING:
     from cache_dic import Cache
     from dit.config import DiTConfig
+    from evaluation.fid_samples import FidJob
     from evaluation.images import ImageJob, Judge
     from evaluation.jobs import Job
     from evaluation.videos import VideoJob
@@ -69,6 +70,36 @@ def dit_job(
         make_judge=(lambda: classifier_judge(config)) if args.model == flags.EMBEDDED else None,
         make_pipeline=lambda _, device: pipeline.Pipeline(args, device),
         **more,
+    )
+
+
+def fid_job(command: str, args: argparse.Namespace, cache: "Cache") -> "FidJob":
+    """The samples of an FID evaluation by one cache.
+
+    Their folder is MODEL[-size-S]-LABEL-SOLVER-steps-S-cfg-W-seed-N[-balanced].
+    """
+    from evaluation.fid_samples import FidJob
+
+    flags, pipeline = flags_of("dit"), pipeline_of("dit")
+    config = flags.config_of(args)
+    parts = [args.model, *(["size", args.image_size] if args.image_size else []), cache.label, args.solver]
+    parts += ["steps", args.num_steps, "cfg", args.guidance_scale, "seed", args.seed]
+    parts += ["balanced"] if args.balanced else []
+    return FidJob(
+        command=command,
+        args=args,
+        cache=cache,
+        class_names=flags.class_names(config),
+        shape=config.image_shape,
+        name="-".join(map(str, parts)).replace("/", "-"),
+        settings={
+            **pipeline.settings_of(args, config),
+            "classes": "balanced" if args.balanced else "random",
+            "tf32": args.tf32,
+            "batch_size": args.batch_size,
+        },
+        find=lambda: pipeline.find_everything(args, config),
+        make_pipeline=lambda device: pipeline.Pipeline(args, device),
     )
 
 

@@ -155,24 +155,17 @@ def make_samples(
     return record, failed
 
 
-def run(job: FidJob) -> None:
-    """Make the images, the .npz and the record; UserError where they cannot be."""
+def make(job: FidJob, world: World) -> dict[str, Any] | None:
+    """Make the images that are missing, the .npz and the record, which the first process returns.
+
+    UserError where they cannot be made.
+    """
     args, cache, settings, shape = job.args, job.cache, job.settings, job.shape
     count, folder = args.num_fid_samples, args.output_dir / job.name
     check_number(count)
-    if args.dry_run:
-        shown = {"num_samples": count, "folder": str(folder), "npz": str(npz_path(folder, count))}
-        plan = cache.plan(args.num_steps)
-        full_steps = list(plan.full_steps) if plan.foreseen else "decided while sampling"
-        print(json.dumps({"settings": settings, "cache": cache.label, "full_steps": full_steps, **shown}, indent=2))
-        return
-
-    world = start_world(args.device)
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = (
         "tf32" if args.tf32 else "ieee"
     )
-    if world.is_main and not args.json:
-        show_log()
 
     def prepare() -> dict[str, Any]:
         """Refuse what can be refused before anything is made; the claim of the folder, which is then this run's."""
@@ -202,7 +195,7 @@ def run(job: FidJob) -> None:
         run, failed = make_samples(job, pipeline, missing, folder, count - len(missing), world)
     failed = [index for share in gather(failed, world) for index in share]
     if not world.is_main:
-        return
+        return None
     if failed:
         raise UserError(failure_message({cache.label: failed}))
     seconds = time.perf_counter() - began
@@ -223,8 +216,29 @@ def run(job: FidJob) -> None:
         "conditions": conditions(world.device, torch_dtype(args.precision)),
     }
     write_json(record_path(folder), record)
+    return record
+
+
+def run(job: FidJob) -> None:
+    """Carry out a job of a command: the files, and a summary or the record on stdout."""
+    args, cache = job.args, job.cache
+    count, folder = args.num_fid_samples, args.output_dir / job.name
+    if args.dry_run:
+        check_number(count)
+        shown = {"num_samples": count, "folder": str(folder), "npz": str(npz_path(folder, count))}
+        plan = cache.plan(args.num_steps)
+        full_steps = list(plan.full_steps) if plan.foreseen else "decided while sampling"
+        print(json.dumps({"settings": job.settings, "cache": cache.label, "full_steps": full_steps, **shown}, indent=2))
+        return
+    world = start_world(args.device)
+    if world.is_main and not args.json:
+        show_log()
+    record = make(job, world)
+    if record is None:
+        return
     if args.json:
         print(json.dumps(record))
         return
-    print(f"{count} images, {len(missing)} made now in {seconds:.1f} s by {world.size} process(es)")
-    print(f"images: {folder}\nnpz: {npz}\nrecord: {record_path(folder)}")
+    made, seconds, size = record["num_made"], record["seconds"], record["num_processes"]
+    print(f"{count} images, {made} made now in {seconds:.1f} s by {size} process(es)")
+    print(f"images: {folder}\nnpz: {record['npz']}\nrecord: {record_path(folder)}")

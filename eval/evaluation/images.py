@@ -292,8 +292,31 @@ def write_image_page(job: ImageJob, record: dict[str, Any], judge: Judge | None)
     write_page(job.page_path, record, compared(record, judge, [row for row in rows if row["label"] in there]), samples)
 
 
+def make(job: ImageJob, counts: dict[str, Any], world: World) -> tuple[dict[str, Any] | None, dict[str, Outcome]]:
+    """Make the images that are missing and all that is made of them: the files described above.
+
+    The record, on the first process and where there is an image, and what became of every cache; check that with
+    `Job.check_outcomes`, since images that did not come out finite are not written.
+    """
+    folders = {label: Folder(job.out, label, job.shape) for label in job.caches}
+    pixels = len(job.prompts) * len(job.caches) * int(np.prod(job.shape))
+    on_main(
+        world,
+        lambda: job.prepare(
+            world, counts, disk_bytes=pixels // DENSEST, has_samples=lambda label: has_images(job.out, label)
+        ),
+    )
+    outcomes = sample_missing(job, folders, world)
+    world.barrier()
+    whole = {label: folder for label, folder in folders.items() if not outcomes[label].failed}
+    if not world.is_main or not whole:
+        return None, outcomes
+    judge = job.make_judge() if job.make_judge else None
+    return report(job, counts, outcomes, whole, world, judge), outcomes
+
+
 def run(job: ImageJob) -> dict[str, Any] | None:
-    """Carry out a job: the files described above, a table or the record on stdout.
+    """Carry out a job of a command: the files, and a table or the record on stdout.
 
     The record, on the first process; None elsewhere and where nothing is made. UserError, at the end, for images that did not
     come out finite.
@@ -310,23 +333,11 @@ def run(job: ImageJob) -> dict[str, Any] | None:
     world = start_world(args.device)
     if world.is_main and not args.json:
         show_log()
-    folders = {label: Folder(job.out, label, job.shape) for label in job.caches}
-    pixels = len(job.prompts) * len(job.caches) * int(np.prod(job.shape))
-    on_main(
-        world,
-        lambda: job.prepare(
-            world, counts, disk_bytes=pixels // DENSEST, has_samples=lambda label: has_images(job.out, label)
-        ),
-    )
-    outcomes = sample_missing(job, folders, world)
-    world.barrier()
+    record, outcomes = make(job, counts, world)
     if not world.is_main:
         return None
-    whole = {label: folder for label, folder in folders.items() if not outcomes[label].failed}
-    record = None
-    if whole:
+    if record is not None:
         judge = job.make_judge() if job.make_judge else None
-        record = report(job, counts, outcomes, whole, world, judge)
         if args.json:
             print(json.dumps(record))
         else:

@@ -416,21 +416,13 @@ def write_video_page(job: VideoJob, record: dict[str, Any]) -> None:
     write_page(job.page_path, record, comparison, samples, notes=[note])
 
 
-def run(job: VideoJob) -> dict[str, Any] | None:
-    """Carry out a job: the files described above, a table or the record on stdout.
+def make(job: VideoJob, counts: dict[str, Any], world: World) -> tuple[dict[str, Any] | None, dict[str, Outcome]]:
+    """Make the videos that are missing and all that is made of them: the files described above.
 
-    The record, on the first process; None elsewhere and where nothing is made. UserError, at the end, for videos that did not
-    come out finite.
+    The record, on the first process and where there is a video, and what became of every cache; check that with
+    `Job.check_outcomes`, since videos that did not come out finite are not written.
     """
-    args = job.args
-    counts = job.counts()
-    latent_bytes = job.latent_bytes * len(job.prompts) * len(job.caches)
-    if args.dry_run:
-        job.print_plan(counts, latent_bytes=latent_bytes)
-        return None
-    world = start_world(args.device)
-    if world.is_main and not args.json:
-        show_log()
+    args, latent_bytes = job.args, total_latent_bytes(job)
     folders = {label: VideoFolder(job, label) for label in job.caches}
 
     def prepare() -> None:
@@ -449,30 +441,65 @@ def run(job: VideoJob) -> dict[str, Any] | None:
     decode_missing(job, pipeline, folders, missing, outcomes, world)
     world.barrier()
     if not world.is_main:
-        return None
+        return None, outcomes
     for folder in folders.values():
         with contextlib.suppress(OSError):  # still has some, or never was
             (folder.state / "latents").rmdir()
     whole = {label: folder for label, folder in folders.items() if not outcomes[label].failed}
-    record = None
-    if whole:
-        earlier = job.earlier_rows()
-        scores = judge(whole, len(job.prompts))
-        record = {
-            "command": job.command,
-            "command_line": job.command_line(world.size),
-            "settings": job.settings,
-            "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached videos, "
-            "mean over frames; flicker: grey levels of 255",
-            "num_samples": len(job.prompts),
-            "processes": world.size,
-            "rows": make_rows(
-                {label: job.caches[label] for label in whole}, job.num_steps, outcomes, counts, scores, earlier
-            ),
-            "conditions": conditions(world.device, job.dtype),
-        }
-        record = job.write_record(record, earlier)
-        write_video_page(job, record)
+    return report(job, counts, outcomes, whole, world) if whole else None, outcomes
+
+
+def report(
+    job: VideoJob,
+    counts: dict[str, Any],
+    outcomes: dict[str, Outcome],
+    folders: dict[str, VideoFolder],
+    world: World,
+) -> dict[str, Any]:
+    """Write record and page of the caches whose videos are all there, and return the record."""
+    earlier = job.earlier_rows()
+    scores = judge(folders, len(job.prompts))
+    record = {
+        "command": job.command,
+        "command_line": job.command_line(world.size),
+        "settings": job.settings,
+        "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached videos, "
+        "mean over frames; flicker: grey levels of 255",
+        "num_samples": len(job.prompts),
+        "processes": world.size,
+        "rows": make_rows(
+            {label: job.caches[label] for label in folders}, job.num_steps, outcomes, counts, scores, earlier
+        ),
+        "conditions": conditions(world.device, job.dtype),
+    }
+    record = job.write_record(record, earlier)
+    write_video_page(job, record)
+    return record
+
+
+def total_latent_bytes(job: VideoJob) -> int:
+    """Of all samples of all caches."""
+    return job.latent_bytes * len(job.prompts) * len(job.caches)
+
+
+def run(job: VideoJob) -> dict[str, Any] | None:
+    """Carry out a job of a command: the files, and a table or the record on stdout.
+
+    The record, on the first process; None elsewhere and where nothing is made. UserError, at the end, for videos that did not
+    come out finite.
+    """
+    args = job.args
+    counts = job.counts()
+    if args.dry_run:
+        job.print_plan(counts, latent_bytes=total_latent_bytes(job))
+        return None
+    world = start_world(args.device)
+    if world.is_main and not args.json:
+        show_log()
+    record, outcomes = make(job, counts, world)
+    if not world.is_main:
+        return None
+    if record is not None:
         if args.json:
             print(json.dumps(record))
         else:
