@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from cache_dic import UserError
 from cache_dic.errors import check_choice
 from evaluation.families import FAMILIES, Family, all_models
+from evaluation.flags import hide_caching, refuse_caching
 from evaluation.variants import GROUPS, UNCACHED, Setup, Variant, choices, variants
 from seerkit.command.cache_flags import for_compiling, load_plugin
 from seerkit.command.cli import Parser, positive_int, run_command, show_log
@@ -39,7 +40,6 @@ python eval/compare.py --model flux-dev --prompt-file DrawBench.txt --num-sample
 DEFAULT_MODEL = "flux-tiny"
 BATCHES = 2  # of an embedded model's samples: every row has as many timings
 DECIDED = "full steps are decided while sampling; these are bounds"
-KEPT_FLAGS = ("--plugin",)  # of those of caching
 
 
 def asked_model(argv: Sequence[str] | None) -> str:
@@ -58,7 +58,7 @@ def make_parser(family: Family) -> Parser:
     parser = Parser(__doc__, EXAMPLES)
     family.add_flags(parser)
     caching = parser.section("caching")
-    _others(parser)
+    hide_caching(parser)
     caching.add_argument(
         "--methods",
         nargs="+",
@@ -89,27 +89,14 @@ def make_parser(family: Family) -> Parser:
     return parser
 
 
-def _others(parser: Parser) -> list[argparse.Action]:
-    """Flags of caching that a sampling command has and a comparison refuses: hidden from --help."""
-    actions = [
-        action
-        for action in parser.flags_in("caching")
-        if action.option_strings and action.option_strings[0] not in (*KEPT_FLAGS, "--methods")
-    ]
-    parser.hide(*(action.option_strings[0] for action in actions))
-    return actions
-
-
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Family]:
     family = FAMILIES[all_models()[asked_model(argv)]]
     parser = make_parser(family)
     args = parser.parse_args(argv)
-    for action in _others(parser):
-        if getattr(args, action.dest) != action.default:
-            parser.error(
-                f"{action.option_strings[0]} is not taken here, where every method has its own settings: name methods by "
-                "--methods, or give it to the sampling command with --compare"
-            )
+    refuse_caching(
+        parser, args, "where every method has its own settings: name methods by --methods, or give it to the sampling command "
+        "with --compare",
+    )  # fmt: skip
     return args, family
 
 

@@ -79,6 +79,28 @@ def add_workload_flags(parser: Parser, argv: Sequence[str] | None) -> None:
     add_cache_flags(parser, PACKAGES[_asked_model(argv)])
 
 
+KEPT_FLAGS = ("--plugin", "--methods")
+"""Of those of caching, what a command takes whose methods have settings of their own."""
+
+
+def hide_caching(parser: Parser) -> list[argparse.Action]:
+    """Flags of caching that a sampling command has and a command with rows of its own refuses: hidden from --help."""
+    actions = [
+        action
+        for action in parser.flags_in("caching")
+        if action.option_strings and action.option_strings[0] not in KEPT_FLAGS
+    ]
+    parser.hide(*(action.option_strings[0] for action in actions))
+    return actions
+
+
+def refuse_caching(parser: Parser, args: argparse.Namespace, reason: str) -> None:
+    """An error of the parser for a flag of `hide_caching` that was given. reason: where that is not taken, and what to do."""
+    for action in hide_caching(parser):
+        if getattr(args, action.dest) != action.default:
+            parser.error(f"{action.option_strings[0]} is not taken here, {reason}")
+
+
 def fill_num_steps(args: argparse.Namespace) -> None:
     """Set the number of steps that was not given to the model's own, for which its backbone is loaded."""
     args.num_steps = args.num_steps or BACKBONES[args.model].num_steps
