@@ -239,14 +239,14 @@ class Family:
     """What a command that samples any model asks a family for.
 
     folder: of its records in results/. makes: image or video. num_samples: of the embedded model, where a command makes its own
-    choice. make_job(command, args, prompts, caches).
+    choice. make_job(command, args, prompts, caches), of videos with names behind.
     """
 
     package: str
     folder: str
     makes: str
     num_samples: int
-    make_job: "Callable[[str, argparse.Namespace, list[str], Caches], Job]"
+    make_job: "Callable[..., Job]"
 
     @property
     def flags(self) -> Any:
@@ -273,8 +273,18 @@ class Family:
         """The prompts that the flags ask for."""
         return [one if isinstance(one, str) else one.prompt for one in self.flags.prompts_of(args)]
 
-    def job(self, command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "Job":
-        return self.make_job(command, args, prompts, caches)
+    def job(
+        self,
+        command: str,
+        args: argparse.Namespace,
+        prompts: list[str],
+        caches: Caches,
+        names: Sequence[str] | None = None,
+    ) -> "Job":
+        """names: of the files of videos, without suffix (default: their numbers)."""
+        if self.makes == "image":
+            return self.make_job(command, args, prompts, caches)
+        return self.make_job(command, args, prompts, caches, names or [f"{i:06d}" for i in range(len(prompts))])
 
 
 class _DiT(Family):
@@ -296,7 +306,14 @@ class _DiT(Family):
         names = self.flags.class_names(self.flags.config_of(args))
         return [names[number] for number in self._classes(args)]
 
-    def job(self, command: str, args: argparse.Namespace, prompts: list[str], caches: Caches) -> "Job":
+    def job(
+        self,
+        command: str,
+        args: argparse.Namespace,
+        prompts: list[str],
+        caches: Caches,
+        names: Sequence[str] | None = None,
+    ) -> "Job":
         return dit_job(command, args, prompts, caches, classes=self._classes(args))
 
 
@@ -307,22 +324,13 @@ class _HiDream(Family):
         parser.set_defaults(add_sampling_metadata=False)
 
 
-def _numbered(make: "Callable[..., VideoJob]") -> "Callable[[str, argparse.Namespace, list[str], Caches], VideoJob]":
-    """A job whose videos are called by their numbers."""
-    return lambda command, args, prompts, caches: make(
-        command, args, prompts, caches, [f"{index:06d}" for index in range(len(prompts))]
-    )
-
-
 FAMILIES = {
     family.package: family
     for family in (
         _DiT(package="dit", folder="dit", makes="image", num_samples=20, make_job=dit_job),
         Family(package="flux", folder="flux", makes="image", num_samples=16, make_job=flux_job),
-        Family(
-            package="hunyuan_video", folder="hunyuan", makes="video", num_samples=6, make_job=_numbered(hunyuan_job)
-        ),
-        Family(package="wan", folder="wan", makes="video", num_samples=6, make_job=_numbered(wan_job)),
+        Family(package="hunyuan_video", folder="hunyuan", makes="video", num_samples=6, make_job=hunyuan_job),
+        Family(package="wan", folder="wan", makes="video", num_samples=6, make_job=wan_job),
         _HiDream(package="hidream", folder="hidream", makes="image", num_samples=12, make_job=hidream_job),
     )
 }

@@ -1,0 +1,274 @@
+"""Tables of published figures beside ours: Markdown, LaTeX, and CSV with a line for each figure."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.reproduction.protocols import COLUMNS, COSTS, Protocol, PublishedTable, measure_of
+from evaluation.reproduction.rows import UNCACHED, Row
+from evaluation.reproduction.running import Plan
+from evaluation.scoring.measures import Measure, find_measure
+from seerkit.io.files import write_text
+from seerkit.io.tables import markdown_table, number
+
+NOTHING = "–"
+LATEX = str.maketrans(
+    {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--", "×": r"$\times$"}
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A published figure and ours, ready to show. difference: ours less the published one, of operations in percent."""
+
+    heading: str
+    published: str
+    ours: str
+    difference: str
+    values: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: its name, figures by column, further ones of the embedded model, and notes."""
+
+    row: Row
+    figures: Sequence[Figure]
+    embedded: Sequence[str]
+    note: str
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+
+
+def our_value(key: str, row: Row, table: PublishedTable, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a record has beside a published column: value, and low and high, or a text in place of them.
+
+    A smoke run counts the published model, and its samples say nothing about that one's time and quality.
+    """
+    if row.counted is None:
+        return {"value": None}
+    counts = record["counts"].get(row.counted.label)
+    run = record["runs"].get(row.sampled.label, {}) if row.sampled and not record["is_smoke"] else {}
+    latency = run.get("latency") or {}
+    if key in ("flops_T", "speedup"):
+        flops = run.get("flops_T") or (counts or {}).get("flops_T")
+        base = record["counts"][UNCACHED]["flops_T"]
+        if flops is None:
+            bounds = (counts or {}).get("flops_ratio_bounds")
+            if bounds is None:
+                return {"value": None}
+            ends = [base / ratio if key == "flops_T" else ratio for ratio in bounds]
+            return {"value": None, "text": f"{min(ends):.2f} to {max(ends):.2f}"}
+        return {"value": flops if key == "flops_T" else base / flops}
+    if key in COSTS:
+        return {"value": latency.get("median_s" if key == "latency_s" else "ratio")}
+    measure = measure_of(key, table)
+    return run.get("scores", {}).get(measure, {"value": None})
+
+
+def figure(key: str, row: Row, table: PublishedTable, record: Mapping[str, Any]) -> Figure:
+    column, theirs = COLUMNS[key], row.published.get(key)
+    found = our_value(key, row, table, record)
+    ours = found["value"]
+    shown = found.get("text") or found.get("note") or number(ours, column.digits)
+    if ours is not None and found.get("low") is not None:
+        shown += f" ± {number((found['high'] - found['low']) / 2, column.digits)}"
+    difference = NOTHING
+    if ours is not None and theirs is not None:
+        difference = (
+            f"{100 * (ours / theirs - 1):+.2f} %" if key == "flops_T" else f"{ours - theirs:+.{column.digits}f}"
+        )
+    heading = column.heading + (f" ({table.clip})" if key == "clip_score" else "")
+    about = "about " if row.published.get("approximate") and theirs is not None else ""
+    return Figure(heading, about + number(theirs, column.digits), shown, difference, (theirs, ours))
+
+
+def embedded_cells(row: Row, record: Mapping[str, Any], measures: Sequence[Measure]) -> list[str]:
+    """Of a smoke run: latency ratio and scores of the embedded model."""
+    run = record["runs"].get(row.sampled.label, {}) if row.sampled else {}
+    cells = [number((run.get("latency") or {}).get("ratio"), 2, "x")]
+    for measure in measures:
+        found = run.get("scores", {}).get(measure.name, {"value": None})
+        cell = found.get("note") or number(found["value"], measure.digits)
+        if found["value"] is not None and found.get("low") is not None:
+            cell += f" ± {number((found['high'] - found['low']) / 2, measure.digits)}"
+        cells.append(cell)
+    return cells
+
+
+def notes(row: Row, record: Mapping[str, Any]) -> str:
+    """What must be known of a row."""
+    run = record["runs"].get(row.sampled.label, {}) if row.sampled else {}
+    found = [f"not run: {row.why}"] if row.why else []
+    found += [f"not run: {run['why']}"] if run.get("why") and not lacks_all(record) else []
+    found += [row.counted.note] if row.counted and row.counted.note else []
+    found += [row.published[key] for key in ("discrepancy", "note") if row.published.get(key)]
+    return "; ".join(found)
+
+
+def lacks_all(record: Mapping[str, Any]) -> str | None:
+    """Why nothing could be sampled, where one thing stands in the way of all runs."""
+    reasons = {run["why"] for run in record["runs"].values()}
+    return reasons.pop() if len(reasons) == 1 else None
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One published table with ours: title, header, lines of cells, and what stands under it."""
+
+    title: str
+    header: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    below: Sequence[str]
+    lines: Sequence[Line]
+    source: str
+
+
+def make_sheet(
+    table: PublishedTable | None, rows: Sequence[Row], record: Mapping[str, Any], protocol: Protocol
+) -> Sheet:
+    """A table of rows that are all of one publication, or of methods of the user's own (None)."""
+    smoke = record["is_smoke"]
+    shown = table or _own_table(protocol)
+    measures = [find_measure(name) for name in protocol.embedded_measures if smoke and _is_scored(name, record)]
+    lines = [
+        Line(
+            row,
+            [figure(key, row, shown, record) for key in shown.columns],
+            embedded_cells(row, record, measures) if smoke else [],
+            notes(row, record),
+        )
+        for row in rows
+    ]
+    header = ["run"]
+    for one in lines[0].figures:
+        header += [f"{one.heading}, published", "ours", "difference"]
+    header += (
+        [f"{record['model']}: {name}" for name in ("latency ratio", *(m.title for m in measures))] if smoke else []
+    )
+    header.append("note")
+    cells = [
+        [
+            line.row.name,
+            *(cell for one in line.figures for cell in (one.published, one.ours, one.difference)),
+            *line.embedded,
+            line.note or NOTHING,
+        ]
+        for line in lines
+    ]
+    title = f"{protocol.title}: {shown.title}"
+    if smoke:
+        title += f" – SMOKE RUN of {record['model']}, {record['num_samples']} samples"
+    return Sheet(title, header, cells, _below(shown, record, protocol, measures), lines, shown.source)
+
+
+def _own_table(protocol: Protocol) -> PublishedTable:
+    columns = list(dict.fromkeys(key for table in protocol.tables for key in table.columns))
+    clip = next((table.clip for table in protocol.tables if table.clip), None)
+    return PublishedTable(key="own", title="methods of your own", source="not published", columns=columns, clip=clip)
+
+
+def _is_scored(name: str, record: Mapping[str, Any]) -> bool:
+    return any(name in run["scores"] for run in record["runs"].values())
+
+
+def _below(
+    table: PublishedTable, record: Mapping[str, Any], protocol: Protocol, measures: Sequence[Measure]
+) -> list[str]:
+    made, counted = record["conditions"], record["counts_conditions"]
+    found = [f"Published: {table.source} (results/paper/{protocol.name}.json)."]
+    found += [f"Protocol: {'; '.join(protocol.facts)}."]
+    found += [
+        f"TFLOPs of ours: {protocol.model} at published size, counted on the meta device, 2 operations per multiply-add, "
+        f"torch {counted['versions']['torch']}, {counted['date'][:10]}; a range where full steps are decided while sampling."
+    ]
+    if record["is_smoke"]:
+        found += [
+            f"This is a smoke run: columns of {record['model']} are those of the embedded model with {record['num_samples']} "
+            f"samples, on {made['device']}; they show that the whole way works and compare with no published figure."
+        ]
+        found += [f"{measure.title}: {measure.meaning}." for measure in measures]
+    elif record["num_samples"] != protocol.num_samples:
+        found += [f"Ours of {record['num_samples']} samples; published of {protocol.num_samples}."]
+    if told := lacks_all(record):
+        found += [f"Not run: {told}"]
+    found += [f"Not scored, {name}: {reason}." for name, reason in record["not_scored"].items()]
+    if not record["is_smoke"] and not lacks_all(record):
+        found += [f"Prompts: {record['prompts']['note']}." if record["prompts"]["note"] else ""]
+        found += [f"Ours on {made['device']}, {made['dtype']}, torch {made['versions']['torch']}, {made['date'][:10]}."]
+    return [line for line in found if line]
+
+
+def sheets(record: Mapping[str, Any], plan: Plan) -> list[Sheet]:
+    """A sheet for every table that has chosen rows."""
+    tables = [*plan.protocol.tables, None]
+    by_table = [(table, [row for row in plan.rows if row.table is table]) for table in tables]
+    return [make_sheet(table, rows, record, plan.protocol) for table, rows in by_table if rows]
+
+
+def markdown(sheet: Sheet) -> str:
+    last = len(sheet.header) - 1
+    table = markdown_table(sheet.header, [[_plain(cell) for cell in line] for line in sheet.cells], left=(0, last))
+    return "\n\n".join([f"### {sheet.title}", table, *(f"*{line}*" for line in map(_plain, sheet.below))])
+
+
+def _plain(cell: str) -> str:
+    return " ".join(cell.replace("|", r"\|").split())
+
+
+def latex(sheet: Sheet) -> str:
+    """A table environment for the package booktabs, without the notes, which stand below it as a comment."""
+    kinds = "l" + "r" * (len(sheet.header) - 2)
+    lines = [[cell.translate(LATEX) for cell in line[:-1]] for line in (sheet.header, *sheet.cells)]
+    body = [" & ".join(line) + r" \\" for line in lines]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{sheet.title.translate(LATEX)}}}",
+            rf"\begin{{tabular}}{{{kinds}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            *(f"% {' '.join(line.split())}" for line in sheet.below),
+        ]
+    )
+
+
+def csv_text(made: Sequence[Sheet]) -> str:
+    """A line for each figure of each row: table, row, quantity, published value and source, ours, difference, note."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["table", "row", "quantity", "published", "source", "ours", "difference", "note"])
+    for sheet in made:
+        for line in sheet.lines:
+            for one in line.figures:
+                theirs, ours = one.values
+                difference = None if None in one.values else ours - theirs  # type: ignore[operator]
+                cells = ["" if value is None else repr(value) for value in (theirs, ours, difference)]
+                source = line.row.published.get("source", "")
+                writer.writerow(
+                    [sheet.title, line.row.name, one.heading, cells[0], source, cells[1], cells[2], line.note]
+                )
+    return text.getvalue()
+
+
+def write_tables(record: Mapping[str, Any], plan: Plan) -> tuple[str, dict[str, Path]]:
+    """Write tables.md, tables.tex and tables.csv beside the record; the Markdown, and the files by kind."""
+    made = sheets(record, plan)
+    text = "\n\n".join(map(markdown, made))
+    files = {kind: plan.out / f"tables.{kind}" for kind in ("md", "tex", "csv")}
+    write_text(files["md"], text + "\n")
+    write_text(files["tex"], "\n\n".join(map(latex, made)) + "\n")
+    write_text(files["csv"], csv_text(made))
+    return text, {"record": plan.out / "record.json", **files}
