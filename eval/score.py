@@ -140,7 +140,7 @@ def text(record: dict[str, Any]) -> str:
         interval = "–"
         if found.get("low") is not None:
             interval = f"{number(found['low'], measure.digits)} to {number(found['high'], measure.digits)}"
-        rows.append([measure.title, shown, interval, str(found["num"])])
+        rows.append([found["title"], shown, interval, str(found["num"])])
         meanings.append(measure.meaning)
     facts = f"{record['samples']['path']}, {counted(record['samples']['num_samples'], 'sample')}"
     return "\n".join(

@@ -26,7 +26,8 @@ known; num: samples; and figures of the measure's own."""
 class Reading:
     """What is computed of every sample alone.
 
-    name: short, of a folder. facts: what the arrays depend on besides the samples, such as the digest of weights and versions.
+    name: short, of a folder. facts: what the arrays depend on besides the samples, such as the digest of weights and versions;
+    "stand_in" among them where the weights are not those that the measure is named after (`evaluation.scoring.weights`).
     load(device): what reads a shard: arrays by name, the first dimension that of the shard's samples (or of all their frames,
     where frames are what is counted). of: the sets beside the samples that it looks at, "pairs" or "prompts".
     """
@@ -42,8 +43,8 @@ class Measure:
     """A figure of a set of samples.
 
     name: in commands and records. title: of a column, with what the figure depends on, such as the backbone. needs: of
-    "reference" (a set that the whole is compared with), "pairs" (a set whose samples are compared one by one), "prompts" and
-    "video". best: 1 where more is better, -1 where less, 0 where neither. digits: shown. missing(): what has to be fetched
+    "reference" (a set that the whole is compared with), "pairs" (a set whose samples are compared one by one), "prompts",
+    "video" and "image" (samples of one kind alone). best: 1 where more is better, -1 where less, 0 where neither. digits: shown. missing(): what has to be fetched
     first, in lines that name file, place and size. reading(): UserError where something is missing. score(samples,
     reference): of their readouts; reference is None unless one is needed. meaning: what a reader must know.
     """

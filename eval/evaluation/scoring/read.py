@@ -182,7 +182,7 @@ def _check_finite(arrays: Mapping[str, np.ndarray], shard: Shard) -> None:
 def check_task(task: Task, names: Sequence[str]) -> list[str]:
     """What stands in the way of measures of a task, a line for each."""
     there = {name for name in ("reference", "pairs", "prompts") if getattr(task, name) is not None}
-    there |= {"video"} if task.samples.is_video else set()
+    there.add("video" if task.samples.is_video else "image")
     lines = []
     for measure in map(find_measure, names):
         lacking = sorted(measure.needs - there)
@@ -219,6 +219,7 @@ def score(
             found = measure.score(readout, reference)
             assert found["value"] is None or np.isfinite(found["value"])
             scores[measure.name] = {
+                "title": measure.title + (", stand-in weights" if reading.facts.get("stand_in") else ""),
                 **found,
                 "num": found.get("num", len(task.samples.names)),
                 "facts": dict(reading.facts),
