@@ -5,6 +5,7 @@ of one reading share it, as FID and KID share features.
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,9 +45,10 @@ class Measure:
 
     name: in commands and records. title: of a column, with what the figure depends on, such as the backbone. needs: of
     "reference" (a set that the whole is compared with), "pairs" (a set whose samples are compared one by one), "prompts",
-    "video" and "image" (samples of one kind alone). best: 1 where more is better, -1 where less, 0 where neither. digits: shown. missing(): what has to be fetched
-    first, in lines that name file, place and size. reading(): UserError where something is missing. score(samples,
-    reference): of their readouts; reference is None unless one is needed. meaning: what a reader must know.
+    "video" and "image" (samples of one kind alone). best: 1 where more is better, -1 where less, 0 where neither. digits:
+    shown. missing(): what has to be fetched first, in lines that name file, place and size. reading(): UserError where
+    something is missing. score(samples, reference): of their readouts; reference is None unless one is needed. meaning: what a
+    reader must know.
     """
 
     name: str
@@ -60,9 +62,26 @@ class Measure:
     meaning: str
 
 
+def mean_score(values: "np.ndarray") -> Score:
+    """Mean over samples (N,) with Student's 95 % interval."""
+    from evaluation.metrics import mean_interval
+
+    found = mean_interval(values)
+    return {"value": found["mean"], "low": found["low"], "high": found["high"], "num": found["num"]}
+
+
+def missing_packages(*names: str) -> list[str]:
+    """A line for each package of the extra `eval` that is not installed."""
+    absent = (name for name in names if importlib.util.find_spec(name) is None)
+    return [f'the package {name}; install it with `pip install "taylorseer[eval]"`' for name in absent]
+
+
 _MODULES = {
     "psnr": "pairs",
     "ssim": "pairs",
+    "lpips": "pairs",
+    "lpips-vgg": "pairs",
+    "lite0": "pairs",
 }
 """By measure, the module of this package that has it in its MEASURES."""
 NAMES = tuple(_MODULES)
