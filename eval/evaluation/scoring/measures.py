@@ -70,10 +70,10 @@ def mean_score(values: "np.ndarray") -> Score:
     return {"value": found["mean"], "low": found["low"], "high": found["high"], "num": found["num"]}
 
 
-def missing_packages(*names: str) -> list[str]:
-    """A line for each package of the extra `eval` that is not installed."""
+def missing_packages(*names: str, extra: str = "eval") -> list[str]:
+    """A line for each package that is not installed. extra: of this project, that it comes with."""
     absent = (name for name in names if importlib.util.find_spec(name) is None)
-    return [f'the package {name}; install it with `pip install "taylorseer[eval]"`' for name in absent]
+    return [f'the package {name}; install it with `pip install -e ".[{extra}]"`' for name in absent]
 
 
 _MODULES = {
@@ -82,6 +82,16 @@ _MODULES = {
     "lpips": "pairs",
     "lpips-vgg": "pairs",
     "lite0": "pairs",
+    "clip-l14": "texts",
+    "clip-b32": "texts",
+    "image-reward": "rewards",
+    "emoji-score": "judges",
+    "class-accuracy": "judges",
+    "psnr-worst": "videos",
+    "flicker": "videos",
+    "flicker-change": "videos",
+    "warping-error": "videos",
+    "flow-difference": "videos",
 }
 """By measure, the module of this package that has it in its MEASURES."""
 NAMES = tuple(_MODULES)

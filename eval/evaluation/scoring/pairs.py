@@ -63,11 +63,11 @@ def _psnr_of(ours: Frames, theirs: Frames) -> Mapping[str, float]:
     }
 
 
-def _psnr_reading() -> Reading:
+def psnr_reading() -> Reading:
     return Reading(name="psnr", facts={}, load=lambda _: lambda shard: read_pairs(shard, _psnr_of), of=("pairs",))
 
 
-def _psnr_score(part: str) -> Callable[[Readout, Readout | None], Score]:
+def psnr_score(part: str) -> Callable[[Readout, Readout | None], Score]:
     def score(samples: Readout, _: Readout | None) -> Score:
         values, errors = samples.whole(part), samples.whole("error")
         differ = values[values != IDENTICAL]
@@ -201,8 +201,8 @@ _ALL: Sequence[Measure] = (
         needs=frozenset({"pairs"}),
         best=1,
         digits=2,
-        reading=_psnr_reading,
-        score=_psnr_score("mean"),
+        reading=psnr_reading,
+        score=psnr_score("mean"),
         meaning="PSNR: 10 log10(255² / MSE) to the uncached sample of the same noise, of each frame; mean of decibels over the "
         "frames that differ, then over the samples that do. pooled_db in the record is that of the mean squared error over all "
         "samples, which a few bad ones rule",

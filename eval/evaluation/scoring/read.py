@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from cache_dic import UserError
 from evaluation.scoring.measures import Reading, Score, find_measure
-from evaluation.scoring.samples import Samples, in_words
+from evaluation.scoring.samples import Samples, check_pairs, in_words
 from seerkit.devices.distributed import World, gather
 from seerkit.io.files import clear_partial, write_json
 from seerkit.weights.checkpoints import save_tensors
 
-SHARD = 50  # samples
+SHARD, VIDEO_SHARD = 50, 4  # samples, which are in memory together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class Task:
                 raise UserError(
                     f"{self.samples.path} holds {kinds[0]} and {other.path} {kinds[1]}; compare like with like"
                 )
+        if self.pairs is not None:
+            check_pairs(self.samples, self.pairs)
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,19 @@ class Readout:
 
 def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quiet: bool = False) -> Readout:
     """Read whatever shards are not there, this process its share of them; the arrays of all."""
+    size = VIDEO_SHARD if task.samples.is_video else SHARD
     claim = {
         "samples": task.samples.digest(),
         **{name: value for name, value in _beside(task).items() if name in reading.of},
         "reading": reading.name,
         "facts": dict(reading.facts),
-        "shard": SHARD,
+        "shard": size,
         "device": world.device.type,
     }
     text = json.dumps(claim, sort_keys=True)
     folder = work / f"{reading.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     count = len(task.samples.names)
-    starts = range(0, count, SHARD)
+    starts = range(0, count, size)
     paths = {start: folder / f"{start:06d}.safetensors" for start in starts}
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +144,7 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
     if mine:
         read: Callable[[Shard], Mapping[str, np.ndarray]] = reading.load(world.device)
         for start in tqdm(mine, reading.name, unit="shard", disable=quiet or not world.is_main, leave=False):
-            shard = Shard(task, range(start, min(start + SHARD, count)))
+            shard = Shard(task, range(start, min(start + size, count)))
             try:
                 arrays = read(shard)
             except UserError as error:  # the others are read all the same, and all faults told at once
