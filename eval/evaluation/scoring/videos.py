@@ -135,9 +135,9 @@ _ALL: Sequence[Measure] = (
         ),
         score=_warping_score,
         meaning=f"warping error x1000: squared difference of a frame and the next one brought back by {_FLOW}, values in "
-        "[0, 1], mean over channels, the pixels that are found again forward and backward, neighbours and videos (E_warp "
-        "of Lai et al. 2018 with another flow). share in the record is that of these pixels; blur and lost motion lower the error, so "
-        "it is read beside the uncached videos' own",
+        "[0, 1], mean over channels, the pixels that are found again forward and backward, neighbours and videos (E_warp of "
+        "Lai et al. 2018 with another flow). share in the record is that of these pixels; blur and lost motion lower the "
+        "error, so it is read beside the uncached videos' own",
     ),
     Measure(
         name="flow-difference",
