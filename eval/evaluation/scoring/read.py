@@ -9,11 +9,12 @@ folder, which may serve any number of sets and measures:
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -154,10 +155,17 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
             save_tensors(paths[start], {name: torch.from_numpy(values.copy()) for name, values in arrays.items()})
     told = [line for share in gather(failures, world) for line in share]
     if told:
-        raise UserError(
-            f"{in_words(told)}; nothing is scored until all {count} samples can be read, what was read is kept"
+        _refuse(
+            f"{in_words(told)}; nothing is scored until all {count} samples can be read, what was read is kept", world
         )
     return Readout(task.samples, list(paths.values()))
+
+
+def _refuse(message: str, world: World) -> NoReturn:
+    """UserError on the first process, which reports it; the others leave quietly."""
+    if world.is_main:
+        raise UserError(message)
+    sys.exit(2)
 
 
 def _beside(task: Task) -> dict[str, Any]:
@@ -208,7 +216,7 @@ def score(
     Readings are kept beneath `work`. UserError for what stands in the way, and for samples that cannot be read.
     """
     if lines := check_task(task, names):
-        raise UserError("; ".join(lines))
+        _refuse("; ".join(lines), world)
     check_samples(task, work, world, allow_duplicates=allow_duplicates, quiet=quiet)
     scores = {}
     for measure in map(find_measure, names):
@@ -249,7 +257,8 @@ def check_samples(task: Task, work: Path, world: World, *, allow_duplicates: boo
         alike.setdefault(digest.tobytes(), []).append(name)
     groups = [" = ".join(names[:3]) + (" = …" if len(names) > 3 else "") for names in alike.values() if len(names) > 1]
     if groups and not allow_duplicates:
-        raise UserError(
+        _refuse(
             f"{task.samples.path} holds samples that are equal to the last pixel: {in_words(groups)}; make them anew, or take "
-            "--allow-duplicates where they may be"
+            "--allow-duplicates where they may be",
+            world,
         )
