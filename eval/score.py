@@ -5,9 +5,10 @@ What is read of the samples is kept shard by shard: a killed run goes on where i
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache_dic import UserError
 from evaluation.scoring.measures import NAMES, find_measure
@@ -15,6 +16,11 @@ from seerkit.command.cli import Parser, positive_int, run_command
 from seerkit.command.flags import add_device_flag, add_dry_run_flag, add_record_flags
 from seerkit.io.files import writable_directory, writable_file, write_json
 from seerkit.io.tables import counted, number, text_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evaluation.scoring.samples import Samples
 
 EXAMPLES = """
 python eval/score.py outputs/flux/A/taylorseer-N6-W3-O2 --measures psnr ssim --pairs outputs/flux/A/uncached
@@ -38,9 +44,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument(
         "--pairs", type=Path, metavar="SET", help="set whose samples are compared one by one, such as uncached ones"
     )
-    data.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help="a prompt a line, one for each sample in order of names"
+    prompts = data.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help="a prompt a line, one for each sample in order of names; or the list that files PROMPT-NUMBER are called after",
     )
+    prompts.add_argument(
+        "--record", type=Path, metavar="FILE", help="record.json or claim.json of the run, with its prompts"
+    )
+    prompts.add_argument("--prompts-in-names", action="store_true", help="files are called PROMPT-NUMBER")
     data.add_argument(
         "--num-samples", type=positive_int, metavar="N", help="how many there must be (default: as there are)"
     )
@@ -80,12 +94,13 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
+    import torch
+
     from evaluation.scoring.read import Task, check_task, score
     from evaluation.scoring.samples import open_samples
     from seerkit.devices.distributed import on_main, start_world
     from seerkit.devices.dtypes import torch_dtype
     from seerkit.io.records import conditions
-    from seerkit.text.prompts import read_prompts
 
     samples = open_samples(args.samples)
     count = len(samples.names)
@@ -97,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         samples=samples,
         reference=args.reference and open_samples(args.reference),
         pairs=args.pairs and open_samples(args.pairs),
-        prompts=args.prompt_file and read_prompts(args.prompt_file),
+        prompts=prompts_of(samples, args),
     )
     if args.dry_run:
         told = {
@@ -111,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.out:
         writable_file(args.out)
     world = start_world(args.device)
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"
     on_main(world, lambda: str(writable_directory(args.work)))
     scores = score(task, args.measures, args.work, world, allow_duplicates=args.allow_duplicates)
     if not world.is_main:
@@ -123,12 +139,34 @@ def main(argv: list[str] | None = None) -> None:
             for name, one in (("reference", task.reference), ("pairs", task.pairs))
             if one is not None
         },
+        **({"prompts": told_of_prompts(task.prompts, args)} if task.prompts else {}),
         "scores": scores,
         "conditions": conditions(world.device, torch_dtype("fp32")),
     }
     if args.out:
         write_json(args.out, record)
     print(json.dumps(record) if args.json else text(record))
+
+
+def prompts_of(samples: "Samples", args: argparse.Namespace) -> list[str] | None:
+    """One for each sample, None where none are given."""
+    from evaluation.scoring.prompts import listed_prompts, prompts_in_names, recorded_prompts
+
+    if args.prompt_file:
+        return listed_prompts(samples, args.prompt_file)
+    if args.record:
+        return recorded_prompts(samples, args.record)
+    return prompts_in_names(samples) if args.prompts_in_names else None
+
+
+def told_of_prompts(prompts: "Sequence[str]", args: argparse.Namespace) -> dict[str, Any]:
+    """Where the prompts come from, and the digest of a file with one of them a line, in the order of the samples."""
+    lines = "".join(f"{prompt}\n" for prompt in prompts)
+    source = args.prompt_file or args.record
+    return {
+        "path": str(source) if source else "names of the files",
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+    }
 
 
 def text(record: dict[str, Any]) -> str:
@@ -140,7 +178,7 @@ def text(record: dict[str, Any]) -> str:
         interval = "–"
         if found.get("low") is not None:
             interval = f"{number(found['low'], measure.digits)} to {number(found['high'], measure.digits)}"
-        rows.append([measure.title, shown, interval, str(found["num"])])
+        rows.append([found["title"], shown, interval, str(found["num"])])
         meanings.append(measure.meaning)
     facts = f"{record['samples']['path']}, {counted(record['samples']['num_samples'], 'sample')}"
     return "\n".join(

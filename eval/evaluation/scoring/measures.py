@@ -5,6 +5,7 @@ of one reading share it, as FID and KID share features.
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ known; num: samples; and figures of the measure's own."""
 class Reading:
     """What is computed of every sample alone.
 
-    name: short, of a folder. facts: what the arrays depend on besides the samples, such as the digest of weights and versions.
+    name: short, of a folder. facts: what the arrays depend on besides the samples, such as the digest of weights and versions;
+    "stand_in" among them where the weights are not those that the measure is named after (`evaluation.scoring.weights`).
     load(device): what reads a shard: arrays by name, the first dimension that of the shard's samples (or of all their frames,
     where frames are what is counted). of: the sets beside the samples that it looks at, "pairs" or "prompts".
     """
@@ -42,10 +44,11 @@ class Measure:
     """A figure of a set of samples.
 
     name: in commands and records. title: of a column, with what the figure depends on, such as the backbone. needs: of
-    "reference" (a set that the whole is compared with), "pairs" (a set whose samples are compared one by one), "prompts" and
-    "video". best: 1 where more is better, -1 where less, 0 where neither. digits: shown. missing(): what has to be fetched
-    first, in lines that name file, place and size. reading(): UserError where something is missing. score(samples,
-    reference): of their readouts; reference is None unless one is needed. meaning: what a reader must know.
+    "reference" (a set that the whole is compared with), "pairs" (a set whose samples are compared one by one), "prompts",
+    "video" and "image" (samples of one kind alone). best: 1 where more is better, -1 where less, 0 where neither. digits:
+    shown. missing(): what has to be fetched first, in lines that name file, place and size. reading(): UserError where
+    something is missing. score(samples, reference): of their readouts; reference is None unless one is needed. meaning: what a
+    reader must know.
     """
 
     name: str
@@ -59,9 +62,36 @@ class Measure:
     meaning: str
 
 
+def mean_score(values: "np.ndarray") -> Score:
+    """Mean over samples (N,) with Student's 95 % interval."""
+    from evaluation.metrics import mean_interval
+
+    found = mean_interval(values)
+    return {"value": found["mean"], "low": found["low"], "high": found["high"], "num": found["num"]}
+
+
+def missing_packages(*names: str, extra: str = "eval") -> list[str]:
+    """A line for each package that is not installed. extra: of this project, that it comes with."""
+    absent = (name for name in names if importlib.util.find_spec(name) is None)
+    return [f'the package {name}; install it with `pip install -e ".[{extra}]"`' for name in absent]
+
+
 _MODULES = {
     "psnr": "pairs",
     "ssim": "pairs",
+    "lpips": "pairs",
+    "lpips-vgg": "pairs",
+    "lite0": "pairs",
+    "clip-l14": "texts",
+    "clip-b32": "texts",
+    "image-reward": "rewards",
+    "emoji-score": "judges",
+    "class-accuracy": "judges",
+    "psnr-worst": "videos",
+    "flicker": "videos",
+    "flicker-change": "videos",
+    "warping-error": "videos",
+    "flow-difference": "videos",
 }
 """By measure, the module of this package that has it in its MEASURES."""
 NAMES = tuple(_MODULES)

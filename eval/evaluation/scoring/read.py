@@ -9,11 +9,12 @@ folder, which may serve any number of sets and measures:
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,12 +24,12 @@ from tqdm import tqdm
 
 from cache_dic import UserError
 from evaluation.scoring.measures import Reading, Score, find_measure
-from evaluation.scoring.samples import Samples, in_words
+from evaluation.scoring.samples import Samples, check_pairs, in_words
 from seerkit.devices.distributed import World, gather
 from seerkit.io.files import clear_partial, write_json
 from seerkit.weights.checkpoints import save_tensors
 
-SHARD = 50  # samples
+SHARD, VIDEO_SHARD = 50, 4  # samples, which are in memory together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class Task:
                 raise UserError(
                     f"{self.samples.path} holds {kinds[0]} and {other.path} {kinds[1]}; compare like with like"
                 )
+        if self.pairs is not None:
+            check_pairs(self.samples, self.pairs)
 
 
 @dataclass(frozen=True)
@@ -116,18 +119,19 @@ class Readout:
 
 def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quiet: bool = False) -> Readout:
     """Read whatever shards are not there, this process its share of them; the arrays of all."""
+    size = VIDEO_SHARD if task.samples.is_video else SHARD
     claim = {
         "samples": task.samples.digest(),
         **{name: value for name, value in _beside(task).items() if name in reading.of},
         "reading": reading.name,
         "facts": dict(reading.facts),
-        "shard": SHARD,
+        "shard": size,
         "device": world.device.type,
     }
     text = json.dumps(claim, sort_keys=True)
     folder = work / f"{reading.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     count = len(task.samples.names)
-    starts = range(0, count, SHARD)
+    starts = range(0, count, size)
     paths = {start: folder / f"{start:06d}.safetensors" for start in starts}
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +145,7 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
     if mine:
         read: Callable[[Shard], Mapping[str, np.ndarray]] = reading.load(world.device)
         for start in tqdm(mine, reading.name, unit="shard", disable=quiet or not world.is_main, leave=False):
-            shard = Shard(task, range(start, min(start + SHARD, count)))
+            shard = Shard(task, range(start, min(start + size, count)))
             try:
                 arrays = read(shard)
             except UserError as error:  # the others are read all the same, and all faults told at once
@@ -151,10 +155,17 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
             save_tensors(paths[start], {name: torch.from_numpy(values.copy()) for name, values in arrays.items()})
     told = [line for share in gather(failures, world) for line in share]
     if told:
-        raise UserError(
-            f"{in_words(told)}; nothing is scored until all {count} samples can be read, what was read is kept"
+        _refuse(
+            f"{in_words(told)}; nothing is scored until all {count} samples can be read, what was read is kept", world
         )
     return Readout(task.samples, list(paths.values()))
+
+
+def _refuse(message: str, world: World) -> NoReturn:
+    """UserError on the first process, which reports it; the others leave quietly."""
+    if world.is_main:
+        raise UserError(message)
+    sys.exit(2)
 
 
 def _beside(task: Task) -> dict[str, Any]:
@@ -182,7 +193,7 @@ def _check_finite(arrays: Mapping[str, np.ndarray], shard: Shard) -> None:
 def check_task(task: Task, names: Sequence[str]) -> list[str]:
     """What stands in the way of measures of a task, a line for each."""
     there = {name for name in ("reference", "pairs", "prompts") if getattr(task, name) is not None}
-    there |= {"video"} if task.samples.is_video else set()
+    there.add("video" if task.samples.is_video else "image")
     lines = []
     for measure in map(find_measure, names):
         lacking = sorted(measure.needs - there)
@@ -205,7 +216,7 @@ def score(
     Readings are kept beneath `work`. UserError for what stands in the way, and for samples that cannot be read.
     """
     if lines := check_task(task, names):
-        raise UserError("; ".join(lines))
+        _refuse("; ".join(lines), world)
     check_samples(task, work, world, allow_duplicates=allow_duplicates, quiet=quiet)
     scores = {}
     for measure in map(find_measure, names):
@@ -219,6 +230,7 @@ def score(
             found = measure.score(readout, reference)
             assert found["value"] is None or np.isfinite(found["value"])
             scores[measure.name] = {
+                "title": measure.title + (", stand-in weights" if reading.facts.get("stand_in") else ""),
                 **found,
                 "num": found.get("num", len(task.samples.names)),
                 "facts": dict(reading.facts),
@@ -245,7 +257,8 @@ def check_samples(task: Task, work: Path, world: World, *, allow_duplicates: boo
         alike.setdefault(digest.tobytes(), []).append(name)
     groups = [" = ".join(names[:3]) + (" = …" if len(names) > 3 else "") for names in alike.values() if len(names) > 1]
     if groups and not allow_duplicates:
-        raise UserError(
+        _refuse(
             f"{task.samples.path} holds samples that are equal to the last pixel: {in_words(groups)}; make them anew, or take "
-            "--allow-duplicates where they may be"
+            "--allow-duplicates where they may be",
+            world,
         )

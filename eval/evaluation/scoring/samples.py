@@ -1,9 +1,11 @@
 """Sets of samples as evaluators meet them: a folder of images, an .npz batch, a folder of videos; read one by one.
 
-A set is whole or it is refused: a file that cannot be read is an error that names it, never a sample less.
+A set is whole or it is refused: a file that cannot be read is an error that names it, never a sample less. Files stand in the
+order of their names, numbers in them by their values, so that img_2 comes before img_10.
 """
 
 import itertools
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,7 +48,7 @@ def open_samples(path: str | Path) -> Samples:
         return NpzBatch(path)
     if not path.is_dir():
         raise UserError(f"{path} is neither a folder of images or videos nor an .npz batch")
-    files = [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
+    files = sorted((file for file in path.iterdir() if not file.name.startswith(".")), key=_in_order)
     images = [file for file in files if file.suffix.lower() in IMAGES]
     videos = [file for file in files if file.suffix.lower() == VIDEO]
     if images and videos:
@@ -56,6 +58,29 @@ def open_samples(path: str | Path) -> Samples:
     if not images and not videos:
         raise UserError(f"{path} holds neither images ({', '.join(IMAGES)}) nor videos ({VIDEO})")
     return VideoFolder(path, videos) if videos else ImageFolder(path, images)
+
+
+NUMBER = re.compile("([0-9]+)")
+
+
+def _in_order(file: Path) -> tuple[list[str | int], str]:
+    """What files are sorted by: texts and numbers of the name in turn, then the name, where numbers differ in zeros alone."""
+    parts = NUMBER.split(file.name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], file.name
+
+
+def check_pairs(samples: Samples, pairs: Samples) -> None:
+    """UserError unless files that would be compared have one name, or one number, such as 000007.png and img_7.jpg."""
+    if not isinstance(samples, _Files) or not isinstance(pairs, _Files):
+        return
+    for ours, theirs in zip(samples.files, pairs.files, strict=True):
+        numbers = [NUMBER.findall(file.stem)[-1:] for file in (ours, theirs)]
+        alike = ours.stem == theirs.stem or (all(numbers) and int(numbers[0][0]) == int(numbers[1][0]))
+        if not alike:
+            raise UserError(
+                f"{ours} would be compared with {theirs}; pairs are files of one name or one number, rename or remove what "
+                "belongs to no pair"
+            )
 
 
 class _Files:
