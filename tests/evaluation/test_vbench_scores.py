@@ -44,7 +44,7 @@ PUBLISHED = {  # percent; dynamic_degree times its weight
     "object_class": (81.31, 83.53, 79.57, 79.79),
     "dynamic_degree": (30.14, 31.39, 30.14, 27.91),
 }
-"""HunyuanVideo uncached and at intervals 3, 5, 6 (kalinplus/TaylorSeer, TaylorSeers-HunyuanVideo/docs/evaluation_results.md)."""
+"""HunyuanVideo uncached, intervals 3, 5, 6 (kalinplus/TaylorSeer, TaylorSeers-HunyuanVideo/docs/evaluation_results.md)."""
 TOTALS = {
     "quality": (83.28, 83.27, 82.74, 81.92),
     "semantic": (71.24, 71.54, 70.75, 70.30),
