@@ -62,6 +62,9 @@ class Measure:
 _MODULES = {
     "psnr": "pairs",
     "ssim": "pairs",
+    "fd-lite0": "distributions",
+    "fd-squeezenet": "distributions",
+    "fd-fashion": "distributions",
 }
 """By measure, the module of this package that has it in its MEASURES."""
 NAMES = tuple(_MODULES)
