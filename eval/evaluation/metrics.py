@@ -93,14 +93,56 @@ def relative_error(a: ArrayLike, b: ArrayLike) -> float:
     return float(difference / norm)
 
 
+class GaussianSums:
+    """Sums of feature rows that their mean and covariance follow from, so that no set of them need fit into memory.
+
+    What is kept are n, Σ(x − x₀) and Σ(x − x₀)(x − x₀)ᵀ in float64, x₀ the first row ever added, which keeps features far from
+    zero from losing digits: 8 D² bytes, 34 MB for D = 2048, however many rows. Sums of parts can be added.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.origin = self.first = self.second = np.zeros(0)
+
+    def add(self, features: ArrayLike) -> "GaussianSums":
+        """Count rows (N, D) in; ValueError for other shapes, and for what is not finite."""
+        features = _numpy(features).astype(np.float64)
+        if features.ndim != 2 or (self.count and features.shape[1] != self.origin.size):
+            raise ValueError(f"features {features.shape} must be (N, {self.origin.size or 'D'})")
+        if not np.isfinite(features).all():
+            raise ValueError("features hold values that are not finite")
+        if not self.count and len(features):
+            dim = features.shape[1]
+            self.origin, self.first, self.second = features[0].copy(), np.zeros(dim), np.zeros((dim, dim))
+        if len(features):
+            features -= self.origin
+            self.count += len(features)
+            self.first = self.first + features.sum(axis=0)
+            self.second += features.T @ features
+        return self
+
+    def __add__(self, other: "GaussianSums") -> "GaussianSums":
+        """Of both parts; exact but for rounding, whatever rows the parts began with."""
+        if not (self.count and other.count):
+            return self if self.count else other
+        total, shift = GaussianSums(), other.origin - self.origin
+        moved = np.outer(other.first, shift)
+        total.count, total.origin = self.count + other.count, self.origin
+        total.first = self.first + other.first + other.count * shift
+        total.second = self.second + other.second + moved + moved.T + other.count * np.outer(shift, shift)
+        return total
+
+    def statistics(self) -> tuple[Array, Array]:
+        """Mean (D,) and unbiased covariance (D, D); ValueError for fewer than two rows."""
+        if self.count < 2:
+            raise ValueError(f"mean and covariance need at least two rows of features, there are {self.count}")
+        mean = self.first / self.count
+        return self.origin + mean, (self.second - self.count * np.outer(mean, mean)) / (self.count - 1)
+
+
 def gaussian_statistics(features: ArrayLike) -> tuple[Array, Array]:
     """Mean (D,) and unbiased covariance (D, D) of features (N, D), N of at least 2."""
-    features = _numpy(features).astype(np.float64)
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"features {features.shape} must be (N, D) with at least two rows")
-    if not np.isfinite(features).all():
-        raise ValueError("features hold values that are not finite")
-    return features.mean(axis=0), np.cov(features, rowvar=False).reshape(features.shape[1], features.shape[1])
+    return GaussianSums().add(features).statistics()
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
@@ -118,23 +160,58 @@ def gaussian_frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: Array
     The usual matrix square root of the unsymmetric product Σa Σb turns complex or fails for singular covariances. Here
     tr (Σa Σb)^½ = ‖Σa^½ Σb^½‖_*, the sum of singular values of symmetric roots' product: real, and stable for them too.
     """
+    difference, cov_a, cov_b = _gaussians(mean_a, cov_a, mean_b, cov_b)
+    cross = np.linalg.svd(_symmetric_root(cov_a)[0] @ _symmetric_root(cov_b)[0], compute_uv=False).sum()
+    return max(0.0, float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
+
+
+def frechet_influences(
+    mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """What a row of features adds to the distance of its set's Gaussian to the other, for either set (N, D) -> (N,).
+
+    The derivative by the row's weight, up to a constant: 2 (x − μa)·(μa − μb) + (x − μa)ᵀ (1 − T) (x − μa), T the map that
+    carries Gaussian a onto b, Σa^-½ (Σa^½ Σb Σa^½)^½ Σa^-½. Its variance over the rows, by their number, is that of the
+    distance (the delta method), whose bias it does not know.
+    """
+    difference, cov_a, cov_b = _gaussians(mean_a, cov_a, mean_b, cov_b)
+    (root_a, inverse_a), (root_b, inverse_b) = _symmetric_root(cov_a), _symmetric_root(cov_b)
+    left, values, right = np.linalg.svd(root_a @ root_b)
+
+    def influence(mean: ArrayLike, pull: Array, whiten: Array) -> Callable[[Array], Array]:
+        centre = _numpy(mean).astype(np.float64)
+
+        def of(rows: Array) -> Array:
+            rows = rows.astype(np.float64) - centre
+            return 2 * rows @ pull + np.square(rows).sum(axis=1) - np.square(rows @ whiten) @ values
+
+        return of
+
+    return influence(mean_a, difference, inverse_a @ left), influence(mean_b, -difference, inverse_b @ right.T)
+
+
+def _gaussians(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> tuple[Array, Array, Array]:
+    """The means' difference and both covariances, in float64; ValueError where their sizes do not fit."""
     mean_a, cov_a, mean_b, cov_b = (_numpy(value).astype(np.float64) for value in (mean_a, cov_a, mean_b, cov_b))
     shapes = (mean_a.shape, cov_a.shape, mean_b.shape, cov_b.shape)
     dim = mean_a.size
     if shapes != ((dim,), (dim, dim), (dim,), (dim, dim)):
         raise ValueError(f"means and covariances are {', '.join(map(str, shapes))}; their dimensions D must be equal")
-    difference = mean_a - mean_b
-    cross = np.linalg.svd(_symmetric_root(cov_a) @ _symmetric_root(cov_b), compute_uv=False).sum()
-    return max(0.0, float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
+    return mean_a - mean_b, cov_a, cov_b
 
 
-def _symmetric_root(covariance: Array) -> Array:
-    """Square root of a positive semi-definite matrix; eigenvalues at the level of rounding count as zero."""
+def _symmetric_root(covariance: Array) -> tuple[Array, Array]:
+    """Square root of a positive semi-definite matrix and the root's inverse on what it does not send to zero.
+
+    Eigenvalues at the level of rounding count as zero.
+    """
     values, vectors = np.linalg.eigh(covariance)
     floor = len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
     if values[0] < -1e-6 * max(values[-1], 0.0) or not np.isfinite(values).all():
         raise ValueError(f"covariance is not positive semi-definite: its lowest eigenvalue is {values[0]:.3g}")
-    return (vectors * np.sqrt(np.where(values > floor, values, 0.0))) @ vectors.T
+    roots = np.sqrt(np.where(values > floor, values, 0.0))
+    inverses = np.divide(1, roots, out=np.zeros_like(roots), where=roots > 0)
+    return (vectors * roots) @ vectors.T, (vectors * inverses) @ vectors.T
 
 
 def bootstrap_interval(

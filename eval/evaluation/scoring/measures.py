@@ -92,6 +92,9 @@ _MODULES = {
     "flicker-change": "videos",
     "warping-error": "videos",
     "flow-difference": "videos",
+    "fd-lite0": "distributions",
+    "fd-squeezenet": "distributions",
+    "fd-fashion": "distributions",
 }
 """By measure, the module of this package that has it in its MEASURES."""
 NAMES = tuple(_MODULES)

@@ -1,0 +1,153 @@
+"""Networks whose features stand for images in distances between sets; each is loaded when it is asked for.
+
+A distance is named after its network: FID and KID on the Inception of the FID authors alone, FD-NAME on any other.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_dic import UserError
+from cache_dic.errors import check_choice
+from evaluation.scoring.measures import Reading
+from evaluation.scoring.read import Shard
+from seerkit.io.files import content_digest
+
+BATCH = 50  # images that a network sees at once
+Network = Callable[[Tensor], Mapping[str, Tensor]]
+"""Images (B, 3, H, W) of uint8 -> features (B, D) by name of a layer."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The file of a network's weights. stand_in: it is known not to be the published one, and taken all the same."""
+
+    path: Path
+    stand_in: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A network that turns images into features.
+
+    name: in commands. title: in headings. layers: their widths by name; the first is that of most measures. seen: what becomes
+    of an image first. find: the weights; FileNotFoundError or UserError that names file, place and size where they are missing
+    or wrong. load: the network of a file, on a device. packages: what it needs besides the project's own.
+    """
+
+    name: str
+    title: str
+    layers: Mapping[str, int]
+    seen: str
+    find: Callable[[], Weights]
+    load: Callable[[Path, torch.device], Network]
+    packages: Sequence[str] = ()
+
+    def missing(self) -> list[str]:
+        """What has to be fetched before it can be used, a line each."""
+        lines = [
+            f"the package {name}, which is not installed; `pip install -e .[eval]` has it"
+            for name in self.packages
+            if importlib.util.find_spec(name) is None
+        ]
+        try:
+            self.find()
+        except (FileNotFoundError, UserError) as error:
+            lines.append(str(error))
+        return lines
+
+    def reading(self) -> Reading:
+        """The features of every frame of a sample, and `frames`, the number of these (B,)."""
+        weights = self.find()
+        facts: dict[str, Any] = {
+            "network": self.title,
+            "layers": dict(self.layers),
+            "input": self.seen,
+            "weights": {"file": weights.path.name, "digest": content_digest(weights.path)},
+            **{name: version(name) for name in self.packages},
+        }
+        if weights.stand_in:
+            facts["stand_in_weights"] = True
+
+        def load(device: torch.device) -> Callable[[Shard], Mapping[str, np.ndarray]]:
+            network = self.load(weights.path, device)
+
+            def read(shard: Shard) -> Mapping[str, np.ndarray]:
+                counts = np.array([len(frames) for frames in shard.frames])
+                return {**_features(network, shard.frames, device), "frames": counts}
+
+            return read
+
+        return Reading(name=self.name, facts=facts, load=load)
+
+    def features(self, images: np.ndarray, device: str = "cpu") -> np.ndarray:
+        """Features (N, D) of the first layer, of images (N, H, W, 3) of uint8."""
+        network = _network(self.name, device)
+        return _features(network, [images], torch.device(device))[next(iter(self.layers))]
+
+
+_MODULES = {
+    "inception": "inception",
+    "dinov2": "dinov2",
+    "lite0": "embedded",
+    "squeezenet": "embedded",
+    "fashion": "embedded",
+}
+
+
+def find_extractor(name: str) -> Extractor:
+    """A network; UserError for a name that there is not."""
+    check_choice("extractor", name, tuple(_MODULES))
+    return importlib.import_module(f"{__name__}.{_MODULES[name]}").EXTRACTORS[name]
+
+
+@functools.lru_cache(maxsize=2)
+def _network(name: str, device: str) -> Network:
+    extractor = find_extractor(name)
+    return extractor.load(extractor.find().path, torch.device(device))
+
+
+@torch.inference_mode()
+def _features(network: Network, samples: Sequence[np.ndarray], device: torch.device) -> dict[str, np.ndarray]:
+    """Of the frames (T, H, W, 3) of all samples, one after the other, by layer (frames of all, D) in float32."""
+    found: list[Mapping[str, Tensor]] = []
+    with _in_float32():
+        for batch in _batches(samples):
+            images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)
+            found.append({name: values.float().cpu() for name, values in network(images).items()})
+    return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
+
+
+def _batches(samples: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Frames of one size, at most `BATCH` at once, in their order."""
+    waiting: list[np.ndarray] = []
+    for frame in (frame for frames in samples for frame in frames):
+        if waiting and (len(waiting) == BATCH or waiting[0].shape != frame.shape):
+            yield np.stack(waiting)
+            waiting = []
+        waiting.append(frame)
+    yield np.stack(waiting)
+
+
+@contextlib.contextmanager
+def _in_float32() -> Iterator[None]:
+    """Without the short mantissas that a GPU's convolutions and products otherwise have."""
+    kernels = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [kernel.fp32_precision for kernel in kernels]
+    try:
+        for kernel in kernels:
+            kernel.fp32_precision = "ieee"
+        yield
+    finally:
+        for kernel, precision in zip(kernels, before, strict=True):
+            kernel.fp32_precision = precision
