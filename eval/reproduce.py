@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_dic import UserError
-from evaluation.families import FAMILIES
+from evaluation.families import FAMILIES, Family
 from evaluation.flags import hide_caching, refuse_caching
 from evaluation.reproduction.protocols import PROTOCOLS, Prompts, Protocol
+from evaluation.vbench import FLICKERING, expand, make_entries
 from seerkit.command.cache_flags import load_plugin
 from seerkit.command.cli import Parser, positive_int, run_command, show_log
 from seerkit.command.flags import add_dry_run_flag
+from seerkit.io.files import read_json, write_json
 from seerkit.text.prompts import read_list
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ torchrun --nproc_per_node=8 eval/reproduce.py dit --reference VIRTUAL_imagenet25
 python eval/reproduce.py flux --prompt-file DrawBench200.txt --plugin docs/examples/damped_predictor.py --rows own uncached
 """
 COMMAND = "eval/reproduce.py"
+VBENCH_EMBEDDED = Path(__file__).with_name("vbench_embedded.json")
 
 
 def asked_table(argv: list[str] | None) -> Protocol:
@@ -118,15 +121,18 @@ def settle(args: argparse.Namespace, protocol: Protocol) -> None:
 def chosen_prompts(args: argparse.Namespace, protocol: Protocol) -> tuple[list[str], list[str] | None, str | None]:
     """Prompts, one per sample; names of the files of videos for VBench; and what the list of prompts is."""
     from evaluation.reproduction.running import sampled_classes
-    from evaluation.vbench import expand, make_entries
 
     family = FAMILIES[protocol.package]
     if protocol.prompts is None:
         flags = family.flags
         return sampled_classes(args, flags.class_names(flags.config_of(args)), args.num_samples), None, None
     if args.smoke:
-        given = list(itertools.islice(itertools.cycle(family.prompts(args)), args.num_samples))
-        return given, None, "the embedded model's own"
+        given = smoke_prompts(args, family)
+        return (
+            given,
+            [f"{prompt}-0" for prompt in given] if family.makes == "video" else None,
+            "the embedded model's own",
+        )
     if args.prompt_file is None:
         if args.estimate or args.dry_run:
             return ["…"] * args.num_samples, None, None
@@ -140,6 +146,24 @@ def chosen_prompts(args: argparse.Namespace, protocol: Protocol) -> tuple[list[s
         return list(itertools.islice(itertools.cycle(prompts), args.num_samples)), None, note
     pairs = expand(make_entries(listed, num_samples=protocol.samples_per_prompt))[: args.num_samples]
     return [prompt for prompt, _ in pairs], [name for _, name in pairs], note
+
+
+def smoke_prompts(args: argparse.Namespace, family: Family) -> list[str]:
+    """Prompts of the embedded model; of videos as many that stand still, for VBench, as others."""
+    if family.makes == "image":
+        return list(itertools.islice(itertools.cycle(family.prompts(args)), args.num_samples))
+    listed = read_list(VBENCH_EMBEDDED)
+    still = [one.prompt for one in listed if FLICKERING in one.dimensions]
+    moving = [one.prompt for one in listed if FLICKERING not in one.dimensions]
+    half = args.num_samples // 2
+    return [*moving[: args.num_samples - half], *still[:half]]
+
+
+def write_full_info(args: argparse.Namespace, prompts: list[str]) -> Path:
+    """The part of the embedded models' list for VBench that is sampled."""
+    path = args.output_dir / "vbench-prompts.json"
+    write_json(path, [entry for entry in read_json(VBENCH_EMBEDDED) if entry["prompt_en"] in prompts])
+    return path
 
 
 def check_prompts(path: Path, prompts: Prompts, count: int, any_prompts: bool) -> str:
@@ -166,6 +190,9 @@ def make_plan(args: argparse.Namespace, protocol: Protocol, own: list[str]) -> "
 
     rows = chosen(make_rows(protocol, args.model, own), args.rows)
     prompts, names, note = chosen_prompts(args, protocol)
+    full_info = args.prompt_file if names else None
+    if args.smoke and names and not (args.estimate or args.dry_run):
+        full_info = write_full_info(args, prompts)
     launcher = ["bash", f"scripts/reproduce_{protocol.name}.sh"]
     given = [text for text in args.command_line if text != protocol.name]
     return Plan(
@@ -175,6 +202,7 @@ def make_plan(args: argparse.Namespace, protocol: Protocol, own: list[str]) -> "
         prompts=prompts,
         names=names,
         prompts_note=note,
+        full_info=full_info,
         reference=args.reference,
         out=args.output_dir,
         command_line=shlex.join([*launcher, *given]),

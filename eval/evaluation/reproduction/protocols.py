@@ -136,7 +136,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 flags={"guidance_scale": 3.5, "precision": "bf16", "batch_size": 1, "seed": 0},
                 prompts=DRAWBENCH,
                 num_samples=200,
-                smoke_samples=16,
+                smoke_samples=8,
                 tables=(
                     PublishedTable(
                         key="hyca",
@@ -196,7 +196,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 flags={"image_size": 256, "guidance_scale": 1.5, "precision": "fp32", "seed": 0, "batch_size": 32},
                 prompts=None,
                 num_samples=50_000,
-                smoke_samples=200,
+                smoke_samples=100,
                 tables=(
                     PublishedTable(
                         key="paper",
@@ -244,7 +244,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 prompts=VBENCH,
                 samples_per_prompt=5,
                 num_samples=4720,
-                smoke_samples=4,
+                smoke_samples=8,
                 tables=(
                     PublishedTable(
                         key="hyca",
@@ -293,7 +293,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 flags={"precision": "bf16", "batch_size": 1, "seed": 0},
                 prompts=VBENCH,
                 num_samples=944,
-                smoke_samples=4,
+                smoke_samples=8,
                 tables=(
                     PublishedTable(
                         key="magcache",
@@ -335,7 +335,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 flags={"precision": "bf16", "batch_size": 1, "seed": 0},
                 prompts=DRAWBENCH,
                 num_samples=200,
-                smoke_samples=12,
+                smoke_samples=8,
                 tables=(
                     PublishedTable(
                         key="paper",

@@ -27,12 +27,16 @@ from evaluation.reproduction.rows import UNCACHED, Row, Run, runs_of
 from evaluation.scoring.measures import find_measure
 from evaluation.scoring.read import Task, check_task, score
 from evaluation.scoring.samples import Samples, open_samples
+from evaluation.vbench import FLICKERING
+from evaluation.vbench_dimensions import DIMENSIONS
+from evaluation.vbench_scores import score_videos
 from evaluation.videos import VideoJob
 from seerkit.devices.distributed import World, on_main
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.files import write_json
 from seerkit.io.records import conditions
 
+VBENCH, VBENCH_FLICKERING = "vbench", "vbench-flickering"
 TIMED = 4  # images of DiT that are made one at a time, for their latency
 
 
@@ -40,8 +44,9 @@ TIMED = 4  # images of DiT that are made one at a time, for their latency
 class Plan:
     """What a command line asks for.
 
-    args: of the model that is sampled, its defaults filled in. rows: chosen ones. prompts, names: one per sample, of a model of
-    prompts. reference: that the whole of the samples is compared with. command_line: what repeats it.
+    args: of the model that is sampled, its defaults filled in. rows: chosen ones. prompts, names: one per sample; names of
+    videos alone, which VBench finds by them in its list full_info. reference: that the whole of the samples is compared with.
+    command_line: what repeats it.
     """
 
     protocol: Protocol
@@ -50,6 +55,7 @@ class Plan:
     prompts: list[str]
     names: list[str] | None
     prompts_note: str | None
+    full_info: Path | None
     reference: Path | None
     out: Path
     command_line: str
@@ -73,9 +79,8 @@ class Plan:
 
     @property
     def measures(self) -> list[str]:
-        from evaluation.scoring.measures import NAMES  # TODO
-
-        return [n for n in (self.protocol.embedded_measures if self.is_smoke else self.protocol.measures) if n in NAMES]
+        chosen = self.protocol.embedded_measures if self.is_smoke else self.protocol.measures
+        return [name for name in chosen if name != VBENCH]
 
 
 COMMAND = "eval/reproduce.py"
@@ -248,7 +253,48 @@ def score_runs(
             else:
                 possible.append(name)
         scores[label] |= score(task, possible, work, world, quiet=plan.args.quiet)
+    if world.is_main and plan.full_info is not None:
+        by_vbench, reason = score_by_vbench(plan, sampled)
+        for label, found in by_vbench.items():
+            scores[label] |= found
+        reasons |= {VBENCH: reason} if reason else {}
     return scores, reasons
+
+
+def score_by_vbench(plan: Plan, sampled: Mapping[str, Sampled]) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """By label, what VBench says of a run, and why it says nothing where it cannot.
+
+    Of a smoke run that is the one dimension without weights, of the uncached run and of TaylorSeer.
+    """
+    smoke = plan.is_smoke
+    wanted = {label: one.path for label, one in sampled.items() if one.path and (not smoke or _is_shown(label))}
+    scores: dict[str, dict[str, Any]] = {}
+    for label, path in wanted.items():
+        try:
+            found = score_videos(
+                path,
+                plan.full_info,
+                [FLICKERING] if smoke else list(DIMENSIONS),
+                plan.out / "scores" / "vbench" / label,
+                samples_per_prompt=1 if smoke else plan.protocol.samples_per_prompt,
+                device=plan.args.device,
+            )
+        except UserError as error:
+            return scores, str(error)
+        if told := "; ".join(found["errors"].values()):
+            return scores, told
+        if smoke:
+            one = found["dimensions"][FLICKERING]
+            scores[label] = {
+                VBENCH_FLICKERING: {"value": one["normalised_percent"], "num": one["num_videos"], "facts": found}
+            }
+        else:
+            scores[label] = {VBENCH: {"value": found["total"], "num": plan.num_samples, "facts": found}}
+    return scores, None
+
+
+def _is_shown(label: str) -> bool:
+    return label.startswith((UNCACHED, "taylorseer"))
 
 
 def _pairs(label: str, opened: Mapping[str, Samples]) -> Samples | None:

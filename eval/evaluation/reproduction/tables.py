@@ -9,8 +9,8 @@ from typing import Any
 
 from evaluation.reproduction.protocols import COLUMNS, COSTS, Protocol, PublishedTable, measure_of
 from evaluation.reproduction.rows import UNCACHED, Row
-from evaluation.reproduction.running import Plan
-from evaluation.scoring.measures import Measure, find_measure
+from evaluation.reproduction.running import VBENCH_FLICKERING, Plan
+from evaluation.scoring.measures import find_measure
 from seerkit.io.files import write_text
 from seerkit.io.tables import markdown_table, number
 
@@ -29,6 +29,24 @@ class Figure:
     ours: str
     difference: str
     values: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """A score of the embedded model: as `evaluation.scoring.measures.Measure`."""
+
+    name: str
+    title: str
+    digits: int
+    meaning: str
+
+
+FLICKERING = Extra(
+    name=VBENCH_FLICKERING,
+    title="VBench temporal_flickering %",
+    digits=2,
+    meaning="VBench temporal_flickering: of vbench 0.1.5, normalised, of the videos that stand still",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +105,7 @@ def figure(key: str, row: Row, table: PublishedTable, record: Mapping[str, Any])
     return Figure(heading, about + number(theirs, column.digits), shown, difference, (theirs, ours))
 
 
-def embedded_cells(row: Row, record: Mapping[str, Any], measures: Sequence[Measure]) -> list[str]:
+def embedded_cells(row: Row, record: Mapping[str, Any], measures: Sequence[Extra]) -> list[str]:
     """Of a smoke run: latency ratio and scores of the embedded model."""
     run = record["runs"].get(row.sampled.label, {}) if row.sampled else {}
     cells = [number((run.get("latency") or {}).get("ratio"), 2, "x")]
@@ -137,7 +155,7 @@ def make_sheet(
     """A table of rows that are all of one publication, or of methods of the user's own (None)."""
     smoke = record["is_smoke"]
     shown = table or _own_table(protocol)
-    measures = [find_measure(name) for name in protocol.embedded_measures if smoke and _is_scored(name, record)]
+    measures = extras(protocol, record) if smoke else []
     lines = [
         Line(
             row,
@@ -169,6 +187,13 @@ def make_sheet(
     return Sheet(title, header, cells, _below(shown, record, protocol, measures), lines, shown.source)
 
 
+def extras(protocol: Protocol, record: Mapping[str, Any]) -> list[Extra]:
+    """What a smoke run has of the embedded model."""
+    measures = map(find_measure, protocol.embedded_measures)
+    known = [Extra(name=m.name, title=m.title, digits=m.digits, meaning=m.meaning) for m in measures]
+    return [extra for extra in (*known, FLICKERING) if _is_scored(extra.name, record)]
+
+
 def _own_table(protocol: Protocol) -> PublishedTable:
     columns = list(dict.fromkeys(key for table in protocol.tables for key in table.columns))
     clip = next((table.clip for table in protocol.tables if table.clip), None)
@@ -180,7 +205,7 @@ def _is_scored(name: str, record: Mapping[str, Any]) -> bool:
 
 
 def _below(
-    table: PublishedTable, record: Mapping[str, Any], protocol: Protocol, measures: Sequence[Measure]
+    table: PublishedTable, record: Mapping[str, Any], protocol: Protocol, measures: Sequence[Extra]
 ) -> list[str]:
     made, counted = record["conditions"], record["counts_conditions"]
     found = [f"Published: {table.source} (results/paper/{protocol.name}.json)."]
