@@ -78,13 +78,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def listed() -> str:
-    """Every measure with what it needs and what is missing here."""
-    rows = []
-    for measure in map(find_measure, NAMES):
-        rows.append(
-            [measure.name, measure.title, ", ".join(sorted(measure.needs)) or "–", "; ".join(measure.missing()) or "–"]
-        )
-    return text_table(["measure", "title", "needs", "missing here"], rows)
+    """Every measure with what it needs, and what is missing here."""
+    measures = [find_measure(name) for name in NAMES]
+    missing = [(measure.name, line) for measure in measures for line in measure.missing()]
+    lacking = {name for name, _ in missing}
+    rows = [
+        [
+            measure.name,
+            measure.title,
+            ", ".join(sorted(measure.needs)) or "–",
+            "no" if measure.name in lacking else "yes",
+        ]
+        for measure in measures
+    ]
+    table = text_table(["measure", "title", "needs", "ready"], rows)
+    return "\n".join(
+        [table, *(["", "missing here:"] if missing else []), *(f"  {name}: {line}" for name, line in missing)]
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -566,7 +566,7 @@ class TestCommand:
 
     def test_all_measures_are_listed(self, run):
         shown = run("anything", "--list")
-        assert [line.split()[0] for line in shown.splitlines()[2:]] == list(NAMES)
+        assert [line.split()[0] for line in shown.splitlines()[2 : 2 + len(NAMES)]] == list(NAMES)
 
     def test_every_measure_says_what_it_is(self):
         for measure in map(find_measure, NAMES):
