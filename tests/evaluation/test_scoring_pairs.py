@@ -161,7 +161,7 @@ def test_another_file_under_the_name_is_refused(stand_in, tmp_path, monkeypatch)
     ours, theirs = images_and_noisy(height=64, width=64)
     task = task_of(tmp_path, ours, theirs)
     assert find_measure("lpips").missing() == []
-    assert scored(task, "lpips", tmp_path)["title"] == "LPIPS (AlexNet), stand-in weights"
+    assert scored(task, "lpips", tmp_path)["title"] == "LPIPS (AlexNet) (stand-in weights)"
     monkeypatch.delenv(STAND_INS)
     with pytest.raises(
         UserError, match=r"is another file: its sha256 begins with [0-9a-f]{8}; fetch it anew with `curl"

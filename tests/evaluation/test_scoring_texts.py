@@ -102,7 +102,7 @@ def test_clip_score_is_the_cosine_of_both_towers(stand_in, tmp_path):
     found = score(task, ["clip-l14"], tmp_path / "work", ALONE, quiet=True)["clip-l14"]
     cosines = [clip_by_hand(stand_in, *pair) for pair in zip(images, PROMPTS, strict=True)]
     assert found["value"] == pytest.approx(np.mean([max(0, value) for value in cosines]), rel=1e-4)
-    assert found["title"] == "CLIP score (ViT-L/14), stand-in weights"
+    assert found["title"] == "CLIP score (ViT-L/14) (stand-in weights)"
     assert found["facts"]["backbone"] == "ViT-L/14"
     assert {"weights", "transformers"} <= found["facts"].keys()
     assert min(abs(value) for value in cosines) > 1, "far from zero, so that signs are certain"
