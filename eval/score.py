@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 python eval/score.py outputs/flux/A/taylorseer-N6-W3-O2 --measures psnr ssim --pairs outputs/flux/A/uncached
-python eval/score.py outputs/flux/A/uncached --list
+python eval/score.py --list
 torchrun --nproc_per_node=8 eval/score.py samples.npz --measures psnr --pairs uncached.npz --out score.json
 """
 
@@ -33,7 +33,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
     data = parser.section("data")
     data.add_argument(
-        "samples", type=Path, help="folder of images or of .mp4 videos, or .npz with arr_0, (N, H, W, 3) of uint8"
+        "samples",
+        type=Path,
+        nargs="?",
+        help="folder of images or of .mp4 videos, or .npz with arr_0, (N, H, W, 3) uint8",
     )
     data.add_argument(
         "--measures", nargs="+", choices=NAMES, default=[], metavar="NAME", help=f"any of {', '.join(NAMES)}"
@@ -72,19 +75,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_dry_run_flag(parser, "what would be scored and what is missing")
     add_record_flags(parser)
     args = parser.parse_args(argv)
-    if not args.measures and not args.list:
-        parser.error("--measures is needed; --list says which there are")
+    if not args.list and not (args.samples and args.measures):
+        parser.error("samples and --measures are needed; --list says which measures there are")
     return args
 
 
 def listed() -> str:
-    """Every measure with what it needs and what is missing here."""
-    rows = []
+    """Every measure with what it needs, and below what is missing here."""
+    rows, missing = [], {}
     for measure in map(find_measure, NAMES):
-        rows.append(
-            [measure.name, measure.title, ", ".join(sorted(measure.needs)) or "–", "; ".join(measure.missing()) or "–"]
-        )
-    return text_table(["measure", "title", "needs", "missing here"], rows)
+        lines = measure.missing()
+        for line in lines:
+            missing.setdefault(line, []).append(measure.name)
+        rows.append([measure.name, measure.title, ", ".join(sorted(measure.needs)) or "–", "no" if lines else "yes"])
+    table = text_table(["measure", "title", "needs", "ready"], rows)
+    return "\n".join([table, *(f"\n{', '.join(names)}: missing {line}" for line, names in missing.items())])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -28,7 +28,7 @@ class Reading:
     """What is computed of every sample alone.
 
     name: short, of a folder. facts: what the arrays depend on besides the samples, such as the digest of weights and versions;
-    "stand_in" among them where the weights are not those that the measure is named after (`evaluation.scoring.weights`).
+    "stand_in_weights" among them where the weights are not those that the measure is named after.
     load(device): what reads a shard: arrays by name, the first dimension that of the shard's samples (or of all their frames,
     where frames are what is counted). of: the sets beside the samples that it looks at, "pairs" or "prompts".
     """

@@ -230,7 +230,7 @@ def score(
             found = measure.score(readout, reference)
             assert found["value"] is None or np.isfinite(found["value"])
             scores[measure.name] = {
-                "title": measure.title + (", stand-in weights" if reading.facts.get("stand_in") else ""),
+                "title": measure.title + (" (stand-in weights)" if reading.facts.get("stand_in_weights") else ""),
                 **found,
                 "num": found.get("num", len(task.samples.names)),
                 "facts": dict(reading.facts),

@@ -103,8 +103,7 @@ class ImageFolder(_Files):
     """Images, as RGB on white."""
 
     def read(self, index: int) -> np.ndarray:
-        pixels = read_picture(self.files[index])
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))[None]
+        return read_picture(self.files[index])[None]
 
 
 class VideoFolder(_Files):

@@ -74,7 +74,7 @@ class Clip:
         import transformers
 
         folder = self.folder()
-        stand_in = {} if self._vision(folder) == self.vision else {"stand_in": True}
+        stand_in = {} if self._vision(folder) == self.vision else {"stand_in_weights": True}
         facts = {
             "backbone": self.backbone,
             "weights": content_digest(*encoder_files((folder, folder))),

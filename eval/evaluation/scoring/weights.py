@@ -14,7 +14,7 @@ from typing import Any
 from cache_dic import UserError
 from seerkit.weights.checkpoints import NotFoundError, Published, find_weights
 
-STAND_INS = "TAYLORSEER_STAND_INS"
+STAND_INS = "TAYLORSEER_STAND_IN_WEIGHTS"
 """Set to 1, files whose contents are not those published are taken: random ones of the right layout, for tries and tests."""
 
 
@@ -50,7 +50,7 @@ class WeightFile:
     def facts(self) -> dict[str, Any]:
         """For `Reading.facts`: name and digest, and whether the file is a stand-in."""
         digest = sha256(self.find())
-        stand_in = {} if digest.startswith(self.sha256) else {"stand_in": True}
+        stand_in = {} if digest.startswith(self.sha256) else {"stand_in_weights": True}
         return {"weights": self.file.name, "sha256": digest[:16], **stand_in}
 
     def _found(self) -> Path:
