@@ -84,6 +84,7 @@ BASES = {
     "eval/train_classifier.py": "--data {clothes} --out out/c.safetensors --epochs 1 --batch-size 16 --device cpu",
     "eval/train_scorer.py": "--data {emoji} --out out/s.safetensors --features {features} --steps 1 --batch-size 8"
     " --device cpu",
+    "eval/vbench.py": f"in/folder --full-info {ROOT}/eval/vbench_embedded.json --dry-run --out out/vbench.json",
 }
 """By command, flags of a run that takes little; {names} are of `materials`."""
 SLOW = {"eval/busy_machine.py": 1.0, "eval/op_counts.py": 1.0, "eval/benchmark.py": 0.8}

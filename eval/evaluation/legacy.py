@@ -134,7 +134,7 @@ class LegacyWorker:
             raise LegacyError(f"{call} in the legacy environment {reason.format(returncode)}{self._said()}") from fault
         if error:
             kind, message = str(error["kind"]), str(error["message"])
-            raise LegacyError(f"{call} in the legacy environment ended with {kind}: {message}{self._said()}", kind)
+            raise LegacyError(f"{call} in the legacy environment ended with {kind}: {message}{self._place()}", kind)
         if found := misfit(result, form):
             self._end()
             raise LegacyError(f"{call} in the legacy environment answered half: {found}{self._said()}")
@@ -183,8 +183,10 @@ class LegacyWorker:
         self._log.seek(max(0, size - 4 * TAIL))
         text = " ".join(self._log.read().decode(errors="replace").split())[-TAIL:]
         self._log.seek(0, os.SEEK_END)
-        place = f" (all of it: {self._log_path})" if self._log_path else ""
-        return f"; it printed{place}: {text}" if text else ""
+        return f"; the last that it printed: {text}{self._place()}" if text else ""
+
+    def _place(self) -> str:
+        return f" (all that it printed: {self._log_path})" if self._log_path else ""
 
 
 class _GoneError(Exception):

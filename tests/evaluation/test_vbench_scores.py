@@ -259,6 +259,7 @@ def test_a_dimension_is_scored_on_its_videos_alone_and_kept(stubbed, videos, tmp
     assert len(stubbed.done) == 2
 
 
+@pytest.mark.slow
 def test_what_was_scored_of_other_videos_prompts_weights_or_versions_is_not_kept(
     stubbed, videos, tmp_path, monkeypatch
 ):
