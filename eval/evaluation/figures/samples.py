@@ -70,7 +70,7 @@ def draw_samples(record: Mapping[str, Any], source: Path, folder: Path, ratio: f
         frames = f", frame {s['frames'] // 2 + 1} of {s['frames']}" if s.get("frames") else ""
         figure.suptitle(
             f"{s['model']} (trained weights), {s['num_steps']} steps{frames}\n"
-            f"of every method the settings nearest to {ratio:g}x fewer FLOPs; PSNR of {counted(record['num_samples'], 'sample')}"
+            f"settings nearest to {ratio:g}x fewer FLOPs of every method; PSNR of {counted(record['num_samples'], 'sample')}"
         )
         figure.tight_layout(h_pad=0.3, w_pad=0.3)
         return save(figure, folder, f"samples-{s['model'].replace('/', '-')}")
