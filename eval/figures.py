@@ -81,7 +81,7 @@ def forms() -> dict[str, tuple[Callable[..., list[Path]], Any, str]]:
     return {
         "features": (features, FEATURES, f"{COMMAND} measure"),
         "compare": (compare, COMPARISON, "eval/compare.py"),
-        "published": (published, PUBLISHED, "hand"),
+        "published": (published, PUBLISHED, "results/paper/NAME.json"),
         "samples": (samples, SAMPLED, "a sampling command or eval/compare.py"),
     }
 

@@ -69,7 +69,7 @@ def draw_features(record: Mapping[str, Any], folder: Path) -> list[Path]:
             axis.set(yscale="log")
             axis.sharey(errors[0, 0])
             axis.yaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter(plt.matplotlib.ticker.PercentFormatter(1))
+            axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
             axis.yaxis.set_minor_locator(plt.matplotlib.ticker.NullLocator())
             axis.tick_params(labelleft=axis in errors[:, 0])
         for line, kind in zip(errors, kinds, strict=True):
@@ -92,7 +92,7 @@ def draw_features(record: Mapping[str, Any], folder: Path) -> list[Path]:
             axes[lowest, column].set(xlabel=f"steps between full ones ({depths[column - 1]} block)")
             axes[lowest, column].tick_params(labelbottom=True)
         figure.suptitle(f"Features of an uncached run of {facts(record)}")
-        figure.tight_layout(rect=(0, 0.05, 1, 1))
+        figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
         shared_legend(figure, axes[::-1, :1], loc="lower left", bbox_to_anchor=(0.01, 0), ncols=3, title="block")
         shared_legend(figure, errors, loc="lower right", bbox_to_anchor=(0.99, 0), ncols=5, title="forecast")
         return save(figure, folder, f"features-{record['settings']['model'].replace('/', '-')}")
@@ -118,7 +118,7 @@ def draw_trajectories(record: Mapping[str, Any], folder: Path) -> list[Path]:
     with plotting() as plt:
         columns = min(len(found["sites"]), 4)
         rows = -(-len(found["sites"]) // columns)
-        figure, axes = plt.subplots(rows, columns, figsize=(3.7 * columns, 3.5 * rows + 0.9), squeeze=False)
+        figure, axes = plt.subplots(rows, columns, figsize=(3.7 * columns, 3.5 * rows + 1), squeeze=False)
         for axis, site in zip(axes.flat, found["sites"], strict=False):
             for number, (prompt, path) in enumerate(zip(found["prompts"], site["paths"], strict=True)):
                 colour = COLOURS[number % len(COLOURS)]
@@ -143,8 +143,8 @@ def draw_trajectories(record: Mapping[str, Any], folder: Path) -> list[Path]:
             f"Paths of features in {facts(record)}\ncrosses: TaylorSeer's forecasts from the dots, interval "
             f"{found['interval']}, order {found['max_order']}"
         )
-        figure.tight_layout(rect=(0, 0.04 + 0.03 / rows, 1, 1))
-        shared_legend(figure, axes, loc="lower center", ncols=3, fontsize="small")
+        figure.tight_layout(rect=(0, 0.55 / figure.get_figheight(), 1, 1))
+        shared_legend(figure, axes, loc="lower center", ncols=4, fontsize="small")
         return save(figure, folder, f"trajectories-{record['settings']['model'].replace('/', '-')}")
 
 
