@@ -328,7 +328,7 @@ def test_a_page_shows_so_many_samples_and_says_so(run, monkeypatch):
 def test_its_files_are_installed_with_the_package():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["evaluation.page"]
     beside = [path for path in Path(page_module.__file__).parent.iterdir() if path.is_file() and path.suffix != ".py"]
-    assert len(beside) == 3
+    assert len(beside) == 4
     assert all(any(path.match(pattern) for pattern in data) for path in beside)
 
 
