@@ -53,7 +53,9 @@ def draw_samples(record: Mapping[str, Any], source: Path, folder: Path, ratio: f
     """
     s = record["settings"]
     rows = chosen_rows([row for row in record["rows"] if "error" not in row], ratio)
-    prompts = column_names(s)[: min(MOST_COLUMNS, record["num_samples"])]
+    places = range(min(MOST_COLUMNS, record["num_samples"]))
+    there = sum(_path(source, rows[0]["label"], index, s.get("frames")).is_file() for index in places)
+    prompts = column_names(s)[: max(there, 1)]  # of videos a comparison keeps the first ones
     pixels = [[_sample(source, row["label"], index, s.get("frames")) for index in range(len(prompts))] for row in rows]
     with plotting() as plt:
         size = (1.05 * len(prompts) + 2.7, 1.07 * len(rows) + 1.1)
@@ -96,9 +98,14 @@ def _told(row: Mapping[str, Any]) -> str:
     return f"{name}\n{row['flops_ratio']:.2f}x, {psnr}" + ("" if psnr == "identical" else " dB")
 
 
+def _path(source: Path, label: str, index: int, frames: int | None) -> Path:
+    """An image, or the strip of frames that is kept of a video."""
+    return image_path(state_folder(source, label) / "rows" if frames else source / label, index)
+
+
 def _sample(source: Path, label: str, index: int, frames: int | None) -> np.ndarray:
     """Pixels (H, W, 3 or 1) of an image, or of the middle one of the frames that are kept of a video."""
-    path = image_path(state_folder(source, label) / "rows" if frames else source / label, index)
+    path = _path(source, label, index, frames)
     pixels = read_image(path)
     if pixels is None:
         raise UserError(f"{path} is missing or damaged; make the samples anew, or name the folder that they lie in")

@@ -197,6 +197,12 @@ def _missing(stored: Sequence[Stored], unread: Mapping[str, str]) -> list[Missin
         for row in one.rows
         if "error" in row
     ]
+    for one in stored:
+        runs = one.value.get("runs")
+        whys = [run.get("why") for run in runs.values() if isinstance(run, dict)] if isinstance(runs, dict) else []
+        for why in dict.fromkeys(filter(None, whys)):
+            what = f"{one.name}: {whys.count(why)} of {counted(len(whys), 'run')}"
+            found.append(Missing(what=what, why=str(why), command=one.command))
     found += [Missing(what=name, why=why) for name, why in unread.items()]
     names = [Path(one.name) for one in stored]
     found += [

@@ -1,7 +1,7 @@
 """The tables of the report: for every kind of record a list of lines, over all backbones."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,10 +24,13 @@ from evaluation.cells import (
 )
 from evaluation.figures.features import FEATURES
 from evaluation.figures.published import METRICS, PUBLISHED
-from evaluation.forms import BENCHMARK, COMPARISON, GAINS, METHOD_COSTS, PARTIAL_STEPS
+from evaluation.forms import BENCHMARK, COMPARISON, CONDITIONS, GAINS, METHOD_COSTS, PARTIAL_STEPS
 from evaluation.page import flat
 from evaluation.paper import published_flops
 from evaluation.report_page.records import Row, Stored
+from evaluation.reproduction.protocols import PROTOCOLS
+from evaluation.reproduction.rows import make_rows
+from evaluation.reproduction.tables import figure, notes
 from seerkit.io.records import Form, positive
 from seerkit.io.report import MEANINGS
 from seerkit.io.tables import number, psnr_cell
@@ -493,6 +496,54 @@ def _quoted(stored: Stored) -> list[Row]:
     return [*stored.value["flops"], *stored.value["latency"]]
 
 
+# ------------------------------------------------------------------------------------------------------ eval/reproduce.py
+
+
+def of_protocol(value: Any) -> bool:
+    """the name of a protocol"""
+    return isinstance(value, str) and value in PROTOCOLS
+
+
+REPRODUCED: Form = {
+    "protocol": of_protocol,
+    "model": str, "is_smoke": bool, "num_samples": int, "counts": {str: dict}, "counts_conditions": CONDITIONS,
+    "runs": {str: {"why": (None, str), "scores": dict}}, "not_scored": dict, "conditions": CONDITIONS,
+}  # fmt: skip
+
+
+def reproduced(records: Sequence[Stored]) -> Table:
+    """A line for every published figure of the rows that a record counted."""
+
+    def lines(stored: Stored) -> Iterator[Line]:
+        record = stored.value
+        protocol = PROTOCOLS[record["protocol"]]
+        for row in make_rows(protocol, record["model"]):
+            if row.table is None or (row.counted is not None and row.counted.label not in record["counts"]):
+                continue
+            told = notes(row, record) or NOTHING
+            for key in row.table.columns:
+                one = figure(key, row, row.table, record)
+                if one.values != (None, None):
+                    cells = [
+                        row.name, stored.folder, row.table.title, one.heading, one.published, one.ours, one.difference,
+                        record["model"] if record["is_smoke"] else protocol.model, told,
+                    ]  # fmt: skip
+                    method = row.published["method"]
+                    yield Line(cells=cells, backbone=stored.folder, method=method, place=stored.runs[0].place)
+
+    return Table(
+        id="reproduced",
+        title="Published tables beside ours",
+        caption="Operations are those of the published model. Of a smoke run nothing else is: its samples are of the embedded "
+        "model, whose time and quality compare with no published figure and are left out here.",
+        header=[
+            "run", "backbone", "table", "quantity", "published", "ours", "difference", "samples of", "note"
+        ],
+        lines=[line for stored in records for line in lines(stored)],
+        meanings={"difference": "ours less the published figure; of TFLOPs in percent"},
+    )  # fmt: skip
+
+
 # ----------------------------------------------------------------------------------------------------------------- others
 
 MOST_COLUMNS, LONGEST_CELL, LONGEST_LIST, DIGITS = 12, 120, 8, 5
@@ -575,6 +626,7 @@ def kinds(stored: Iterable[Stored]) -> list[Kind]:
     return [
         Kind(pattern=backbone + r"compare-.*\.json", form=COMPARISON, table=compared),
         Kind(pattern=backbone + r"flops.*\.json", form=COUNTED, table=counted_table(paper)),
+        Kind(pattern=backbone + r"reproduced.*\.json", form=REPRODUCED, table=reproduced),
         Kind(pattern=backbone + r"benchmark-.*\.json", form=BENCHMARK, table=timed),
         Kind(pattern=backbone + r"method-costs\.json", form=METHOD_COSTS, table=method_costs),
         Kind(pattern=backbone + r"partial-steps\.json", form=PARTIAL_STEPS, table=partial_steps),
