@@ -74,8 +74,10 @@ def save(figure: Any, folder: Path, name: str, suffixes: Sequence[str] = SUFFIXE
 _PLACES = re.compile(r'(?<= d=")[^"]*|(?<= x=")[^"]*|(?<= y=")[^"]*')
 """What an SVG has coordinates in, to more digits than can be seen."""
 _LONG = re.compile(r"-?\d+\.\d{3,}")
-_NOTHING = re.compile(r' transform="rotate\(-0 [^"]*"|^ +', re.MULTILINE)
-"""Turns by no angle, and indentation."""
+_NOTHING = re.compile(
+    r""" transform="rotate\(-0 [^"]*"|^ +|(?<=<g) id="[\w.]+_\d+"|font-family: 'DejaVu Sans'; """, re.MULTILINE
+)
+"""Turns by no angle, indentation, names that nothing refers to, and the font, which is that of the whole."""
 
 
 def _compact(svg: str) -> str:
@@ -84,7 +86,8 @@ def _compact(svg: str) -> str:
     def shortened(places: re.Match[str]) -> str:
         return _LONG.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), places[0])
 
-    return _PIXELS.sub(_opaque, _NOTHING.sub("", _PLACES.sub(shortened, svg)))
+    shorter = _NOTHING.sub("", _PLACES.sub(shortened, svg))
+    return _PIXELS.sub(_opaque, shorter).replace("<svg ", '<svg font-family="DejaVu Sans, sans-serif" ', 1)
 
 
 _PIXELS = re.compile(r"(?<=data:image/png;base64,)[^\"]+")
