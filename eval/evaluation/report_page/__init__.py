@@ -64,14 +64,15 @@ def write_report(results: Path, out: Path, runs: Sequence[Path]) -> dict[str, in
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["broken"] = broken
-    lines = [line for table in tables for line in table.lines]
+    unknown = [(one, rest[one.name], facts(one), others(one)) for one in stored if one.name in rest]
+    lines = [line for table in (*tables, *(table for *_, made in unknown for table in made)) for line in table.lines]
     shown = {
         "stored": stored,
         "overview": _overview(stored),
         "tables": [table for table in tables if table.lines],
         "plots": [plot for one in compared if (plot := plot_of(one)) is not None],
         "figures": _figures(results, out),
-        "others": [(one, rest[one.name], facts(one), others(one)) for one in stored if one.name in rest],
+        "others": unknown,
         "missing": _missing(stored, unread),
         "unmeasured": _unmeasured(stored),
         "pages": _pages(runs, out),
@@ -87,7 +88,7 @@ def write_report(results: Path, out: Path, runs: Sequence[Path]) -> dict[str, in
     write_text(out, text)
     return {
         "records": len(stored),
-        "rows": len(lines) + sum(len(table.lines) for *_, made in shown["others"] for table in made),
+        "rows": len(lines),
         "plots": len(shown["plots"]),
         "pages of runs": len(shown["pages"]),
         "things not run": len(shown["missing"]) + len(shown["unmeasured"].lines),
