@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cache_dic import UserError
+from evaluation.families import flags_of
 from evaluation.figures import plotting, save
 from seerkit.io.claims import state_folder
 from seerkit.io.images import image_path, read_image
@@ -83,9 +84,8 @@ def column_names(settings: Mapping[str, Any]) -> list[str]:
     if settings.get("classes") is None:
         return list(settings["prompts"])
     from dit.config import CONFIGS
-    from dit.flags import class_names
 
-    names = class_names(CONFIGS[settings["model"]])
+    names = flags_of("dit").class_names(CONFIGS[settings["model"]])
     return [names[number] for number in settings["classes"]]
 
 
