@@ -69,6 +69,7 @@ BASES = {
     "eval/busy_machine.py": "--spins 1000 --neighbours 0 --repeats 1 --out out/busy.json",
     "eval/calibrate.py": "--model debug --ckpt {dit} --num-steps 7 --samples 1 --out out/c.json --device cpu",
     "eval/compare.py": "--model debug --ckpt {dit} --num-steps 3 --classes 0 --methods fora --output-dir out",
+    "eval/figures.py": "measure --model debug --ckpt {dit} --num-steps 4 --samples 1 --output-dir out --device cpu",
     "eval/flops.py": "--model debug --num-steps 4 --interval 2 --out out/flops.json",
     "eval/method_costs.py": "--model flux-debug --methods fora --threads 1 --out out/costs.json",
     "eval/nearest.py": "in/samples --label uncached --data {emoji} --shown 2 --out out/near",
@@ -80,6 +81,7 @@ BASES = {
     " --schedules in/schedule.json --out out/gains.json",
     "eval/search_schedule.py": "--model flux-debug --ckpt {flux} --num-steps 4 --full-steps 2 --samples 1 --lists 3"
     " --device cpu --out out/found.json",
+    "eval/report.py": "--results {results} --runs in --out out/report",
     "eval/tables.py": "--results {results} --readme in/README.md",
     "eval/train_classifier.py": "--data {clothes} --out out/c.safetensors --epochs 1 --batch-size 16 --device cpu",
     "eval/train_scorer.py": "--data {emoji} --out out/s.safetensors --features {features} --steps 1 --batch-size 8"

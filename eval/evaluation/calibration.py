@@ -196,7 +196,7 @@ def calibration_prompts(args: argparse.Namespace, file: Path | None, count: int 
     """
     shown = shown_prompts(args.model, args)
     if file is not None:
-        given, known = _listed(args, file), {_same(prompt) for prompt in shown}
+        given, known = listed_prompts(args, file), {_same(prompt) for prompt in shown}
         seen = [prompt for prompt in given if _same(prompt) in known]
         if seen and not _shows_all(args, shown):
             raise UserError(
@@ -239,7 +239,8 @@ def _same(prompt: str) -> str:
     return " ".join(prompt.split()).lower()
 
 
-def _listed(args: argparse.Namespace, file: Path) -> list[str]:
+def listed_prompts(args: argparse.Namespace, file: Path) -> list[str]:
+    """The prompts of a file, of DiT names of the classes that its lines name."""
     prompts = read_prompts(file)
     if PACKAGES[args.model] == "dit":
         return [name for prompt in prompts for name in _classes(args, prompt)]

@@ -547,8 +547,7 @@ def report(contest: Contest, command_line: str) -> dict[str, Any]:
     }
     record["rows"] += list(_earlier_rows(job, record))
     write_json(job.record_path, record)
-    for suffix in (".png", ".svg"):
-        draw_pareto(record, job.out / f"pareto{suffix}")
+    draw_pareto(record, job.out, "pareto")
     _write_page(contest, record, judge)
     return record
 

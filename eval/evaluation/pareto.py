@@ -1,5 +1,6 @@
 """Quality against cost from a record of eval/compare.py: two panels a figure of merit, over FLOPs ratio and latency ratio."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.cells import LITE0
-from seerkit.io.files import written_whole
+from evaluation.figures import SUFFIXES, look, plotting, save, shared_legend
 
 Row = Mapping[str, Any]
 Cost = Callable[[Row], float]
 BUSY = 0.8  # of the processors that a process has threads for: below, others had work too
-MARKERS = "osD^vP*X<>ph8d"
-SUFFIXES = (".png", ".svg")
 
 
 @dataclass(frozen=True)
@@ -72,47 +71,33 @@ def costs(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Cost]:
     return {"FLOPs ratio, uncached / this": lambda row: row["flops_ratio"], **time}
 
 
-def draw_pareto(record: Mapping[str, Any], path: Path) -> None:
-    """Write the plot, PNG or SVG by its name: series by colour and marker, bars for 95 % intervals, the front in grey.
+def draw_pareto(record: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
+    """Write the plot as PNG and SVG: series by colour and marker, bars for 95 % intervals, the front in grey with names;
+    the files.
 
-    Where rows have nothing to draw, there is no plot.
+    Where rows have nothing to draw, there is no plot, and one of before is removed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rows = [row for row in record["rows"] if "error" not in row]
     shown = merits(rows, list(record["scores"]))
     if not shown:
-        path.unlink(missing_ok=True)
-        return
+        for suffix in SUFFIXES:
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+        return []
     series = list(dict.fromkeys(row["series"] for row in rows if row["series"] != "uncached"))
-    colours = plt.get_cmap("tab20").colors
-    # SVGs of one record are the same to the byte, their words text.
-    with plt.rc_context({"svg.hashsalt": "compare", "svg.fonttype": "none"}):
+    with plotting() as plt:
         figure, axes = plt.subplots(len(shown), 2, figsize=(12, 3.8 * len(shown)), squeeze=False, sharey="row")
         for line, merit in zip(axes, shown, strict=True):
             for axis, (title, cost) in zip(line, costs(record, rows).items(), strict=True):
-                _draw_panel(axis, rows, merit, cost, series, colours)
+                _draw_panel(axis, rows, merit, cost, series)
                 axis.set(xlabel=title, ylabel=merit.title if axis is line[0] else None)
-                axis.grid(alpha=0.3)
                 if merit.logarithmic:
                     axis.set_yscale("log", nonpositive="clip")
-        handles, labels = [], []
-        for axis in axes.flat:
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-                if label not in labels:
-                    handles.append(handle)
-                    labels.append(label)
-        figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.99, 0.97), fontsize="small")
+                    axis.yaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter("%g"))
         s = record["settings"]
-        figure.suptitle(f"{s['model']}, {s['num_steps']} steps, {record['num_samples']} samples")
+        figure.suptitle(f"{s['model']} (trained weights), {s['num_steps']} steps, {record['num_samples']} samples")
         figure.tight_layout()
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        with written_whole(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=110, bbox_inches="tight", metadata=metadata)
-        plt.close(figure)
+        shared_legend(figure, axes, loc="upper left", bbox_to_anchor=(0.99, 0.97), fontsize="small")
+        return save(figure, folder, name)
 
 
 def _draw_panel(
@@ -121,7 +106,6 @@ def _draw_panel(
     merit: Merit,
     cost: Cost,
     series: Sequence[str],
-    colours: Sequence[Any],
 ) -> None:
     for number, name in enumerate(series):
         own = [(cost(row), *value) for row in rows if row["series"] == name and (value := merit.value(row)) is not None]
@@ -131,15 +115,17 @@ def _draw_panel(
         x, y = [point[0] for point in own], [point[1] for point in own]
         low = [0 if point[2] is None else point[1] - point[2] for point in own]
         high = [0 if point[3] is None else point[3] - point[1] for point in own]
-        axis.errorbar(
-            x, y, yerr=(low, high), label=name, color=colours[number % len(colours)], marker=MARKERS[number % len(MARKERS)],
-            markersize=5, linewidth=1, elinewidth=0.5, capsize=1.5,
-        )  # fmt: skip
+        axis.errorbar(x, y, yerr=(low, high), label=name, markersize=5, linewidth=1, elinewidth=0.5, **look(number))
     axis.axvline(1, color="black", linestyle="--", linewidth=0.8, label="uncached")
     if merit.best:
-        points = [(cost(row), value[0]) for row in rows if (value := merit.value(row)) is not None]
-        best = front(points, merit.best)
+        names = {(cost(row), value[0]): row["series"] for row in rows if (value := merit.value(row)) is not None}
+        best = front(list(names), merit.best)
         if best:
             axis.plot(
                 *zip(*best, strict=True), color="grey", alpha=0.4, linewidth=5, zorder=0, label="not beaten in both"
             )
+        for name, (point, *_) in itertools.groupby(best, names.__getitem__):
+            axis.annotate(
+                name, point, textcoords="offset points", xytext=(4, 5 * merit.best), fontsize=6.5, in_layout=False,
+                va="bottom" if merit.best > 0 else "top", rotation=20 * merit.best, rotation_mode="anchor",
+            )  # fmt: skip

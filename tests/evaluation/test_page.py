@@ -3,10 +3,9 @@
 import io
 import json
 import shlex
-import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from colours import contrast
 from PIL import Image
 
 from evaluation import page as page_module
@@ -328,47 +328,11 @@ def test_a_page_shows_so_many_samples_and_says_so(run, monkeypatch):
 def test_its_files_are_installed_with_the_package():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["evaluation.page"]
     beside = [path for path in Path(page_module.__file__).parent.iterdir() if path.is_file() and path.suffix != ".py"]
-    assert len(beside) == 3
+    assert len(beside) == 4
     assert all(any(path.match(pattern) for pattern in data) for path in beside)
 
 
 # -------------------------------------------------------------------------------------------------------- in Chromium
-
-
-@pytest.fixture(scope="session")
-def browser(need) -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("needs Chromium, and neither chromium nor google-chrome is on PATH (Debian: apt install chromium)")
-    with need("playwright.sync_api").sync_playwright() as driver:
-        switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        started = driver.chromium.launch(executable_path=found, args=switches)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def look(browser) -> Iterator[Callable[..., Any]]:
-    """`look(path, **settings of the context)`: an open page; at the end it has had no error and asked for files alone."""
-    contexts, told, asked = [], [], []
-
-    def open_page(path: Path, **settings: Any) -> Any:
-        contexts.append(browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **settings}))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("dialog", lambda dialog: told.append(dialog.message) or dialog.dismiss())
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("requestfailed", lambda request: told.append(f"{request.url}: {request.failure}"))
-        page.goto(path.as_uri())
-        page.asked = asked
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert [text for text in told if "ERR_ABORTED" not in text] == [], "a video that is let go is aborted"
-    assert {urlsplit(url).scheme for url in asked} == {"file"}
 
 
 def pixel(page: Any, across: float) -> tuple[int, int, int]:
@@ -509,17 +473,6 @@ def test_dark_follows_the_system_and_text_keeps_its_contrast(run, look):
             assert contrast(paper, page.evaluate(style, [element, "color"])) > 4.5, f"WCAG AA: {element} in {scheme}"
         colours.append(paper)
     assert sum(colours[0]) > 700 > 100 > sum(colours[1])
-
-
-def contrast(one: Sequence[int], other: Sequence[int]) -> float:
-    """WCAG 2's ratio of two sRGB colours."""
-
-    def luminance(colour: Sequence[int]) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.asarray(colour) / 255]
-        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.slow
