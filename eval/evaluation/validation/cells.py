@@ -9,10 +9,10 @@ Row = Mapping[str, Any]
 PASSES = {True: "yes", False: "no"}
 HEADER = ["measure", "real", "mildest step", "floor", "ladders", "agreement", "order", "samples needed", "shown"]
 MEANING = (
-    "real: on real samples, with half of the 95 % interval; mildest step: how much worse the first rung is of the ladder that "
-    "is seen least; ladders: followed, of those that must be seen; agreement: highest rank correlation with a measure that looks "
-    "with other eyes; order: from 50 to 20, 20 to 10 and 10 to 5 steps, worse (+), better (-) or within noise (=); samples "
-    "needed: by floor and order, with the noise that was found"
+    "real: on real samples, with half of the 95 % interval; mildest step: how much worse the first rung is of the ladder "
+    "that is seen least; ladders: followed, of those that must be; agreement: highest rank correlation with a measure that "
+    "looks with other eyes; order: from 50 to 20, 20 to 10 and 10 to 5 steps, worse (+), better (-) or within noise (=); "
+    "samples needed: by floor and order, with the noise that was found"
 )
 ORDER = {True: "+", False: "-", None: "="}
 METHODS_HEADER = ["measure", "from", "to", "worse by", "samples needed", "± at 100", "± at 1000"]

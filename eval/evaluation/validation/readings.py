@@ -85,7 +85,7 @@ def _paired(_: torch.device) -> Read:
     def read(shard: Shard) -> Mapping[str, np.ndarray]:
         ours, theirs = np.concatenate(shard.frames), np.concatenate(shard.pairs)
         a, b = (unit_features(torch.from_numpy(one).permute(0, 3, 1, 2)) for one in (ours, theirs))
-        values = {
+        found = {
             "psnr": psnr(ours, theirs).clip(max=MOST_DB),
             "ssim": ssim(ours, theirs),
             "lite0": lite0_distance(a, b),
@@ -111,7 +111,7 @@ PAIRED = Reading(
 
 
 def read_set(name: str, pixels: np.ndarray, work: Path, world: World) -> np.ndarray:
-    """One array of a set of pixels (N, T, H, W, C): features (N, F, D) of a network's FRAMES frames, or one of OWN, (N, ...)."""
+    """An array of a set of pixels (N, T, H, W, C): features (N, F, D) of a network's FRAMES frames, or one of OWN, (N, ...)."""
     samples = Held(name, pixels if name in OF_ALL_FRAMES else thinned(pixels))
     if name in OWN:
         return read_samples(OWN[name], Task(samples=samples), work, world, quiet=True).whole(name)
