@@ -15,7 +15,12 @@ MEANING = (
     "samples needed: by floor and order, with the noise that was found"
 )
 ORDER = {True: "+", False: "-", None: "="}
-METHODS_HEADER = ["measure", "from", "to", "worse by", "samples needed", "± at 100", "± at 1000"]
+NOISE_HEADER = ["measure", "from", "to", "worse by", "samples needed", "± at 100", "± at 1000"]
+NOISE_MEANING = (
+    "worse by: of samples of the same prompts and noise, with half of the 95 % interval, negative where the second is better; "
+    "samples needed: at which the interval ends at zero; ±: half of the interval of so many samples, noise falling as one over "
+    "their root"
+)
 
 
 def verdict_cells(record: Mapping[str, Any]) -> list[list[str]]:
@@ -59,7 +64,7 @@ def direction(difference: Mapping[str, float]) -> bool | None:
     return difference["value"] > 0 if abs(difference["value"]) > difference["half"] else None
 
 
-def method_cells(record: Mapping[str, Any]) -> Iterator[list[str]]:
+def noise_cells(record: Mapping[str, Any]) -> Iterator[list[str]]:
     """How far caching methods can be told apart: a line for each measure that is shown and each pair of them."""
     for row in record["rows"]:
         if row["shown"]:

@@ -100,7 +100,7 @@ class _Made:
 
     def write(self, number: int, pixels: np.ndarray) -> None:
         told = json.dumps(self.batch(number).prompts)
-        save_tensors(self.path(number), {"pixels": torch.from_numpy(pixels)}, {PROMPTS: told})
+        save_tensors(self.path(number), {"pixels": torch.from_numpy(np.ascontiguousarray(pixels))}, {PROMPTS: told})
 
 
 class Generated:
