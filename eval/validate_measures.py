@@ -24,6 +24,7 @@ python eval/validate_measures.py --model wan-tiny --num-samples 60 --results res
 python eval/validate_measures.py --model flux-tiny --dry-run
 """
 NUM_SAMPLES = 200
+LEAST = 20  # samples: one for each block of the jackknife
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -33,7 +34,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     data = parser.section("data")
     data.add_argument(
-        "--num-samples", type=positive_int, default=NUM_SAMPLES, metavar="N", help="of every set, at least 40"
+        "--num-samples",
+        type=positive_int,
+        default=NUM_SAMPLES,
+        metavar="N",
+        help=f"generated in every way, {LEAST} at least",
+    )
+    data.add_argument(
+        "--num-real",
+        type=positive_int,
+        metavar="N",
+        help="real samples of every rung of a ladder (default: --num-samples)",
     )
     data.add_argument(
         "--num-reference",
@@ -57,14 +68,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_dry_run_flag(parser, "sets, measures and the samples that are missing")
     add_record_flags(parser)
     args = parser.parse_args(argv)
-    if args.num_samples < LEAST:
-        parser.error(
-            f"--num-samples {args.num_samples} is too few for an interval of a distance; give at least {LEAST}"
-        )
+    args.num_real = args.num_real or args.num_samples
+    for flag, count in (("--num-samples", args.num_samples), ("--num-real", args.num_real)):
+        if count < LEAST:
+            parser.error(f"{flag} {count} is too few for an interval of a distance; give {LEAST} or more")
     return args
-
-
-LEAST = 40  # samples: two for each block of the jackknife
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,16 +89,16 @@ def main(argv: list[str] | None = None) -> None:
     from seerkit.io.records import conditions
 
     domain = domain_of(args.model, args.seed)
-    domain.check(args.num_samples)
+    domain.check(max(args.num_samples, args.num_real))
     world = start_world(args.device)
-    work = args.work / args.model
-    generated = Generated(args.model, domain.prompts, work / "samples", world, seed=args.seed)
+    generated = Generated(args.model, domain.prompts, args.work / args.model / "samples", world, seed=args.seed)
     sizes = Sizes(
         samples=args.num_samples,
+        real=args.num_real,
         reference=min(args.num_reference or domain.size, domain.size),
-        pairs=min(args.num_samples, PAIRS[generated.family.makes]),
+        pairs=min(args.num_samples, args.num_real, PAIRS[generated.family.makes]),
     )
-    study = Study(args.model, domain, generated, sizes, work / "readings", world, quiet=args.json)
+    study = Study(args.model, domain, generated, sizes, args.work / "readings", world, quiet=args.json)
     settings = {**describe(study), "seed": args.seed}
     if args.dry_run:
         missing = generated.missing(args.num_samples)
@@ -104,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         print(json.dumps(told, indent=2))
         return
-    writable_directory(work)
+    writable_directory(args.work)
     if args.out:
         writable_file(args.out)
     generated.make(args.num_samples, quiet=args.json)

@@ -204,12 +204,14 @@ _DIFFERENCE: Form = {**_FIGURE, "needed": (None, int), "half_at": {str: float}}
 VALIDATION: Form = {
     "model": str,
     "settings": {
-        "num_samples": int, "num_reference": int, "num_pairs": int, "steps": [int], "methods": [str], "data": str, "seed": int,
+        "num_samples": int, "num_real": int, "num_reference": int, "num_pairs": int, "steps": [int], "methods": [str],
+        "data": str, "seed": int,
     },
     "rules": [str],
     "rows": [
         {
-            "name": str, "title": str, "kind": str, "digits": int, "scale": float, "num": int, "shown": bool,
+            "name": str, "title": str, "kind": str, "digits": int, "scale": float, "num": int,
+            "num_real": (None, int), "shown": bool,
             "least_samples": (None, int),
             "floor": (None, {**_FIGURE, "mildest_step": float, "passes": bool}),
             "ladders": [

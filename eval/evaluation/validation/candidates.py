@@ -13,7 +13,7 @@ _TIME = ("frames shuffled", "frames repeated")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """name: as in the rows of comparisons, or in eval/score.py. kind: one of those above. of: the reading that it
+    """name: as in eval/score.py. kind: one of those above. of: the reading that it
     is made of. best: 1 where more is better, -1 where less. sees: ladders that it must follow, decided beforehand; others leave
     it alone by its nature. eyes: what it looks with; agreement is asked of measures of other eyes.
     """
@@ -59,20 +59,28 @@ _IMAGES = [*_distances("lite0", "Lite0", _SETS, 1), *_distances("squeezenet", "S
 _CLASSES = [
     *_distances("fashion", "FashionCNN", _SETS, 3),
     Candidate(
-        name="class_accuracy", title="class accuracy %", kind=MEAN, of="class", best=1, eyes="fashion",
+        name="class-accuracy", title="class accuracy %", kind=MEAN, of="class", best=1, eyes="fashion",
         sees=(*_PICTURE, "wrong captions"), digits=1, scale=100,
     ),
 ]  # fmt: skip
 _SCORE = [
     Candidate(
-        name="score", title="emoji score", kind=MEAN, of="vector", best=1, eyes="lite0",
+        name="emoji-score", title="emoji score", kind=MEAN, of="vector", best=1, eyes="lite0",
         sees=(*_PICTURE, "wrong captions"),
     )
 ]  # fmt: skip
 _CLIPS = [
-    Candidate(name="flicker", title="flicker", kind=MEAN, of="flicker", best=-1, sees=("noise", *_TIME), eyes="pixels"),
+    Candidate(name="flicker", title="flicker", kind=MEAN, of="flicker", best=-1, eyes="pixels", sees=("noise", *_TIME)),
     Candidate(
-        name="flicker_gap", title="flicker, away from real", kind=GAP, of="flicker", best=-1, eyes="pixels",
+        name="flicker-gap", title="flicker, away from real", kind=GAP, of="flicker", best=-1, eyes="pixels",
+        sees=("blur", "noise", *_TIME),
+    ),
+    Candidate(
+        name="warping-error", title="warping error x1000", kind=MEAN, of="warping", best=-1, eyes="flow",
+        sees=("noise", *_TIME),
+    ),
+    Candidate(
+        name="warping-gap", title="warping error, away from real", kind=GAP, of="warping", best=-1, eyes="flow",
         sees=("blur", "noise", *_TIME),
     ),
 ]  # fmt: skip

@@ -27,6 +27,11 @@ class Estimate:
     num: int
 
     @property
+    def unbiased(self) -> float:
+        """Without the bias of first order that a distance of few samples has: the mean of the parts."""
+        return float(self.parts.mean())
+
+    @property
     def half(self) -> float:
         """Half of the 95 % interval."""
         return half_of(self.parts)

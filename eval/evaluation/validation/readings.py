@@ -11,12 +11,14 @@ import torch
 from evaluation.classifier import WEIGHTS as CLASSIFIER
 from evaluation.classifier import classify, load_classifier
 from evaluation.metrics import psnr, ssim
+from evaluation.optical_flow import warping_error
 from evaluation.perceptual import lite0_distance, unit_features
 from evaluation.scorer import WEIGHTS as SCORER
 from evaluation.scorer import load_scorer
 from evaluation.scoring.extractors import find_extractor
 from evaluation.scoring.measures import Reading
 from evaluation.scoring.read import Shard, Task, read_samples
+from evaluation.scoring.videos import PER_MILLE
 from evaluation.video_metrics import flicker
 from seerkit.devices.distributed import World
 from seerkit.io.files import content_digest
@@ -79,6 +81,10 @@ def _flicker(_: torch.device) -> Read:
     return lambda shard: {"flicker": flicker(np.stack(shard.frames))}
 
 
+def _warping(_: torch.device) -> Read:
+    return lambda shard: {"warping": np.array([PER_MILLE * warping_error(frames)[0] for frames in shard.frames])}
+
+
 def _paired(_: torch.device) -> Read:
     """Distances of samples to their pairs, means over frames."""
 
@@ -102,9 +108,10 @@ OWN = {
     "class": Reading(name="class", facts={"weights": content_digest(CLASSIFIER)}, load=_classes),
     "vector": Reading(name="vector", facts={"weights": content_digest(SCORER)}, load=_emoji_vectors),
     "flicker": Reading(name="flicker", facts={}, load=_flicker),
+    "warping": Reading(name="warping", facts={}, load=_warping),
 }
 """What else is read of a set alone, an array of the reading's name."""
-OF_ALL_FRAMES = ("flicker",)
+OF_ALL_FRAMES = ("flicker", "warping")
 PAIRED = Reading(
     name="paired", facts={"most_db": MOST_DB, "weights": content_digest(SCORER)}, load=_paired, of=("pairs",)
 )

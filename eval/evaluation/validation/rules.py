@@ -73,10 +73,10 @@ def floor_is_low(half: float, mildest: Sequence[float]) -> bool:
 
 
 def least_samples(num: int, floor: tuple[float, float] | None, needed: Sequence[int | None]) -> int | None:
-    """How many samples the floor and the order take, by figures of `num` with noise that falls as one over their root.
+    """How many samples the floor and the order take, with noise that falls as one over their root.
 
-    floor: half of its interval, and the smallest mildest step; None of a measure that has no floor. needed: samples that each
-    difference of the order takes. None where no number would do.
+    floor: half of its interval with `num` samples, and the smallest mildest step; None of a measure that has no floor. needed:
+    samples that each difference of the order takes. None where no number would do.
     """
     counts = [*needed]
     if floor is not None:

@@ -49,9 +49,10 @@ def rung_name(ladder: str, strength: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How many samples: of every set, of the reference, of pairs."""
+    """How many samples: generated of every row, real ones of every rung, of the reference, of pairs."""
 
     samples: int
+    real: int
     reference: int
     pairs: int
 
@@ -90,7 +91,7 @@ class Study:
 
     def _sets(self) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
         """Name, pixels and what they are paired with."""
-        real = self.domain.real(self.sizes.samples)
+        real = self.domain.real(self.sizes.real)
         yield REAL, real, None
         seen = {name for candidate in self.candidates for name in candidate.sees}
         for ladder in (ladder for ladder in LADDERS.values() if ladder.name in seen):
@@ -128,7 +129,7 @@ class Study:
         for candidate in self.candidates:
             if CAPTIONS.name in candidate.sees:
                 for strength in CAPTIONS.strengths:
-                    captions = shifted(self.sizes.samples, strength)
+                    captions = shifted(self.sizes.real, strength)
                     name = rung_name(CAPTIONS.name, strength)
                     self.estimates[candidate.name][name] = makers[candidate.name](arrays, captions)
 
@@ -155,7 +156,7 @@ class Study:
         from evaluation.scorer import load_scorer
         from seerkit.text.minilm import TEXT_TABLE, TextTable
 
-        prompts = self.domain.prompts[: self.sizes.samples]
+        prompts = self.domain.prompts[: max(self.sizes.samples, self.sizes.real)]
         with torch.inference_mode():
             texts = load_scorer().embed_text(TextTable.load(TEXT_TABLE).encode(prompts)[1]).numpy()
         return lambda vectors, captions: 100 * (vectors * texts[captions]).sum(axis=1, dtype=np.float64)
@@ -176,7 +177,6 @@ class Study:
         passed = [part["passes"] for part in found.values() if isinstance(part, dict)]
         passed += [ladder["passes"] for ladder in found["ladders"]]
         floor, order = found["floor"], found["order"]["differences"]
-        num = min(estimate.num for estimate in self.estimates[candidate.name].values())
         return {
             "name": candidate.name,
             "title": candidate.title,
@@ -184,10 +184,11 @@ class Study:
             "digits": candidate.digits,
             "scale": candidate.scale,
             "best": candidate.best,
-            "num": num,
+            "num_real": None if candidate.kind == PAIRED else self.sizes.real,
+            "num": self.estimates[candidate.name][steps_label(STEPS[-1])].num,
             "shown": all(passed),
             "least_samples": rules.least_samples(
-                num,
+                self.sizes.real,
                 floor and (floor["half"], floor["mildest_step"]),
                 [one["needed"] if one["value"] > 0 else None for one in order],
             ),
@@ -227,7 +228,9 @@ class Study:
                         {"strength": strength, **figure(estimates[rung]), "step": step}
                         for strength, rung, step in zip(strengths, rungs, steps, strict=True)
                     ],
-                    "spearman": spearman(strengths, [-candidate.best * estimates[rung].value for rung in rungs]),
+                    "spearman": _known(
+                        spearman(strengths, [-candidate.best * estimates[rung].value for rung in rungs])
+                    ),
                     "passes": rules.climbs([step for step in steps if step], real[-1]),
                 }
             )
@@ -248,10 +251,10 @@ class Study:
             if len(shared) < LEAST_ROWS:
                 continue
             ranks = spearman(
-                [-candidate.best * ours[name].value for name in shared],
-                [-other.best * self.estimates[other.name][name].value for name in shared],
+                [-candidate.best * ours[name].unbiased for name in shared],
+                [-other.best * self.estimates[other.name][name].unbiased for name in shared],
             )
-            by[other.name] = None if math.isnan(ranks) else ranks
+            by[other.name] = _known(ranks)
         return {"by": by, "passes": rules.agrees(by)}
 
     def _order(self, candidate: Candidate) -> dict[str, Any]:
@@ -298,6 +301,10 @@ def _of_means(key: str, of: Values, middle: float | None) -> Maker:
     return estimate
 
 
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
 def figure(estimate: Estimate) -> dict[str, float]:
     return {"value": estimate.value, "half": estimate.half}
 
@@ -316,6 +323,7 @@ def describe(study: Study) -> dict[str, Any]:
     """What the figures of a study depend on."""
     return {
         "num_samples": study.sizes.samples,
+        "num_real": study.sizes.real,
         "num_reference": study.sizes.reference,
         "num_pairs": study.sizes.pairs,
         "blocks": BLOCKS,
