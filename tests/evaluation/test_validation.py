@@ -296,3 +296,24 @@ def test_candidates_are_told_apart_and_see_ladders_that_there_are():
         names = [candidate.name for candidate in candidates]
         assert len({*names}) == len(names), model
         assert all({*candidate.sees} <= ladders.LADDERS.keys() for candidate in candidates)
+
+
+@pytest.mark.parametrize(("shown", "has"), [({"psnr", "emoji-score"}, True), ({"psnr"}, False), (None, True)])
+def test_comparisons_have_the_scores_that_passed_alone(monkeypatch, shown, has):
+    from evaluation import comparing
+    from evaluation.images import Judge
+
+    asked = []
+    monkeypatch.setattr(rules, "shown_measures", lambda model, num: asked.append((model, num)) or shown)
+    judge = Judge(
+        key="score", heading="score", score=lambda images, prompts: images, cell=str, facts={}, explanation="what it is"
+    )
+    record = {
+        "settings": {"model": "flux-tiny", "width": 32, "height": 32, "num_steps": 50},
+        "num_samples": 16,
+        "batch_size": 8,
+    }
+    row = {"psnr": None, "score": mean_interval([50.0, 60.0])}
+    table = comparing.compared(record, judge, [row])
+    assert ("score" in table.extra, "change" in table.extra, "what it is" in table.explanations) == (has,) * 3
+    assert asked == [("flux-tiny", 16)]

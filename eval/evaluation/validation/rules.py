@@ -28,6 +28,10 @@ RULES = (
 """Noise: Student's 95 % interval, of differences sample by sample (of distances, block by block of the jackknife)."""
 
 
+KEYS = {"score": "emoji-score", "class_accuracy": "class-accuracy"}
+"""Keys of the rows of comparisons that are not the names of their measures."""
+
+
 @functools.cache
 def shown_measures(model: str, num_samples: int | None = None, results: Path = RESULTS) -> frozenset[str] | None:
     """Names of the measures that passed on an embedded model, None for a model that has no record of a validation.
@@ -41,6 +45,12 @@ def shown_measures(model: str, num_samples: int | None = None, results: Path = R
     return frozenset(
         row["name"] for row in rows if row["shown"] and (num_samples is None or row["least_samples"] <= num_samples)
     )
+
+
+def is_shown(model: str, measure: str, num_samples: int) -> bool:
+    """Whether a table of so many samples shows a measure, by its name or by its key in rows; of a model without record, any."""
+    shown = shown_measures(model, num_samples)
+    return shown is None or KEYS.get(measure, measure) in shown
 
 
 def record_path(model: str, results: Path = RESULTS) -> Path:
