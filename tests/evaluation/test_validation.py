@@ -165,7 +165,7 @@ def fake_domain(count: int = 20) -> Domain:
     return Domain(
         model="x", prompts=[str(group) for group in groups], most=count, reference=lambda n: pictures(groups[:n]),
         real=lambda n: pictures(groups[:n]), groups=groups, others=lambda kept, n: pictures(np.resize(kept, n)),
-        told="a stand-in",
+        told="a stand-in", reference_size=count,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Real data of the embedded models' domains: a reference set, others of the same kind, and prompts for samples of both."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -21,7 +21,7 @@ class Domain:
     prompts: of sample 0 and on. most: real samples with these prompts. reference(count): pixels (M, T, H, W, C) uint8, T = 1 of
     images, that no measure compares with itself. real(count): others, sample i of prompt i. groups: (most,) kinds of the real
     samples, by which kinds are dropped. others(kept, count): further real samples of the kinds that are kept. told: what these
-    data are, for records.
+    data are, for records. reference_size: samples of the reference where no other number is asked for.
     """
 
     model: str
@@ -32,7 +32,7 @@ class Domain:
     groups: np.ndarray
     others: Callable[[Sequence[int], int], np.ndarray]
     told: str
-    size: int = field(default=0)
+    reference_size: int
 
     def check(self, count: int) -> None:
         if count > self.most:
@@ -71,7 +71,7 @@ def _fashion(model: str, seed: int) -> Domain:
         groups=chosen,
         others=others,
         told="Fashion-MNIST: half of the test images as reference, the others as real samples, classes in turn",
-        size=REFERENCE["fashion"],
+        reference_size=REFERENCE["fashion"],
     )
 
 
@@ -108,7 +108,7 @@ def _emoji(model: str, seed: int) -> Domain:
         groups=kinds[test],
         others=others,
         told="emoji: training images as reference, test images (pairs of label and style never trained on) as real samples",
-        size=size,
+        reference_size=size,
     )
 
 
@@ -151,7 +151,7 @@ def _clips(model: str, seed: int) -> Domain:
         groups=kinds,
         others=others,
         told="moving objects: clips of one half of Fashion-MNIST's test images as reference, of the other as real samples",
-        size=REFERENCE["clips"],
+        reference_size=REFERENCE["clips"],
     )
 
 
