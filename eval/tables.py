@@ -41,11 +41,18 @@ from evaluation.forms import (
     PARTIAL_STEPS,
     SAMPLES,
     TRAINING,
+    VALIDATION,
     VIDEO_COUNTS,
 )  # fmt: skip
 from evaluation.method_table import methods, presets, recipes
 from evaluation.metrics import mean_interval
 from evaluation.paper import published, published_flops, published_latency
+from evaluation.validation.candidates import CANDIDATES
+from evaluation.validation.cells import HEADER as VERDICTS_HEADER
+from evaluation.validation.cells import MEANING as VERDICTS_MEANING
+from evaluation.validation.cells import NOISE_HEADER, NOISE_MEANING, noise_cells, verdict_cells
+from evaluation.validation.rules import command as validation_command
+from evaluation.validation.rules import record_path
 from evaluation.video_metrics import flicker_change
 from hidream import HiDreamConfig
 from hidream.counts import hidream_operations
@@ -1125,6 +1132,44 @@ def flux_busy_machine(results: Path) -> str:
     )
 
 
+def validations(results: Path) -> list[dict[str, Any]]:
+    """The records of eval/validate_measures.py, by embedded model."""
+    return [
+        read(record_path(model, results / "metrics"), VALIDATION, validation_command(model)) for model in CANDIDATES
+    ]
+
+
+def measure_validation(results: Path) -> str:
+    """Every measure of every embedded model with what was asked of it."""
+    records = validations(results)
+    rows = [[record["model"], *cells] for record in records for cells in verdict_cells(record)]
+    return "\n\n".join(
+        [
+            markdown_table(["model", *VERDICTS_HEADER], rows, left=(0, 1)),
+            made_with(VERDICTS_MEANING, *map(validated, records)),
+        ]
+    )
+
+
+def measure_noise(results: Path) -> str:
+    """How many samples it takes to tell caching methods apart, by the measures that are shown."""
+    records = validations(results)
+    rows = [[record["model"], *cells] for record in records for cells in noise_cells(record)]
+    return "\n\n".join(
+        [
+            markdown_table(["model", *NOISE_HEADER], rows, left=(0, 1, 2, 3)),
+            made_with(NOISE_MEANING, *map(validated, records)),
+        ]
+    )
+
+
+def validated(record: dict[str, Any]) -> str:
+    """Counts and conditions of a validation."""
+    s = record["settings"]
+    counts = f"{s['num_samples']} samples a set, {s['num_pairs']} pairs, {s['num_reference']} for reference"
+    return f"{record['model']}: {counts}, {run_conditions(record['conditions'])}"
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "overview": overview,
     "methods": methods,
@@ -1163,6 +1208,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "searched-schedules": searched_schedules,
     "method-costs": method_costs,
     "partial-steps": partial_steps,
+    "measure-validation": measure_validation,
+    "measure-noise": measure_noise,
 }
 
 

@@ -32,6 +32,7 @@ from evaluation.metrics import SSIM_WINDOW, finite_or_none, mean_interval, psnr,
 from evaluation.page import Shown, readable, write_page
 from evaluation.pareto import draw_pareto
 from evaluation.perceptual import lite0_distance, unit_features
+from evaluation.validation.rules import is_shown
 from evaluation.variants import UNCACHED, Variant
 from evaluation.video_metrics import flicker
 from evaluation.videos import FLICKER_FRAMES, VideoFolder, VideoJob, has_videos
@@ -561,24 +562,24 @@ def _earlier_rows(job: Job, record: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def compared(record: Mapping[str, Any], judge: Judge | None, rows: Sequence[Row]) -> Comparison:
-    """Rows with figures as a table, with what these mean."""
+    """Rows with figures as a table, with what these mean; without the scores that mean nothing on this model."""
+    s, num_samples = record["settings"], record["num_samples"]
     extra = {
         "± dB": [number(half_width(psnr_interval(row)), 2) for row in rows],
         "SSIM": [plus_minus(row.get("ssim"), 3) for row in rows],
         LITE0: [plus_minus(row.get("lite0"), 2) for row in rows],
     }
     explanations = [INTERVALS, LITE0_MEANING]
-    if judge is not None:
+    if judge is not None and is_shown(s["model"], judge.key, num_samples):
         extra[judge.heading] = [judge.cell(row[judge.key]["mean"]) if judge.key in row else "–" for row in rows]
         extra["change"] = [change_cell(row, judge.key) for row in rows]
         explanations.append(judge.explanation)
-    if any("flicker" in row for row in rows):
+    if any("flicker" in row for row in rows) and is_shown(s["model"], "flicker", num_samples):
         extra["flicker"] = [number((row.get("flicker") or {}).get("mean"), 2) for row in rows]
         extra["change"] = [change_cell(row, "flicker") for row in rows]
         explanations.append("flicker: mean second difference in time, of 255 grey levels")
-    s = record["settings"]
     kind = "video" if "frames" in s else "image"
-    facts = f"{counted(record['num_samples'], kind)}, {workload_in_words({**s, 'batch_size': record['batch_size']})}"
+    facts = f"{counted(num_samples, kind)}, {workload_in_words({**s, 'batch_size': record['batch_size']})}"
     return Comparison(title=s["model"], facts=facts, rows=rows, extra=extra, explanations=explanations)
 
 

@@ -197,6 +197,44 @@ OP_COUNTS: Form = {
 }
 
 
+# ---------------------------------------------------------------------------------------------- eval/validate_measures.py
+
+_FIGURE: Form = {"value": float, "half": float}
+_DIFFERENCE: Form = {**_FIGURE, "needed": (None, int), "half_at": {str: float}}
+VALIDATION: Form = {
+    "model": str,
+    "settings": {
+        "num_samples": int, "num_real": int, "num_reference": int, "num_pairs": int, "steps": [int], "methods": [str],
+        "data": str, "seed": int,
+    },
+    "rules": [str],
+    "rows": [
+        {
+            "name": str, "title": str, "kind": str, "digits": int, "scale": float, "num": int,
+            "num_real": (None, int), "shown": bool,
+            "least_samples": (None, int),
+            "floor": (None, {**_FIGURE, "mildest_step": float, "passes": bool}),
+            "ladders": [
+                {
+                    "name": str, "unit": str, "spearman": (None, float), "passes": bool,
+                    "rungs": [{"strength": float, **_FIGURE, "step": (None, _FIGURE)}],
+                }
+            ],
+            "agreement": {"by": {str: (None, float)}, "passes": bool},
+            "order": {
+                "values": [{"steps": int, **_FIGURE}],
+                "differences": [{"from": int, "to": int, **_DIFFERENCE}],
+                "passes": bool,
+            },
+            "methods": {
+                "values": [{"label": str, **_FIGURE}], "differences": [{"from": str, "to": str, **_DIFFERENCE}]
+            },
+        }
+    ],
+    "conditions": CONDITIONS,
+}  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------------- train.py
 
 
