@@ -64,13 +64,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def listed() -> str:
-    """Every measure with what it needs and what is missing here."""
-    rows = []
+    """Every measure with what it needs, and below what is missing here."""
+    rows, missing = [], {}
     for measure in map(find_measure, NAMES):
-        rows.append(
-            [measure.name, measure.title, ", ".join(sorted(measure.needs)) or "–", "; ".join(measure.missing()) or "–"]
-        )
-    return text_table(["measure", "title", "needs", "missing here"], rows)
+        lines = measure.missing()
+        for line in lines:
+            missing.setdefault(line, []).append(measure.name)
+        rows.append([measure.name, measure.title, ", ".join(sorted(measure.needs)) or "–", "no" if lines else "yes"])
+    table = text_table(["measure", "title", "needs", "ready"], rows)
+    return "\n".join([table, *(f"\n{', '.join(names)}: missing {line}" for line, names in missing.items())])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -132,19 +134,30 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def text(record: dict[str, Any]) -> str:
-    """The scores as a table, with what they mean."""
-    rows, meanings = [], []
+    """The scores as a table, with what they mean and what keeps them from being compared."""
+    rows, meanings, remarks = [], [], []
     for name, found in record["scores"].items():
         measure = find_measure(name)
         shown = found.get("note") or number(found["value"], measure.digits)
         interval = "–"
         if found.get("low") is not None:
             interval = f"{number(found['low'], measure.digits)} to {number(found['high'], measure.digits)}"
-        rows.append([measure.title, shown, interval, str(found["num"])])
+        remark = found.get("remark")
+        if remark:
+            remarks = list(dict.fromkeys([*remarks, remark]))
+        number_of = f" [{remarks.index(remark) + 1}]" if remark else ""
+        rows.append([found["title"], shown + number_of, interval, str(found["num"])])
         meanings.append(measure.meaning)
     facts = f"{record['samples']['path']}, {counted(record['samples']['num_samples'], 'sample')}"
     return "\n".join(
-        [facts, "", text_table(["measure", "value", "95 % interval", "of"], rows), "", *dict.fromkeys(meanings)]
+        [
+            facts,
+            "",
+            text_table(["measure", "value", "95 % interval", "of"], rows),
+            "",
+            *(f"[{number}] {remark}" for number, remark in enumerate(remarks, 1)),
+            *dict.fromkeys(meanings),
+        ]
     )
 
 
