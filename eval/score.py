@@ -175,19 +175,30 @@ def told_of_prompts(prompts: "Sequence[str]", args: argparse.Namespace) -> dict[
 
 
 def text(record: dict[str, Any]) -> str:
-    """The scores as a table, with what they mean."""
-    rows, meanings = [], []
+    """The scores as a table, with what they mean and what keeps them from being compared."""
+    rows, meanings, remarks = [], [], []
     for name, found in record["scores"].items():
         measure = find_measure(name)
         shown = found.get("note") or number(found["value"], measure.digits)
         interval = "–"
         if found.get("low") is not None:
             interval = f"{number(found['low'], measure.digits)} to {number(found['high'], measure.digits)}"
-        rows.append([found["title"], shown, interval, str(found["num"])])
+        remark = found.get("remark")
+        if remark:
+            remarks = list(dict.fromkeys([*remarks, remark]))
+        number_of = f" [{remarks.index(remark) + 1}]" if remark else ""
+        rows.append([found["title"], shown + number_of, interval, str(found["num"])])
         meanings.append(measure.meaning)
     facts = f"{record['samples']['path']}, {counted(record['samples']['num_samples'], 'sample')}"
     return "\n".join(
-        [facts, "", text_table(["measure", "value", "95 % interval", "of"], rows), "", *dict.fromkeys(meanings)]
+        [
+            facts,
+            "",
+            text_table(["measure", "value", "95 % interval", "of"], rows),
+            "",
+            *(f"[{number}] {remark}" for number, remark in enumerate(remarks, 1)),
+            *dict.fromkeys(meanings),
+        ]
     )
 
 

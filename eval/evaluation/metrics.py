@@ -281,6 +281,13 @@ def student_quantile(share: float, freedom: int) -> float:
     return math.sqrt(freedom) * math.tan(low)
 
 
+def wilson_interval(share: float, num: int) -> tuple[float, float]:
+    """95 % interval, within [0, 1], of a probability: `share` of `num` independent trials came out true (Wilson 1927)."""
+    z2 = 1.959964**2
+    middle, half = share + z2 / (2 * num), (z2 * (share * (1 - share) + z2 / (4 * num)) / num) ** 0.5
+    return (middle - half) / (1 + z2 / num), (middle + half) / (1 + z2 / num)
+
+
 def finite_or_none(value: float) -> float | None:
     """`value` for a record: JSON has no infinity and no NaN, None stands for both."""
     return float(value) if math.isfinite(value) else None

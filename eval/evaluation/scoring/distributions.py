@@ -5,19 +5,32 @@ An interval, where there is one, is of 95 % and of sampling alone: how far the f
 the same kind. It says nothing of the bias that few samples bring.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from evaluation.metrics import GaussianSums, frechet_influences, gaussian_frechet_distance
-from evaluation.scoring.extractors import Extractor, find_extractor
+from cache_dic import UserError
+from evaluation.metrics import (
+    GaussianSums,
+    frechet_influences,
+    gaussian_frechet_distance,
+    mean_interval,
+    wilson_interval,
+)
+from evaluation.scoring.extractors import find_extractor
 from evaluation.scoring.measures import Measure, Score
 from evaluation.scoring.read import Readout
 
 Z = 1.959964  # of a normal distribution, 95 % within
 SEED = 2020  # torch-fidelity's, so that its figures can be had again
-COMPARABLE = 10_000  # samples below which a distance depends on their number more than on most methods
+COMPARABLE = 10_000  # samples below which figures depend on their number as much as on most methods
+SUBSETS, SUBSET = 100, 1000  # of KID, as its libraries have them
+NEIGHBOURS = 3  # of improved precision and recall, as ADM has them
+BLOCK = 5000  # samples of an Inception score
+EDGE = 2048  # rows and columns of a block of pairs
 Statistics = tuple[np.ndarray, np.ndarray]
 """Mean (D,) and covariance (D, D) of a whole data set."""
 
@@ -45,8 +58,11 @@ class Features:
         return np.concatenate([counts for _, counts in self.parts()])
 
 
-def _interval(value: float, variance: float) -> Score:
-    return {"value": value, "low": value - Z * variance**0.5, "high": value + Z * variance**0.5}
+def _interval(value: float, variance: float, least: float = -math.inf) -> Score:
+    """A value and its interval, which ends where values do; None of both where there is no variance to be had."""
+    if not math.isfinite(variance):
+        return {"value": value, "low": None, "high": None}
+    return {"value": value, "low": max(least, value - Z * variance**0.5), "high": value + Z * variance**0.5}
 
 
 def _variance(influences: np.ndarray, counts: np.ndarray) -> float:
@@ -76,7 +92,8 @@ def frechet(samples: Features, reference: Features | Statistics) -> Score:
         known = reference
     found = (ours[0] + ours[1]).statistics()
     value = gaussian_frechet_distance(*found, *known)
-    score = {"num": len(samples.counts()), "num_features": found[0].size}
+    num = len(samples.counts())
+    score = {"num": num, "num_features": found[0].size} | _remark(num, found[0].size)
     variance = 0.0
     for features, influence in zip((samples, reference), frechet_influences(*found, *known), strict=True):
         if isinstance(features, Features):
@@ -88,7 +105,7 @@ def frechet(samples: Features, reference: Features | Statistics) -> Score:
         others = [half.statistics() for half in theirs] if theirs else [known, known]
         of_half = [gaussian_frechet_distance(*a.statistics(), *b) for a, b in zip(ours, others, strict=True)]
         score["extrapolated"] = 2 * value - float(np.mean(of_half))
-    return _interval(value, variance) | score
+    return _interval(value, variance, least=0.0) | score
 
 
 def _halves(features: Features) -> tuple[GaussianSums, GaussianSums]:
@@ -101,25 +118,184 @@ def _halves(features: Features) -> tuple[GaussianSums, GaussianSums]:
     return halves
 
 
-# ----------------------------------------------------------------------------------------------------------- measures
+# ----------------------------------------------------------------------------------------------------- kernel distance
+
+
+def kernel_distance(samples: Features, reference: Features) -> Score:
+    """Squared maximum mean discrepancy of two sets of features under the kernel (x·y / D + 1)³ (arXiv 1801.01401, Eq. 4).
+
+    The unbiased estimate over all pairs: what the mean over subsets, as libraries give it, goes towards with their number, and
+    below zero now and then where sets are alike. `subsets` has that mean and the standard deviation over 100 random subsets of
+    1000 rows, drawn as torch-fidelity draws them; of half the smaller set where that is below 1000. The interval is the delta
+    method's by Hájek's projection, samples being what is drawn: too wide where both sets are of one distribution.
+    Raises UserError for fewer than two rows in a set. Memory: all features as they are, and blocks of 34 MB.
+    """
+    x, y = samples.whole(), reference.whole()
+    _check_rows(x, y, 2)
+    within_x, within_y = (_kernel_sums(rows, rows)[0] - _kernel(rows, rows, paired=True) for rows in (x, y))
+    across_x, across_y = _kernel_sums(x, y)
+    x_to_x, y_to_y = within_x / (len(x) - 1), within_y / (len(y) - 1)
+    x_to_y, y_to_x = across_x / len(y), across_y / len(x)
+    value = float(x_to_x.mean() + y_to_y.mean() - 2 * x_to_y.mean())
+    variance = _variance(2 * (x_to_x - x_to_y), samples.counts()) + _variance(2 * (y_to_y - y_to_x), reference.counts())
+    size = SUBSET if min(len(x), len(y)) >= SUBSET else min(len(x), len(y)) // 2
+    subsets = _subset_distances(x, y, size) if size > 1 else np.full(1, value)
+    told = {"num": len(subsets), "size": size, "seed": SEED, "mean": float(subsets.mean()), "std": float(subsets.std())}
+    return _interval(value, variance) | _numbers(samples, reference) | {"subsets": told}
+
+
+def _kernel(x: np.ndarray, y: np.ndarray, *, paired: bool = False) -> np.ndarray:
+    """Of every row of x with every row of y (N, M), or paired with the one in its place (N,), in float64."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    products = np.einsum("nd,nd->n", x, y) if paired else x @ y.T
+    return (products / x.shape[1] + 1) ** 3
+
+
+def _kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the kernel of every row of x with all of y, (N,), and of every row of y with all of x, (M,)."""
+    of_x, of_y = np.zeros(len(x)), np.zeros(len(y))
+    for i, j in _blocks(len(x), len(y)):
+        values = _kernel(x[i], y[j])
+        of_x[i] += values.sum(axis=1)
+        of_y[j] += values.sum(axis=0)
+    return of_x, of_y
+
+
+def _subset_distances(x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
+    """Unbiased distances of 100 pairs of random subsets of `size` rows."""
+    draw = np.random.RandomState(SEED)
+    found = []
+    for _ in range(SUBSETS):
+        a, b = (rows[draw.choice(len(rows), size, replace=False)] for rows in (x, y))
+        within = sum(_kernel(rows, rows).sum() - _kernel(rows, rows, paired=True).sum() for rows in (a, b))
+        found.append(within / (size * (size - 1)) - 2 * _kernel(a, b).mean())
+    return np.array(found)
+
+
+# ------------------------------------------------------------------------------------------------ precision and recall
+
+
+def precision(samples: Features, reference: Features) -> Score:
+    """Share of the samples within the reference's manifold (arXiv 1904.06991, Eq. 2): improved precision, k = 3.
+
+    The manifold is what balls around the reference's features cover, each as far as its k-th neighbour besides itself. All
+    distances are of float64, where ADM's evaluator has those of float16. It grows with the density of the reference: compare
+    equal numbers in both sets. The interval is Wilson's, for this manifold; it knows nothing of another reference's.
+    Raises UserError for sets of k rows or fewer. Memory: all features as they are, and blocks of 34 MB.
+    """
+    return _covered_share(samples, reference) | _numbers(samples, reference) | _remark(len(samples.counts()))
+
+
+def recall(samples: Features, reference: Features) -> Score:
+    """Share of the reference within the samples' manifold: `precision` with the sets' parts exchanged."""
+    return _covered_share(reference, samples) | _numbers(samples, reference) | _remark(len(samples.counts()))
+
+
+def _covered_share(features: Features, others: Features) -> Score:
+    """Share of rows that lie in the manifold of others."""
+    points, centres = features.whole(), others.whole()
+    _check_rows(points, centres, NEIGHBOURS + 1)
+    middle = centres.mean(axis=0, dtype=np.float64)
+    nearest = np.full((len(centres), NEIGHBOURS + 1), np.inf)  # and the centre itself
+    for i, j in _blocks(len(centres), len(centres)):
+        candidates = np.concatenate([nearest[i], _squared_distances(centres[i], centres[j], middle)], axis=1)
+        nearest[i] = np.partition(candidates, NEIGHBOURS, axis=1)[:, : NEIGHBOURS + 1]
+    radii = nearest.max(axis=1)
+    inside = np.zeros(len(points), dtype=bool)
+    for i, j in _blocks(len(points), len(centres)):
+        inside[i] |= (_squared_distances(points[i], centres[j], middle) <= radii[j]).any(axis=1)
+    low, high = wilson_interval(float(inside.mean()), len(features.counts()))
+    return {"value": float(inside.mean()), "low": low, "high": high}
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """Of every row of a to every row of b, (N, M), in float64; both as seen from the middle, where squares are smallest."""
+    a, b = a - middle, b - middle
+    squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)
+    return np.maximum(squares - 2 * a @ b.T, 0)
+
+
+# ------------------------------------------------------------------------------------------------------ Inception score
+
+
+def inception_score(logits: np.ndarray) -> Score:
+    """exp of the mean KL divergence of p(y | x) from its mean (arXiv 1606.03498), in ADM's form, of logits (N, 1008).
+
+    The network's bias is left out, as in the graph that everybody used. Consecutive blocks of 5000 in the samples' order, the
+    last as long as it comes out, each with a mean of its own; the value is the blocks' mean, `num_blocks` and `std` beside it.
+    A block of fewer samples knows fewer classes and scores lower. The interval is Student's over blocks, None of one.
+    """
+    scores = []
+    for start in range(0, len(logits), BLOCK):
+        block = logits[start : start + BLOCK].astype(np.float64)
+        block -= block.max(axis=1, keepdims=True)
+        log_p = block - np.log(np.exp(block).sum(axis=1, keepdims=True))
+        p = np.exp(log_p)
+        scores.append(np.exp((p * (log_p - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
+    found = mean_interval(scores)
+    score = {
+        "value": found["mean"],
+        "low": found["low"],
+        "high": found["high"],
+        "num_blocks": len(scores),
+        "block": BLOCK,
+    }
+    return score | {"std": float(np.std(scores))} | _remark(len(logits))
+
+
+# -------------------------------------------------------------------------------------------------------------- shared
+
+
+def _numbers(samples: Features, reference: Features) -> Score:
+    return {"num": len(samples.counts()), "num_reference": len(reference.counts())}
+
+
+def _remark(num: int, num_features: int = 0) -> Score:
+    """What a reader must see beside a figure that depends on the number of samples."""
+    if num <= num_features:
+        return {"remark": f"{num} samples for {num_features} features: most of the value is bias"}
+    if num < COMPARABLE:
+        return {"remark": f"fewer than {COMPARABLE} samples: compare equal numbers of them alone"}
+    return {}
+
+
+def _check_rows(x: np.ndarray, y: np.ndarray, least: int) -> None:
+    if min(len(x), len(y)) < least:
+        raise UserError(f"sets of {len(x)} and {len(y)} images; at least {least} are needed in each")
+
+
+def _blocks(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """All blocks of a matrix, row by row."""
+    for i in range(0, rows, EDGE):
+        for j in range(0, columns, EDGE):
+            yield slice(i, i + EDGE), slice(j, j + EDGE)
+
+
+# ------------------------------------------------------------------------------------------------------------ measures
 
 
 def _measure(
     name: str,
     title: str,
-    extractor: Extractor,
-    figure: Callable[[Features, Features], Score],
+    network: str,
+    figure: Callable[[Features, Any], Score],
     meaning: str,
     *,
+    layer: str | None = None,
+    statistics: tuple[str, str] | None = None,
     best: int = -1,
     digits: int = 3,
 ) -> Measure:
-    """A figure of two sets' features in the extractor's first layer."""
-    layer = next(iter(extractor.layers))
+    """A figure of two sets' features in a layer of a network, the first unless one is named."""
+    extractor = find_extractor(network)
+    layer = layer or next(iter(extractor.layers))
 
     def score(samples: Readout, reference: Readout | None) -> Score:
         assert reference is not None
-        return figure(Features.read(samples, layer), Features.read(reference, layer))
+        found = figure(Features.read(samples, layer), reference.statistics or Features.read(reference, layer))
+        if reference.statistics:
+            found["reference_statistics"] = list(statistics or ())
+        return _told(title, samples, found)
 
     return Measure(
         name=name,
@@ -130,23 +306,113 @@ def _measure(
         missing=extractor.missing,
         reading=extractor.reading,
         score=score,
+        statistics=statistics,
         meaning=meaning,
     )
 
 
+def _told(title: str, samples: Readout, score: Score) -> Score:
+    """A score whose title says what is not as usual."""
+    kinds = {"of frames": samples.samples.is_video, "stand-in weights": samples.facts.get("stand_in_weights", False)}
+    if any(kinds.values()):
+        score["title"] = f"{title} ({', '.join(kind for kind, holds in kinds.items() if holds)})"
+    return score
+
+
+def _inception_score(samples: Readout, _: Readout | None) -> Score:
+    return _told("IS", samples, inception_score(samples.whole("logits")) | {"num": len(samples.samples.names)})
+
+
 def _of_network(name: str) -> list[Measure]:
-    extractor = find_extractor(name)
-    title = f"FD-{extractor.title}"
+    title = find_extractor(name).title
     return [
         _measure(
             f"fd-{name}",
-            title,
-            extractor,
+            f"FD-{title}",
+            name,
             frechet,
-            f"{title}: squared Fréchet distance of Gaussians fitted to features of {extractor.title}; never an FID; compare "
-            "equal numbers of samples alone",
-        )
+            f"FD-{title}: squared Fréchet distance of Gaussians fitted to features of {title}; no FID",
+        ),
+        _measure(
+            f"kid-{name}",
+            f"KD-{title}",
+            name,
+            kernel_distance,
+            f"KD-{title}: KID's formula on features of {title}, unbiased, over all pairs; no KID",
+            digits=4,
+        ),
+        *_manifolds(name, f"-{name}", f"-{title}", f"features of {title}"),
     ]
 
 
-MEASURES = {measure.name: measure for name in ("lite0", "squeezenet", "fashion") for measure in _of_network(name)}
+def _manifolds(network: str, suffix: str, ending: str, features: str) -> list[Measure]:
+    return [
+        _measure(
+            f"precision{suffix}",
+            f"precision{ending}",
+            network,
+            precision,
+            f"precision{ending}: share of samples within the reference's manifold in {features}, k = {NEIGHBOURS}",
+            best=1,
+        ),
+        _measure(
+            f"recall{suffix}",
+            f"recall{ending}",
+            network,
+            recall,
+            f"recall{ending}: share of the reference within the samples' manifold in {features}, k = {NEIGHBOURS}",
+            best=1,
+        ),
+    ]
+
+
+_ALL = (
+    _measure(
+        "fid",
+        "FID",
+        "inception",
+        frechet,
+        "FID: ADM's protocol, pool features of FID's Inception; the reference's mu and sigma where its .npz has them",
+        statistics=("mu", "sigma"),
+        digits=2,
+    ),
+    _measure(
+        "sfid",
+        "sFID",
+        "inception",
+        frechet,
+        "sFID: the same on 7 channels of mixed_6/conv, which see where things are",
+        layer="spatial",
+        statistics=("mu_s", "sigma_s"),
+        digits=2,
+    ),
+    Measure(
+        name="is",
+        title="IS",
+        best=1,
+        digits=2,
+        missing=find_extractor("inception").missing,
+        reading=find_extractor("inception").reading,
+        score=_inception_score,
+        meaning=f"IS: Inception score in ADM's protocol, blocks of {BLOCK} in order",
+    ),
+    _measure(
+        "kid",
+        "KID",
+        "inception",
+        kernel_distance,
+        "KID: unbiased, over all pairs, pool features of FID's Inception",
+        digits=5,
+    ),
+    *_manifolds("inception", "", "", "pool features of FID's Inception"),
+    _measure(
+        "fd-dinov2",
+        "FD-DINOv2",
+        "dinov2",
+        frechet,
+        "FD-DINOv2: squared Fréchet distance of Gaussians fitted to class tokens of DINOv2 ViT-L/14 (arXiv 2306.04675)",
+        digits=2,
+    ),
+    *(measure for name in ("lite0", "squeezenet", "fashion") for measure in _of_network(name)),
+)
+MEASURES = {measure.name: measure for measure in _ALL}

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Score = dict[str, Any]
 """value: of the set, a finite number, or None with a `note` that stands for it; low, high: of its 95 % interval, where one is
-known; num: samples; and figures of the measure's own."""
+known; num: samples; title: in place of the measure's, where this figure needs another; remark: what keeps it from being
+compared; and figures of the measure's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,9 @@ class Measure:
     "reference" (a set that the whole is compared with), "pairs" (a set whose samples are compared one by one), "prompts",
     "video" and "image" (samples of one kind alone). best: 1 where more is better, -1 where less, 0 where neither. digits:
     shown. missing(): what has to be fetched first, in lines that name file, place and size. reading(): UserError where
-    something is missing. score(samples, reference): of their readouts; reference is None unless one is needed. meaning: what a
-    reader must know.
+    something is missing. score(samples, reference): of their readouts; reference is None unless one is needed. statistics:
+    names of an .npz reference's arrays that stand for what would be read of it (`Readout.statistics`). meaning: what a reader
+    must know.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Measure:
     missing: Callable[[], list[str]] = list
     reading: Callable[[], Reading]
     score: "Callable[[Readout, Readout | None], Score]"
+    statistics: tuple[str, str] | None = None
     meaning: str
 
 
@@ -92,9 +95,12 @@ _MODULES = {
     "flicker-change": "videos",
     "warping-error": "videos",
     "flow-difference": "videos",
-    "fd-lite0": "distributions",
-    "fd-squeezenet": "distributions",
-    "fd-fashion": "distributions",
+    **dict.fromkeys(("fid", "sfid", "is", "kid", "precision", "recall", "fd-dinov2"), "distributions"),
+    **{
+        f"{figure}-{network}": "distributions"
+        for network in ("lite0", "squeezenet", "fashion")
+        for figure in ("fd", "kid", "precision", "recall")
+    },
 }
 """By measure, the module of this package that has it in its MEASURES."""
 NAMES = tuple(_MODULES)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
@@ -102,15 +102,26 @@ def _all_read(samples: Samples, indices: range) -> list[np.ndarray]:
 
 
 class Readout:
-    """The arrays of a set, on disk, in the order of its samples. samples: what was read."""
+    """The arrays of a set, on disk, in the order of its samples.
 
-    def __init__(self, samples: Samples, paths: Sequence[Path]) -> None:
-        self.samples, self.paths = samples, paths
+    samples: what was read. facts: of the reading. statistics: mean and covariance that come with a reference, and stand for its
+    arrays, which then are not there.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        paths: Sequence[Path],
+        facts: Mapping[str, Any],
+        statistics: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        self.samples, self.paths, self.facts, self.statistics = samples, paths, facts, statistics
 
     def shards(self, name: str) -> Iterator[np.ndarray]:
         """One array, shard by shard, so that it need not fit into memory."""
         for path in self.paths:
-            yield load_file(path)[name]
+            with safe_open(path, framework="np") as file:
+                yield file.get_tensor(name)
 
     def whole(self, name: str) -> np.ndarray:
         """One array of the whole set."""
@@ -158,7 +169,7 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
         _refuse(
             f"{in_words(told)}; nothing is scored until all {count} samples can be read, what was read is kept", world
         )
-    return Readout(task.samples, list(paths.values()))
+    return Readout(task.samples, list(paths.values()), reading.facts)
 
 
 def _refuse(message: str, world: World) -> NoReturn:
@@ -194,12 +205,12 @@ def check_task(task: Task, names: Sequence[str]) -> list[str]:
     """What stands in the way of measures of a task, a line for each."""
     there = {name for name in ("reference", "pairs", "prompts") if getattr(task, name) is not None}
     there.add("video" if task.samples.is_video else "image")
-    lines = []
+    lines: dict[str, list[str]] = {}
     for measure in map(find_measure, names):
         lacking = sorted(measure.needs - there)
-        lines += [f"{measure.name} needs {', '.join(lacking)}"] if lacking else []
-        lines += [f"{measure.name} needs {line}" for line in measure.missing()]
-    return lines
+        for line in [*([", ".join(lacking)] if lacking else []), *measure.missing()]:
+            lines.setdefault(line, []).append(measure.name)
+    return [f"{', '.join(found)} {'need' if len(found) > 1 else 'needs'} {line}" for line, found in lines.items()]
 
 
 def score(
@@ -225,7 +236,11 @@ def score(
         reference = None
         if "reference" in measure.needs:
             assert task.reference is not None
-            reference = read_samples(reading, Task(samples=task.reference), work, world, quiet=quiet)
+            given = task.reference.statistics(*measure.statistics) if measure.statistics else None
+            if given:
+                reference = Readout(task.reference, [], reading.facts, given)
+            else:
+                reference = read_samples(reading, Task(samples=task.reference), work, world, quiet=quiet)
         if world.is_main:
             found = measure.score(readout, reference)
             assert found["value"] is None or np.isfinite(found["value"])

@@ -40,6 +40,9 @@ class Samples(Protocol):
     def digest(self) -> str:
         """What tells the contents of sets apart."""
 
+    def statistics(self, mean: str, covariance: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Two of STATISTICS, None where the set has none."""
+
 
 def open_samples(path: str | Path) -> Samples:
     """A folder of images or of videos, or an .npz batch; UserError for anything else, and for a mixture."""
@@ -98,6 +101,9 @@ class _Files:
     def digest(self) -> str:
         return content_digest(*self.files)
 
+    def statistics(self, mean: str, covariance: str) -> None:
+        return None
+
 
 class ImageFolder(_Files):
     """Images, as RGB on white."""
@@ -154,7 +160,6 @@ class NpzBatch:
         return content_digest(self.path)
 
     def statistics(self, mean: str, covariance: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Two of STATISTICS, None where the batch has none."""
         if not {mean, covariance} <= self.keys:
             return None
         with np.load(self.path, allow_pickle=False) as arrays:

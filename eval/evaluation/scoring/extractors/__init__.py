@@ -22,6 +22,7 @@ from cache_dic.errors import check_choice
 from evaluation.scoring.measures import Reading
 from evaluation.scoring.read import Shard
 from seerkit.io.files import content_digest
+from seerkit.weights.checkpoints import NotFoundError, Published, find_weights
 
 BATCH = 50  # images that a network sees at once
 Network = Callable[[Tensor], Mapping[str, Tensor]]
@@ -88,7 +89,7 @@ class Extractor:
 
             return read
 
-        return Reading(name=self.name, facts=facts, load=load)
+        return Reading(name=f"features-{self.name}", facts=facts, load=load)
 
     def features(self, images: np.ndarray, device: str = "cpu") -> np.ndarray:
         """Features (N, D) of the first layer, of images (N, H, W, 3) of uint8."""
@@ -109,6 +110,20 @@ def find_extractor(name: str) -> Extractor:
     """A network; UserError for a name that there is not."""
     check_choice("extractor", name, tuple(_MODULES))
     return importlib.import_module(f"{__name__}.{_MODULES[name]}").EXTRACTORS[name]
+
+
+def find_published(files: Sequence[Published], env: str, size: str) -> Path:
+    """One of the files, that of an environment variable before all; FileNotFoundError with places, commands and size."""
+    try:
+        return find_weights(None, files, env=env, download=False)
+    except NotFoundError as error:
+        if error.named:
+            raise
+        places = ", ".join(dict.fromkeys(place for file in files for place in (str(file.folder), file.cache)))
+        names = " or ".join(file.name for file in files)
+        raise FileNotFoundError(
+            f"{names} ({size}), looked for in {places}; fetch it with `{files[0].command}`, or name it in {env}"
+        ) from error
 
 
 @functools.lru_cache(maxsize=2)

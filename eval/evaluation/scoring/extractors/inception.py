@@ -1,0 +1,90 @@
+"""The Inception of FID, by way of torch-fidelity, with the layer that sFID needs and torch-fidelity lacks.
+
+torch-fidelity's conversion of the TensorFlow graph of 2015-12-05, whose bilinear resizing to 299 pixels and normalisation it
+repeats. sFID's layer is the graph's `mixed_6/conv`, the first branch of its kind: by the order of blocks Mixed_6d.branch1x1, of
+which ADM takes 7 channels of 192, flattened place by place (openai/guided-diffusion, evaluations/evaluator.py).
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cache_dic import UserError
+from evaluation.scoring.extractors import Extractor, Network, Weights, find_published
+from seerkit.weights.checkpoints import Published, read_state
+
+DIGEST = "6726825d"  # the first of the sha256 of the published file, and the end of its names
+FILES = (
+    Published(
+        f"weights-inception-2015-12-05-{DIGEST}.pth",
+        url=f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-{DIGEST}.pth",
+    ),
+    Published(
+        f"pt_inception-2015-12-05-{DIGEST}.pth",
+        url=f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-{DIGEST}.pth",
+    ),
+)
+ENV = "FID_INCEPTION"  # names another file
+STAND_IN = "TAYLORSEER_STAND_IN_WEIGHTS"  # set to 1, lets a file be taken that is not the published one
+SPATIAL_CHANNELS = 7
+
+
+def find_inception() -> Weights:
+    """The weights; FileNotFoundError where there are none, UserError for others than the published ones."""
+    path = find_published(FILES, ENV, "95.7 MB")
+    status = path.stat()
+    digest = _sha256(path, status.st_size, status.st_mtime_ns)
+    if digest.startswith(DIGEST):
+        return Weights(path)
+    if os.environ.get(STAND_IN) != "1":
+        raise UserError(
+            f"{path} is not the Inception of FID: its sha256 begins with {digest[:8]}, the published file's with {DIGEST}; "
+            f"fetch that with `{FILES[0].command}`, or set {STAND_IN}=1 to try things out with this one"
+        )
+    return Weights(path, stand_in=True)
+
+
+@functools.lru_cache(maxsize=4)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    """Of a file with this size and time of change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _inception(path: Path, device: torch.device) -> Network:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    read_state(path)  # that it is a file of tensors, and whole, before torch-fidelity unpickles whatever it is
+    try:
+        network = FeatureExtractorInceptionV3(
+            "fid", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        )
+    except RuntimeError as error:
+        raise UserError(f"{path} does not hold the tensors of FID's Inception; {str(error).splitlines()[0]}") from error
+    network.to(device)
+    seen: list[Tensor] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda *given: seen.append(given[2]))
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        pool, logits = network(images)
+        spatial = seen.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return {"pool": pool, "spatial": spatial, "logits": logits}
+
+    return features
+
+
+EXTRACTORS = {
+    "inception": Extractor(
+        name="inception",
+        title="FID's Inception",
+        layers={"pool": 2048, "spatial": 17 * 17 * SPATIAL_CHANNELS, "logits": 1008},
+        seen="TensorFlow 1's bilinear to 299 x 299, (x - 128) / 128",
+        find=find_inception,
+        load=_inception,
+        packages=("torch_fidelity",),
+    )
+}
