@@ -4,6 +4,7 @@ Without --readme: into every document of the repository that has a marker. No fi
 """
 
 import argparse
+import functools
 import itertools
 import re
 import sys
@@ -44,6 +45,7 @@ from evaluation.forms import (
     VALIDATION,
     VIDEO_COUNTS,
 )  # fmt: skip
+from evaluation.gpu import report as gpu
 from evaluation.method_table import methods, presets, recipes
 from evaluation.metrics import mean_interval
 from evaluation.paper import published, published_flops, published_latency
@@ -1208,8 +1210,12 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "searched-schedules": searched_schedules,
     "method-costs": method_costs,
     "partial-steps": partial_steps,
+<<<<<<< HEAD
     "measure-validation": measure_validation,
     "measure-noise": measure_noise,
+=======
+    **{f"gpu-{name}": functools.partial(gpu.document_table, name=name) for name in gpu.TABLES},
+>>>>>>> gpu
 }
 
 

@@ -12,6 +12,7 @@ from dit.counts import DiTCounter, published_counter
 from dit.diffusion import Diffusion
 from dit.model import DiT
 from dit.sampler import Sampler
+from seerkit.devices.dtypes import made_in
 from seerkit.sampling.workload import Callback, Case, Workload
 
 
@@ -45,7 +46,8 @@ class Adapter:
         y = torch.arange(count) % config.num_classes
         if workload.cfg_scale != 1:
             latents, y = torch.cat([latents, latents]), torch.cat([y, torch.full_like(y, config.num_classes)])
-        model = DiT(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
+        with made_in(dtype):
+            model = DiT(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
         return Case(model, latents, {"y": y}, branches=len(y) // count)
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:

@@ -15,6 +15,7 @@ from flux.latents import image_ids, pack, text_ids, unpack
 from flux.model import Flux
 from flux.sampler import Sampler
 from flux.schedule import sampling_times
+from seerkit.devices.dtypes import made_in
 from seerkit.sampling.published import CalflopsCounter
 from seerkit.sampling.workload import Callback, Case, Workload
 
@@ -57,7 +58,8 @@ class Adapter:
         }
         if config.guidance_embed:
             conditions["guidance"] = torch.full((count,), USAGE[self.name].guidance)
-        model = Flux(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
+        with made_in(dtype):
+            model = Flux(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
         return Case(model, latents, conditions)
 
     def timesteps(self, case: Case, num_steps: int) -> Tensor:
@@ -76,7 +78,8 @@ class Adapter:
         return published_counter(case.model.config, case.rows, case.latents.shape[1], case.conditions["txt"].shape[1])
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
-        model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+        with made_in(case.latents.dtype):
+            model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
         return model, diffusers_arguments(case.latents, case.conditions)
 
 

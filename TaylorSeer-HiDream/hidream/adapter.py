@@ -12,6 +12,7 @@ from cache_dic import Cache, Run
 from hidream.config import CONFIGS, USAGE, HiDreamConfig, hidream_config, latent_shape
 from hidream.model import HiDream
 from hidream.sampler import Sampler
+from seerkit.devices.dtypes import made_in
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.sampling.workload import Callback, Case, Workload
 
@@ -51,7 +52,8 @@ class Adapter:
             "llama": torch.randn(1 + max(config.llama_layers), rows, length, llama, dtype=dtype),
             "pooled": torch.randn(rows, config.text_emb_dim, dtype=dtype),
         }
-        model = HiDream(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
+        with made_in(dtype):
+            model = HiDream(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
         return Case(model, latents, conditions, branches=rows // count)
 
     def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> Sampler:
@@ -78,7 +80,8 @@ class Adapter:
         return None
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
-        model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+        with made_in(case.latents.dtype):
+            model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
         return model, diffusers_arguments(case.latents, case.conditions)
 
 

@@ -14,6 +14,7 @@ from hunyuan_video.counts import published_counter
 from hunyuan_video.model import HunyuanVideo
 from hunyuan_video.sampler import GUIDANCE_FACTOR, Sampler
 from hunyuan_video.schedule import sampling_timesteps
+from seerkit.devices.dtypes import made_in
 from seerkit.sampling.published import CalflopsCounter
 from seerkit.sampling.workload import Callback, Case, Workload
 
@@ -48,7 +49,8 @@ class Adapter:
         if config.guidance_embed:
             weight = GUIDANCE_FACTOR * USAGE[self.name].guidance
             conditions["guidance"] = torch.full((count,), weight)
-        model = HunyuanVideo(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
+        with made_in(dtype):
+            model = HunyuanVideo(config, attention=workload.attention).to(dtype).eval().requires_grad_(False)
         return Case(model, latents, conditions)
 
     def _sampler(self, case: Case, num_steps: int) -> Sampler:
@@ -69,7 +71,8 @@ class Adapter:
         return published_counter(case.model.config, case.rows, tokens, case.conditions["text_states"].shape[1])
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
-        model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+        with made_in(case.latents.dtype):
+            model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
         return model, diffusers_arguments(case.latents, case.conditions)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_dic import Cache, Run
+from seerkit.devices.dtypes import made_in
 from seerkit.sampling.workload import Callback, Case, Workload
 from wan.config import CONFIGS, USAGE, WanConfig, latent_shape, wan_config
 from wan.counts import WanCounter, published_counter
@@ -51,7 +52,8 @@ class Adapter:
             given = config.in_dim - config.out_dim  # mask and latents of the first frame
             conditions["clip_fea"] = torch.randn(rows, CLIP_TOKENS, config.image_dim, dtype=dtype)
             conditions["y"] = torch.randn(rows, given, *shape[1:], dtype=dtype)
-        model = Wan(config, attention=workload.attention).cast(dtype).eval().requires_grad_(False)
+        with made_in(dtype):
+            model = Wan(config, attention=workload.attention).cast(dtype).eval().requires_grad_(False)
         return Case(model, latents, conditions, branches=rows // workload.num_samples)
 
     def _sampler(self, case: Case, num_steps: int, guidance: float = 1.0) -> Sampler:
@@ -76,7 +78,8 @@ class Adapter:
         return published_counter(case.model.config, case.rows, tokens, image_tokens)
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
-        model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+        with made_in(case.latents.dtype):
+            model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
         return model, diffusers_arguments(case.latents, case.conditions)
 
 

@@ -266,7 +266,7 @@ def check_memory(
                 f"--against-diffusers has no effect on {backbone.name}, of which there is no model to compare with"
             )
     tokens = case.model.tokens(case.latents)
-    weights = 4 * sum(weight.numel() for weight in case.model.parameters())  # made in float32
+    weights = sum(weight.nbytes for weight in case.model.parameters())
     inputs = sum(tensor.nbytes for tensor in (case.latents, *case.conditions.values()))
     activations = ACTIVATIONS * tokens.batch * tokens.length * tokens.dim * dtype.itemsize
     needed, free = (1 + with_reference) * weights + inputs + activations, free_bytes(device)

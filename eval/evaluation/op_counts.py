@@ -1,7 +1,6 @@
 """Operations that a forecast step dispatches, by implementation."""
 
 import argparse
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from evaluation.backbones import BACKBONES, PACKAGES, workload
 from evaluation.operations import count_forecast
 from evaluation.rivals import RIVALS, count_rival
 from seerkit.devices.dtypes import torch_dtype
-from seerkit.io.records import conditions
+from seerkit.io.records import conditions, version_of
 from seerkit.io.tables import number, text_table
 
 OURS = "this repository, {} engine"
@@ -35,7 +34,7 @@ def count_all(model: str, args: argparse.Namespace) -> dict[str, Any]:
         if form.enters_model
     ]
     for label, (package, make) in RIVALS.items():
-        version = installed(package) if package else None
+        version = version_of(package) if package else None
         missing = package and version is None
         rows.append(
             {
@@ -60,14 +59,6 @@ def count_all(model: str, args: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "conditions": conditions(torch.device("cpu"), dtype),
     }
-
-
-def installed(package: str) -> str | None:
-    """Its version, None if it is not there."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def text(record: dict[str, Any]) -> str:

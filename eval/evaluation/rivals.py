@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cache_dic import PRESETS
 from cache_dic.engine import weighted_sum
+from cache_dic.presets import Preset
 from evaluation.operations import count_operations
 from seerkit.layers.modulation import TwoStreamModulation
 from seerkit.sampling.workload import Backbone, Case
@@ -27,19 +28,24 @@ COUNTED = 7
 full steps are 0 to 2 and, in diffusers' hook, 4."""
 
 
-def diffusers_hook(backbone: Backbone, case: Case, max_order: int, *, lite: bool = False) -> Advance:
-    """diffusers' TaylorSeer hook on the attention modules, its default; `lite`: on the output layer, all blocks skipped."""
+def taylorseer_hook(preset: Preset, max_order: int, dtype: torch.dtype, *, lite: bool = False) -> Any:
+    """Settings of diffusers' TaylorSeer hook on the attention modules, its default; `lite`: on the output layer, all blocks
+    skipped."""
     from diffusers import TaylorSeerCacheConfig
 
-    settings = TaylorSeerCacheConfig(
-        cache_interval=PRESETS["flux"].interval,
-        disable_cache_before_step=PRESETS["flux"].warmup_steps,
+    return TaylorSeerCacheConfig(
+        cache_interval=preset.interval,
+        disable_cache_before_step=preset.warmup_steps,
         max_order=max_order,
-        taylor_factors_dtype=case.latents.dtype,
+        taylor_factors_dtype=dtype,
         use_lite_mode=lite,
     )
+
+
+def diffusers_hook(backbone: Backbone, case: Case, max_order: int, *, lite: bool = False) -> Advance:
+    """diffusers' model with its TaylorSeer hook."""
     model, arguments = backbone.reference(case)
-    model.enable_cache(settings)
+    model.enable_cache(taylorseer_hook(PRESETS["flux"], max_order, case.latents.dtype, lite=lite))
 
     def advance() -> Any:
         with model.cache_context("step"):
@@ -52,24 +58,29 @@ def diffusers_hook_lite(backbone: Backbone, case: Case, max_order: int) -> Advan
     return diffusers_hook(backbone, case, max_order, lite=True)
 
 
-def cache_dit_dbcache(backbone: Backbone, case: Case, max_order: int, *, blocks: int = 1) -> Advance:
-    """cache-dit's DBCache with its TaylorSeer calibrator: the first `blocks` blocks computed, the others forecast."""
+def enable_dbcache(model: nn.Module, preset: Preset, max_order: int, *, blocks: int = 1) -> None:
+    """cache-dit's DBCache with its TaylorSeer calibrator on diffusers' model: the first `blocks` blocks computed, the others
+    forecast in every step after the warm-up."""
     import cache_dit
 
     for handler in logging.getLogger("CACHE_DIT").handlers:
         handler.setLevel(logging.WARNING)  # it would tell what it does on stdout
-    model, arguments = backbone.reference(case)
     cache_dit.enable_cache(
         model,
         cache_config=cache_dit.DBCacheConfig(
             Fn_compute_blocks=blocks,
             Bn_compute_blocks=0,
-            max_warmup_steps=PRESETS["flux"].warmup_steps,
-            residual_diff_threshold=float("inf"),  # every step after the warm-up is forecast
+            max_warmup_steps=preset.warmup_steps,
+            residual_diff_threshold=float("inf"),
             num_inference_steps=50,
         ),
         calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=max_order),
     )
+
+
+def cache_dit_dbcache(backbone: Backbone, case: Case, max_order: int) -> Advance:
+    model, arguments = backbone.reference(case)
+    enable_dbcache(model, PRESETS["flux"], max_order)
     return lambda: model(**arguments)
 
 

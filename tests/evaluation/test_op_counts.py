@@ -96,7 +96,7 @@ def test_the_command(load_command, need, tmp_path, capsys):
 
 def test_a_package_that_is_missing_leaves_its_row_empty(load_command, monkeypatch):
     command = load_command("eval/op_counts.py")
-    monkeypatch.setattr(op_counts, "installed", lambda package: None)
+    monkeypatch.setattr(op_counts, "version_of", lambda package: None)
     record = op_counts.count_all(command.MODEL, command.parse_args(["--depth", "1"]))
     missing = [row for row in record["rows"] if row["package"]]
     assert missing

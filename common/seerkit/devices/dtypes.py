@@ -1,5 +1,7 @@
 """Number formats by the names that flags have for them; needs torch only where one is asked for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,3 +18,16 @@ def torch_dtype(name: str) -> "torch.dtype":
     import torch
 
     return getattr(torch, PRECISIONS.get(name, name))
+
+
+@contextmanager
+def made_in(dtype: "torch.dtype") -> Iterator[None]:
+    """While it lasts, parameters are made in a floating dtype: a model of 13 billion in bf16 is not first there in float32."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

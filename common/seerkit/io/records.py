@@ -30,7 +30,7 @@ def conditions(device: "torch.device", dtype: "torch.dtype") -> dict[str, Any]:
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "dtype": str(dtype).removeprefix("torch."),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in PACKAGES if (version := version_of(name))},
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -52,7 +52,8 @@ def device_name(device: "torch.device") -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed distribution, None if it is not there."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
