@@ -288,9 +288,8 @@ def _check_answer(dimension: str, wanted: Expected, answer: Mapping[str, Any]) -
         raise UserError(f"VBench answered {len(answered)} values of {dimension} for {len(listed)} videos{told}")
     bad = [name for name, value in answer["values"] if not math.isfinite(value)]
     if bad or not math.isfinite(answer["score"]):
-        raise UserError(
-            f"{dimension} is not finite{f': {in_words(bad)}' if bad else ''}; the weights may be damaged, or such videos too short"
-        )
+        told = f": {in_words(bad)}" if bad else ""
+        raise UserError(f"{dimension} is not finite{told}; the weights may be damaged, or such videos too short")
 
 
 def _interval(asked: Dimension, answer: Mapping[str, Any]) -> list[float] | None:
