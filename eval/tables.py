@@ -1210,12 +1210,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "searched-schedules": searched_schedules,
     "method-costs": method_costs,
     "partial-steps": partial_steps,
-<<<<<<< HEAD
     "measure-validation": measure_validation,
     "measure-noise": measure_noise,
-=======
     **{f"gpu-{name}": functools.partial(gpu.document_table, name=name) for name in gpu.TABLES},
->>>>>>> gpu
 }
 
 
