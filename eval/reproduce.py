@@ -232,6 +232,9 @@ def main(argv: list[str] | None = None) -> None:
     if record is None:
         return
     text, files = write_tables(record, plan)
+    if args.results:
+        files["copied"] = args.results / protocol.name / f"reproduced{'-smoke' if args.smoke else ''}.json"
+        write_json(files["copied"], record)
     print(
         json.dumps(record)
         if args.json

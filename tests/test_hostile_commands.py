@@ -81,6 +81,10 @@ BASES = {
     " --schedules in/schedule.json --out out/gains.json",
     "eval/search_schedule.py": "--model flux-debug --ckpt {flux} --num-steps 4 --full-steps 2 --samples 1 --lists 3"
     " --device cpu --out out/found.json",
+    "eval/measure_gpu.py": "--device cpu --tiny --list --output-dir out --results out",
+    "eval/validate_measures.py": "--model fashion-mnist --num-samples 20 --dry-run --work out --out out/valid.json",
+    "eval/reproduce.py": "hidream --rows uncached --estimate --output-dir out",
+    "eval/score.py": "in/samples/uncached --measures psnr --pairs in/samples/uncached --allow-duplicates --work out",
     "eval/report.py": "--results {results} --runs in --out out/report",
     "eval/tables.py": "--results {results} --readme in/README.md",
     "eval/train_classifier.py": "--data {clothes} --out out/c.safetensors --epochs 1 --batch-size 16 --device cpu",

@@ -149,7 +149,7 @@ def missing_files(plan: Plan, runs: Mapping[str, Run], world: World) -> str | No
             _fid_job(plan, first).find()
         else:
             _job(plan, first.num_steps, {first.label: first}).find(world)
-    except UserError as error:
+    except (UserError, FileNotFoundError) as error:
         return str(error)
     return None
 
@@ -279,7 +279,7 @@ def score_by_vbench(plan: Plan, sampled: Mapping[str, Sampled]) -> tuple[dict[st
                 samples_per_prompt=1 if smoke else plan.protocol.samples_per_prompt,
                 device=plan.args.device,
             )
-        except UserError as error:
+        except (UserError, FileNotFoundError) as error:
             return scores, str(error)
         if told := "; ".join(found["errors"].values()):
             return scores, told

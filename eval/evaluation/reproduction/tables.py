@@ -224,7 +224,7 @@ def _below(
         found += [f"Ours of {record['num_samples']} samples; published of {protocol.num_samples}."]
     if told := lacks_all(record):
         found += [f"Not run: {told}"]
-    found += [f"Not scored, {name}: {reason}." for name, reason in record["not_scored"].items()]
+    found += [f"Not scored: {reason}" for reason in record["not_scored"].values()]
     if not record["is_smoke"] and not lacks_all(record):
         found += [f"Prompts: {record['prompts']['note']}." if record["prompts"]["note"] else ""]
         found += [f"Ours on {made['device']}, {made['dtype']}, torch {made['versions']['torch']}, {made['date'][:10]}."]

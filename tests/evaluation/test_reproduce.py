@@ -1,0 +1,201 @@
+"""Published tables run again: rows, prompts, estimates, and tables of both figures; one small table the whole way."""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cache_dic import UserError
+from evaluation.reproduction.protocols import COLUMNS, COSTS, DRAWBENCH, PROTOCOLS, Prompts, measure_of
+from evaluation.reproduction.rows import UNCACHED, chosen, make_rows, make_run, published_rows, runs_of
+from evaluation.reproduction.tables import Sheet, csv_text, figure, latex, markdown, our_value
+from evaluation.scoring.measures import NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def row_of(protocol, method, model=None, **wanted):
+    rows = make_rows(protocol, model or protocol.model)
+    return next(
+        row
+        for row in rows
+        if row.published["method"] == method and all(row.published.get(key) == value for key, value in wanted.items())
+    )
+
+
+class TestRows:
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_every_table_has_rows_and_every_column_a_figure_in_one_of_them(self, name):
+        protocol = PROTOCOLS[name]
+        for table in protocol.tables:
+            rows = published_rows(table, name)
+            assert rows[0]["method"] in ("uncached", "taylorseer", "teacache", "rfc")
+            for key in table.columns:
+                assert any(row.get(key) is not None for row in rows), (table.key, key)
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_every_quality_column_has_a_measure_that_exists(self, name):
+        protocol = PROTOCOLS[name]
+        for table in protocol.tables:
+            for key in set(table.columns) - {*COSTS}:
+                measure = measure_of(key, table)
+                assert measure in (*NAMES, "vbench")
+        assert {*protocol.embedded_measures} <= {*NAMES}
+
+    def test_settings_of_the_published_rows_become_ours(self):
+        flux, hunyuan = PROTOCOLS["flux"], PROTOCOLS["hunyuan"]
+        assert row_of(flux, "taylorseer", interval=6, max_order=2).counted.label == "taylorseer-N6-W3-O2"
+        assert row_of(flux, "taylorseer", interval=6, max_order=1).counted.label == "taylorseer-N6-W3-O1"
+        thirty = row_of(flux, "fewer steps", settings={"steps": 30}).counted
+        assert (thirty.label, thirty.num_steps, thirty.cache.method) == ("fewer-steps-30", 30, "uncached")
+        assert row_of(hunyuan, "toca").counted.label == "toca-recipe=hunyuan-N5"
+        teacache = row_of(flux, "teacache", settings={"l": 0.8})
+        assert "threshold=0.8" in teacache.counted.label
+
+    def test_thresholds_of_one_model_are_not_taken_for_another(self):
+        row = row_of(PROTOCOLS["flux"], "teacache", "flux-tiny", settings={"l": 0.8})
+        assert "threshold=0.8" in row.counted.label
+        assert "threshold=0.8" not in row.sampled.label
+
+    def test_what_cannot_be_run_says_why(self):
+        flux = PROTOCOLS["flux"]
+        assert row_of(flux, "hyca").why == "hyca is not among the methods here"
+        assert row_of(flux, "dbcache").why == "the settings of dbcache are not stated there"
+        with pytest.raises(UserError, match="chipmunk is not among"):
+            make_run({"method": "chipmunk"}, flux, flux.model)
+
+    def test_rows_are_chosen_by_table_method_and_label(self):
+        rows = make_rows(PROTOCOLS["hunyuan"], "hunyuan-video")
+        assert {row.table.key for row in chosen(rows, ["lesa"])} == {"lesa"}
+        assert {row.published["method"] for row in chosen(rows, ["fora"])} == {"fora"}
+        assert {row.name for row in chosen(rows, ["taylorseer-*"])} == {"taylorseer-N5-W1-O1"}
+        with pytest.raises(UserError, match="no row is called 'nosuch'; tables: hyca, paper, linca, lesa; rows: "):
+            chosen(rows, ["nosuch"])
+
+    def test_the_uncached_run_is_always_there_and_first_and_each_run_once(self):
+        rows = make_rows(PROTOCOLS["hunyuan"], "hunyuan-video")
+        runs = runs_of(chosen(rows, ["taylorseer"]), "sampled", 50)
+        assert [*runs] == [UNCACHED, "taylorseer-N5-W1-O1"]
+
+
+COUNTS = {
+    UNCACHED: {"flops_T": 100.0},
+    "taylorseer-N6-W3-O2": {"flops_T": 20.0},
+}
+
+
+def record_of(protocol, **more):
+    return {
+        "is_smoke": False,
+        "model": protocol.model,
+        "num_samples": protocol.num_samples,
+        "counts": COUNTS,
+        "runs": {},
+        "not_scored": {},
+        **more,
+    }
+
+
+class TestFigures:
+    def test_of_costs_and_scores_beside_the_published_ones(self):
+        flux = PROTOCOLS["flux"]
+        row = row_of(flux, "taylorseer", interval=6, max_order=2)
+        run = {
+            "flops_T": 19.0,
+            "latency": {"median_s": 2.5, "ratio": 4.0},
+            "scores": {"clip-l14": {"value": 19.5, "low": 19.4, "high": 19.6}},
+        }
+        record = record_of(flux, runs={"taylorseer-N6-W3-O2": run})
+        assert our_value("flops_T", row, row.table, record) == {"value": 19.0}
+        assert our_value("speedup", row, row.table, record)["value"] == pytest.approx(100 / 19)
+        assert our_value("latency_s", row, row.table, record) == {"value": 2.5}
+        clip = figure("clip_score", row, row.table, record)
+        assert (clip.heading, clip.published, clip.ours, clip.difference) == (
+            "CLIP score (clip-l14)", "19.427", "19.500 ± 0.100", "+0.073",
+        )  # fmt: skip
+        assert figure("image_reward", row, row.table, record).ours == "–"
+
+    def test_a_smoke_run_says_nothing_of_the_published_model_but_counts_it(self):
+        flux = PROTOCOLS["flux"]
+        row = row_of(flux, "taylorseer", "flux-tiny", interval=6, max_order=2)
+        run = {"flops_T": 0.1, "latency": {"median_s": 2.5, "ratio": 4.0}, "scores": {"psnr": {"value": 30.0}}}
+        record = record_of(flux, is_smoke=True, runs={row.sampled.label: run})
+        assert our_value("flops_T", row, row.table, record) == {"value": 20.0}
+        assert our_value("latency_s", row, row.table, record) == {"value": None}
+        assert our_value("psnr", row, row.table, record) == {"value": None}
+
+    def test_steps_that_are_decided_while_sampling_are_a_range(self):
+        flux = PROTOCOLS["flux"]
+        row = row_of(flux, "teacache", settings={"l": 0.8})
+        counts = {**COUNTS, row.counted.label: {"flops_T": None, "flops_ratio_bounds": [1.0, 25.0]}}
+        found = our_value("flops_T", row, row.table, record_of(flux, counts=counts))
+        assert found == {"value": None, "text": "4.00 to 100.00"}
+
+
+class TestSheets:
+    SHEET = Sheet(
+        "A & B", ["run", "x, published", "ours", "note"], [["a_b", "1 %", "2 ± 1", "n|m"]], ["below"], [], "s"
+    )
+
+    def test_markdown_keeps_its_cells_apart(self):
+        assert "| a_b | 1 % | 2 ± 1 | n\\|m |" in markdown(self.SHEET)
+
+    def test_latex_escapes_and_leaves_the_notes_out(self):
+        text = latex(self.SHEET)
+        assert r"a\_b & 1 \% & 2 $\pm$ 1 \\" in text
+        assert r"\caption{A \& B}" in text
+        assert "n|m" not in text
+
+    def test_csv_has_a_header(self):
+        assert csv_text([self.SHEET]).splitlines()[0].split(",")[:3] == ["table", "row", "quantity"]
+
+
+def test_a_column_of_every_key_that_is_published():
+    assert {"flops_T", "fid", "vbench", "lpips"} <= COLUMNS.keys()
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, ROOT / "eval" / "reproduce.py", *map(str, arguments)],
+        capture_output=True, text=True, check=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_one_table_the_whole_way(tmp_path):
+    done = run("hidream", "--smoke", "--rows", "paper", "--num-samples", 2, "--output-dir", tmp_path / "out")
+    assert (done.returncode, done.stderr[-500:] if done.returncode else "") == (0, "")
+    assert "SMOKE RUN of hidream-tiny, 2 samples" in done.stdout
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert [*record["runs"]] == ["uncached", "taylorseer-N4-W1-O2"]
+    scores = record["runs"]["taylorseer-N4-W1-O2"]["scores"]
+    assert scores["psnr"]["value"] > 20
+    assert scores["psnr"]["num"] == 2
+    lines = list(csv.DictReader((tmp_path / "out" / "tables.csv").read_text().splitlines()))
+    assert {line["quantity"] for line in lines} == {"latency s", "latency ratio"}
+    again = run("hidream", "--smoke", "--rows", "paper", "--num-samples", 2, "--output-dir", tmp_path / "out")
+    assert again.returncode == 0
+    assert json.loads((tmp_path / "out" / "record.json").read_text())["runs"] == record["runs"]
+
+
+@pytest.mark.slow
+def test_prompts_are_asked_for_and_their_digest_is_checked(tmp_path):
+    done = run("hidream", "--rows", "paper", "--output-dir", tmp_path / "out")
+    assert done.returncode == 2
+    assert "the prompts of DrawBench have to be given by --prompt-file" in done.stderr
+    (tmp_path / "prompts.txt").write_text("a fox\n")
+    done = run("hidream", "--prompt-file", tmp_path / "prompts.txt", "--output-dir", tmp_path / "out")
+    assert done.returncode == 2
+    digest = hashlib.sha256(b"a fox\n").hexdigest()[:8]
+    assert f"has 1 different prompts and SHA-256 {digest}…; DrawBench has 200" in done.stderr
+    assert all(known[:8] in done.stderr for known in DRAWBENCH.digests)
+
+
+def test_the_lists_of_prompts_are_known_by_count_and_digest():
+    assert isinstance(DRAWBENCH, Prompts)
+    assert DRAWBENCH.count == 200
+    assert next(iter(DRAWBENCH.digests)).startswith("3bf3fce1")
