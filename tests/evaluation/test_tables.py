@@ -617,8 +617,13 @@ def test_the_tables_of_the_repository_are_those_of_the_records(path):
     assert TABLES["stale_tables"](path, ROOT / "results") == []
 
 
+WITHOUT_RECORDS = ("gpu-", "measure-")
+"""Tables, by how their names begin, whose records are made on a GPU or take hours, and are not part of the repository yet."""
+
+
 def test_every_table_stands_in_one_document():
     shown = [
         name for path in TABLES["marked_documents"]() for _, name, _, _ in TABLES["BLOCK"].findall(path.read_text())
     ]
-    assert sorted(shown) == sorted(TABLES["TABLES"])
+    wanted = [name for name in TABLES["TABLES"] if not name.startswith(WITHOUT_RECORDS)]
+    assert sorted(shown) == sorted(wanted)
