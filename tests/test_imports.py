@@ -24,7 +24,17 @@ OF_COMMANDS = {f"{backbone}.{module}" for backbone in BACKBONES for module in ("
 """Modules that the commands of a backbone are made of."""
 PARSING = OF_COMMANDS | {
     f"evaluation.{module}"
-    for module in ("flags", "video_flags", "families", "calibration", "images", "videos", "fid_samples")
+    for module in (
+        "flags",
+        "video_flags",
+        "families",
+        "calibration",
+        "images",
+        "videos",
+        "fid_samples",
+        "validation.generated",
+        "gpu.measure",
+    )
 }
 """What may import the parser and its flags, seerkit's own packages aside."""
 

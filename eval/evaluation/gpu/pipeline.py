@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import dit.decode
-import hunyuan_video.decode
-import wan.decode
 from evaluation.backbones import workload
 from evaluation.gpu.subject import Subject, free, memory_of, need
 from seerkit.devices.dtypes import made_in
 from seerkit.weights.autoencoders import FLUX_CONFIG
+
+DIT, HUNYUAN, WAN = (importlib.import_module(f"{package}.decode") for package in ("dit", "hunyuan_video", "wan"))
+"""What backbones know of their autoencoders."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +102,21 @@ HUNYUAN_TEMPLATE = 95
 """Tokens of HunyuanVideo's template before a prompt of 256 (hyvideo constants.py), which its Llama reads, too."""
 
 AROUND: dict[str, tuple[TextEncoder | Decoder, ...]] = {
-    "dit": (Decoder("AutoencoderKL", dit.decode.CONFIG),),
+    "dit": (Decoder("AutoencoderKL", DIT.CONFIG),),
     "flux": (t5(512), CLIP_L, Decoder("AutoencoderKL", FLUX_CONFIG)),
     "hunyuan_video": (
         llama(256 + HUNYUAN_TEMPLATE),
         CLIP_L,
         Decoder(
             "AutoencoderKLHunyuanVideo",
-            hunyuan_video.decode.CONFIG,
+            HUNYUAN.CONFIG,
             {
-                "tile_sample_min_num_frames": hunyuan_video.decode.TILE_FRAMES,
-                "tile_sample_stride_num_frames": hunyuan_video.decode.TILE_STRIDE,
+                "tile_sample_min_num_frames": HUNYUAN.TILE_FRAMES,
+                "tile_sample_stride_num_frames": HUNYUAN.TILE_STRIDE,
             },
         ),
     ),
-    "wan": (UMT5, Decoder("AutoencoderKLWan", wan.decode.CONFIG)),
+    "wan": (UMT5, Decoder("AutoencoderKLWan", WAN.CONFIG)),
     "hidream": (t5(128), llama(128), CLIP_L, CLIP_G, Decoder("AutoencoderKL", FLUX_CONFIG)),
 }
 """By a backbone's package, in the order of their work."""
