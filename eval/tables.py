@@ -1135,10 +1135,16 @@ def flux_busy_machine(results: Path) -> str:
 
 
 def validations(results: Path) -> list[dict[str, Any]]:
-    """The records of eval/validate_measures.py, by embedded model."""
-    return [
-        read(record_path(model, results / "metrics"), VALIDATION, validation_command(model)) for model in CANDIDATES
-    ]
+    """The records of eval/validate_measures.py that there are; UserError where there is none."""
+    paths = {model: record_path(model, results / "metrics") for model in CANDIDATES}
+    there = [model for model in CANDIDATES if paths[model].exists()] or [*CANDIDATES][:1]
+    return [read(paths[model], VALIDATION, validation_command(model)) for model in there]
+
+
+def not_validated(records: list[dict[str, Any]]) -> str | None:
+    """The models that have no record."""
+    others = [model for model in CANDIDATES if model not in {record["model"] for record in records}]
+    return f"not validated yet: {', '.join(others)}" if others else None
 
 
 def measure_validation(results: Path) -> str:
@@ -1148,13 +1154,13 @@ def measure_validation(results: Path) -> str:
     return "\n\n".join(
         [
             markdown_table(["model", *VERDICTS_HEADER], rows, left=(0, 1)),
-            made_with(VERDICTS_MEANING, *map(validated, records)),
+            made_with(VERDICTS_MEANING, *map(validated, records), not_validated(records)),
         ]
     )
 
 
 def measure_noise(results: Path) -> str:
-    """How many samples it takes to tell caching methods apart, by the measures that are shown."""
+    """How many samples it takes to tell caching methods apart, by every measure."""
     records = validations(results)
     rows = [[record["model"], *cells] for record in records for cells in noise_cells(record)]
     return "\n\n".join(
@@ -1168,7 +1174,8 @@ def measure_noise(results: Path) -> str:
 def validated(record: dict[str, Any]) -> str:
     """Counts and conditions of a validation."""
     s = record["settings"]
-    counts = f"{s['num_samples']} samples a set, {s['num_pairs']} pairs, {s['num_reference']} for reference"
+    real = f"{s['num_real']} real ones of every rung, {s['num_reference']} for reference"
+    counts = f"{s['num_samples']} samples, {real}, {s['num_pairs']} pairs"
     return f"{record['model']}: {counts}, {run_conditions(record['conditions'])}"
 
 

@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     study.run()
     record: dict[str, Any] = {
         "command": COMMAND,
-        "command_line": " ".join(["python", COMMAND, *args.command_line]),
+        "command_line": f"python {COMMAND} --model {args.model} --num-samples {sizes.samples} --num-real {sizes.real} "
+        f"--num-reference {sizes.reference} --seed {args.seed}",
         "model": args.model,
         "settings": settings,
         "units": "value, half: of the measure, half of Student's 95 % interval; steps and differences: how much worse; needed: "

@@ -199,8 +199,14 @@ OP_COUNTS: Form = {
 
 # ---------------------------------------------------------------------------------------------- eval/validate_measures.py
 
+
+def digits(value: Any) -> bool:
+    """a number of digits, 0 to 9"""
+    return type(value) is int and 0 <= value < 10
+
+
 _FIGURE: Form = {"value": float, "half": float}
-_DIFFERENCE: Form = {**_FIGURE, "needed": (None, int), "half_at": {str: float}}
+_DIFFERENCE: Form = {**_FIGURE, "needed": (None, int), "half_at": {"100": float, "1000": float}}
 VALIDATION: Form = {
     "model": str,
     "settings": {
@@ -210,7 +216,7 @@ VALIDATION: Form = {
     "rules": [str],
     "rows": [
         {
-            "name": str, "title": str, "kind": str, "digits": int, "scale": float, "num": int,
+            "name": str, "title": str, "kind": str, "digits": digits, "scale": float, "num": int,
             "num_real": (None, int), "shown": bool,
             "least_samples": (None, int),
             "floor": (None, {**_FIGURE, "mildest_step": float, "passes": bool}),

@@ -42,14 +42,14 @@ def _distances(network: str, title: str, sees: Sequence[str], digits: int) -> li
             digits=digits,
         ),
         Candidate(
-            name=f"kd-{network}",
+            name=f"kid-{network}",
             title=f"KD-{title}",
             kind=KERNEL,
             of=network,
             best=-1,
             sees=sees,
             eyes=network,
-            digits=4,
+            digits=digits if digits == 0 else 4,
         ),
     ]
 

@@ -15,7 +15,7 @@ MEANING = (
     "samples needed: by floor and order, with the noise that was found"
 )
 ORDER = {True: "+", False: "-", None: "="}
-NOISE_HEADER = ["measure", "from", "to", "worse by", "samples needed", "± at 100", "± at 1000"]
+NOISE_HEADER = ["measure", "from", "to", "worse by", "samples needed", "± at 100", "± at 1000", "shown"]
 NOISE_MEANING = (
     "worse by: of samples of the same prompts and noise, with half of the 95 % interval, negative where the second is better; "
     "samples needed: at which the interval ends at zero; ±: half of the interval of so many samples, noise falling as one over "
@@ -65,9 +65,16 @@ def direction(difference: Mapping[str, float]) -> bool | None:
 
 
 def noise_cells(record: Mapping[str, Any]) -> Iterator[list[str]]:
-    """How far caching methods can be told apart: a line for each measure that is shown and each pair of them."""
+    """How far caching methods can be told apart: a line for each measure and each pair of them."""
     for row in record["rows"]:
-        if row["shown"]:
-            for one in row["methods"]["differences"]:
-                at = [_shown(row, one["half_at"][count]) for count in ("100", "1000")]
-                yield [row["title"], one["from"], one["to"], plus_minus(row, one), samples_cell(one["needed"]), *at]
+        for one in row["methods"]["differences"]:
+            at = [_shown(row, one["half_at"][count]) for count in ("100", "1000")]
+            yield [
+                row["title"],
+                one["from"],
+                one["to"],
+                plus_minus(row, one),
+                samples_cell(one["needed"]),
+                *at,
+                PASSES[row["shown"]],
+            ]
