@@ -30,7 +30,7 @@ from evaluation.benchmark import (
 from evaluation.gpu.hooks import CACHE_DIT, HOOKS, STEPS, Rival, time_rival
 from evaluation.gpu.pipeline import AROUND, time_around
 from evaluation.gpu.roofline import BYTES_COUNTED, forecast_step_work, full_step_work, measure_ceilings
-from evaluation.gpu.slices import NO_REFERENCE, Slice
+from evaluation.gpu.slices import NO_HOOKS, NO_REFERENCE, Slice
 from evaluation.gpu.subject import Subject, memory_of
 from evaluation.operations import count_forecast, count_kernels
 from seerkit.devices.distributed import resolve_device
@@ -356,7 +356,7 @@ def _diffusers(work: Work) -> list[Part]:
     both = 2 * LOADING_S
     return [
         Part("full step", lambda: against_reference(subject, compiled=False), 2 * work.timings + 3, both),
-        *_rivals(work, HOOKS),
+        *_rivals(work, {} if work.slice.folder in NO_HOOKS else HOOKS),
     ]
 
 
