@@ -267,7 +267,7 @@ def test_the_seconds_expected_follow_from_operations(monkeypatch):
     timed = next(part for part in work.parts if part.name == "steps")
     assert timed.full_steps == 2 * 3 + 14, "pairs, and the full steps of a run"
     assert found["dit-steps"]["seconds"] == pytest.approx(
-        sum(part.full_steps for part in work.parts) * step_s + sum(part.besides_s for part in work.parts)
+        work.setup_s + sum(part.full_steps for part in work.parts) * step_s + sum(part.besides_s for part in work.parts)
     )
     assert found["ceilings"]["parts"] == 1
 

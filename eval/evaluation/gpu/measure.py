@@ -104,5 +104,10 @@ def estimate(settings: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]
         work = Work(one, of_slice, "cpu")
         full_step_s = work.subject.flops / H100_FLOPS if work.subject else 0.0
         seconds = [work.expected_s(part, full_step_s) for part in work.parts]
-        rows[name] = {"parts": len(seconds), "seconds": sum(seconds), "longest_s": max(seconds), "left_out": None}
+        rows[name] = {
+            "parts": len(seconds),
+            "seconds": work.setup_s + sum(seconds),
+            "longest_s": work.setup_s + max(seconds),
+            "left_out": None,
+        }
     return rows
