@@ -21,7 +21,7 @@ while [[ $# -gt 0 ]]; do
     *) arguments+=("$1") && shift ;;
   esac
 done
-needed='import einops, numpy, PIL, safetensors, torch, tqdm'
+needed='import sys; assert sys.version_info >= (3, 11), "3.11 or newer is needed"; import einops, numpy, PIL, safetensors, torch, tqdm'
 if [[ -n "$python" ]]; then
   if ! told="$("$python" -c "$needed" 2>&1)"; then
     echo "measure_gpu.sh: error: $python cannot be used (${told##*$'\n'}); install what is missing, or name another by --python" >&2

@@ -28,9 +28,11 @@ COUNTED = 7
 full steps are 0 to 2 and, in diffusers' hook, 4."""
 
 
-def taylorseer_hook(preset: Preset, max_order: int, dtype: torch.dtype, *, lite: bool = False) -> Any:
+def taylorseer_hook(
+    preset: Preset, max_order: int, dtype: torch.dtype, *, lite: bool = False, modules: list[str] | None = None
+) -> Any:
     """Settings of diffusers' TaylorSeer hook on the attention modules, its default; `lite`: on the output layer, all blocks
-    skipped."""
+    skipped. modules: patterns of the names of others."""
     from diffusers import TaylorSeerCacheConfig
 
     return TaylorSeerCacheConfig(
@@ -39,6 +41,7 @@ def taylorseer_hook(preset: Preset, max_order: int, dtype: torch.dtype, *, lite:
         max_order=max_order,
         taylor_factors_dtype=dtype,
         use_lite_mode=lite,
+        cache_identifiers=modules,
     )
 
 

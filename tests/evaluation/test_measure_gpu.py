@@ -267,7 +267,7 @@ def test_the_seconds_expected_follow_from_operations(monkeypatch):
     timed = next(part for part in work.parts if part.name == "steps")
     assert timed.full_steps == 2 * 3 + 14, "pairs, and the full steps of a run"
     assert found["dit-steps"]["seconds"] == pytest.approx(
-        sum(part.full_steps for part in work.parts) * step_s + sum(part.besides_s for part in work.parts)
+        work.setup_s + sum(part.full_steps for part in work.parts) * step_s + sum(part.besides_s for part in work.parts)
     )
     assert found["ceilings"]["parts"] == 1
 
@@ -275,11 +275,18 @@ def test_the_seconds_expected_follow_from_operations(monkeypatch):
 # ---------------------------------------------------------------------------------------------- on a device that is not there
 
 
+def falling(tensor: torch.Tensor) -> list:
+    """Made-up numbers of a tensor, such as noise levels: from 1 to 0."""
+    if tensor.ndim == 1:
+        return [1 - i / max(1, len(tensor) - 1) for i in range(len(tensor))]
+    return [falling(part) for part in tensor] if tensor.ndim else tensor.item()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", SUBJECTS)
 def test_nothing_is_left_on_the_host(monkeypatch, folder):
     """Whole runs on a pretended CUDA device, whose tensors refuse to meet those of the host; numbers read back are made up."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     published, tiny = SUBJECTS[folder]
     backbone, package = (
@@ -289,9 +296,7 @@ def test_nothing_is_left_on_the_host(monkeypatch, folder):
     for name, answer in (("__float__", 0.5), ("__int__", 1), ("__bool__", True)):
         monkeypatch.setattr(torch.Tensor, name, lambda self, answer=answer: answer)
     monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.5 if self.is_floating_point() else 1)
-    monkeypatch.setattr(
-        torch.Tensor, "tolist", lambda self: self.item() if not self.ndim else [x.tolist() for x in self]
-    )
+    monkeypatch.setattr(FakeTensor, "tolist", falling)
     monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)
     monkeypatch.setattr("cache_dic.run.Run._check_sites", lambda *_: None)
     monkeypatch.setattr("cache_dic.cache.free_bytes", lambda device: None)

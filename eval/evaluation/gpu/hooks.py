@@ -24,8 +24,17 @@ from seerkit.devices.timing import spread, timed
 STEPS = 20
 """Calls of diffusers' model that are watched: three intervals and more."""
 
-HOOK_TIME = 500
-"""The timestep of every call, in the midst of a run; ranges of timesteps cover it."""
+WITHIN, OUTSIDE = 500, 1000
+"""Timesteps that hooks are told: in the range in which they skip, and before it."""
+
+RANGE = (0, 1000)
+"""Between these, both excluded, hooks that go by timesteps skip."""
+
+ATTENTION_MODULES = [r"(single_)?(transformer_)?blocks\.\d+\.attn\d?"]
+"""Those of the models here; diffusers' own pattern finds none in Wan2.1, which calls them attn1 and attn2."""
+
+Time = Callable[[], int]
+"""The timestep of the call under way, as hooks ask for it."""
 
 ATTENTION = ("attn.to_q", "attn1.to_q")
 """Layers that run when a block's attention over the tokens is computed, by the end of their names."""
@@ -36,15 +45,13 @@ class Rival:
     """A way to cache diffusers' model. enable, disable: put it on a model and take it off."""
 
     label: str
-    enable: Callable[[nn.Module, Preset, torch.dtype], None]
+    enable: Callable[[nn.Module, Preset, torch.dtype, Time], None]
     disable: Callable[[nn.Module], None]
 
 
-def _hook(make: Callable[[Preset, torch.dtype], Any]) -> Callable[[nn.Module, Preset, torch.dtype], None]:
-    def enable(model: nn.Module, preset: Preset, dtype: torch.dtype) -> None:
-        if not hasattr(model, "enable_cache"):
-            raise UserError(f"diffusers' {type(model).__name__} takes no hooks")
-        model.enable_cache(make(preset, dtype))
+def _hook(make: Callable[[Preset, torch.dtype, Time], Any]) -> Callable[[nn.Module, Preset, torch.dtype, Time], None]:
+    def enable(model: nn.Module, preset: Preset, dtype: torch.dtype, time: Time) -> None:
+        model.enable_cache(make(preset, dtype, time))
 
     return enable
 
@@ -54,17 +61,21 @@ def _disable(model: nn.Module) -> None:
         model.disable_cache()
 
 
-def _taylorseer(lite: bool) -> Callable[[Preset, torch.dtype], Any]:
-    return lambda preset, dtype: taylorseer_hook(preset, preset.max_order, dtype, lite=lite)
+def _taylorseer(preset: Preset, dtype: torch.dtype, _: Time) -> Any:
+    return taylorseer_hook(preset, preset.max_order, dtype, modules=ATTENTION_MODULES)
 
 
-def _first_block(preset: Preset, _: torch.dtype) -> Any:
+def _taylorseer_lite(preset: Preset, dtype: torch.dtype, _: Time) -> Any:
+    return taylorseer_hook(preset, preset.max_order, dtype, lite=True)
+
+
+def _first_block(*_: Any) -> Any:
     from diffusers import FirstBlockCacheConfig
 
     return FirstBlockCacheConfig(threshold=1e9)
 
 
-def _magcache(preset: Preset, _: torch.dtype) -> Any:
+def _magcache(preset: Preset, *_: Any) -> Any:
     from diffusers import MagCacheConfig
 
     return MagCacheConfig(
@@ -76,29 +87,29 @@ def _magcache(preset: Preset, _: torch.dtype) -> Any:
     )
 
 
-def _pab(preset: Preset, _: torch.dtype) -> Any:
+def _pab(preset: Preset, _: torch.dtype, time: Time) -> Any:
     from diffusers import PyramidAttentionBroadcastConfig
 
     return PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=preset.interval,
-        spatial_attention_timestep_skip_range=(0, 1000),
-        current_timestep_callback=lambda: HOOK_TIME,
+        spatial_attention_timestep_skip_range=RANGE,
+        current_timestep_callback=time,
     )
 
 
-def _fastercache(preset: Preset, _: torch.dtype) -> Any:
+def _fastercache(preset: Preset, _: torch.dtype, time: Time) -> Any:
     from diffusers import FasterCacheConfig
 
     return FasterCacheConfig(
         spatial_attention_block_skip_range=preset.interval,
-        spatial_attention_timestep_skip_range=(0, 1000),
+        spatial_attention_timestep_skip_range=RANGE,
         attention_weight_callback=lambda _: 0.3,
         is_guidance_distilled=True,  # attention alone: calls here have no second branch to leave out
-        current_timestep_callback=lambda: HOOK_TIME,
+        current_timestep_callback=time,
     )
 
 
-def _enable_dbcache(model: nn.Module, preset: Preset, _: torch.dtype) -> None:
+def _enable_dbcache(model: nn.Module, preset: Preset, *_: Any) -> None:
     enable_dbcache(model, preset, preset.max_order)
 
 
@@ -109,8 +120,8 @@ def _disable_dbcache(model: nn.Module) -> None:
 
 
 HOOKS = {
-    "taylorseer": Rival("TaylorSeer hook", _hook(_taylorseer(lite=False)), _disable),
-    "taylorseer-lite": Rival("TaylorSeer hook, lite", _hook(_taylorseer(lite=True)), _disable),
+    "taylorseer": Rival("TaylorSeer hook", _hook(_taylorseer), _disable),
+    "taylorseer-lite": Rival("TaylorSeer hook, lite", _hook(_taylorseer_lite), _disable),
     "first-block-cache": Rival("FirstBlockCache hook", _hook(_first_block), _disable),
     "magcache": Rival("MagCache hook", _hook(_magcache), _disable),
     "pab": Rival("PAB hook", _hook(_pab), _disable),
@@ -156,9 +167,14 @@ def time_rival(subject: Subject, rival: Rival) -> dict[str, Any]:
 
     plain = [timed(call, device)[1] for _ in range(bench.num_timings)]
     try:
-        rival.enable(model, PRESETS[subject.package], subject.dtype)
+        preset = PRESETS[subject.package]
+        kinds: dict[str, list[float]] = {"computed": [], "cached": []}
+
+        def step_time() -> int:
+            return OUTSIDE if sum(map(len, kinds.values())) < preset.warmup_steps else WITHIN
+
+        rival.enable(model, preset, subject.dtype, step_time)
         with _watched(model) as was_computed:
-            kinds: dict[str, list[float]] = {"computed": [], "cached": []}
 
             def steps() -> None:
                 for _ in range(STEPS):

@@ -1,8 +1,10 @@
 """A slice measured in this process, part by part, each stored as soon as it is done."""
 
+import contextlib
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -72,7 +74,9 @@ def measure_slice(journal: Journal, one: Slice, device: str, budget_s: float) ->
                 continue
             start = time.monotonic()
             try:
-                journal.finish(part.name, part.measure(), time.monotonic() - start)
+                with contextlib.redirect_stdout(sys.stderr):  # cache-dit tells there what it does
+                    value = part.measure()
+                journal.finish(part.name, value, time.monotonic() - start)
             except Exception as error:
                 journal.fail(
                     part.name, user_message(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
@@ -100,5 +104,10 @@ def estimate(settings: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]
         work = Work(one, of_slice, "cpu")
         full_step_s = work.subject.flops / H100_FLOPS if work.subject else 0.0
         seconds = [work.expected_s(part, full_step_s) for part in work.parts]
-        rows[name] = {"parts": len(seconds), "seconds": sum(seconds), "longest_s": max(seconds), "left_out": None}
+        rows[name] = {
+            "parts": len(seconds),
+            "seconds": work.setup_s + sum(seconds),
+            "longest_s": work.setup_s + max(seconds),
+            "left_out": None,
+        }
     return rows

@@ -30,7 +30,7 @@ from evaluation.benchmark import (
 from evaluation.gpu.hooks import CACHE_DIT, HOOKS, STEPS, Rival, time_rival
 from evaluation.gpu.pipeline import AROUND, time_around
 from evaluation.gpu.roofline import BYTES_COUNTED, forecast_step_work, full_step_work, measure_ceilings
-from evaluation.gpu.slices import NO_REFERENCE, Slice
+from evaluation.gpu.slices import NO_HOOKS, NO_REFERENCE, Slice
 from evaluation.gpu.subject import Subject, memory_of
 from evaluation.operations import count_forecast, count_kernels
 from seerkit.devices.distributed import resolve_device
@@ -72,6 +72,11 @@ class Work:
     def expected_s(self, part: Part, full_step_s: float) -> float:
         """About how long a part takes; what is tiny takes nothing besides its steps."""
         return part.full_steps * full_step_s + (0.0 if self.tiny else part.besides_s)
+
+    @property
+    def setup_s(self) -> float:
+        """About how long it takes before the first part of a call."""
+        return (LOADING_S if self.subject else 0.0) + (COMPILING_S if self.slice.kind == "compiled" else 0.0)
 
     @property
     def full_step_s(self) -> float:
@@ -142,12 +147,9 @@ def _steps(work: Work) -> list[Part]:
     others = [name for name in TIMED if name != cache.engine]
     return [
         Part("counts", lambda: counts(subject, cache), besides_s=COUNTING_S),
-        Part("steps", lambda: steps(subject, cache), 2 * work.timings + num_full, LOADING_S),
-        *(
-            Part(f"forecast {name}", lambda name=name: forecasts(subject, cache, name), num_full, LOADING_S)
-            for name in others
-        ),
-        Part("memory", lambda: step_memory(subject, cache), num_full, LOADING_S),
+        Part("steps", lambda: steps(subject, cache), 2 * work.timings + num_full),
+        *(Part(f"forecast {name}", lambda name=name: forecasts(subject, cache, name), num_full) for name in others),
+        Part("memory", lambda: step_memory(subject, cache), num_full),
     ]
 
 
@@ -219,13 +221,12 @@ def _runs(work: Work) -> list[Part]:
     pairs = 1 if subject.tiny else RUNS
     others = [name for name in TIMED if name != cache.engine]
     return [
-        *(Part(f"pair {number}", lambda: run_pair(subject, cache), whole, LOADING_S) for number in range(1, pairs + 1)),
+        *(Part(f"pair {number}", lambda: run_pair(subject, cache), whole) for number in range(1, pairs + 1)),
         *(
             Part(
                 f"run {name}",
                 lambda name=name: run_alone(subject, replace(cache, engine=name)),
                 num_full + 1,
-                LOADING_S,
             )
             for name in others
         ),
@@ -276,14 +277,14 @@ def _compiled(work: Work) -> list[Part]:
         return call
 
     parts = [
-        Part("steps", compiled(lambda: steps(subject, cache)), 2 * work.timings + num_full, LOADING_S + COMPILING_S),
+        Part("steps", compiled(lambda: steps(subject, cache)), 2 * work.timings + num_full),
         Part(
-            "pair 1", compiled(lambda: run_pair(subject, cache)), 2 * (subject.num_steps + num_full), LOADING_S + COMPILING_S
+            "pair 1", compiled(lambda: run_pair(subject, cache)), 2 * (subject.num_steps + num_full)
         ),
     ]  # fmt: skip
     if work.slice.folder not in NO_REFERENCE:
         against = compiled(lambda: against_reference(subject, compiled=True))
-        parts.append(Part("diffusers' model", against, 2 * work.timings, 2 * LOADING_S + 2 * COMPILING_S))
+        parts.append(Part("diffusers' model", against, 2 * work.timings, LOADING_S + COMPILING_S))
     return parts
 
 
@@ -309,7 +310,7 @@ def _methods(work: Work) -> list[Part]:
     subject = work.subject
     plain = work.timings + 2
     return [
-        Part(name, lambda name=name: run_method(subject, name), 0.4 * subject.num_steps + plain, LOADING_S / 4)
+        Part(name, lambda name=name: run_method(subject, name), 0.4 * subject.num_steps + plain)
         for name in METHODS
         if name != "uncached"
     ]
@@ -353,10 +354,9 @@ def run_method(subject: Subject, name: str) -> dict[str, Any]:
 
 def _diffusers(work: Work) -> list[Part]:
     subject = work.subject
-    both = 2 * LOADING_S
     return [
-        Part("full step", lambda: against_reference(subject, compiled=False), 2 * work.timings + 3, both),
-        *_rivals(work, HOOKS),
+        Part("full step", lambda: against_reference(subject, compiled=False), 2 * work.timings + 3, LOADING_S),
+        *_rivals(work, {} if work.slice.folder in NO_HOOKS else HOOKS),
     ]
 
 
@@ -366,7 +366,7 @@ def _cache_dit(work: Work) -> list[Part]:
 
 def _rivals(work: Work, rivals: dict[str, Rival]) -> list[Part]:
     return [
-        Part(name, lambda rival=rival: time_rival(work.subject, rival), STEPS + 2 * work.timings, LOADING_S / 2)
+        Part(name, lambda rival=rival: time_rival(work.subject, rival), STEPS + 2 * work.timings)
         for name, rival in rivals.items()
     ]
 
@@ -379,8 +379,8 @@ def _pipeline(work: Work) -> list[Part]:
         return lambda: time_around(subject, piece)
 
     return [
-        Part("denoising", lambda: steps(subject, cache), 2 * work.timings + num_full, LOADING_S),
-        *(Part(piece.label, around(piece), besides_s=2 * LOADING_S) for piece in AROUND[subject.package]),
+        Part("denoising", lambda: steps(subject, cache), 2 * work.timings + num_full),
+        *(Part(piece.label, around(piece), besides_s=LOADING_S) for piece in AROUND[subject.package]),
     ]
 
 

@@ -40,6 +40,9 @@ VERSIONS = ("torch", "triton", "diffusers", "transformers", "cache-dit")
 NO_REFERENCE = ("dit",)
 """Backbones without a model of diffusers to compare with (`Backbone.reference`)."""
 
+NO_HOOKS = ("hidream",)
+"""Backbones whose model of diffusers 0.42 takes none of its hooks."""
+
 
 @dataclass(frozen=True)
 class Slice:
