@@ -202,7 +202,7 @@ def test_still_counterparts_have_no_change_of_flicker(tmp_path):
         (
             "warping-error",
             1,
-            r"a-1\.mp4 has 1 frames of 32 x 48 pixels; warping-error needs 2 or more with sides of at least 16",
+            r"a-1\.mp4 has 1 frame of 32 x 48 pixels; warping-error needs 2 or more, with sides of at least 16",
         ),
     ],
 )

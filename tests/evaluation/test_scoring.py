@@ -155,6 +155,15 @@ class TestSets:
         with pytest.raises(UserError, match=r"images and videos \(one\.png, two\.mp4\)"):
             open_samples(tmp_path)
 
+    def test_a_run_s_own_folder_and_two_images_of_a_sample_are_refused(self, tmp_path):
+        write_images(tmp_path, random_images(0, 2))
+        (tmp_path / "000001.jpg").write_bytes(b"")
+        with pytest.raises(UserError, match=r"several files of one name, 000001\.jpg, 000001\.png; keep one"):
+            open_samples(tmp_path)
+        (tmp_path / "record.json").write_text("{}")
+        with pytest.raises(UserError, match="is the folder of a run, whose samples are in folders of their own"):
+            open_samples(tmp_path)
+
     def test_another_order_or_content_is_another_digest(self, tmp_path):
         images = random_images(0, 2)
         one, same, turned = (
@@ -365,7 +374,7 @@ class TestFaults:
         path = folder / "a cat-1.mp4"
         data = path.read_bytes()
         path.write_bytes(data[: int(share * len(data))])
-        with pytest.raises(UserError, match=r"a cat-1\.mp4 cannot be read to its end: \d+ of \d+ frames"):
+        with pytest.raises(UserError, match=r"a cat-1\.mp4 is cut or damaged"):
             read_samples(PIXELS, Task(samples=open_samples(folder)), tmp_path / "work", ALONE, quiet=True)
 
     def test_equal_samples_are_named_unless_they_may_be(self, tmp_path, measured):
@@ -605,6 +614,10 @@ def shards_in(work: Path) -> dict[str, bytes]:
     }
 
 
+def num_shards(work: Path) -> int:
+    return sum(path.name[0] != "." for path in work.glob("*/*.safetensors"))
+
+
 def run_and_kill(argv: list[str], work: Path, draw: random.Random, processes: int) -> bool:
     """Start a run and kill it, or one of its processes, when it has read a little more; False if it came to its end before."""
     pids = work.parent / "pids"
@@ -612,12 +625,12 @@ def run_and_kill(argv: list[str], work: Path, draw: random.Random, processes: in
     pids.mkdir()
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     script = ROOT / "tests/evaluation/score_slowly.py"
-    before, more = len(shards_in(work)), draw.choice([0, 0, 1])
+    before, more = num_shards(work), draw.choice([0, 0, 1])
     started = subprocess.Popen(
         [sys.executable, *launcher, str(script), str(pids), *argv, "--work", str(work)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    while started.poll() is None and (len(list(pids.iterdir())) < processes or len(shards_in(work)) <= before + more):
+    while started.poll() is None and (len(list(pids.iterdir())) < processes or num_shards(work) <= before + more):
         time.sleep(0.005)
     time.sleep(draw.uniform(0, 0.1))
     alive = [int(path.name) for path in pids.iterdir() if Path("/proc", path.name).exists()]
@@ -630,6 +643,7 @@ def run_and_kill(argv: list[str], work: Path, draw: random.Random, processes: in
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # twenty starts of one or two processes, on a busy machine
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_was_killed_twenty_times_ends_with_the_same_scores(
     processes, many_images, undisturbed, run_script, tmp_path

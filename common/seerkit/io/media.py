@@ -367,13 +367,18 @@ def save_mp4(path: str | Path, frames: np.ndarray, fps: float, *, quality: Quali
 
 
 def is_whole_video(path: str | Path, num_frames: int, height: int, width: int) -> bool:
-    """Whether a file decodes without an error to so many frames of this size, as given to `save_mp4`, which pads odd sides.
+    """Whether a file decodes without an error to so many frames of this size, as given to `save_mp4`, which pads odd sides."""
+    sizes = {(height, width), (height + height % 2, width + width % 2)}
+    return whole_video_size(path) in {(num_frames, *size) for size in sizes}
+
+
+def whole_video_size(path: str | Path) -> tuple[int, int, int] | None:
+    """Number, height and width of the frames of an MP4 that decodes to its end without an error; None for any other file.
 
     ffmpeg decodes it rather than OpenCV, which is quicker by the 20 ms that ffmpeg takes to start, but passes over damage
     that ffmpeg finds: of 60 files with bytes changed inside OpenCV found 27, ffmpeg 51.
     """
-    sizes = {(height, width), (height + height % 2, width + width % 2)}
-    return _ends_with_a_box(path) and _probe(path) in {(num_frames, *size) for size in sizes}
+    return _probe(path) if _ends_with_a_box(path) else None
 
 
 def _ends_with_a_box(path: str | Path) -> bool:

@@ -7,6 +7,7 @@ order of their names, numbers in them by their values, so that img_2 comes befor
 import itertools
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import numpy as np
 
 from cache_dic import UserError
 from seerkit.io.files import content_digest
-from seerkit.io.media import read_picture
+from seerkit.io.media import read_picture, whole_video_size
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO = ".mp4"
@@ -60,6 +61,11 @@ def open_samples(path: str | Path) -> Samples:
         )
     if not images and not videos:
         raise UserError(f"{path} holds neither images ({', '.join(IMAGES)}) nor videos ({VIDEO})")
+    if (path / "record.json").is_file():
+        raise UserError(f"{path} is the folder of a run, whose samples are in folders of their own; name one of these")
+    stems = Counter(file.stem for file in images)
+    if twins := [file.name for file in images if stems[file.stem] > 1]:
+        raise UserError(f"{path} holds several files of one name, {in_words(twins)}; keep one image of a sample")
     return VideoFolder(path, videos) if videos else ImageFolder(path, images)
 
 
@@ -113,12 +119,22 @@ class ImageFolder(_Files):
 
 
 class VideoFolder(_Files):
-    """Videos, read to their last frame by OpenCV."""
+    """Videos, tried by ffmpeg once and read to their last frame by OpenCV."""
 
     is_video = True
 
+    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+        super().__init__(path, files)
+        self._whole: set[int] = set()
+
     def read(self, index: int) -> np.ndarray:
-        return read_video(self.files[index])[0]
+        file = self.files[index]
+        if index not in self._whole and whole_video_size(file) is None:  # OpenCV passes over damage
+            raise UserError(
+                f"video {file} is cut or damaged: it does not decode to its end without an error; make it anew"
+            )
+        self._whole.add(index)
+        return read_video(file)[0]
 
 
 class NpzBatch:

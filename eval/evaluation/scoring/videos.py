@@ -12,6 +12,7 @@ from evaluation.scoring.measures import Measure, Reading, Score, mean_score, mis
 from evaluation.scoring.pairs import psnr_reading, psnr_score
 from evaluation.scoring.read import Readout, Shard
 from evaluation.video_metrics import flicker
+from seerkit.io.tables import counted
 
 FLICKER_FRAMES, FLOW_FRAMES = 3, 2  # the fewest that can flicker, or move
 PER_MILLE = 1000.0  # warping errors are small
@@ -37,9 +38,10 @@ def _reading(
         for index, given in zip(shard.indices, videos, strict=True):
             length, height, width = given[0].shape[:3]
             if length < num_frames or min(height, width) < side:
+                sides = f", with sides of at least {side} pixels" if side > 1 else ""
                 raise UserError(
-                    f"{shard.task.samples.names[index]} has {length} frames of {height} x {width} pixels; {name} needs "
-                    f"{num_frames} or more with sides of at least {side}"
+                    f"{shard.task.samples.names[index]} has {counted(length, 'frame')} of {height} x {width} pixels; {name} "
+                    f"needs {num_frames} or more{sides}"
                 )
             rows.append(one(*given))
         return {key: np.array([row[key] for row in rows], dtype=np.float64) for key in rows[0]}
