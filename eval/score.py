@@ -99,8 +99,6 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
-    import torch
-
     from evaluation.scoring.read import Task, check_task, score
     from evaluation.scoring.samples import open_samples
     from seerkit.devices.distributed import on_main, start_world
@@ -131,7 +129,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.out:
         writable_file(args.out)
     world = start_world(args.device)
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"
     on_main(world, lambda: str(writable_directory(args.work)))
     scores = score(task, args.measures, args.work, world, allow_duplicates=args.allow_duplicates)
     if not world.is_main:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 SSIM_WINDOW = 11  # pixels a side
+Z = 1.959964  # of a normal distribution, 95 % within
 
 
 def psnr(images: ArrayLike, reference: ArrayLike) -> Array:
@@ -190,6 +191,16 @@ def frechet_influences(
     return influence(mean_a, difference, inverse_a @ left), influence(mean_b, -difference, inverse_b @ right.T)
 
 
+def kid_kernel(x: ArrayLike, y: ArrayLike, *, paired: bool = False) -> Array:
+    """(x·y / D + 1)³ of every row of x with every row of y (N, M), or paired with the one in its place (N,).
+
+    KID's (arXiv 1801.01401); x (N, D), y (M, D).
+    """
+    x, y = _numpy(x).astype(np.float64), _numpy(y).astype(np.float64)
+    products = np.einsum("nd,nd->n", x, y) if paired else x @ y.T
+    return (products / x.shape[1] + 1) ** 3
+
+
 def _gaussians(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> tuple[Array, Array, Array]:
     """The means' difference and both covariances, in float64; ValueError where their sizes do not fit."""
     mean_a, cov_a, mean_b, cov_b = (_numpy(value).astype(np.float64) for value in (mean_a, cov_a, mean_b, cov_b))
@@ -283,7 +294,7 @@ def student_quantile(share: float, freedom: int) -> float:
 
 def wilson_interval(share: float, num: int) -> tuple[float, float]:
     """95 % interval, within [0, 1], of a probability: `share` of `num` independent trials came out true (Wilson 1927)."""
-    z2 = 1.959964**2
+    z2 = Z**2
     middle, half = share + z2 / (2 * num), (z2 * (share * (1 - share) + z2 / (4 * num)) / num) ** 0.5
     return (middle - half) / (1 + z2 / num), (middle + half) / (1 + z2 / num)
 

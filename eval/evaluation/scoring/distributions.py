@@ -15,8 +15,10 @@ import numpy as np
 from cache_dic import UserError
 from evaluation.metrics import (
     GaussianSums,
+    Z,
     frechet_influences,
     gaussian_frechet_distance,
+    kid_kernel,
     mean_interval,
     wilson_interval,
 )
@@ -24,7 +26,6 @@ from evaluation.scoring.extractors import find_extractor
 from evaluation.scoring.measures import Measure, Score
 from evaluation.scoring.read import Readout
 
-Z = 1.959964  # of a normal distribution, 95 % within
 SEED = 2020  # torch-fidelity's, so that its figures can be had again
 COMPARABLE = 10_000  # samples below which figures depend on their number as much as on most methods
 SUBSETS, SUBSET = 100, 1000  # of KID, as its libraries have them
@@ -132,7 +133,7 @@ def kernel_distance(samples: Features, reference: Features) -> Score:
     """
     x, y = samples.whole(), reference.whole()
     _check_rows(x, y, 2)
-    within_x, within_y = (_kernel_sums(rows, rows)[0] - _kernel(rows, rows, paired=True) for rows in (x, y))
+    within_x, within_y = (_kernel_sums(rows, rows)[0] - kid_kernel(rows, rows, paired=True) for rows in (x, y))
     across_x, across_y = _kernel_sums(x, y)
     x_to_x, y_to_y = within_x / (len(x) - 1), within_y / (len(y) - 1)
     x_to_y, y_to_x = across_x / len(y), across_y / len(x)
@@ -144,18 +145,11 @@ def kernel_distance(samples: Features, reference: Features) -> Score:
     return _interval(value, variance) | _numbers(samples, reference) | {"subsets": told}
 
 
-def _kernel(x: np.ndarray, y: np.ndarray, *, paired: bool = False) -> np.ndarray:
-    """Of every row of x with every row of y (N, M), or paired with the one in its place (N,), in float64."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    products = np.einsum("nd,nd->n", x, y) if paired else x @ y.T
-    return (products / x.shape[1] + 1) ** 3
-
-
 def _kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums of the kernel of every row of x with all of y, (N,), and of every row of y with all of x, (M,)."""
     of_x, of_y = np.zeros(len(x)), np.zeros(len(y))
     for i, j in _blocks(len(x), len(y)):
-        values = _kernel(x[i], y[j])
+        values = kid_kernel(x[i], y[j])
         of_x[i] += values.sum(axis=1)
         of_y[j] += values.sum(axis=0)
     return of_x, of_y
@@ -167,8 +161,8 @@ def _subset_distances(x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
     found = []
     for _ in range(SUBSETS):
         a, b = (rows[draw.choice(len(rows), size, replace=False)] for rows in (x, y))
-        within = sum(_kernel(rows, rows).sum() - _kernel(rows, rows, paired=True).sum() for rows in (a, b))
-        found.append(within / (size * (size - 1)) - 2 * _kernel(a, b).mean())
+        within = sum(kid_kernel(rows, rows).sum() - kid_kernel(rows, rows, paired=True).sum() for rows in (a, b))
+        found.append(within / (size * (size - 1)) - 2 * kid_kernel(a, b).mean())
     return np.array(found)
 
 
@@ -295,7 +289,7 @@ def _measure(
         found = figure(Features.read(samples, layer), reference.statistics or Features.read(reference, layer))
         if reference.statistics:
             found["reference_statistics"] = list(statistics or ())
-        return _told(title, samples, found)
+        return _qualified(samples, found)
 
     return Measure(
         name=name,
@@ -311,16 +305,13 @@ def _measure(
     )
 
 
-def _told(title: str, samples: Readout, score: Score) -> Score:
-    """A score whose title says what is not as usual."""
-    kinds = {"of frames": samples.samples.is_video, "stand-in weights": samples.facts.get("stand_in_weights", False)}
-    if any(kinds.values()):
-        score["title"] = f"{title} ({', '.join(kind for kind, holds in kinds.items() if holds)})"
-    return score
+def _qualified(samples: Readout, score: Score) -> Score:
+    """A score whose title says that it is of frames, where samples have several."""
+    return score | ({"qualifiers": ["of frames"]} if samples.samples.is_video else {})
 
 
 def _inception_score(samples: Readout, _: Readout | None) -> Score:
-    return _told("IS", samples, inception_score(samples.whole("logits")) | {"num": len(samples.samples.names)})
+    return _qualified(samples, inception_score(samples.whole("logits")) | {"num": len(samples.samples.names)})
 
 
 def _of_network(name: str) -> list[Measure]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Score = dict[str, Any]
 """value: of the set, a finite number, or None with a `note` that stands for it; low, high: of its 95 % interval, where one is
-known; num: samples; title: in place of the measure's, where this figure needs another; remark: what keeps it from being
-compared; and figures of the measure's own."""
+known; num: samples; qualifiers: of the measure's title, what is not as usual; remark: what keeps it from being compared; and
+figures of the measure's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

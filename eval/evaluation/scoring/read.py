@@ -7,6 +7,7 @@ folder, which may serve any number of sets and measures:
     READING-DIGEST/claim.json            what the digest is of
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -158,7 +159,8 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
         for start in tqdm(mine, reading.name, unit="shard", disable=quiet or not world.is_main, leave=False):
             shard = Shard(task, range(start, min(start + size, count)))
             try:
-                arrays = read(shard)
+                with in_float32():
+                    arrays = read(shard)
             except UserError as error:  # the others are read all the same, and all faults told at once
                 failures.append(str(error))
                 continue
@@ -170,6 +172,20 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
             f"{in_words(told)}; nothing is scored until all {count} samples can be read, what was read is kept", world
         )
     return Readout(task.samples, list(paths.values()), reading.facts)
+
+
+@contextlib.contextmanager
+def in_float32() -> Iterator[None]:
+    """Without the short mantissas that a GPU's convolutions and products otherwise have, or that a sampler has asked for."""
+    kernels = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [kernel.fp32_precision for kernel in kernels]
+    try:
+        for kernel in kernels:
+            kernel.fp32_precision = "ieee"
+        yield
+    finally:
+        for kernel, precision in zip(kernels, before, strict=True):
+            kernel.fp32_precision = precision
 
 
 def _refuse(message: str, world: World) -> NoReturn:
@@ -229,10 +245,18 @@ def score(
     if lines := check_task(task, names):
         _refuse("; ".join(lines), world)
     check_samples(task, work, world, allow_duplicates=allow_duplicates, quiet=quiet)
-    scores = {}
+    scores, readouts = {}, dict[str, Readout]()
+
+    def read(reading: Reading, of: Task) -> Readout:
+        """Once for all measures of a reading."""
+        key = json.dumps([reading.name, dict(reading.facts), of is task], sort_keys=True)
+        if key not in readouts:
+            readouts[key] = read_samples(reading, of, work, world, quiet=quiet)
+        return readouts[key]
+
     for measure in map(find_measure, names):
         reading = measure.reading()
-        readout = read_samples(reading, task, work, world, quiet=quiet)
+        readout = read(reading, task)
         reference = None
         if "reference" in measure.needs:
             assert task.reference is not None
@@ -240,12 +264,14 @@ def score(
             if given:
                 reference = Readout(task.reference, [], reading.facts, given)
             else:
-                reference = read_samples(reading, Task(samples=task.reference), work, world, quiet=quiet)
+                reference = read(reading, Task(samples=task.reference))
         if world.is_main:
             found = measure.score(readout, reference)
             assert found["value"] is None or np.isfinite(found["value"])
+            stand_in = ["stand-in weights"] if reading.facts.get("stand_in_weights") else []
+            qualifiers = [*found.pop("qualifiers", ()), *stand_in]
             scores[measure.name] = {
-                "title": measure.title + (" (stand-in weights)" if reading.facts.get("stand_in_weights") else ""),
+                "title": measure.title + (f" ({', '.join(qualifiers)})" if qualifiers else ""),
                 **found,
                 "num": found.get("num", len(task.samples.names)),
                 "facts": dict(reading.facts),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.metrics import gaussian_statistics, mean_interval
+from evaluation.metrics import gaussian_statistics, kid_kernel, mean_interval
 
 Array = NDArray[np.float64]
 BLOCKS = 20  # of samples, of the jackknife
@@ -105,18 +105,18 @@ class KernelReference:
 
     def __init__(self, features: ArrayLike) -> None:
         self.features = np.asarray(features, dtype=np.float64)
-        own, count = _kernel(self.features, self.features), len(self.features)
+        own, count = kid_kernel(self.features, self.features), len(self.features)
         self.inner = (own.sum() - np.trace(own)) / (count * (count - 1))
 
     def estimate(self, features: ArrayLike) -> Estimate:
         """Squared maximum mean discrepancy of features (N, F, D), unbiased over whole sets (KID, arXiv 1801.01401).
 
-        The kernel is (x · y / D + 1)³. It may be negative.
+        It may be negative.
         """
         x = np.asarray(features, dtype=np.float64)
         frames = x.shape[1]
         x = x.reshape(-1, x.shape[-1])
-        own, across = _kernel(x, x), _kernel(x, self.features).mean(axis=1)
+        own, across = kid_kernel(x, x), kid_kernel(x, self.features).mean(axis=1)
 
         def distance(indices: NDArray[np.int64]) -> float:
             rows = (indices[:, None] * frames + np.arange(frames)).reshape(-1)
@@ -125,10 +125,6 @@ class KernelReference:
             return float(inner + self.inner - 2 * across[rows].mean())
 
         return jackknife(len(x) // frames, distance)
-
-
-def _kernel(x: Array, y: Array) -> Array:
-    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:

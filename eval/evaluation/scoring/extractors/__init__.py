@@ -3,10 +3,8 @@
 A distance is named after its network: FID and KID on the Inception of the FID authors alone, FD-NAME on any other.
 """
 
-import contextlib
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,8 +17,8 @@ from torch import Tensor
 
 from cache_dic import UserError
 from cache_dic.errors import check_choice
-from evaluation.scoring.measures import Reading
-from evaluation.scoring.read import Shard
+from evaluation.scoring.measures import Reading, missing_packages
+from evaluation.scoring.read import Shard, in_float32
 from seerkit.io.files import content_digest
 from seerkit.weights.checkpoints import NotFoundError, Published, find_weights
 
@@ -56,11 +54,7 @@ class Extractor:
 
     def missing(self) -> list[str]:
         """What has to be fetched before it can be used, a line each."""
-        lines = [
-            f"the package {name}, which is not installed; `pip install -e .[eval]` has it"
-            for name in self.packages
-            if importlib.util.find_spec(name) is None
-        ]
+        lines = missing_packages(*self.packages)
         try:
             self.find()
         except (FileNotFoundError, UserError) as error:
@@ -94,7 +88,8 @@ class Extractor:
     def features(self, images: np.ndarray, device: str = "cpu") -> np.ndarray:
         """Features (N, D) of the first layer, of images (N, H, W, 3) of uint8."""
         network = _network(self.name, device)
-        return _features(network, [images], torch.device(device))[next(iter(self.layers))]
+        with in_float32():
+            return _features(network, [images], torch.device(device))[next(iter(self.layers))]
 
 
 _MODULES = {
@@ -136,10 +131,9 @@ def _network(name: str, device: str) -> Network:
 def _features(network: Network, samples: Sequence[np.ndarray], device: torch.device) -> dict[str, np.ndarray]:
     """Of the frames (T, H, W, 3) of all samples, one after the other, by layer (frames of all, D) in float32."""
     found: list[Mapping[str, Tensor]] = []
-    with _in_float32():
-        for batch in _batches(samples):
-            images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)
-            found.append({name: values.float().cpu() for name, values in network(images).items()})
+    for batch in _batches(samples):
+        images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)
+        found.append({name: values.float().cpu() for name, values in network(images).items()})
     return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
 
 
@@ -152,17 +146,3 @@ def _batches(samples: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
             waiting = []
         waiting.append(frame)
     yield np.stack(waiting)
-
-
-@contextlib.contextmanager
-def _in_float32() -> Iterator[None]:
-    """Without the short mantissas that a GPU's convolutions and products otherwise have."""
-    kernels = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [kernel.fp32_precision for kernel in kernels]
-    try:
-        for kernel in kernels:
-            kernel.fp32_precision = "ieee"
-        yield
-    finally:
-        for kernel, precision in zip(kernels, before, strict=True):
-            kernel.fp32_precision = precision

@@ -5,9 +5,6 @@ repeats. sFID's layer is the graph's `mixed_6/conv`, the first branch of its kin
 which ADM takes 7 channels of 192, flattened place by place (openai/guided-diffusion, evaluations/evaluator.py).
 """
 
-import functools
-import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from cache_dic import UserError
 from evaluation.scoring.extractors import Extractor, Network, Weights, find_published
+from evaluation.scoring.weights import STAND_INS, sha256, stand_ins_allowed
 from seerkit.weights.checkpoints import Published, read_state
 
 DIGEST = "6726825d"  # the first of the sha256 of the published file, and the end of its names
@@ -29,30 +27,21 @@ FILES = (
     ),
 )
 ENV = "FID_INCEPTION"  # names another file
-STAND_IN = "TAYLORSEER_STAND_IN_WEIGHTS"  # set to 1, lets a file be taken that is not the published one
 SPATIAL_CHANNELS = 7
 
 
 def find_inception() -> Weights:
     """The weights; FileNotFoundError where there are none, UserError for others than the published ones."""
     path = find_published(FILES, ENV, "95.7 MB")
-    status = path.stat()
-    digest = _sha256(path, status.st_size, status.st_mtime_ns)
+    digest = sha256(path)
     if digest.startswith(DIGEST):
         return Weights(path)
-    if os.environ.get(STAND_IN) != "1":
+    if not stand_ins_allowed():
         raise UserError(
             f"{path} is not the Inception of FID: its sha256 begins with {digest[:8]}, the published file's with {DIGEST}; "
-            f"fetch that with `{FILES[0].command}`, or set {STAND_IN}=1 to try things out with this one"
+            f"fetch that with `{FILES[0].command}`, or set {STAND_INS}=1 to try things out with this one"
         )
     return Weights(path, stand_in=True)
-
-
-@functools.lru_cache(maxsize=4)
-def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    """Of a file with this size and time of change."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _inception(path: Path, device: torch.device) -> Network:
