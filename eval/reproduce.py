@@ -35,7 +35,6 @@ python eval/reproduce.py flux --prompt-file DrawBench200.txt --rows hyca 'taylor
 torchrun --nproc_per_node=8 eval/reproduce.py dit --reference VIRTUAL_imagenet256_labeled.npz --rows paper
 python eval/reproduce.py flux --prompt-file DrawBench200.txt --plugin docs/examples/damped_predictor.py --rows own uncached
 """
-COMMAND = "eval/reproduce.py"
 VBENCH_EMBEDDED = Path(__file__).with_name("vbench_embedded.json")
 
 
@@ -203,8 +202,6 @@ def make_plan(args: argparse.Namespace, protocol: Protocol, own: list[str]) -> "
         names=names,
         prompts_note=note,
         full_info=full_info,
-        reference=args.reference,
-        out=args.output_dir,
         command_line=shlex.join([*launcher, *given]),
     )
 

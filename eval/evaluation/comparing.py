@@ -359,8 +359,7 @@ class Contest:
                     entry.fail(error)
 
     def judge(self) -> Judge | None:
-        make = self.job.make_judge if isinstance(self.job, ImageJob) else None
-        return make() if make else None
+        return self.job.judge if isinstance(self.job, ImageJob) else None
 
     # -------------------------------------------------------------------------------------------------- report
 

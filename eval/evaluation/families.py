@@ -239,7 +239,7 @@ class Family:
     """What a command that samples any model asks a family for.
 
     folder: of its records in results/. makes: image or video. num_samples: of the embedded model, where a command makes its own
-    choice. make_job(command, args, prompts, caches), of videos with names behind.
+    choice. make_job(command, args, prompts, caches), with what `more` has besides.
     """
 
     package: str
@@ -282,9 +282,11 @@ class Family:
         names: Sequence[str] | None = None,
     ) -> "Job":
         """names: of the files of videos, without suffix (default: their numbers)."""
-        if self.makes == "image":
-            return self.make_job(command, args, prompts, caches)
-        return self.make_job(command, args, prompts, caches, names or [f"{i:06d}" for i in range(len(prompts))])
+        return self.make_job(command, args, prompts, caches, **self.more(args, prompts, names))
+
+    def more(self, args: argparse.Namespace, prompts: Sequence[str], names: Sequence[str] | None) -> dict[str, Any]:
+        """What else a job of the family takes."""
+        return {} if self.makes == "image" else {"names": names or [f"{i:06d}" for i in range(len(prompts))]}
 
 
 class _DiT(Family):
@@ -306,15 +308,8 @@ class _DiT(Family):
         names = self.flags.class_names(self.flags.config_of(args))
         return [names[number] for number in self._classes(args)]
 
-    def job(
-        self,
-        command: str,
-        args: argparse.Namespace,
-        prompts: list[str],
-        caches: Caches,
-        names: Sequence[str] | None = None,
-    ) -> "Job":
-        return dit_job(command, args, prompts, caches, classes=self._classes(args))
+    def more(self, args: argparse.Namespace, prompts: Sequence[str], names: Sequence[str] | None) -> dict[str, Any]:
+        return {"classes": self._classes(args)}
 
 
 class _HiDream(Family):

@@ -9,6 +9,7 @@ Image i is that of prompt i. A run leaves whole files, so that a killed one goes
     OUT/index.html                   all of it to look at, with OUT/page/ where images are large (see `evaluation.page`)
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor
 
 from cache_dic import Cache, UserError
-from evaluation.jobs import Job, workload_in_words
+from evaluation.jobs import Job, Made, carry_out, workload_in_words
 from evaluation.metrics import psnr, summarize_psnr
 from evaluation.page import Shown, readable, write_page
 from evaluation.scorer import load_scorer
 from seerkit.command.cli import show_log
-from seerkit.devices.distributed import World, on_main, start_world
+from seerkit.devices.distributed import World, on_main
 from seerkit.io.images import image_path, read_image
 from seerkit.io.media import finite_rows, save_png, to_uint8
 from seerkit.io.records import conditions
@@ -84,6 +85,11 @@ class ImageJob(Job):
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of an image."""
         return self.settings["height"], self.settings["width"], self.channels
+
+    @functools.cached_property
+    def judge(self) -> Judge | None:
+        """What scores the images, loaded when it is asked for."""
+        return self.make_judge() if self.make_judge else None
 
     @property
     def grid_path(self) -> Path:
@@ -235,10 +241,9 @@ def report(
     outcomes: dict[str, Outcome],
     folders: dict[str, Folder],
     world: World,
-    judge: Judge | None,
 ) -> dict[str, Any]:
     """Write grid, record and page of the caches whose images are all there, and return the record."""
-    earlier = job.earlier_rows()
+    earlier, judge = job.earlier_rows(), job.judge
     record = {
         "command": job.command,
         "command_line": job.command_line(world.size),
@@ -292,7 +297,7 @@ def write_image_page(job: ImageJob, record: dict[str, Any], judge: Judge | None)
     write_page(job.page_path, record, compared(record, judge, [row for row in rows if row["label"] in there]), samples)
 
 
-def make(job: ImageJob, counts: dict[str, Any], world: World) -> tuple[dict[str, Any] | None, dict[str, Outcome]]:
+def make(job: ImageJob, counts: dict[str, Any], world: World) -> Made:
     """Make the images that are missing and all that is made of them: the files described above.
 
     The record, on the first process and where there is an image, and what became of every cache; check that with
@@ -311,8 +316,7 @@ def make(job: ImageJob, counts: dict[str, Any], world: World) -> tuple[dict[str,
     whole = {label: folder for label, folder in folders.items() if not outcomes[label].failed}
     if not world.is_main or not whole:
         return None, outcomes
-    judge = job.make_judge() if job.make_judge else None
-    return report(job, counts, outcomes, whole, world, judge), outcomes
+    return report(job, counts, outcomes, whole, world), outcomes
 
 
 def run(job: ImageJob) -> dict[str, Any] | None:
@@ -321,27 +325,21 @@ def run(job: ImageJob) -> dict[str, Any] | None:
     The record, on the first process; None elsewhere and where nothing is made. UserError, at the end, for images that did not
     come out finite.
     """
-    args = job.args
     counts = job.counts()
-    if args.test_flops:
+    if job.args.test_flops:
         print(json.dumps(counts, indent=2))
         return None
-    if args.dry_run:
+    if job.args.dry_run:
         job.print_plan(counts)
         return None
 
-    world = start_world(args.device)
-    if world.is_main and not args.json:
-        show_log()
-    record, outcomes = make(job, counts, world)
-    if not world.is_main:
-        return None
-    if record is not None:
-        judge = job.make_judge() if job.make_judge else None
-        if args.json:
-            print(json.dumps(record))
-        else:
-            print("", compared(record, judge, job.own_rows(record)).text(), sep="\n")
-            print(f"images: {job.out}\ngrid: {job.grid_path}\nrecord: {job.record_path}\npage: {job.page_path}")
-    job.check_outcomes(outcomes)
-    return record
+    def text(record: dict[str, Any]) -> str:
+        table = compared(record, job.judge, job.own_rows(record)).text()
+        return f"\n{table}\nimages: {job.out}\ngrid: {job.grid_path}\nrecord: {job.record_path}\npage: {job.page_path}"
+
+    def made(world: World) -> Made:
+        if world.is_main and not job.args.json:
+            show_log()
+        return make(job, counts, world)
+
+    return carry_out(job, made, text)

@@ -20,7 +20,7 @@ from cache_dic import Cache, UserError
 from cache_dic.cache import free_bytes
 from cache_dic.errors import shown_bytes
 from evaluation.backbones import count_caches
-from seerkit.devices.distributed import World
+from seerkit.devices.distributed import World, start_world
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.claims import CACHE, PROMPTS, Claim, claim_samples, state_folder
 from seerkit.io.files import check_space, clear_partial, content_digest, read_json, writable_or_gone, write_json
@@ -158,6 +158,26 @@ class Job:
         broken = {label: outcome.failed for label, outcome in outcomes.items() if outcome.failed}
         if broken:
             raise UserError(failure_message(broken))
+
+
+Made = tuple[dict[str, Any] | None, dict[str, Outcome]]
+"""The record of a job, on the first process and where there is a sample, and what became of every cache."""
+
+
+def carry_out(job: Job, make: Callable[[World], Made], text: Callable[[dict[str, Any]], str]) -> dict[str, Any] | None:
+    """Make a job's samples, and print its record, as `text` has it unless it is asked for itself.
+
+    The record, on the first process; None elsewhere and where nothing is made. UserError, at the end, for samples that did not
+    come out finite.
+    """
+    world = start_world(job.args.device)
+    record, outcomes = make(world)
+    if not world.is_main:
+        return None
+    if record is not None:
+        print(json.dumps(record) if job.args.json else text(record))
+    job.check_outcomes(outcomes)
+    return record
 
 
 def print_json(value: Any) -> None:

@@ -15,8 +15,6 @@ recorded, and a little on the device.
 
 import contextlib
 import functools
-import hashlib
-import json
 import math
 import re
 import shutil
@@ -50,6 +48,7 @@ from evaluation.vbench_dimensions import (
     vbench_folder,
 )
 from seerkit.io.files import content_digest, read_json, write_json
+from seerkit.io.images import digest
 from seerkit.io.records import misfit
 from seerkit.text.prompts import read_list
 
@@ -200,8 +199,8 @@ def score_dimension(
     claim = {
         "dimension": dimension,
         "device": device,
-        "entries": _digest(wanted.entries),
-        "videos": _digest({name: content_digest(path) for name, path in wanted.files.items()}),
+        "entries": digest(wanted.entries, 16),
+        "videos": digest({name: content_digest(path) for name, path in wanted.files.items()}, 16),
         "samples_per_prompt": wanted.samples_per_prompt,
         "weights": weights_digests(asked.needed, vbench_folder()),
         "python": facts["python"],
@@ -311,10 +310,6 @@ def _kept(place: Path, claim: Mapping[str, Any]) -> dict[str, Any] | None:
         if isinstance(kept, dict) and kept.get("claim") == claim and misfit(kept, RESULT) is None:
             return kept
     return None
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ----------------------------------------------------------------------------------------------------------------- record

@@ -12,7 +12,6 @@ stage leaves files, whole ones, so that a killed run goes on with --resume where
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +26,13 @@ from tqdm import tqdm
 
 from cache_dic import Cache, UserError
 from cache_dic.errors import shown_bytes
-from evaluation.jobs import Job, workload_in_words
+from evaluation.jobs import Job, Made, carry_out, workload_in_words
 from evaluation.metrics import finite_or_none, summarize_psnr
 from evaluation.page import Shown, readable, write_page
 from evaluation.vbench import check_folder
 from evaluation.video_metrics import flicker, flicker_change, video_psnr
 from seerkit.command.cli import show_log
-from seerkit.devices.distributed import World, gather, on_main, start_world
+from seerkit.devices.distributed import World, gather, on_main
 from seerkit.io.claims import state_folder
 from seerkit.io.files import check_space, read_json, write_json
 from seerkit.io.images import read_image
@@ -416,7 +415,7 @@ def write_video_page(job: VideoJob, record: dict[str, Any]) -> None:
     write_page(job.page_path, record, comparison, samples, notes=[note])
 
 
-def make(job: VideoJob, counts: dict[str, Any], world: World) -> tuple[dict[str, Any] | None, dict[str, Outcome]]:
+def make(job: VideoJob, counts: dict[str, Any], world: World) -> Made:
     """Make the videos that are missing and all that is made of them: the files described above.
 
     The record, on the first process and where there is a video, and what became of every cache; check that with
@@ -488,23 +487,19 @@ def run(job: VideoJob) -> dict[str, Any] | None:
     The record, on the first process; None elsewhere and where nothing is made. UserError, at the end, for videos that did not
     come out finite.
     """
-    args = job.args
     counts = job.counts()
-    if args.dry_run:
+    if job.args.dry_run:
         job.print_plan(counts, latent_bytes=total_latent_bytes(job))
         return None
-    world = start_world(args.device)
-    if world.is_main and not args.json:
-        show_log()
-    record, outcomes = make(job, counts, world)
-    if not world.is_main:
-        return None
-    if record is not None:
-        if args.json:
-            print(json.dumps(record))
-        else:
-            print("", compared(record, job.own_rows(record)).text(), sep="\n")
-            print(f"videos: {job.out}\nstrips of frames: {job.out / 'strips'}\nrecord: {job.record_path}")
-            print(f"page: {job.page_path}")
-    job.check_outcomes(outcomes)
-    return record
+
+    def text(record: dict[str, Any]) -> str:
+        table = compared(record, job.own_rows(record)).text()
+        strips = job.out / "strips"
+        return f"\n{table}\nvideos: {job.out}\nstrips of frames: {strips}\nrecord: {job.record_path}\npage: {job.page_path}"
+
+    def made(world: World) -> Made:
+        if world.is_main and not job.args.json:
+            show_log()
+        return make(job, counts, world)
+
+    return carry_out(job, made, text)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cache_dic import UserError
-from seerkit.io.files import read_json, write_json
+from seerkit.io.files import clear_partial, read_json, write_json
+from seerkit.io.images import digest
 
 Claim = dict[str, Any]
 
@@ -26,6 +27,18 @@ LONGEST_VALUE, MOST_SHOWN = 60, 6  # of a message: characters of a value, differ
 def state_folder(out: Path, label: str) -> Path:
     """Where everything about the samples of a cache lies that is no sample."""
     return out / "state" / label
+
+
+def claimed_folder(parent: Path, name: str, claim: Mapping[str, Any]) -> Path:
+    """PARENT/NAME-DIGEST, of what depends on a claim and on nothing else: another claim has another folder."""
+    return parent / f"{name}-{digest(claim, 12)}"
+
+
+def open_claimed(folder: Path, claim: Mapping[str, Any]) -> None:
+    """Make such a folder, or clear one of what a killed process has left half written; claim.json says what it is of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_partial(folder)
+    write_json(folder / "claim.json", claim)
 
 
 def claim_samples(

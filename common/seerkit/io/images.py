@@ -27,6 +27,6 @@ def read_image(path: Path, shape: tuple[int, int, int] | None = None) -> np.ndar
     return pixels if shape in (None, pixels.shape) and pixels.dtype == np.uint8 else None
 
 
-def digest(settings: dict[str, Any]) -> str:
-    """Eight characters that tell one set of settings from another."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+def digest(settings: Any, length: int = 8) -> str:
+    """So many characters that tell one set of settings, or another value of JSON, from the next."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:length]

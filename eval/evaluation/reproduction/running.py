@@ -45,8 +45,7 @@ class Plan:
     """What a command line asks for.
 
     args: of the model that is sampled, its defaults filled in. rows: chosen ones. prompts, names: one per sample; names of
-    videos alone, which VBench finds by them in its list full_info. reference: that the whole of the samples is compared with.
-    command_line: what repeats it.
+    videos alone, which VBench finds by them in its list full_info. command_line: what repeats it.
     """
 
     protocol: Protocol
@@ -56,8 +55,6 @@ class Plan:
     names: list[str] | None
     prompts_note: str | None
     full_info: Path | None
-    reference: Path | None
-    out: Path
     command_line: str
 
     @property
@@ -67,6 +64,10 @@ class Plan:
     @property
     def family(self) -> Family:
         return FAMILIES[self.protocol.package]
+
+    @property
+    def out(self) -> Path:
+        return self.args.output_dir
 
     @property
     def num_samples(self) -> int:
@@ -90,7 +91,7 @@ COMMAND = "eval/reproduce.py"
 
 
 def count(protocol: Protocol, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """By label, operations and kept bytes of one sample by the published model, or of some the error that there was."""
+    """By label, operations and kept bytes of one sample by the published model."""
     found: dict[str, dict[str, Any]] = {}
     runs = runs_of(rows, "counted", protocol.num_steps)
     for num_steps in sorted({run.num_steps for run in runs.values()}):
@@ -232,7 +233,7 @@ def score_runs(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """By label, the scores of a run by measure, on the first process; and by measure, why it is not taken of any run."""
     work = plan.out / "scores"
-    reference = open_samples(plan.reference) if plan.reference else None
+    reference = open_samples(plan.args.reference) if plan.args.reference else None
     opened = {label: open_samples(one.path) for label, one in sampled.items() if one.path}
     scores: dict[str, dict[str, Any]] = {label: {} for label in opened}
     reasons: dict[str, str] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.cells import plus_minus
 from evaluation.reproduction.protocols import COLUMNS, COSTS, Protocol, PublishedTable, measure_of
 from evaluation.reproduction.rows import UNCACHED, Row
 from evaluation.reproduction.running import VBENCH_FLICKERING, Plan
@@ -88,13 +89,17 @@ def our_value(key: str, row: Row, table: PublishedTable, record: Mapping[str, An
     return run.get("scores", {}).get(measure, {"value": None})
 
 
+def score_cell(found: Mapping[str, Any], digits: int) -> str:
+    """A value with half of its interval, or the text in place of them."""
+    interval = {"mean": found["value"], "low": found.get("low"), "high": found.get("high")}
+    return found.get("text") or found.get("note") or plus_minus(interval, digits)
+
+
 def figure(key: str, row: Row, table: PublishedTable, record: Mapping[str, Any]) -> Figure:
     column, theirs = COLUMNS[key], row.published.get(key)
     found = our_value(key, row, table, record)
     ours = found["value"]
-    shown = found.get("text") or found.get("note") or number(ours, column.digits)
-    if ours is not None and found.get("low") is not None:
-        shown += f" ± {number((found['high'] - found['low']) / 2, column.digits)}"
+    shown = score_cell(found, column.digits)
     difference = NOTHING
     if ours is not None and theirs is not None:
         difference = (
@@ -110,11 +115,7 @@ def embedded_cells(row: Row, record: Mapping[str, Any], measures: Sequence[Extra
     run = record["runs"].get(row.sampled.label, {}) if row.sampled else {}
     cells = [number((run.get("latency") or {}).get("ratio"), 2, "x")]
     for measure in measures:
-        found = run.get("scores", {}).get(measure.name, {"value": None})
-        cell = found.get("note") or number(found["value"], measure.digits)
-        if found["value"] is not None and found.get("low") is not None:
-            cell += f" ± {number((found['high'] - found['low']) / 2, measure.digits)}"
-        cells.append(cell)
+        cells.append(score_cell(run.get("scores", {}).get(measure.name, {"value": None}), measure.digits))
     return cells
 
 

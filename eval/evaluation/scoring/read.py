@@ -27,7 +27,7 @@ from cache_dic import UserError
 from evaluation.scoring.measures import Reading, Score, find_measure
 from evaluation.scoring.samples import Samples, check_pairs, in_words
 from seerkit.devices.distributed import World, gather
-from seerkit.io.files import clear_partial, write_json
+from seerkit.io.claims import claimed_folder, open_claimed
 from seerkit.weights.checkpoints import save_tensors
 
 SHARD, VIDEO_SHARD = 50, 4  # samples, which are in memory together
@@ -140,15 +140,12 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
         "shard": size,
         "device": world.device.type,
     }
-    text = json.dumps(claim, sort_keys=True)
-    folder = work / f"{reading.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    folder = claimed_folder(work, reading.name, claim)
     count = len(task.samples.names)
     starts = range(0, count, size)
     paths = {start: folder / f"{start:06d}.safetensors" for start in starts}
     if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_partial(folder)
-        write_json(folder / "claim.json", claim)
+        open_claimed(folder, claim)
     world.barrier()
     absent = [start for start in starts[world.rank :: world.size] if not _is_whole(paths[start])]
     missing = sorted(start for share in gather(absent, world) for start in share)

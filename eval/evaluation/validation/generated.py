@@ -7,7 +7,6 @@ Sample i has the same prompt and noise in every row. Beneath a work folder, whic
 """
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from evaluation.jobs import digests, make_claim
 from evaluation.variants import UNCACHED, Setup, method_rows
 from seerkit.command.cli import Parser
 from seerkit.devices.distributed import World
-from seerkit.io.files import clear_partial, write_json
+from seerkit.io.claims import PROMPTS, claimed_folder, open_claimed
 from seerkit.io.media import finite_rows, to_uint8, video_to_uint8
 from seerkit.text.prompts import Batch
 from seerkit.weights.checkpoints import save_tensors
@@ -37,7 +36,6 @@ STEPS = (50, 20, 10, 5)
 METHODS = ("taylorseer", "fora")
 """Caching methods whose differences a measure should tell, each at the fastest setting that comparisons show."""
 SHARD = {"image": 25, "video": 5}  # samples
-PROMPTS = "prompts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +75,7 @@ class _Made:
         contents = digests(self.job.find(world))
         claim = make_claim(self.settings, contents, row.cache, row.num_steps, None, self.job.dtype, world.device)
         self.claim = json.loads(json.dumps({**claim, "shard": self.shard}))
-        text = json.dumps(self.claim, sort_keys=True)
-        self.folder = work / f"{row.label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.folder = claimed_folder(work, row.label, self.claim)
 
     def batch(self, number: int) -> Batch:
         """Always whole, so that a sample has the same neighbours however many are asked for."""
@@ -139,9 +136,7 @@ class Generated:
         if not missing:
             return
         for one in self.made:
-            one.folder.mkdir(parents=True, exist_ok=True)
-            clear_partial(one.folder)
-            write_json(one.folder / "claim.json", one.claim)
+            open_claimed(one.folder, one.claim)
         pipeline = self._pipeline(missing)
         samplers = {one.row.num_steps: pipeline.make_sampler(one.args) for one in self.made}
         total = sum(one.row.num_steps for _, one in missing)
