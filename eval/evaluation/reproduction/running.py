@@ -172,19 +172,19 @@ def _job(plan: Plan, num_steps: int, runs: Mapping[str, Run]) -> Job:
     return plan.family.job(COMMAND, _args(plan, num_steps), plan.prompts, _caches(runs), plan.names)
 
 
-def _make(job: Job, world: World) -> tuple[Mapping[str, Any] | None, dict[str, str]]:
-    """The record of a job, on the first process, and by label why a cache has no samples."""
+def _make(job: Job, world: World) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """By label, the rows of a job's record with what they were measured on, on the first process; and why there is none."""
     counts = job.counts()
     make: Any = images.make if isinstance(job, ImageJob) else videos.make
     record, outcomes = make(job, counts, world)
-    return record, {label: f"{len(o.failed)} samples came out not finite" for label, o in outcomes.items() if o.failed}
+    rows = {row["label"]: {"conditions": record["conditions"], **row} for row in record["rows"]} if record else {}
+    return rows, {label: f"{len(o.failed)} samples came out not finite" for label, o in outcomes.items() if o.failed}
 
 
 def _sample_prompts(plan: Plan, num_steps: int, runs: Mapping[str, Run], world: World) -> dict[str, Sampled]:
     job = _job(plan, num_steps, runs)
     assert isinstance(job, ImageJob | VideoJob)
-    record, failed = _make(job, world)
-    rows = {row["label"]: row for row in (record or {"rows": []})["rows"]}
+    rows, failed = _make(job, world)
     return {
         label: Sampled(why=failed[run.cache.label])
         if run.cache.label in failed
@@ -215,8 +215,7 @@ def _sample_classes(plan: Plan, num_steps: int, runs: Mapping[str, Run], world: 
     timed = _args(plan, num_steps, batch_size=1, classes=",".join(map(str, range(TIMED))))
     timed.output_dir = plan.out / "samples" / f"timed-{num_steps}"
     prompts = plan.family.prompts(timed)
-    record, _ = _make(plan.family.job(COMMAND, timed, prompts, _caches(made)), world)
-    rows = {row["label"]: row for row in (record or {"rows": []})["rows"]}
+    rows, _ = _make(plan.family.job(COMMAND, timed, prompts, _caches(made)), world)
     return found | {label: Sampled(found[label].path, rows.get(run.cache.label)) for label, run in made.items()}
 
 
