@@ -64,7 +64,7 @@ class Backbone(Protocol):
         """Modulation of full steps, gates of `gated_steps`, for timesteps (S,) in sampling order."""
 
     def step_flops(self, latents: Tensor, **conditions: Any) -> tuple[int, int]:
-        """Operations of the model in a full and in a forecast step."""
+        """Operations of the model in a full and in a forecast step; a model that cannot tell has no such method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +285,8 @@ class Cache(NoStep):
                 "interval leave some to forecast"
             )
         if self.method != "uncached" and log.isEnabledFor(logging.INFO):
-            log.info(run.describe(model.step_flops(latents, **conditions)))
+            counted = model.step_flops(latents, **conditions) if hasattr(model, "step_flops") else None
+            log.info(run.describe(counted))
         return run
 
     def _decided_by_time(self, decider: Decider, inputs: Inputs) -> tuple[tuple[int, ...], list[dict[str, Any]]]:

@@ -507,7 +507,7 @@ class PartialRun(Run):
         """None that are counted apart: what stands for features is theirs."""
         return 0
 
-    def describe(self, step_flops: tuple[int, int]) -> str:
+    def describe(self, step_flops: tuple[int, int] | None) -> str:
         """What the run will do, in one line, as far as the shape of its tokens tells."""
         t, kept = self.tokens, self.cache.branches * super().kept_bytes
         return (

@@ -303,8 +303,8 @@ class Run(NoStep):
         taken = [entry["step"] for entry in self.steps]
         return type(self.engine).work_flops(self.plan, self.of_blocks, self.cache.engine_settings, taken)
 
-    def describe(self, step_flops: tuple[int, int]) -> str:
-        """What the run will do, in one line; `step_flops` are the model's for a full and a forecast step.
+    def describe(self, step_flops: tuple[int, int] | None) -> str:
+        """What the run will do, in one line; `step_flops` are the model's for a full and a forecast step, where it can tell.
 
         What is kept is that of all branches together.
         """
@@ -319,14 +319,16 @@ class Run(NoStep):
                 f"{self.cache.label}: full steps are decided while sampling, between {plan.least_full} and "
                 f"{plan.num_steps} of {plan.num_steps}, {stored}"
             )
+        said = (
+            f"{self.cache.label}: {len(plan.full_steps)} of {plan.num_steps} steps full "
+            f"({describe_steps(plan.full_steps)}), weights up to {plan.max_weight:.3g}, {stored}"
+        )
+        if step_flops is None:
+            return said
         full, forecast = step_flops
         work = type(self.engine).work_flops(plan, self.of_blocks, self.cache.engine_settings, range(plan.num_steps))
         cached = len(plan.full_steps) * full + len(plan.forecast_steps) * forecast + work
-        return (
-            f"{self.cache.label}: {len(plan.full_steps)} of {plan.num_steps} steps full "
-            f"({describe_steps(plan.full_steps)}), weights up to {plan.max_weight:.3g}, {stored}, "
-            f"{plan.num_steps * full / cached:.2f}x fewer FLOPs expected"
-        )
+        return f"{said}, {plan.num_steps * full / cached:.2f}x fewer FLOPs expected"
 
     def record(self) -> dict[str, Any]:
         """What was done, for a JSON record: settings, plan, and every step as it was really computed; no NaN or infinity."""

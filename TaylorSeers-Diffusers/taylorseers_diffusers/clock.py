@@ -1,0 +1,128 @@
+"""Which step of which run a call of the transformer belongs to, as the pipeline's scheduler has it.
+
+Nothing is counted: a run is told by the list of timesteps that `set_timesteps` made for it, a step by the scheduler's index, or
+by its timestep where the scheduler has none. So an interrupted run, another number of steps, or a start in the middle
+(image to image) leave nothing behind.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache_dic import UserError
+
+SPAN = 1000.0
+"""Timesteps of training."""
+
+READINGS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda t: t,
+    lambda t: t / SPAN,
+    lambda t: (SPAN - t) / SPAN,
+    lambda t: SPAN - t,
+)
+"""What pipelines make of a scheduler's timestep before they give it to the transformer."""
+
+NEARLY = 1e-2
+"""Relative difference by which a timestep given to the transformer may miss the scheduler's, both in their own precision."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of a run: its number in the scheduler's list, the list (S,), and the noise levels where it is that of a flow.
+
+    reading: what the pipeline makes of timesteps, None where it is something else.
+    """
+
+    step: int
+    timesteps: Tensor
+    sigmas: Tensor | None
+    reading: Callable[[Tensor], Tensor] | None
+
+    def argument(self, step: int, given: Tensor) -> Tensor:
+        """The transformer's argument at another step, like the one `given` at this one; entries of another time stay."""
+        assert self.reading is not None, "checked where gates of other steps are wanted"
+        now, then = (self.reading(self.timesteps[s].to(given.device, given.dtype)) for s in (self.step, step))
+        return torch.where((given - now).abs() <= NEARLY * now.abs().clamp(min=1e-3), then.to(given.dtype), given)
+
+
+class Clock:
+    """The schedulers of pipelines that share a transformer."""
+
+    def __init__(self) -> None:
+        self._pipelines: list[weakref.ref[Any]] = []
+        self._seen: dict[int, Tensor] = {}  # by scheduler, the list that it had last
+        self._current: Any = None
+
+    def add(self, pipe: Any) -> None:
+        if all(held() is not pipe for held in self._pipelines):
+            self._pipelines.append(weakref.ref(pipe))
+
+    def now(self, given: Tensor) -> Moment:
+        """The step that the transformer is called for with this timestep; UserError where no scheduler is at it."""
+        scheduler = self._running()
+        timesteps = scheduler.timesteps
+        step = getattr(scheduler, "step_index", None)
+        step = getattr(scheduler, "begin_index", None) if step is None else step
+        value = float(given.detach().flatten()[0] if given.ndim < 2 else given.detach().max())
+        reading, at = _matching(timesteps, value, given.dtype, step)
+        if at is None:
+            raise UserError(
+                f"the transformer was called at timestep {value:g}, at which no scheduler of the pipelines with this cache is; "
+                "enable the cache for the pipeline that you call, or call disable() before other uses of its transformer"
+            )
+        sigmas = getattr(scheduler, "sigmas", None)
+        is_flow = sigmas is not None and not hasattr(scheduler, "alphas_cumprod") and len(sigmas) >= len(timesteps)
+        return Moment(at, timesteps, sigmas[: len(timesteps)] if is_flow else None, reading)
+
+    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scale of data and noise at timesteps (S,) of a scheduler of diffusion; None of another."""
+        products = getattr(self._current, "alphas_cumprod", None)
+        if products is None:
+            return None
+        kept = products.double().cpu()[timesteps.long().cpu().clamp(0, len(products) - 1)]
+        return kept.sqrt(), (1 - kept).sqrt()
+
+    def _running(self) -> Any:
+        """The scheduler that was set up last; the one at hand as long as none was."""
+        alive = [pipe for held in self._pipelines if (pipe := held()) is not None]
+        schedulers = list({id(s): s for pipe in alive if (s := getattr(pipe, "scheduler", None)) is not None}.values())
+        fresh = [s for s in schedulers if getattr(s, "timesteps", None) is not self._seen.get(id(s))]
+        for scheduler in fresh:
+            self._seen[id(scheduler)] = scheduler.timesteps
+        if fresh:
+            self._current = fresh[-1]
+        if self._current not in schedulers:
+            raise UserError(
+                "the transformer was called outside of a run of a pipeline that the cache is enabled for, whose scheduler "
+                "would tell the step; call the pipeline, or disable() the cache first"
+            )
+        return self._current
+
+
+def _matching(
+    timesteps: Tensor, value: float, dtype: torch.dtype, step: int | None
+) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
+    """What makes the scheduler's timestep the transformer's, and the step; a step that is known stands."""
+    if step is not None and step < len(timesteps):
+        here = timesteps[step].to(torch.float64)
+        for reading in READINGS:
+            if _near(float(reading(here)), value):
+                return reading, step
+        return None, step
+    if step is not None:
+        return None, None
+    for reading in READINGS:
+        wanted = reading(timesteps.to(torch.float64))
+        distance = (wanted - value).abs()
+        nearest = int(distance.argmin())
+        if _near(float(wanted[nearest]), value):
+            return reading, nearest
+    return None, None
+
+
+def _near(wanted: float, value: float) -> bool:
+    return abs(wanted - value) <= NEARLY * max(abs(wanted), 1e-3)

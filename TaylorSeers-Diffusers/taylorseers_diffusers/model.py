@@ -1,0 +1,241 @@
+"""A diffusers transformer as the caches see a backbone, for one run of one guidance branch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cache_dic import Forecast, Parts, Site, Streams, Tokens, UserError
+from cache_dic.engine import GateFactors
+from taylorseers_diffusers.clock import Clock, Moment
+from taylorseers_diffusers.forms import BlockForm, Feature
+from taylorseers_diffusers.passes import Passes, Walk
+from taylorseers_diffusers.transformers import known
+
+
+class GateTable:
+    """Gates of any step of a run: the embeddings of its timestep go through the transformer, whose blocks are passed by."""
+
+    factors: GateFactors | None = None
+
+    def __init__(self, model: "CachedTransformer") -> None:
+        self.model = model
+        self.known: dict[int, Tensor] = {}
+
+    def at(self, step: int) -> None:
+        """Blocks compute their own modulation."""
+
+    def gates(self, steps: Sequence[int]) -> Tensor:
+        """(steps, sites, B or 1, D)."""
+        for step in steps:
+            if step not in self.known:
+                self.known[step] = self.model.gates_at(step)
+        return torch.stack([self.known[step] for step in steps])
+
+    def forget_before(self, step: int) -> None:
+        self.known = {s: gates for s, gates in self.known.items() if s >= step}
+
+
+class CachedTransformer:
+    """`cache_dic.cache.Backbone` and `cache_dic.look.Observable` for a transformer of diffusers.
+
+    moment: of the first step of the run, with which its steps are counted. arguments: of the call at hand, by name. Tokens are
+    those before block 0; sites those of the table of forms, or else the blocks themselves, with what they add. partial: for a
+    method that computes part of a step, whose sites may be others.
+    """
+
+    TIME = "timestep"
+
+    def __init__(
+        self, passes: Passes, forward: Callable[..., Any], clock: Clock, moment: Moment, arguments: Mapping[str, Any],
+        time: str, partial: bool, shard: Any = None,
+    ) -> None:  # fmt: skip
+        self.passes, self.forward, self.clock, self.first, self.time = passes, forward, clock, moment, time
+        self.moment, self.arguments = moment, arguments
+        self.partial = partial
+        self.raw: Any = None  # what the forward gave last, whose form an answer takes
+        if shard is not None:
+            self.shard = shard
+
+    # -------------------------------------------------------------------------------------------------------- passes
+
+    def walked(self, walk: Walk, arguments: Mapping[str, Any] | None = None) -> Tensor:
+        """The output of a pass."""
+        self.raw = self.passes.run(self.forward, self.arguments if arguments is None else arguments, walk)
+        return self.raw[0]
+
+    def answer(self, output: Tensor) -> Any:
+        """An output in the form that the caller wants."""
+        if self.raw is None:  # no pass has been made for this step: one by which no block is computed shows the form
+            self.walked(Walk(stop=0))
+        return (output,) if isinstance(self.raw, tuple) else type(self.raw)(sample=output)
+
+    def enter(self) -> Streams:
+        """The state before block 0."""
+        walk = Walk(stop=0)
+        self.walked(walk)
+        assert walk.entered is not None, "a transformer calls its blocks"
+        return walk.entered
+
+    def full_step(self, site: Site, gates: Tensor | None) -> Tensor:
+        """The output through all blocks."""
+        walk = Walk(site=site, gates=gates)
+        output = self.walked(walk)
+        if getattr(site, "ends", False):
+            site.x0, site.x_final = walk.entered.x, walk.left.x
+        return output
+
+    def forecast_step(self, advance: Forecast, by_site: bool) -> Tensor:
+        """The output with `advance` in place of the blocks.
+
+        What is added between blocks, by a control net, is that of this step in the site form; elsewhere it is part of what is
+        forecast.
+        """
+        return self.walked(Walk(stop=0, last=lambda x0, x: advance(x if by_site else x0)))
+
+    def parts(self) -> Parts:
+        entered: list[Streams] = []
+
+        def enter() -> Streams:
+            if not entered:
+                entered.append(self.enter())
+            return entered[0]
+
+        def walk(streams: Streams, site: Site, start: int, stop: int | None) -> Streams:
+            stop = len(self.passes.blocks) if stop is None else stop
+            if start == stop:
+                return streams
+            walk = Walk(start, stop, inject=streams, site=site)
+            self.walked(walk)
+            assert walk.left is not None, "a transformer calls its blocks"
+            return walk.left
+
+        def leave(streams: Streams) -> Tensor:
+            count = len(self.passes.blocks)
+            return self.walked(Walk(count, count, inject=streams))
+
+        return Parts(latents=self.latents, modulated=self.modulated, enter=enter, walk=walk, leave=leave)
+
+    # ------------------------------------------------------------------------------------------------------- backbone
+
+    @property
+    def latents(self) -> Tensor:
+        return next(value for value in self.arguments.values() if isinstance(value, Tensor))
+
+    @property
+    def name(self) -> str:
+        return type(self.passes.transformer).__name__
+
+    def tokens(self, latents: Tensor) -> Tokens:
+        x = self.enter().x
+        return Tokens(
+            batch=len(x), length=x.shape[1], dim=x.shape[-1], dtype=x.dtype, output_numel=latents.numel(),
+            num_sites=sum(map(len, self.block_sites())),
+        )  # fmt: skip
+
+    def block_sites(self) -> list[tuple[str, ...]]:
+        features = self._features()
+        if not self.passes.site_form:
+            return [("block",)] * len(features)
+        return [tuple(feature.name for feature in of_block if feature.reaches_output) for of_block in features]
+
+    @property
+    def SITE_KINDS(self) -> dict[str, str]:  # noqa: N802 - the protocol's name
+        return {feature.name: feature.kind for of_block in self._features() for feature in of_block}
+
+    def _features(self) -> list[tuple[Feature, ...]]:
+        """By block."""
+        forms = [self.passes.forms[id(block)] for block in self.passes.blocks]
+        return [form.partial_features if self.partial else form.features for form in forms]
+
+    def modulation_table(self, timesteps: Tensor, full: Sequence[int], gated: Sequence[int], **_: Any) -> GateTable:
+        if gated and not self.passes.site_form:
+            raise UserError(f"the gates of {self.name} are not known; leave out engine, or take engine='stack'")
+        if gated and self.moment.reading is None:
+            raise UserError(
+                f"what the pipeline makes of its timesteps before it calls {self.name} is not known, so gates of other steps "
+                "cannot be had; take engine='stack'"
+            )
+        return GateTable(self)
+
+    def gates_at(self, step: int) -> Tensor:
+        """Gates of the sites (sites, B or 1, D) at a step of this run."""
+        found: list[Tensor | None] = []
+
+        def skipped(block: nn.Module, form: BlockForm, conditions: Sequence[Any]) -> None:
+            assert form.gates is not None, "asked of the site form"
+            found.extend(form.gates(block, *conditions))
+
+        given = self.arguments[self.time]
+        then = self.moment.argument(self.first.step + step, given)
+        raw = self.raw
+        self.walked(Walk(stop=0, skipped=skipped), {**self.arguments, self.time: then})
+        self.raw = raw
+        return _as_rows(found, self.name)
+
+    # ------------------------------------------------------------------------------------------------------ observable
+
+    def modulated(self) -> Tensor:
+        """Tokens after the first norm, shift and scale of block 0 (B, L, D)."""
+        found: list[Tensor] = []
+        walk = Walk(stop=0)
+
+        def skipped(block: nn.Module, form: BlockForm, conditions: Sequence[Any]) -> None:
+            if found:
+                return
+            if form.modulated is None:
+                raise UserError(
+                    f"what block 0 of {self.name} makes of its tokens first is not known, and this method looks at it; take "
+                    "another method, or one of its signals that follow from the latents"
+                )
+            assert walk.entered is not None, "before the first block is passed by"
+            found.append(form.modulated(block, walk.entered.x, *conditions))
+
+        walk.skipped = skipped
+        self.walked(walk)
+        return found[0]
+
+    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        levels = self.clock.noise_levels(timesteps)
+        if levels is None:
+            raise UserError("the pipeline's scheduler tells no noise levels, which this method looks at")
+        return levels
+
+    def token_grid(self, latents: Tensor, **_: Any) -> tuple[int, ...]:
+        grid = known(self.passes.transformer).grid
+        if grid is None:
+            raise UserError(
+                f"rows and columns of the tokens of {self.name} are not known, and this method looks at them"
+            )
+        return grid(self.passes.transformer, self.arguments)
+
+    def time_signals(self, timesteps: Tensor, **_: Any) -> dict[str, Tensor]:
+        signals = known(self.passes.transformer).signals
+        if signals is None:
+            raise UserError(f"what {self.name} embeds the timestep as is not known, and this method looks at it")
+        found: dict[str, list[Tensor]] = {}
+        given = self.arguments[self.time]
+        for step in range(len(timesteps)):
+            then = self.moment.argument(self.first.step + step, given)
+            for name, value in signals(self.passes.transformer, {**self.arguments, self.time: then}).items():
+                found.setdefault(name, []).append(value)
+        return {name: torch.stack(values) for name, values in found.items()}
+
+
+def _as_rows(gates: Sequence[Tensor | None], name: str) -> Tensor:
+    """Gates of all sites as one tensor (sites, B or 1, D)."""
+    like = next((gate for gate in gates if gate is not None), None)
+    if like is None:
+        raise UserError(f"no site of {name} has a gate")
+    rows = []
+    for gate in gates:
+        row = torch.ones_like(like) if gate is None else gate
+        if row.ndim == 3:
+            if row.shape[1] != 1:
+                raise UserError(
+                    f"each token of {name} has a time of its own here, so gates differ by token; take engine='stack'"
+                )
+            row = row.squeeze(1)
+        rows.append(row)
+    return torch.stack(rows)

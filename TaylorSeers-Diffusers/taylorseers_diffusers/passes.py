@@ -1,0 +1,392 @@
+"""A forward pass of a diffusers transformer with some of its blocks computed and the others passed by.
+
+The transformer's own forward does what is before, between and after the blocks; while it runs, stand-ins are in its lists of
+blocks. So embeddings, rotations, control nets and heads are diffusers', whatever its version does there, and a block that is
+left out is not called: neither its offloading nor its compiled graph notices.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers.hooks import HookRegistry
+from diffusers.hooks.hooks import ModelHook
+from torch import Tensor, nn
+
+from cache_dic import Site, Streams, UserError, residual
+from cache_dic.engine import Recorder
+from cache_dic.partial_run import PartialSite
+from cache_dic.site import Addition
+from taylorseers_diffusers.forms import IMAGE_FIRST, BlockForm, Feature, block_lists, form_of, proper
+
+HOOK = "taylorseers_site"
+"""Name of the hooks at the features of blocks."""
+
+SITE_TOLERANCE = 0.02
+"""Of what a block adds, by which the sum of gate times feature may miss it; rounding of the stream comes on top."""
+
+Skipped = Callable[[nn.Module, BlockForm, Sequence[Any]], None]
+"""Called at a block that is passed by: the block, its form, and the arguments that its gates follow from."""
+
+
+class Handed(Addition):
+    """A feature that its block adds itself: a site gives back the feature in place of the tokens after it."""
+
+    def of(self, value: Tensor) -> Tensor:
+        return value
+
+
+@dataclass(eq=False)
+class Walk:
+    """What a pass does with the blocks.
+
+    start, stop: blocks start … stop - 1 are computed. inject: the state put in before block `start`. last: makes the tokens
+    after the last block of those before the first block and those that came through. site: what features are handed to.
+    gates: of all sites at this step, to check that the blocks have the form that their table says. skipped: as above.
+    entered, left: the state before block 0 and after block stop - 1, once the pass has ended.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    inject: Streams | None = None
+    last: Callable[[Tensor, Tensor], Tensor] | None = None
+    site: Site = residual
+    gates: Tensor | None = None
+    skipped: Skipped | None = None
+    entered: Streams | None = None
+    left: Streams | None = None
+    calls: int = 0
+    sites_seen: int = 0
+
+
+class Stand(nn.Module):
+    """In place of a block while a pass is under way; whatever else is asked of it is the block's."""
+
+    def __init__(self, block: nn.Module, passes: "Passes") -> None:
+        super().__init__()
+        self.block = block
+        self.__dict__["passes"] = passes  # no submodule: it holds the transformer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.passes.at_block(self.block, args, kwargs)
+
+
+class FeatureHook(ModelHook):
+    """At a submodule whose result is a feature: hands it over while a pass wants it."""
+
+    def __init__(self, module: str, passes: "Passes") -> None:
+        super().__init__()
+        self.module, self.passes = module, passes
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        hand = self.passes.hand
+        if hand is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        return hand(self.module, self.fn_ref.original_forward, args, kwargs)
+
+
+@cache
+def _parameters(kind: type) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+@dataclass
+class BlockCall:
+    """Streams of a call of a block, read from its arguments and written into them; length: of the image's tokens."""
+
+    block: nn.Module
+    form: BlockForm
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    length: int = 0
+
+    def argument(self, name: str) -> Any:
+        if name in self.kwargs:
+            return self.kwargs[name]
+        names = _parameters(type(self.block))
+        place = names.index(name) if name in names else len(self.args)
+        return self.args[place] if place < len(self.args) else None
+
+    def replace(self, name: str, value: Any) -> None:
+        names = _parameters(type(self.block))
+        if name not in self.kwargs and name in names[: len(self.args)]:
+            place = names.index(name)
+            self.args = (*self.args[:place], value, *self.args[place + 1 :])
+        else:
+            self.kwargs = {**self.kwargs, name: value}
+
+    @property
+    def conditions(self) -> list[Any]:
+        return [self.argument(name) for name in self.form.conditions]
+
+    def streams(self) -> Streams:
+        """Before the block."""
+        form = self.form
+        return self._split(self.argument(form.x), None if form.other is None else self.argument(form.other))
+
+    def enter(self, streams: Streams) -> None:
+        """Put another state before the block."""
+        x, other = self._join(streams)
+        self.replace(self.form.x, x)
+        if self.form.other is not None:
+            self.replace(self.form.other, other)
+
+    def output(self, streams: Streams) -> Any:
+        """What the block would give where this is the state after it."""
+        x, other = self._join(streams)
+        form = self.form
+        if form.other_out is None:
+            return x
+        given = [None] * (1 + max(form.other_out, form.x_out or 0))
+        given[form.x_out or 0], given[form.other_out] = x, other
+        return tuple(given)
+
+    def after(self, output: Any) -> Streams:
+        """The state after the block, of what it gave."""
+        form = self.form
+        if isinstance(output, Tensor):
+            return self._split(output, None)
+        if form.x_out is None or len(output) != 1 + max(form.x_out, form.other_out or 0):
+            raise UserError(
+                f"{type(self.block).__name__} gives {len(output)} values, of which it is not known what they are, so blocks of "
+                "that class cannot be left out"
+            )
+        return self._split(output[form.x_out], None if form.other_out is None else output[form.other_out])
+
+    def _split(self, x: Tensor, other: Tensor | None) -> Streams:
+        if self.form.joint is None or not self.length:
+            return Streams(x, () if other is None else (other,))
+        text = x.shape[1] - self.length
+        parts = (self.length, text) if self.form.joint == IMAGE_FIRST else (text, self.length)
+        first, second = x.split(parts, dim=1)
+        return Streams(first, (second,)) if self.form.joint == IMAGE_FIRST else Streams(second, (first,))
+
+    def _join(self, streams: Streams) -> tuple[Tensor, Tensor | None]:
+        x, others = streams.x, streams.others
+        if self.form.joint is None or not others:
+            return x, others[0] if others else None
+        return torch.cat([x, *others] if self.form.joint == IMAGE_FIRST else [*others, x], dim=1), None
+
+
+class Passes:
+    """Passes through a transformer's forward.
+
+    site_form: whether every block has one. hand: what features are given to, (module, forward, args, kwargs), while a block
+    is computed for a site.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self.transformer = transformer
+        self.stands: dict[str, nn.ModuleList] = {}
+        self.forms: dict[int, BlockForm] = {}
+        self.hand: Callable[..., Any] | None = None
+        self.walk = Walk()
+        self.collected: list[tuple[str, Any]] = []
+        self.length = 0
+        self.refresh()
+
+    # ---------------------------------------------------------------------------------------------------------- blocks
+
+    def refresh(self) -> None:
+        """Take up the blocks as they are now: lists may have been replaced since."""
+        lists = block_lists(self.transformer)
+        held = [stand.block for stands in self.stands.values() for stand in stands]
+        blocks = [block for blocks in lists.values() for block in blocks]
+        if len(held) == len(blocks) and all(a is b for a, b in zip(held, blocks, strict=True)):
+            return
+        self.stands = {name: nn.ModuleList(Stand(block, self) for block in blocks) for name, blocks in lists.items()}
+        self.blocks = blocks
+        self.forms = {id(block): form_of(block) for block in blocks}
+
+    @property
+    def site_form(self) -> bool:
+        return all(form.gates is not None for form in self.forms.values())
+
+    def features(self) -> list[tuple[nn.Module, Feature]]:
+        """Submodules whose results are features, with the feature."""
+        found = []
+        for block in self.blocks:
+            form = self.forms[id(block)]
+            for feature in dict.fromkeys((*form.features, *form.partial_features)):
+                found.append((proper(block).get_submodule(feature.module), feature))
+        return found
+
+    def watch(self) -> None:
+        """Put hooks at the features."""
+        for module, feature in self.features():
+            registry = HookRegistry.check_if_exists_or_initialize(module)
+            if registry.get_hook(HOOK) is None:
+                registry.register_hook(FeatureHook(feature.module, self), HOOK)
+
+    def unwatch(self) -> None:
+        """Take them away, and the registries that hold nothing then."""
+        for module, _ in self.features():
+            registry = getattr(module, "_diffusers_hook", None)
+            if registry is not None:
+                registry.remove_hook(HOOK, recurse=False)
+                drop_empty_registry(module)
+
+    # ---------------------------------------------------------------------------------------------------------- a pass
+
+    def run(self, forward: Callable[..., Any], arguments: Mapping[str, Any], walk: Walk) -> Any:
+        """What the transformer's forward gives, its blocks treated as `walk` says."""
+        modules = self.transformer._modules
+        real = {name: modules[name] for name in self.stands}
+        walk.stop = len(self.blocks) if walk.stop is None else walk.stop
+        self.walk, self.length = walk, 0
+        given = {name: dict(value) if isinstance(value, dict) else value for name, value in arguments.items()}
+        try:
+            modules.update(self.stands)
+            output = forward(**given)
+        finally:
+            modules.update(real)
+            self.hand, self.collected = None, []
+        if walk.calls != len(self.blocks):
+            raise UserError(
+                f"{type(self.transformer).__name__} called {walk.calls} of its {len(self.blocks)} blocks; a call that leaves "
+                "out blocks (as guidance by skipped layers does) cannot be cached: leave it out, or disable the cache"
+            )
+        return output
+
+    def at_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A block's turn."""
+        walk, form = self.walk, self.forms[id(block)]
+        index, walk.calls = walk.calls, walk.calls + 1
+        call = BlockCall(block, form, args, kwargs, self.length)
+        if index == 0:
+            walk.entered = call.streams()
+            self.length = call.length = walk.entered.x.shape[1]
+            if walk.start == 0 and walk.inject is not None:
+                call.enter(walk.inject)
+            if isinstance(walk.site, PartialSite):
+                walk.site.enter(walk.start)
+        if walk.start <= index < walk.stop:
+            output = self._computed(call)
+        else:
+            if walk.skipped is not None:
+                walk.skipped(proper(block), form, call.conditions)
+            output = call.output(call.streams())
+        if walk.inject is not None and index == walk.start - 1:
+            output = call.output(walk.inject)
+        if index == walk.stop - 1:
+            walk.left = call.after(output)
+        if walk.last is not None and index == len(self.blocks) - 1:
+            after = call.after(output)
+            output = call.output(after._replace(x=walk.last(walk.entered.x, after.x)))
+        return output
+
+    def _computed(self, call: BlockCall) -> Any:
+        site = self.walk.site
+        if type(site) is Site:
+            return call.block(*call.args, **call.kwargs)
+        if not isinstance(site, Recorder):
+            return self._directed(call, site)
+        before = call.streams()
+        self.hand = self._collect if call.form.gates is not None and self.site_form else None
+        output = call.block(*call.args, **call.kwargs)
+        self.hand, collected, self.collected = None, self.collected, []
+        after = call.after(output)
+        if not self.site_form:
+            site.add(Handed(before.x, None, after.x, name="block"))
+            return output
+        first = self.walk.sites_seen
+        added: list[Tensor] = []
+        for module, given in collected:
+            for feature in call.form.features:
+                if feature.module == module:
+                    added += self._record(site, feature, given, before.x)
+        if self.walk.gates is not None:
+            self._check(call.block, before.x, after.x, added, self.walk.gates[first : self.walk.sites_seen])
+        return output
+
+    def _collect(self, module: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        given = forward(*args, **kwargs)
+        self.collected.append((module, given))
+        return given
+
+    def _part(self, feature: Feature) -> slice | None:
+        if feature.joint is None:
+            return None
+        return slice(0, self.length) if feature.joint == IMAGE_FIRST else slice(-self.length, None)
+
+    def _record(self, site: Recorder, feature: Feature, given: Any, x: Tensor) -> list[Tensor]:
+        """Show a site what a submodule gave; returns it where it reaches the output."""
+        value = given if feature.output is None else given[feature.output]
+        part, gate = self._part(feature), None
+        if feature.reaches_output:
+            gates = self.walk.gates
+            gate = None if gates is None else gates[self.walk.sites_seen].unsqueeze(1)
+            self.walk.sites_seen += 1
+        site.add(Handed(x, gate, value, part, feature.name, feature.reaches_output))
+        if not feature.reaches_output:
+            return []
+        return [value if part is None else value[:, part]]
+
+    def _check(self, block: nn.Module, before: Tensor, after: Tensor, added: list[Tensor], gates: Tensor) -> None:
+        """UserError unless the block added the sum of gate times feature."""
+        total = sum((g.unsqueeze(1) * f for g, f in zip(gates, added, strict=True)), torch.zeros_like(before))
+        moved = (after - before).float()
+        missed = float((moved - total.float()).norm())
+        rounding = 4 * torch.finfo(before.dtype).eps * float(after.float().norm())
+        if not missed <= SITE_TOLERANCE * float(moved.norm()) + rounding:
+            raise UserError(
+                f"{type(proper(block)).__name__} added something else than its gates times its features (an adapter for "
+                "images, or another version of diffusers), so its site form is not exact; take engine='stack'"
+            )
+
+    def _directed(self, call: BlockCall, site: Site) -> Any:
+        """A block in which a site says what stands for each feature, computed or not."""
+        features = call.form.partial_features if isinstance(site, PartialSite) else call.form.features
+        if not features:
+            raise UserError(
+                f"the features of {type(proper(call.block)).__name__} are not known, so a method that computes a part of a "
+                "block cannot be had; take one that leaves out whole steps"
+            )
+
+        def hand(module: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            here = [feature for feature in features if feature.module == module]
+            if not here:
+                return forward(*args, **kwargs)
+            x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            given: list[Any] = []
+
+            def made() -> Any:
+                if not given:
+                    given.append(forward(*args, **kwargs))
+                return given[0]
+
+            def value(feature: Feature) -> Tensor:
+                return made() if feature.output is None else made()[feature.output]
+
+            results = [
+                site.add(Handed(x, None, lambda _, f=f: value(f), self._part(f), f.name, f.reaches_output))
+                for f in here
+            ]
+            if here[0].output is None:
+                return results[0]
+            by_output = dict(zip((feature.output for feature in here), results, strict=True))
+            return tuple(by_output[place] for place in sorted(by_output))
+
+        self.hand = hand
+        try:
+            return call.block(*call.args, **call.kwargs)
+        finally:
+            self.hand = None
+
+
+def drop_empty_registry(module: nn.Module) -> None:
+    """Remove diffusers' registry of hooks from a module where nothing is in it."""
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is not None and not registry.hooks:
+        if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
+            del module.forward
+        del module._diffusers_hook

@@ -1,0 +1,94 @@
+"""enable and disable on tiny pipelines: steps and forecasts are those of the engines, and nothing is left behind."""
+
+import pytest
+import torch
+from tiny_pipelines import MAKERS, tiny
+
+from cache_dic import UserError, make_cache
+from taylorseers_diffusers import disable, enable
+
+SETTINGS = {"interval": 3, "max_order": 1, "warmup_steps": 2}
+FULL = [0, 1, 4, 7, 10]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_site_form_is_exact_and_disabling_leaves_the_model_as_it_was(name: str) -> None:
+    model = tiny(name)
+    before, state = model(), {k: v.clone() for k, v in model.transformer.state_dict().items()}
+    enable(model.pipe, "uncached")
+    assert torch.equal(model(), before)
+
+    enable(model.pipe, "taylorseer", **SETTINGS)
+    folded, report = model(), model.pipe.cache_report()
+    assert (report.engine, report.form) == ("folded", "site")
+    assert all(record["full_steps"] == FULL for records in report.branches.values() for record in records)
+    enable(model.pipe, "taylorseer", engine="layerwise", **SETTINGS)
+    layerwise = model()
+    assert (folded - before).norm() > 1e-4 * before.norm(), "nothing was forecast"
+    torch.testing.assert_close(folded, layerwise, rtol=1e-5, atol=2e-6)
+
+    disable(model.pipe)
+    assert torch.equal(model(), before)
+    assert "forward" not in vars(model.transformer)
+    assert not hasattr(model.pipe, "cache_report")
+    assert all(torch.equal(value, state[key]) for key, value in model.transformer.state_dict().items())
+    hooked = [n for n, m in model.transformer.named_modules() if n and hasattr(m, "_diffusers_hook")]
+    assert not hooked, "hooks are left"
+
+
+@pytest.mark.parametrize("engine", ["stack", "hidden"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_whole_forms_keep_what_the_blocks_add_or_give(name: str, engine: str) -> None:
+    model = tiny(name)
+    enable(model.pipe, "fora", interval=2, warmup_steps=1, engine=engine)
+    ends: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = model.transformer._diffusers_hook.get_hook("taylorseers_cache")
+    run = hook.passes.run
+
+    def watched(forward, arguments, walk):
+        output = run(forward, arguments, walk)
+        if walk.last is not None or walk.site.__class__.__name__ == "Recorder":
+            ends.append(
+                (walk.entered.x, walk.left.x if walk.last is None else walk.last(walk.entered.x, walk.entered.x))
+            )
+        return output
+
+    hook.passes.run = watched
+    model(4)
+    branches = len(ends) // 4
+    (x0, x_final), (later, forecast) = ends[0], ends[branches]
+    expected = later + (x_final - x0) if engine == "stack" else x_final
+    torch.testing.assert_close(forecast, expected)
+
+
+def test_the_published_settings_of_a_model_are_the_usual_ones() -> None:
+    model = tiny("flux")
+    enable(model.pipe)
+    assert model.pipe.cache_report().label == make_cache("taylorseer", preset="flux").label
+
+
+def test_a_pipeline_without_a_transformer_is_refused() -> None:
+    class StableDiffusionPipeline:
+        unet = torch.nn.Linear(2, 2)
+
+    with pytest.raises(UserError, match="StableDiffusionPipeline has no transformer; what is supported"):
+        enable(StableDiffusionPipeline())
+
+
+def test_diffusers_own_cache_is_refused_beside_it() -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    model = tiny("flux")
+    model.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(UserError, match=r"FirstBlockCacheConfig is on; call transformer\.disable_cache"):
+        enable(model.pipe)
+    model.transformer.disable_cache()
+    enable(model.pipe)
+    model.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(UserError, match="FirstBlockCacheConfig is on"):
+        model(2)
+
+
+def test_methods_for_tokens_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match="method 'toca' computes some tokens"):
+        enable(tiny("flux").pipe, "toca")
