@@ -19,7 +19,7 @@ from evaluation.images import ImagePipeline, decode_finite, save_finite
 from evaluation.jobs import Read, digests, failure_message, make_claim
 from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main, start_world
-from seerkit.devices.dtypes import torch_dtype
+from seerkit.devices.dtypes import float32_products, torch_dtype
 from seerkit.io.claims import claim_samples
 from seerkit.io.files import check_space, clear_partial, read_json, writable_or_gone, write_json, written_whole
 from seerkit.io.images import image_path, read_image
@@ -163,9 +163,6 @@ def make(job: FidJob, world: World) -> dict[str, Any] | None:
     args, cache, settings, shape = job.args, job.cache, job.settings, job.shape
     count, folder = args.num_fid_samples, args.output_dir / job.name
     check_number(count)
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = (
-        "tf32" if args.tf32 else "ieee"
-    )
 
     def prepare() -> dict[str, Any]:
         """Refuse what can be refused before anything is made; the claim of the folder, which is then this run's."""
@@ -191,8 +188,9 @@ def make(job: FidJob, world: World) -> dict[str, Any] | None:
     began = time.perf_counter()
     run, failed = None, []
     if missing:
-        pipeline = job.make_pipeline(world.device)
-        run, failed = make_samples(job, pipeline, missing, folder, count - len(missing), world)
+        with float32_products("tf32" if args.tf32 else "ieee"):
+            pipeline = job.make_pipeline(world.device)
+            run, failed = make_samples(job, pipeline, missing, folder, count - len(missing), world)
     failed = [index for share in gather(failed, world) for index in share]
     if not world.is_main:
         return None

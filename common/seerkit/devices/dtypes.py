@@ -31,3 +31,19 @@ def made_in(dtype: "torch.dtype") -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """While it lasts, a GPU computes products and convolutions of float32 as "ieee", or as "tf32", with 10 bits of mantissa."""
+    import torch
+
+    kernels = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [kernel.fp32_precision for kernel in kernels]
+    try:
+        for kernel in kernels:
+            kernel.fp32_precision = precision
+        yield
+    finally:
+        for kernel, its_own in zip(kernels, before, strict=True):
+            kernel.fp32_precision = its_own

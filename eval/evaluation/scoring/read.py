@@ -7,7 +7,6 @@ folder, which may serve any number of sets and measures:
     READING-DIGEST/claim.json            what the digest is of
 """
 
-import contextlib
 import hashlib
 import json
 import sys
@@ -27,6 +26,7 @@ from cache_dic import UserError
 from evaluation.scoring.measures import Reading, Score, find_measure
 from evaluation.scoring.samples import Samples, check_pairs, in_words
 from seerkit.devices.distributed import World, gather
+from seerkit.devices.dtypes import float32_products
 from seerkit.io.claims import claimed_folder, open_claimed
 from seerkit.weights.checkpoints import save_tensors
 
@@ -156,7 +156,7 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
         for start in tqdm(mine, reading.name, unit="shard", disable=quiet or not world.is_main, leave=False):
             shard = Shard(task, range(start, min(start + size, count)))
             try:
-                with in_float32():
+                with float32_products("ieee"):
                     arrays = read(shard)
             except UserError as error:  # the others are read all the same, and all faults told at once
                 failures.append(str(error))
@@ -169,20 +169,6 @@ def read_samples(reading: Reading, task: Task, work: Path, world: World, *, quie
             f"{in_words(told)}; nothing is scored until all {count} samples can be read, what was read is kept", world
         )
     return Readout(task.samples, list(paths.values()), reading.facts)
-
-
-@contextlib.contextmanager
-def in_float32() -> Iterator[None]:
-    """Without the short mantissas that a GPU's convolutions and products otherwise have, or that a sampler has asked for."""
-    kernels = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [kernel.fp32_precision for kernel in kernels]
-    try:
-        for kernel in kernels:
-            kernel.fp32_precision = "ieee"
-        yield
-    finally:
-        for kernel, precision in zip(kernels, before, strict=True):
-            kernel.fp32_precision = precision
 
 
 def _refuse(message: str, world: World) -> NoReturn:
@@ -253,11 +239,12 @@ def score(
 
     for measure in map(find_measure, names):
         reading = measure.reading()
+        reference = given = None
+        if task.reference is not None and measure.statistics:
+            given = task.reference.statistics(*measure.statistics)  # first, since wrong ones are refused
         readout = read(reading, task)
-        reference = None
         if "reference" in measure.needs:
             assert task.reference is not None
-            given = task.reference.statistics(*measure.statistics) if measure.statistics else None
             if given:
                 reference = Readout(task.reference, [], reading.facts, given)
             else:

@@ -42,7 +42,7 @@ class Samples(Protocol):
         """What tells the contents of sets apart."""
 
     def statistics(self, mean: str, covariance: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Two of STATISTICS, None where the set has none."""
+        """Two of STATISTICS in float64, None where the set has none; UserError for what cannot be such."""
 
 
 def open_samples(path: str | Path) -> Samples:
@@ -176,10 +176,23 @@ class NpzBatch:
         return content_digest(self.path)
 
     def statistics(self, mean: str, covariance: str) -> tuple[np.ndarray, np.ndarray] | None:
-        if not {mean, covariance} <= self.keys:
+        if not {mean, covariance} & self.keys:
             return None
-        with np.load(self.path, allow_pickle=False) as arrays:
-            return arrays[mean], arrays[covariance]
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                found = np.asarray(arrays[mean], np.float64), np.asarray(arrays[covariance], np.float64)
+        except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{mean} and {covariance} of {self.path} cannot be read: {error}; it must hold both or neither"
+            ) from error
+        width = found[0].size
+        finite = all(np.isfinite(values).all() for values in found)
+        if (found[0].shape, found[1].shape) != ((width,), (width, width)) or not finite:
+            raise UserError(
+                f"{mean} and {covariance} of {self.path} are {found[0].shape} and {found[1].shape}, "
+                f"{'finite' if finite else 'not all of it finite'}; they must be a mean (D,) and a covariance (D, D)"
+            )
+        return found
 
 
 def _mapped(path: Path, info: zipfile.ZipInfo) -> np.ndarray:

@@ -18,7 +18,9 @@ from torch import Tensor
 from cache_dic import UserError
 from cache_dic.errors import check_choice
 from evaluation.scoring.measures import Reading, missing_packages
-from evaluation.scoring.read import Shard, in_float32
+from evaluation.scoring.read import Shard
+from evaluation.scoring.weights import STAND_INS, sha256, stand_ins_allowed
+from seerkit.devices.dtypes import float32_products
 from seerkit.io.files import content_digest
 from seerkit.weights.checkpoints import NotFoundError, Published, find_weights
 
@@ -88,7 +90,7 @@ class Extractor:
     def features(self, images: np.ndarray, device: str = "cpu") -> np.ndarray:
         """Features (N, D) of the first layer, of images (N, H, W, 3) of uint8."""
         network = _network(self.name, device)
-        with in_float32():
+        with float32_products("ieee"):
             return _features(network, [images], torch.device(device))[next(iter(self.layers))]
 
 
@@ -107,10 +109,14 @@ def find_extractor(name: str) -> Extractor:
     return importlib.import_module(f"{__name__}.{_MODULES[name]}").EXTRACTORS[name]
 
 
-def find_published(files: Sequence[Published], env: str, size: str) -> Path:
-    """One of the files, that of an environment variable before all; FileNotFoundError with places, commands and size."""
+def find_published(files: Sequence[Published], env: str, size: str, digest: str) -> Weights:
+    """A copy of what is published under several names, that of an environment variable before all.
+
+    digest: how its sha256 begins. FileNotFoundError with places, commands and size where there is none; UserError for a file of
+    another content, unless stand-ins are allowed.
+    """
     try:
-        return find_weights(None, files, env=env, download=False)
+        path = find_weights(None, files, env=env, download=False)
     except NotFoundError as error:
         if error.named:
             raise
@@ -119,6 +125,14 @@ def find_published(files: Sequence[Published], env: str, size: str) -> Path:
         raise FileNotFoundError(
             f"{names} ({size}), looked for in {places}; fetch it with `{files[0].command}`, or name it in {env}"
         ) from error
+    found = sha256(path)
+    if not found.startswith(digest) and not stand_ins_allowed():
+        raise UserError(
+            f"{path} is not what is published as {files[0].name}: its sha256 begins with {found[: len(digest)]} instead of "
+            f"{digest}; fetch that ({size}) with `{files[0].command}`, or set {STAND_INS}=1 to try the command with a "
+            "stand-in, whose figures mean nothing"
+        )
+    return Weights(path, stand_in=not found.startswith(digest))
 
 
 @functools.lru_cache(maxsize=2)

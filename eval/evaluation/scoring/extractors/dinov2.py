@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from cache_dic import UserError
-from evaluation.scoring.extractors import Extractor, Network, Weights, find_published
+from evaluation.scoring.extractors import Extractor, Network, find_published
 from seerkit.weights.checkpoints import Published, load_weights, read_state
 
 NAME = "vit_large_patch14_dinov2"
+DIGEST = "d5383ea8"  # the first of the sha256 of the authors' file; that of timm's copy was not to be found out
 FILES = (
-    Published("model.safetensors", repo=f"timm/{NAME}.lvd142m"),
     Published(
         "dinov2_vitl14_pretrain.pth",
         url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
@@ -80,7 +80,7 @@ EXTRACTORS = {
         title="DINOv2",
         layers={"token": 1024},
         seen=f"bicubic to {SIDE} x {SIDE} by Pillow, ImageNet's mean and deviation",
-        find=lambda: Weights(find_published(FILES, ENV, "1.2 GB")),
+        find=lambda: find_published(FILES, ENV, "1.2 GB", DIGEST),
         load=_dinov2,
         packages=("timm",),
     )

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from cache_dic import UserError
-from evaluation.scoring.extractors import Extractor, Network, Weights, find_published
-from evaluation.scoring.weights import STAND_INS, sha256, stand_ins_allowed
+from evaluation.scoring.extractors import Extractor, Network, find_published
 from seerkit.weights.checkpoints import Published, read_state
 
 DIGEST = "6726825d"  # the first of the sha256 of the published file, and the end of its names
@@ -28,20 +27,6 @@ FILES = (
 )
 ENV = "FID_INCEPTION"  # names another file
 SPATIAL_CHANNELS = 7
-
-
-def find_inception() -> Weights:
-    """The weights; FileNotFoundError where there are none, UserError for others than the published ones."""
-    path = find_published(FILES, ENV, "95.7 MB")
-    digest = sha256(path)
-    if digest.startswith(DIGEST):
-        return Weights(path)
-    if not stand_ins_allowed():
-        raise UserError(
-            f"{path} is not the Inception of FID: its sha256 begins with {digest[:8]}, the published file's with {DIGEST}; "
-            f"fetch that with `{FILES[0].command}`, or set {STAND_INS}=1 to try things out with this one"
-        )
-    return Weights(path, stand_in=True)
 
 
 def _inception(path: Path, device: torch.device) -> Network:
@@ -72,7 +57,7 @@ EXTRACTORS = {
         title="FID's Inception",
         layers={"pool": 2048, "spatial": 17 * 17 * SPATIAL_CHANNELS, "logits": 1008},
         seen="TensorFlow 1's bilinear to 299 x 299, (x - 128) / 128",
-        find=find_inception,
+        find=lambda: find_published(FILES, ENV, "95.7 MB", DIGEST),
         load=_inception,
         packages=("torch_fidelity",),
     )
