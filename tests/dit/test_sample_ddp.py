@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 from dit import DiT, dit_config
+from evaluation import fid_samples
 from evaluation.fid_samples import class_of
+from evaluation.images import decode_finite
 from seerkit.command.cli import run_command
 from seerkit.io.claims import state_folder
 from seerkit.weights.checkpoints import export_safetensors
@@ -248,6 +250,28 @@ def test_all_are_made_again_where_none_is_to_be_kept(whole, command, checkpoint,
         command.main([*argv, flag])
         assert json.loads(capsys.readouterr().out)["num_made"] == made
         assert images_and_npz(tmp_path / "copy") == before
+
+
+@pytest.mark.parametrize(("flag", "precision"), [("--tf32", "tf32"), ("--no-tf32", "ieee")])
+def test_precision_of_products_ends_with_the_samples(command, checkpoint, tmp_path, monkeypatch, flag, precision):
+    """What else runs in the process, such as the scores of a table, is not measured with a sampler's TF32."""
+    kernels = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    for kernel, before in zip(kernels, ("none", "ieee"), strict=True):
+        kernel.fp32_precision = before
+    met = []
+
+    def decode(*given: object) -> torch.Tensor:
+        met.append([kernel.fp32_precision for kernel in kernels])
+        return decode_finite(*given)
+
+    monkeypatch.setattr(fid_samples, "decode_finite", decode)
+    command.main(arguments(checkpoint, tmp_path, "--num-fid-samples", 2, "--num-steps", 2, flag, "--json"))
+    assert met == [[precision, precision]]
+    assert [kernel.fp32_precision for kernel in kernels] == ["none", "ieee"]
+    monkeypatch.setattr(fid_samples, "decode_finite", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command.main(arguments(checkpoint, tmp_path, "--num-fid-samples", 3, "--num-steps", 2, flag, "--json"))
+    assert [kernel.fp32_precision for kernel in kernels] == ["none", "ieee"]
 
 
 def test_compiled_samples_are_others(whole, checkpoint, command, monkeypatch, capsys):

@@ -6,6 +6,7 @@ Oracles restate what is published (openai/guided-diffusion, evaluations/evaluato
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -466,6 +467,25 @@ class TestPrecisionAndRecall:
     def test_sets_without_a_third_neighbour_are_refused(self, figure: Callable):
         with pytest.raises(UserError, match="at least 4 are needed in each set"):
             figure(Features.of(np.eye(3)), Features.of(np.eye(9, 3)))
+
+
+@pytest.mark.parametrize("figure", [precision, recall, kernel_distance])
+def test_figures_of_pairs_take_the_features_and_five_blocks_of_memory(figure: Callable, monkeypatch):
+    """However many rows: here 1,000 and 2,000 of 256, which would take 6 MB in float64, and blocks of 128 x 256."""
+    monkeypatch.setattr(distributions, "EDGE", 128)
+    monkeypatch.setattr(distributions, "SUBSET", 100)
+    monkeypatch.setattr(distributions, "SUBSETS", 1)
+    draw = np.random.default_rng(0)
+    sets = [in_parts(draw.standard_normal((num, 256), dtype=np.float32), 50) for num in (1000, 2000)]
+    features_bytes = 3000 * 256 * 4
+    tracemalloc.start()
+    try:
+        figure(*sets)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    vectors = 8 * 2000 * 8  # radii, sums
+    assert features_bytes < peak < features_bytes + 5.2 * 128 * 256 * 8 + vectors
 
 
 def test_features_in_parts_are_whole_again():
