@@ -113,6 +113,7 @@ def frechet(samples: Features, reference: Features | Statistics) -> Score:
     (arXiv 1911.07023) through the whole and random halves, 2 FD(N) - FD(N / 2); it has no bias of first order and more noise.
     The interval is the delta method's (`evaluation.metrics.frechet_influences`) with samples, not frames, as what is drawn: of
     few samples too wide rather than too narrow (by up to a half for 100 samples of 32 features), of ten for each feature right.
+    Statistics in place of a reference count as exact.
     Raises UserError for fewer than two rows in a set.
     """
     _check_rows(2, samples, *([reference] if isinstance(reference, Features) else []))
