@@ -106,8 +106,8 @@ def frechet(samples: Features, reference: Features | Statistics) -> Score:
     """Squared Fréchet distance of the Gaussians fitted to two sets of features (arXiv 1706.08500, Eq. 6).
 
     Memory does not grow with the number of rows: two passes are made, sums of two halves kept in float64 (`GaussianSums`), some
-    fifteen matrices of D x D in all (0.5 GB for 2048), and of each row a number. Within 1e-6 of torch-fidelity and clean-fid on the same features,
-    where the root that these take of a product, which is not symmetric, comes out well.
+    fifteen matrices of D x D in all (0.5 GB for 2048), and of each row a number. Within 1e-6 of torch-fidelity and clean-fid on
+    the same features, where the root that these take of a product, which is not symmetric, comes out well.
 
     It is biased upwards by about c / N. `extrapolated` is the figure of infinitely many samples, by one step of FID∞'s line
     (arXiv 1911.07023) through the whole and random halves, 2 FD(N) - FD(N / 2); it has no bias of first order and more noise.
