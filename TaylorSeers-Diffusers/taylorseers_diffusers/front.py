@@ -16,6 +16,7 @@ from taylorseers_diffusers.clock import Clock, Moment
 from taylorseers_diffusers.model import CachedTransformer
 from taylorseers_diffusers.passes import Passes, drop_empty_registry
 from taylorseers_diffusers.report import Report
+from taylorseers_diffusers.shards import shared_tokens
 from taylorseers_diffusers.transformers import known
 
 HOOK = "taylorseers_cache"
@@ -72,7 +73,6 @@ class CacheHook(ModelHook):
         self.state_manager = StateManager(_NoState)
         self.sampling: Sampling | None = None
         self.report: Report | None = None
-        self.shard: Any = None
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """A pipeline has ended; what its runs kept is dropped, what they did stays for the report."""
@@ -151,7 +151,7 @@ class CacheHook(ModelHook):
                 arguments,
                 time,
                 self.cache.engine == PartialEngine.name,
-                self.shard,
+                shared_tokens(module, HOOK),
             )
             run = self.cache.start(
                 model,

@@ -68,12 +68,12 @@ class CachedTransformer:
     def answer(self, output: Tensor) -> Any:
         """An output in the form that the caller wants."""
         if self.raw is None:  # no pass has been made for this step: one by which no block is computed shows the form
-            self.walked(Walk(stop=0))
+            self.walked(Walk(stop=0, has_output=False))
         return (output,) if isinstance(self.raw, tuple) else type(self.raw)(sample=output)
 
     def enter(self) -> Streams:
         """The state before block 0."""
-        walk = Walk(stop=0)
+        walk = Walk(stop=0, has_output=False)
         self.walked(walk)
         assert walk.entered is not None, "a transformer calls its blocks"
         return walk.entered
@@ -106,7 +106,7 @@ class CachedTransformer:
             stop = len(self.passes.blocks) if stop is None else stop
             if start == stop:
                 return streams
-            walk = Walk(start, stop, inject=streams, site=site)
+            walk = Walk(start, stop, inject=streams, site=site, has_output=False)
             self.walked(walk)
             assert walk.left is not None, "a transformer calls its blocks"
             return walk.left
@@ -170,7 +170,7 @@ class CachedTransformer:
         given = self.arguments[self.time]
         then = self.moment.argument(self.first.step + step, given)
         raw = self.raw
-        self.walked(Walk(stop=0, skipped=skipped), {**self.arguments, self.time: then})
+        self.walked(Walk(stop=0, skipped=skipped, has_output=False), {**self.arguments, self.time: then})
         self.raw = raw
         return _as_rows(found, self.name)
 
@@ -179,7 +179,7 @@ class CachedTransformer:
     def modulated(self) -> Tensor:
         """Tokens after the first norm, shift and scale of block 0 (B, L, D)."""
         found: list[Tensor] = []
-        walk = Walk(stop=0)
+        walk = Walk(stop=0, has_output=False)
 
         def skipped(block: nn.Module, form: BlockForm, conditions: Sequence[Any]) -> None:
             if found:

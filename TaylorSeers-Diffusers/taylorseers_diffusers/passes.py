@@ -7,6 +7,7 @@ left out is not called: neither its offloading nor its compiled graph notices.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,6 +22,7 @@ from cache_dic.engine import Recorder
 from cache_dic.partial_run import PartialSite
 from cache_dic.site import Addition
 from taylorseers_diffusers.forms import IMAGE_FIRST, BlockForm, Feature, block_lists, form_of, proper
+from taylorseers_diffusers.shards import already_split, split, ungathered
 
 HOOK = "taylorseers_site"
 """Name of the hooks at the features of blocks."""
@@ -46,6 +48,7 @@ class Walk:
     start, stop: blocks start … stop - 1 are computed. inject: the state put in before block `start`. last: makes the tokens
     after the last block of those before the first block and those that came through. site: what features are handed to.
     gates: of all sites at this step, to check that the blocks have the form that their table says. skipped: as above.
+    has_output: False where nobody looks at the output, which processes that share the tokens then need not put together.
     entered, left: the state before block 0 and after block stop - 1, once the pass has ended.
     """
 
@@ -56,6 +59,7 @@ class Walk:
     site: Site = residual
     gates: Tensor | None = None
     skipped: Skipped | None = None
+    has_output: bool = True
     entered: Streams | None = None
     left: Streams | None = None
     calls: int = 0
@@ -127,6 +131,11 @@ class BlockCall:
     @property
     def conditions(self) -> list[Any]:
         return [self.argument(name) for name in self.form.conditions]
+
+    def computed(self) -> Any:
+        """What the block gives."""
+        with already_split(self.block):
+            return self.block(*self.args, **self.kwargs)
 
     def streams(self) -> Streams:
         """Before the block."""
@@ -246,7 +255,8 @@ class Passes:
         given = {name: dict(value) if isinstance(value, dict) else value for name, value in arguments.items()}
         try:
             modules.update(self.stands)
-            output = forward(**given)
+            with nullcontext() if walk.has_output else ungathered(self.transformer):
+                output = forward(**given)
         finally:
             modules.update(real)
             self.hand, self.collected = None, []
@@ -261,7 +271,7 @@ class Passes:
         """A block's turn."""
         walk, form = self.walk, self.forms[id(block)]
         index, walk.calls = walk.calls, walk.calls + 1
-        call = BlockCall(block, form, args, kwargs, self.length)
+        call = BlockCall(block, form, *split(block, args, kwargs), self.length)
         if index == 0:
             walk.entered = call.streams()
             self.length = call.length = walk.entered.x.shape[1]
@@ -287,12 +297,12 @@ class Passes:
     def _computed(self, call: BlockCall) -> Any:
         site = self.walk.site
         if type(site) is Site:
-            return call.block(*call.args, **call.kwargs)
+            return call.computed()
         if not isinstance(site, Recorder):
             return self._directed(call, site)
         before = call.streams()
         self.hand = self._collect if call.form.gates is not None and self.site_form else None
-        output = call.block(*call.args, **call.kwargs)
+        output = call.computed()
         self.hand, collected, self.collected = None, self.collected, []
         after = call.after(output)
         if not self.site_form:
@@ -378,7 +388,7 @@ class Passes:
 
         self.hand = hand
         try:
-            return call.block(*call.args, **call.kwargs)
+            return call.computed()
         finally:
             self.hand = None
 

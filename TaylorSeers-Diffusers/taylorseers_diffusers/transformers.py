@@ -58,5 +58,5 @@ KNOWN: dict[str, Known] = {
 
 
 def known(transformer: nn.Module) -> Known:
-    """Nothing of a class that is not in the table."""
-    return KNOWN.get(type(transformer).__name__, Known())
+    """That of the class, or of the one that it is derived from; nothing of a class that is not in the table."""
+    return next((KNOWN[kind.__name__] for kind in type(transformer).__mro__ if kind.__name__ in KNOWN), Known())

@@ -3,6 +3,7 @@
 Everything is paid for when it is asked for.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,7 +180,12 @@ class Look:
         return self.parts.latents
 
     def on_grid(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L, D) in their rows and columns, (B, D, …, rows, columns)."""
+        """Tokens (B, L, D) in their rows and columns, (B, D, …, rows, columns); UserError where processes share them."""
+        if tokens.shape[1] != math.prod(self.grid):
+            raise UserError(
+                f"this method looks at tokens in rows and columns, and of the {math.prod(self.grid)} tokens "
+                f"{tokens.shape[1]} are here: processes share them; take another method or signal, or one process a sample"
+            )
         return tokens.unflatten(1, self.grid).movedim(-1, 1)
 
     def latent_image(self) -> Tensor:
