@@ -5,13 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cache_dic import UserError
 from dit.config import CONFIGS, PUBLISHED_SIZES, DiTConfig, dit_config
-from dit.model import DiT
+from dit.model import EPS, DiT
 from seerkit.layers.embeddings import sincos_position_2d
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.counterparts import Counterpart
 from seerkit.weights.layouts import Layout, Rule, State
 
 ENV = "DIT_CHECKPOINT"  # names a checkpoint file, or a folder of them, for the published models
@@ -45,6 +46,41 @@ DIFFUSERS = Layout(
         Rule("final_layer.adaLN_modulation.1.{p}", "proj_out_1.{p}"),  # rows: shift, scale, in both
         Rule("final_layer.linear.{p}", "proj_out_2.{p}"),
     ),
+)
+
+
+def _take_official_frequencies(model: nn.Module) -> None:
+    """diffusers' exponents of the timestep frequencies are i/127, those of the official code i/128."""
+    for block in model.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+
+
+COUNTERPART = Counterpart(
+    kind="DiTTransformer2DModel",
+    model=DiT,
+    config=DiTConfig,
+    layout=DIFFUSERS,
+    settings={
+        "sample_size": "input_size",
+        "patch_size": "patch_size",
+        "in_channels": "in_channels",
+        "num_layers": "depth",
+        "num_attention_heads": "num_heads",
+        "num_embeds_ada_norm": "num_classes",
+    },
+    to_theirs=lambda config: {
+        "attention_head_dim": config.hidden_size // config.num_heads,
+        "out_channels": config.out_channels,
+        "norm_eps": EPS,  # the class's own is that of no other norm
+    },
+    to_ours=lambda theirs: {
+        "hidden_size": theirs["num_attention_heads"] * theirs["attention_head_dim"],
+        "learn_sigma": theirs["out_channels"] not in (None, theirs["in_channels"]),
+    },
+    untold=("class_dropout_prob",),
+    idle=("dropout", "norm_num_groups", "upcast_attention", "norm_eps"),
+    buffers={"pos_embed": "pos_embed.pos_embed"},
+    adapt=_take_official_frequencies,
 )
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from cache_dic import Cache, Run
-from flux.config import CONFIGS, USAGE, FluxConfig, flux_config, latent_shape, patch_side
+from flux.config import CONFIGS, USAGE, flux_config, latent_shape, patch_side
 from flux.counts import published_counter
 from flux.latents import image_ids, pack, text_ids, unpack
 from flux.model import Flux
 from flux.sampler import Sampler
 from flux.schedule import sampling_times
+from flux.weights import COUNTERPART
 from seerkit.devices.dtypes import made_in
 from seerkit.sampling.published import CalflopsCounter
 from seerkit.sampling.workload import Callback, Case, Workload
@@ -79,31 +80,12 @@ class Adapter:
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
         with made_in(case.latents.dtype):
-            model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+            model = COUNTERPART.make(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
         return model, diffusers_arguments(case.latents, case.conditions)
 
 
-def diffusers_model(config: FluxConfig) -> nn.Module:
-    """diffusers' FluxTransformer2DModel of a configuration, random weights, on the default device."""
-    with torch.device("cpu"):  # its modules make tensors when they are first imported
-        from diffusers import FluxTransformer2DModel
-
-    return FluxTransformer2DModel(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        num_layers=config.depth,
-        num_single_layers=config.depth_single_blocks,
-        attention_head_dim=config.head_dim,
-        num_attention_heads=config.num_heads,
-        joint_attention_dim=config.context_in_dim,
-        pooled_projection_dim=config.vec_in_dim,
-        guidance_embeds=config.guidance_embed,
-        axes_dims_rope=config.axes_dim,
-    )
-
-
 def diffusers_arguments(img: Tensor, conditions: Mapping[str, Tensor], *, t: float = 0.5) -> dict[str, Any]:
-    """Arguments of its call for the inputs of a call of `Flux` at time t."""
+    """Arguments of a call of diffusers' class for the inputs of a call of `Flux` at time t."""
     arguments = {
         "hidden_states": img,
         "encoder_hidden_states": conditions["txt"],

@@ -10,6 +10,7 @@ from torch import Tensor
 from flux.config import CONFIGS, REPOS, FluxConfig, flux_config
 from flux.model import Flux
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.counterparts import Counterpart
 from seerkit.weights.layouts import Layout, Rule, State, swap_halves
 
 ENV = {CONFIGS["flux-dev"]: "FLUX_DEV", CONFIGS["flux-schnell"]: "FLUX_SCHNELL"}  # name a checkpoint file or folder
@@ -72,6 +73,29 @@ DIFFUSERS = Layout(
         Rule("final_layer.linear.{p}", "proj_out.{p}"),
     ),
 )  # fmt: skip
+
+COUNTERPART = Counterpart(
+    kind="FluxTransformer2DModel",
+    model=Flux,
+    config=FluxConfig,
+    layout=DIFFUSERS,
+    settings={
+        "in_channels": "in_channels",
+        "num_layers": "depth",
+        "num_single_layers": "depth_single_blocks",
+        "num_attention_heads": "num_heads",
+        "joint_attention_dim": "context_in_dim",
+        "pooled_projection_dim": "vec_in_dim",
+        "guidance_embeds": "guidance_embed",
+        "axes_dims_rope": "axes_dim",
+    },
+    to_theirs=lambda config: {"attention_head_dim": config.head_dim, "out_channels": config.out_channels},
+    to_ours=lambda theirs: {
+        "hidden_size": theirs["num_attention_heads"] * theirs["attention_head_dim"],
+        "out_channels": theirs["out_channels"] or theirs["in_channels"],
+    },
+    idle=("out_channels",),
+)
 
 
 def convert_diffusers(state: Mapping[str, Tensor]) -> State:

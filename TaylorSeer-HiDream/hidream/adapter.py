@@ -1,7 +1,7 @@
 """HiDream-I1, counted and timed by name: what `seerkit.sampling.workload.Backbone` asks for."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cache_dic import Cache, Run
-from hidream.config import CONFIGS, USAGE, HiDreamConfig, hidream_config, latent_shape
+from hidream.config import CONFIGS, USAGE, hidream_config, latent_shape
 from hidream.model import HiDream
 from hidream.sampler import Sampler
+from hidream.weights import COUNTERPART
 from seerkit.devices.dtypes import made_in
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.sampling.workload import Callback, Case, Workload
@@ -81,20 +82,12 @@ class Adapter:
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
         with made_in(case.latents.dtype):
-            model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+            model = COUNTERPART.make(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
         return model, diffusers_arguments(case.latents, case.conditions)
 
 
-def diffusers_model(config: HiDreamConfig) -> nn.Module:
-    """diffusers' HiDreamImageTransformer2DModel of a configuration, random weights, on the default device."""
-    with torch.device("cpu"):  # its modules make tensors when they are first imported
-        from diffusers import HiDreamImageTransformer2DModel
-
-    return HiDreamImageTransformer2DModel(**asdict(config), force_inference_output=True)
-
-
 def diffusers_arguments(latents: Tensor, conditions: Mapping[str, Tensor], *, t: float = 500.0) -> dict[str, Any]:
-    """Arguments of its call for the inputs of a call of `HiDream` at time t; images that are not square it pads itself."""
+    """Arguments of a call of diffusers' class for those of `HiDream` at time t; it pads images that are not square itself."""
     return {
         "hidden_states": latents,
         "timesteps": torch.full((len(latents),), t, device=latents.device),

@@ -1,6 +1,6 @@
 """HiDream-I1's weights: where they are published, and how they are loaded; diffusers has the official names."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from hidream.config import REPOS, HiDreamConfig, hidream_config
 from hidream.model import HiDream
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.counterparts import Counterpart
 
 ENV = {name: name.upper().replace("-", "_") for name in REPOS}  # name a checkpoint file or folder
 PUBLISHED = {
@@ -15,6 +16,15 @@ PUBLISHED = {
     for name, repo in REPOS.items()
 }
 EMBEDDED = {"hidream-tiny": Path(__file__).resolve().parents[1] / "weights" / "hidream-tiny.safetensors"}
+
+COUNTERPART = Counterpart(
+    kind="HiDreamImageTransformer2DModel",
+    model=HiDream,
+    config=HiDreamConfig,
+    settings={field.name: field.name for field in fields(HiDreamConfig)},
+    to_theirs=lambda config: {"force_inference_output": True},  # by the experts' products as they are in inference
+    idle=("force_inference_output",),
+)
 
 
 def find_hidream(name: str | None, checkpoint: str | Path | None = None, *, download: bool = True) -> Path:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cache_dic import Cache, Run
-from hunyuan_video.config import CONFIGS, USAGE, HunyuanVideoConfig, hunyuan_video_config, latent_shape
+from hunyuan_video.config import CONFIGS, USAGE, hunyuan_video_config, latent_shape
 from hunyuan_video.counts import published_counter
 from hunyuan_video.model import HunyuanVideo
 from hunyuan_video.sampler import GUIDANCE_FACTOR, Sampler
 from hunyuan_video.schedule import sampling_timesteps
+from hunyuan_video.weights import COUNTERPART
 from seerkit.devices.dtypes import made_in
 from seerkit.sampling.published import CalflopsCounter
 from seerkit.sampling.workload import Callback, Case, Workload
@@ -72,37 +73,12 @@ class Adapter:
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
         with made_in(case.latents.dtype):
-            model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+            model = COUNTERPART.make(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
         return model, diffusers_arguments(case.latents, case.conditions)
 
 
-def diffusers_model(config: HunyuanVideoConfig) -> nn.Module:
-    """diffusers' HunyuanVideoTransformer3DModel of a configuration, random weights, on the default device."""
-    with torch.device("cpu"):  # its modules make tensors when they are first imported
-        from diffusers import HunyuanVideoTransformer3DModel
-
-    patch_t, patch, _ = config.patch_size
-    return HunyuanVideoTransformer3DModel(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        num_attention_heads=config.heads_num,
-        attention_head_dim=config.head_dim,
-        num_layers=config.mm_double_blocks_depth,
-        num_single_layers=config.mm_single_blocks_depth,
-        num_refiner_layers=config.refiner_depth,
-        mlp_ratio=config.mlp_width_ratio,
-        patch_size=patch,
-        patch_size_t=patch_t,
-        guidance_embeds=config.guidance_embed,
-        text_embed_dim=config.text_states_dim,
-        pooled_projection_dim=config.text_states_dim_2,
-        rope_theta=config.rope_theta,
-        rope_axes_dim=config.rope_dim_list,
-    )
-
-
 def diffusers_arguments(latents: Tensor, conditions: Mapping[str, Tensor], *, t: float = 500.0) -> dict[str, Any]:
-    """Arguments of its call for the inputs of a call of `HunyuanVideo` at time t, every text token valid."""
+    """Arguments of a call of diffusers' class for the inputs of a call of `HunyuanVideo` at time t, every text token valid."""
     text = conditions["text_states"]
     guidance = conditions.get("guidance")
     return {

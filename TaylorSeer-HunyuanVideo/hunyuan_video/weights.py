@@ -10,6 +10,7 @@ from torch import Tensor
 from hunyuan_video.config import CONFIGS, REPOS, HunyuanVideoConfig, hunyuan_video_config
 from hunyuan_video.model import HunyuanVideo
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.counterparts import Counterpart
 from seerkit.weights.layouts import Layout, Rule, State, swap_halves
 
 DIFFUSERS_REPOS = {"hunyuan-video": "hunyuanvideo-community/HunyuanVideo"}
@@ -90,6 +91,36 @@ DIFFUSERS = Layout(
         Rule("final_layer.linear.{p}", "proj_out.{p}"),
     ),
 )  # fmt: skip
+
+COUNTERPART = Counterpart(
+    kind="HunyuanVideoTransformer3DModel",
+    model=HunyuanVideo,
+    config=HunyuanVideoConfig,
+    layout=DIFFUSERS,
+    settings={
+        "in_channels": "in_channels",
+        "out_channels": "out_channels",
+        "num_attention_heads": "heads_num",
+        "num_layers": "mm_double_blocks_depth",
+        "num_single_layers": "mm_single_blocks_depth",
+        "num_refiner_layers": "refiner_depth",
+        "mlp_ratio": "mlp_width_ratio",
+        "guidance_embeds": "guidance_embed",
+        "text_embed_dim": "text_states_dim",
+        "pooled_projection_dim": "text_states_dim_2",
+        "rope_theta": "rope_theta",
+        "rope_axes_dim": "rope_dim_list",
+    },
+    to_theirs=lambda config: {
+        "attention_head_dim": config.head_dim,
+        "patch_size_t": config.patch_size[0],
+        "patch_size": config.patch_size[1],
+    },
+    to_ours=lambda theirs: {
+        "hidden_size": theirs["num_attention_heads"] * theirs["attention_head_dim"],
+        "patch_size": (theirs["patch_size_t"], theirs["patch_size"], theirs["patch_size"]),
+    },
+)
 
 
 def convert_diffusers(state: Mapping[str, Tensor]) -> State:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from cache_dic import Cache, Run
 from seerkit.devices.dtypes import made_in
 from seerkit.sampling.workload import Callback, Case, Workload
-from wan.config import CONFIGS, USAGE, WanConfig, latent_shape, wan_config
+from wan.config import CONFIGS, USAGE, latent_shape, wan_config
 from wan.counts import WanCounter, published_counter
 from wan.model import Wan
 from wan.sampler import Sampler
 from wan.schedule import sampling_timesteps
+from wan.weights import COUNTERPART
 
 CLIP_TOKENS = 257  # of a first frame, by CLIP ViT-H/14
 
@@ -79,36 +80,12 @@ class Adapter:
 
     def reference(self, case: Case) -> tuple[nn.Module, dict[str, Any]]:
         with made_in(case.latents.dtype):
-            model = diffusers_model(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
+            model = COUNTERPART.make(case.model.config).to(case.latents.dtype).eval().requires_grad_(False)
         return model, diffusers_arguments(case.latents, case.conditions)
 
 
-def diffusers_model(config: WanConfig) -> nn.Module:
-    """diffusers' WanTransformer3DModel of a configuration, random weights, on the default device."""
-    with torch.device("cpu"):  # its modules make tensors when they are first imported
-        from diffusers import WanTransformer3DModel
-
-    has_image = config.model_type == "i2v"
-    return WanTransformer3DModel(
-        patch_size=config.patch_size,
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.head_dim,
-        in_channels=config.in_dim,
-        out_channels=config.out_dim,
-        text_dim=config.text_dim,
-        freq_dim=config.freq_dim,
-        ffn_dim=config.ffn_dim,
-        num_layers=config.num_layers,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        eps=config.eps,
-        image_dim=config.image_dim if has_image else None,
-        added_kv_proj_dim=config.dim if has_image else None,
-    )
-
-
 def diffusers_arguments(latents: Tensor, conditions: Mapping[str, Tensor], *, t: int = 500) -> dict[str, Any]:
-    """Arguments of its call for the inputs of a call of `Wan` at time t."""
+    """Arguments of a call of diffusers' class for the inputs of a call of `Wan` at time t."""
     first_frame = [conditions["y"]] if "y" in conditions else []
     return {
         "hidden_states": torch.cat([latents, *first_frame], dim=1),

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
+from seerkit.weights.counterparts import Counterpart, Settings
 from seerkit.weights.layouts import Layout, Rule, State
 from wan.config import REPOS, WanConfig, wan_config
 from wan.model import Wan
@@ -65,6 +67,44 @@ DIFFUSERS = Layout(
         Rule("head.modulation", "scale_shift_table"),
         Rule("head.head.{p}", "proj_out.{p}"),
     ),
+)
+
+
+def _image_of(config: WanConfig) -> dict[str, Any]:
+    """Settings of the image branch, which text-to-video models have none of."""
+    has_image = config.model_type == "i2v"
+    return {
+        "attention_head_dim": config.head_dim,
+        "image_dim": config.image_dim if has_image else None,
+        "added_kv_proj_dim": config.dim if has_image else None,
+    }
+
+
+def _type_of(theirs: Settings) -> dict[str, Any]:
+    image = {} if theirs["image_dim"] is None else {"model_type": "i2v", "image_dim": theirs["image_dim"]}
+    return {"dim": theirs["num_attention_heads"] * theirs["attention_head_dim"], **image}
+
+
+COUNTERPART = Counterpart(
+    kind="WanTransformer3DModel",
+    model=Wan,
+    config=WanConfig,
+    layout=DIFFUSERS,
+    settings={
+        "patch_size": "patch_size",
+        "num_attention_heads": "num_heads",
+        "in_channels": "in_dim",
+        "out_channels": "out_dim",
+        "text_dim": "text_dim",
+        "freq_dim": "freq_dim",
+        "ffn_dim": "ffn_dim",
+        "num_layers": "num_layers",
+        "eps": "eps",
+    },
+    to_theirs=_image_of,
+    to_ours=_type_of,
+    untold=("text_len",),  # the pipeline's max_sequence_length
+    idle=("rope_max_seq_len",),
 )
 
 

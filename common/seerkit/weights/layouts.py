@@ -32,7 +32,7 @@ class Rule:
     """`Rule(target, *sources)`: the tensor `target` is its `sources` concatenated along dimension 0; one is a rename.
 
     `{x}` in a name stands for one part between dots. Where the sources have a placeholder that the target lacks, they
-    are copies: they must be equal, and the first is kept. `transform` is applied last.
+    are copies: they must be equal, and the first is kept. `transform` is applied last; it is its own inverse.
     """
 
     def __init__(self, target: str, *sources: str, transform: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -75,6 +75,29 @@ class Layout:
                 whole = torch.cat(parts) if len(parts) > 1 else parts[0]
                 result[target] = rule.transform(whole) if rule.transform else whole
         return result | dict(computed or {})
+
+    def revert(self, state: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> State:
+        """Our state dict in the other layout, whose names and shapes `theirs` has: the inverse of `convert`.
+
+        What is a part of ours is a view of it. Raises UserError for names without a rule and for parts that do not fill ours.
+        """
+        unknown = [name for name in theirs if not self.covers(name)]
+        if unknown:
+            raise UserError(f"{len(unknown)} names are not of the {self.name} layout ({listed(unknown)})")
+        result: State = {}
+        for rule in self.rules:
+            matches = {name: match for name in theirs if (match := rule.match(name))}
+            rows: dict[str, dict[int, int]] = {}
+            for name, (target, position) in matches.items():
+                rows.setdefault(target, {})[position] = theirs[name].shape[0]
+            for name, (target, position) in matches.items():
+                sizes = [rows[target].get(i, 0) for i in range(len(rule.sources))]
+                whole = state.get(target)
+                if whole is None or len(whole) != sum(sizes):
+                    raise UserError(f"{name} is a part of {target}, which is missing or of another size")
+                whole = rule.transform(whole) if rule.transform else whole
+                result[name] = whole.split(sizes)[position]
+        return result
 
 
 def _parts(rule: Rule, state: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
