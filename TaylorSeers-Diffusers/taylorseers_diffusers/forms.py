@@ -59,7 +59,8 @@ class BlockForm:
     x_out, other_out: where they are among what it gives, None for a block that gives x alone. joint: x holds the text, too,
     where the image's tokens stand. conditions: arguments that the gates follow from. attentions: features that a method may
     leave out and reuse, in place of `features`; of blocks with parallel attention and MLP it is the attention alone.
-    modulated(block, x, *conditions): tokens after the first norm, shift and scale.
+    modulated(block, x, *conditions): tokens after the first norm, shift and scale. in_place: the block, or the forward around
+    it, adds to the tensors that hold its streams.
     """
 
     x: str = "hidden_states"
@@ -72,6 +73,7 @@ class BlockForm:
     gates: GatesOf | None = None
     partial: tuple[Feature, ...] | None = None
     modulated: Callable[..., Tensor] | None = None
+    in_place: bool = False
 
     @property
     def sites(self) -> tuple[Feature, ...]:
@@ -242,7 +244,7 @@ FORMS: dict[str, Callable[[nn.Module], BlockForm | None]] = {
 }
 """By class of block; None for a block of that class without the site form."""
 
-WRAPPERS = {"HiDreamBlock": "block"}
+WRAPPERS = {"HiDreamBlock": "block", "HiDreamImageBlock": "block"}
 """Classes that hold the block proper in an attribute."""
 
 

@@ -109,22 +109,9 @@ class CacheHook(ModelHook):
         self.passes.refresh()
         moment = self.clock.now(arguments[time])
         branch = self._branch(module, moment, arguments, time, forward)
-        model, run = branch.model, branch.run
+        model = branch.model
         model.arguments, model.moment, model.raw, model.forward = arguments, moment, None, forward
-        step = moment.step - branch.first
-        needs_gates = run.engine.needs_gates
-        gates = (
-            run.table.gates([step])[0]
-            if step == 0 and needs_gates and run.plan.least_full < run.plan.num_steps
-            else None
-        )
-        output = run.at(step)(
-            run.tokens,
-            lambda site: model.full_step(site, gates),
-            lambda advance: model.forecast_step(advance, needs_gates),
-            model.parts(),
-        )
-        return model.answer(output)
+        return model.answer(model.step(branch.run, moment.step - branch.first))
 
     def _branch(
         self, module: nn.Module, moment: Moment, arguments: Mapping[str, Any], time: str, forward: Any

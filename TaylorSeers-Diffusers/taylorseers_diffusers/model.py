@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_dic import Forecast, Parts, Site, Streams, Tokens, UserError
+from cache_dic import Forecast, Parts, Run, Site, Streams, Tokens, UserError
 from cache_dic.engine import GateFactors
 from taylorseers_diffusers.clock import Clock, Moment
 from taylorseers_diffusers.forms import BlockForm, Feature
@@ -70,6 +70,18 @@ class CachedTransformer:
         if self.raw is None:  # no pass has been made for this step: one by which no block is computed shows the form
             self.walked(Walk(stop=0, has_output=False))
         return (output,) if isinstance(self.raw, tuple) else type(self.raw)(sample=output)
+
+    def step(self, run: Run, step: int) -> Tensor:
+        """The output of the call at hand, as a step of its run."""
+        needs_gates = run.engine.needs_gates
+        caches = step == 0 and needs_gates and run.plan.least_full < run.plan.num_steps
+        gates = run.table.gates([step])[0] if caches else None
+        return run.at(step)(
+            run.tokens,
+            lambda site: self.full_step(site, gates),
+            lambda advance: self.forecast_step(advance, needs_gates),
+            self.parts(),
+        )
 
     def enter(self) -> Streams:
         """The state before block 0."""

@@ -13,8 +13,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry
-from diffusers.hooks.hooks import ModelHook
 from torch import Tensor, nn
 
 from cache_dic import Site, Streams, UserError, residual
@@ -84,20 +82,6 @@ class Stand(nn.Module):
         return self.passes.at_block(self.block, args, kwargs)
 
 
-class FeatureHook(ModelHook):
-    """At a submodule whose result is a feature: hands it over while a pass wants it."""
-
-    def __init__(self, module: str, passes: "Passes") -> None:
-        super().__init__()
-        self.module, self.passes = module, passes
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        hand = self.passes.hand
-        if hand is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        return hand(self.module, self.fn_ref.original_forward, args, kwargs)
-
-
 @cache
 def _parameters(kind: type) -> tuple[str, ...]:
     return tuple(inspect.signature(kind.forward).parameters)[1:]
@@ -142,6 +126,11 @@ class BlockCall:
         form = self.form
         return self._split(self.argument(form.x), None if form.other is None else self.argument(form.other))
 
+    def passed(self) -> Any:
+        """What the block would give if it added nothing."""
+        x = self.argument(self.form.x)
+        return self._given(x, None if self.form.other is None else self.argument(self.form.other))
+
     def enter(self, streams: Streams) -> None:
         """Put another state before the block."""
         x, other = self._join(streams)
@@ -151,7 +140,9 @@ class BlockCall:
 
     def output(self, streams: Streams) -> Any:
         """What the block would give where this is the state after it."""
-        x, other = self._join(streams)
+        return self._given(*self._join(streams))
+
+    def _given(self, x: Tensor, other: Tensor | None) -> Any:
         form = self.form
         if form.other_out is None:
             return x
@@ -172,6 +163,7 @@ class BlockCall:
         return self._split(output[form.x_out], None if form.other_out is None else output[form.other_out])
 
     def _split(self, x: Tensor, other: Tensor | None) -> Streams:
+        x, other = self._own(x), self._own(other)
         if self.form.joint is None or not self.length:
             return Streams(x, () if other is None else (other,))
         text = x.shape[1] - self.length
@@ -182,8 +174,12 @@ class BlockCall:
     def _join(self, streams: Streams) -> tuple[Tensor, Tensor | None]:
         x, others = streams.x, streams.others
         if self.form.joint is None or not others:
-            return x, others[0] if others else None
+            return self._own(x), self._own(others[0]) if others else None
         return torch.cat([x, *others] if self.form.joint == IMAGE_FIRST else [*others, x], dim=1), None
+
+    def _own(self, tokens: Tensor | None) -> Tensor | None:
+        """Tokens that nobody else writes into."""
+        return tokens.clone() if self.form.in_place and tokens is not None else tokens
 
 
 class Passes:
@@ -207,14 +203,21 @@ class Passes:
 
     def refresh(self) -> None:
         """Take up the blocks as they are now: lists may have been replaced since."""
-        lists = block_lists(self.transformer)
+        lists = self.block_lists()
         held = [stand.block for stands in self.stands.values() for stand in stands]
         blocks = [block for blocks in lists.values() for block in blocks]
         if len(held) == len(blocks) and all(a is b for a, b in zip(held, blocks, strict=True)):
             return
         self.stands = {name: nn.ModuleList(Stand(block, self) for block in blocks) for name, blocks in lists.items()}
         self.blocks = blocks
-        self.forms = {id(block): form_of(block) for block in blocks}
+        self.forms = {id(block): self.form_of(block) for block in blocks}
+
+    def block_lists(self) -> dict[str, nn.ModuleList]:
+        """The transformer's lists of blocks, by name."""
+        return block_lists(self.transformer)
+
+    def form_of(self, block: nn.Module) -> BlockForm:
+        return form_of(block)
 
     @property
     def site_form(self) -> bool:
@@ -231,6 +234,10 @@ class Passes:
 
     def watch(self) -> None:
         """Put hooks at the features."""
+        from diffusers.hooks import HookRegistry
+
+        from taylorseers_diffusers.hooks import FeatureHook
+
         for module, feature in self.features():
             registry = HookRegistry.check_if_exists_or_initialize(module)
             if registry.get_hook(HOOK) is None:
@@ -284,7 +291,7 @@ class Passes:
         else:
             if walk.skipped is not None:
                 walk.skipped(proper(block), form, call.conditions)
-            output = call.output(call.streams())
+            output = call.passed()
         if walk.inject is not None and index == walk.start - 1:
             output = call.output(walk.inject)
         if index == walk.stop - 1:
@@ -297,12 +304,12 @@ class Passes:
     def _computed(self, call: BlockCall) -> Any:
         site = self.walk.site
         if type(site) is Site:
-            return call.computed()
+            return self.compute(call)
         if not isinstance(site, Recorder):
             return self._directed(call, site)
         before = call.streams()
         self.hand = self._collect if call.form.gates is not None and self.site_form else None
-        output = call.computed()
+        output = self.compute(call)
         self.hand, collected, self.collected = None, self.collected, []
         after = call.after(output)
         if not self.site_form:
@@ -317,6 +324,10 @@ class Passes:
         if self.walk.gates is not None:
             self._check(call.block, before.x, after.x, added, self.walk.gates[first : self.walk.sites_seen])
         return output
+
+    def compute(self, call: BlockCall) -> Any:
+        """What a block gives; its features are handed over meanwhile where `hand` is set."""
+        return call.computed()
 
     def _collect(self, module: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         given = forward(*args, **kwargs)
@@ -388,7 +399,7 @@ class Passes:
 
         self.hand = hand
         try:
-            return call.computed()
+            return self.compute(call)
         finally:
             self.hand = None
 
