@@ -11,8 +11,8 @@ import torch
 from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor, nn
 
-from cache_dic import Cache, Partial, Run, UserError, make_cache
-from cache_dic.engine import PartialEngine, engine_class
+from cache_dic import Cache, Forecast, Partial, Run, UserError, make_cache
+from cache_dic.engine import LayerwiseEngine, PartialEngine, engine_class
 from taylorseers_diffusers.attach import hook_on, put_on, take_off
 from taylorseers_diffusers.clock import Clock, Moment
 from taylorseers_diffusers.model import CachedTransformer
@@ -146,12 +146,13 @@ class CacheHook(ModelHook):
             if step == 0 and needs_gates and run.plan.least_full < run.plan.num_steps
             else None
         )
-        output = run.at(step)(
-            run.tokens,
-            lambda site: model.full_step(site, gates),
-            lambda advance: model.forecast_step(advance, needs_gates),
-            model.parts(),
-        )
+
+        def forecast(advance: Forecast) -> Tensor:
+            if isinstance(run.engine, LayerwiseEngine):
+                run.table.gates([step])  # which it would else ask for within the pass
+            return model.forecast_step(advance, needs_gates)
+
+        output = run.at(step)(run.tokens, lambda site: model.full_step(site, gates), forecast, model.parts())
         return model.answer(output)
 
     def _branch(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cache_dic import Forecast, Parts, Site, Streams, Tokens, UserError
 from cache_dic.engine import GateFactors
+from taylorseers_diffusers.attach import present
 from taylorseers_diffusers.clock import Clock, Moment
 from taylorseers_diffusers.forms import BlockForm, Feature
 from taylorseers_diffusers.passes import Passes, Walk
@@ -165,7 +166,8 @@ class CachedTransformer:
 
         def skipped(block: nn.Module, form: BlockForm, conditions: Sequence[Any]) -> None:
             assert form.gates is not None, "asked of the site form"
-            found.extend(form.gates(block, *conditions))
+            with present(block):
+                found.extend(form.gates(block, *conditions))
 
         given = self.arguments[self.time]
         then = self.moment.argument(self.first.step + step, given)
@@ -190,7 +192,8 @@ class CachedTransformer:
                     "another method, or one of its signals that follow from the latents"
                 )
             assert walk.entered is not None, "before the first block is passed by"
-            found.append(form.modulated(block, walk.entered.x, *conditions))
+            with present(block):
+                found.append(form.modulated(block, walk.entered.x, *conditions))
 
         walk.skipped = skipped
         self.walked(walk)

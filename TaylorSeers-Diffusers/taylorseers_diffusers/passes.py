@@ -243,6 +243,7 @@ class Passes:
     def run(self, forward: Callable[..., Any], arguments: Mapping[str, Any], walk: Walk) -> Any:
         """What the transformer's forward gives, its blocks treated as `walk` says."""
         modules = self.transformer._modules
+        assert not any(modules[name] is stands for name, stands in self.stands.items()), "a pass within a pass"
         real = {name: modules[name] for name in self.stands}
         walk.stop = len(self.blocks) if walk.stop is None else walk.stop
         if self.watched and walk.start < walk.stop:
