@@ -54,29 +54,41 @@ class Clock:
 
     def __init__(self) -> None:
         self._pipelines: list[weakref.ref[Any]] = []
-        self._seen: dict[int, Tensor] = {}  # by scheduler, the list that it had last
+        self._seen: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # the list that each had last
         self._current: Any = None
 
     def add(self, pipe: Any) -> None:
-        if all(held() is not pipe for held in self._pipelines):
+        """A pipeline, whose scheduler tells a run once `set_timesteps` has been called."""
+        if all(held is not pipe for held in self.pipelines):
             self._pipelines.append(weakref.ref(pipe))
+            scheduler = getattr(pipe, "scheduler", None)
+            if scheduler is not None and getattr(scheduler, "num_inference_steps", None) is None:
+                self._seen[scheduler] = getattr(scheduler, "timesteps", None)
+
+    @property
+    def pipelines(self) -> list[Any]:
+        """Those that are still there."""
+        return [pipe for held in self._pipelines if (pipe := held()) is not None]
 
     def now(self, given: Tensor) -> Moment:
         """The step that the transformer is called for with this timestep; UserError where no scheduler is at it."""
-        scheduler = self._running()
-        timesteps = scheduler.timesteps
-        step = getattr(scheduler, "step_index", None)
-        step = getattr(scheduler, "begin_index", None) if step is None else step
         value = float(given.detach().flatten()[0] if given.ndim < 2 else given.detach().max())
-        reading, at = _matching(timesteps, value, given.dtype, step)
-        if at is None:
+        found = [(s, *_matching(s, value)) for s in self._set_up()]
+        at_it = sorted((entry for entry in found if entry[2] is not None), key=lambda entry: entry[1] is None)
+        if not at_it:
             raise UserError(
                 f"the transformer was called at timestep {value:g}, at which no scheduler of the pipelines with this cache is; "
                 "enable the cache for the pipeline that you call, or call disable() before other uses of its transformer"
             )
+        scheduler, reading, at = at_it[0]
+        self._current, timesteps = scheduler, scheduler.timesteps
         sigmas = getattr(scheduler, "sigmas", None)
         is_flow = sigmas is not None and not hasattr(scheduler, "alphas_cumprod") and len(sigmas) >= len(timesteps)
         return Moment(at, timesteps, sigmas[: len(timesteps)] if is_flow else None, reading)
+
+    def ended(self) -> None:
+        """The run is over: a call without another one is none of a pipeline's."""
+        self._current = None
 
     def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor] | None:
         """Scale of data and noise at timesteps (S,) of a scheduler of diffusion; None of another."""
@@ -86,39 +98,37 @@ class Clock:
         kept = products.double().cpu()[timesteps.long().cpu().clamp(0, len(products) - 1)]
         return kept.sqrt(), (1 - kept).sqrt()
 
-    def _running(self) -> Any:
-        """The scheduler that was set up last; the one at hand as long as none was."""
-        alive = [pipe for held in self._pipelines if (pipe := held()) is not None]
-        schedulers = list({id(s): s for pipe in alive if (s := getattr(pipe, "scheduler", None)) is not None}.values())
-        fresh = [s for s in schedulers if getattr(s, "timesteps", None) is not self._seen.get(id(s))]
+    def _set_up(self) -> list[Any]:
+        """Schedulers whose timesteps were set since the last call, or else the one of the run under way."""
+        schedulers = list(
+            {id(s): s for pipe in self.pipelines if (s := getattr(pipe, "scheduler", None)) is not None}.values()
+        )
+        fresh = [s for s in schedulers if getattr(s, "timesteps", None) is not self._seen.get(s)]
         for scheduler in fresh:
-            self._seen[id(scheduler)] = scheduler.timesteps
+            self._seen[scheduler] = scheduler.timesteps
         if fresh:
-            self._current = fresh[-1]
-        if self._current not in schedulers:
+            return fresh
+        if not any(self._current is scheduler for scheduler in schedulers):
             raise UserError(
                 "the transformer was called outside of a run of a pipeline that the cache is enabled for, whose scheduler "
                 "would tell the step; call the pipeline, or disable() the cache first"
             )
-        return self._current
+        return [self._current]
 
 
-def _matching(
-    timesteps: Tensor, value: float, dtype: torch.dtype, step: int | None
-) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
+def _matching(scheduler: Any, value: float) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
     """What makes the scheduler's timestep the transformer's, and the step; a step that is known stands."""
-    if step is not None and step < len(timesteps):
-        here = timesteps[step].to(torch.float64)
-        for reading in READINGS:
-            if _near(float(reading(here)), value):
-                return reading, step
-        return None, step
+    timesteps = scheduler.timesteps
+    step = getattr(scheduler, "step_index", None)
+    step = getattr(scheduler, "begin_index", None) if step is None else step
     if step is not None:
-        return None, None
+        if step >= len(timesteps):
+            return None, None
+        here = timesteps[step].to(torch.float64)
+        return next((reading for reading in READINGS if _near(float(reading(here)), value)), None), step
     for reading in READINGS:
         wanted = reading(timesteps.to(torch.float64))
-        distance = (wanted - value).abs()
-        nearest = int(distance.argmin())
+        nearest = int((wanted - value).abs().argmin())
         if _near(float(wanted[nearest]), value):
             return reading, nearest
     return None, None

@@ -219,8 +219,7 @@ def _dit(block: nn.Module) -> BlockForm | None:
         return block.norm1(x, timestep, labels, hidden_dtype=x.dtype)
 
     def gates(block: nn.Module, timestep: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        weight = block.norm1.linear.weight
-        x = torch.zeros(len(labels), 1, block.norm1.linear.in_features, dtype=weight.dtype, device=weight.device)
+        x = torch.zeros(len(labels), 1, block.norm1.linear.in_features, device=labels.device)
         _, attention, *_, mlp = normed(block, x, timestep, labels)
         return attention, mlp
 

@@ -1,25 +1,28 @@
 """`enable` and `disable`: a cache on the transformer of a pipeline."""
 
 import inspect
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cache as cache_of_results
+from typing import Any, NoReturn
 
 import torch
-from diffusers.hooks import HookRegistry
 from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor, nn
 
 from cache_dic import Cache, Partial, Run, UserError, make_cache
 from cache_dic.engine import PartialEngine, engine_class
+from taylorseers_diffusers.attach import hook_on, put_on, take_off
 from taylorseers_diffusers.clock import Clock, Moment
 from taylorseers_diffusers.model import CachedTransformer
-from taylorseers_diffusers.passes import Passes, drop_empty_registry
-from taylorseers_diffusers.report import Report
+from taylorseers_diffusers.passes import Passes
+from taylorseers_diffusers.report import Record, Report
 from taylorseers_diffusers.shards import shared_tokens
 from taylorseers_diffusers.transformers import known
 
 HOOK = "taylorseers_cache"
+RESET = "_reset_stateful_cache"
 TIME_NAMES = ("timestep", "timesteps", "t")
 """Arguments by which transformers take the timestep."""
 TRANSFORMERS = ("transformer", "transformer_2")
@@ -50,16 +53,44 @@ class Branch:
             and latents.device == before.device
         )
 
+    def record(self) -> Record:
+        return {"first_step": self.first, **self.run.record()}
+
+
+Key = tuple[str | None, int]
+"""Of a guidance branch: its cache context, and which call of a step in it."""
+
 
 @dataclass
 class Sampling:
-    """Runs of one list of timesteps: by guidance branch."""
+    """Runs of one list of timesteps: those under way by guidance branch, and records of those that a branch had before.
+
+    step: of the scheduler, the last one that was taken; calls: how many it had so far, by cache context.
+    """
 
     timesteps: Tensor
-    branches: dict[tuple[str | None, int], Branch] = field(default_factory=dict)
-    ended: list[Branch] = field(default_factory=list)
+    branches: dict[Key, Branch] = field(default_factory=dict)
+    ended: dict[Key, list[Record]] = field(default_factory=dict)
     step: int = -1
     calls: dict[str | None, int] = field(default_factory=dict)
+
+    def key(self, moment: Moment, name: str | None) -> Key:
+        """The branch that a call at a step belongs to."""
+        if moment.step != self.step:
+            self.step, self.calls = moment.step, {}
+        number = self.calls.get(name, 0)
+        self.calls[name] = number + 1
+        return name, number
+
+    def begin(self, key: Key, branch: Branch) -> None:
+        before = self.branches.get(key)
+        if before is not None and before.run.steps:
+            self.ended.setdefault(key, []).append(before.record())
+        self.branches[key] = branch
+
+    def records(self) -> dict[str, list[Record]]:
+        """Of all runs, by name of the branch."""
+        return {_branch_name(key): [*self.ended.get(key, []), b.record()] for key, b in self.branches.items()}
 
 
 class CacheHook(ModelHook):
@@ -74,25 +105,23 @@ class CacheHook(ModelHook):
         self.sampling: Sampling | None = None
         self.report: Report | None = None
 
+    def __reduce__(self) -> NoReturn:
+        raise UserError(
+            f"{type(self.passes.transformer).__name__} cannot be copied or pickled with a cache on it; disable() it first"
+        )
+
     def reset_state(self, module: nn.Module) -> nn.Module:
         """A pipeline has ended; what its runs kept is dropped, what they did stays for the report."""
-        if self.sampling is not None:
-            self.report = Report.of(self.cache, self.passes, self._runs())
+        self.report = self.cache_report()
         self.sampling = None
+        self.clock.ended()
         return module
-
-    def _runs(self) -> dict[str, list[Run]]:
-        assert self.sampling is not None, "asked during sampling"
-        found: dict[str, list[Run]] = {}
-        for key, branch in self.sampling.branches.items():
-            found.setdefault(_branch_name(key), []).append(branch.run)
-        return found
 
     def cache_report(self) -> Report:
         """Of the run under way, or the last one."""
-        if self.sampling is not None:
-            self.report = Report.of(self.cache, self.passes, self._runs())
-        return self.report or Report.of(self.cache, self.passes, {})
+        if self.sampling is None:
+            return self.report or Report.of(self.cache, self.passes, {})
+        return Report.of(self.cache, self.passes, self.sampling.records())
 
     # ------------------------------------------------------------------------------------------------------------- a call
 
@@ -100,8 +129,7 @@ class CacheHook(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         _check_module(module)
         forward = self.fn_ref.original_forward
-        arguments = dict(inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments)
-        arguments.pop(next(iter(arguments)))
+        arguments = dict(_signature(type(module)).bind(*args, **kwargs).arguments)
         arguments |= arguments.pop("kwargs", {})
         time = next((name for name in TIME_NAMES if arguments.get(name) is not None), None)
         if time is None:
@@ -119,44 +147,51 @@ class CacheHook(ModelHook):
         """The run that a call belongs to, a new one where none fits."""
         if self.sampling is None or self.sampling.timesteps is not moment.timesteps or moment.step < self.sampling.step:
             self.sampling = Sampling(moment.timesteps)
-        sampling = self.sampling
-        if moment.step != sampling.step:
-            sampling.step, sampling.calls = moment.step, {}
-        context = self.state_manager._context
-        name = None if context is None else context.name
-        key = (name, sampling.calls.get(name, 0))
-        sampling.calls[name] = key[1] + 1
+        sampling, context = self.sampling, self.state_manager._context
+        key = sampling.key(moment, None if context is None else context.name)
         branch = sampling.branches.get(key)
         if branch is None or not branch.fits(moment, arguments):
-            leader = next((b.run for k, b in sampling.branches.items() if k != key and b.first == moment.step), None)
-            kind = type(type(module).__name__, (CachedTransformer,), {})
-            model = kind(
-                self.passes,
-                forward,
-                self.clock,
-                moment,
-                arguments,
-                time,
-                self.cache.engine == PartialEngine.name,
-                shared_tokens(module, HOOK),
-            )
-            run = self.cache.start(
-                model,
-                model.latents,
-                moment.timesteps[moment.step :],
-                leader=leader,
-                sigmas=None if moment.sigmas is None else moment.sigmas[moment.step :],
-            )
-            branch = Branch(model, run, moment.step)
-            sampling.branches[key] = branch
+            branch = self._begun(module, moment, arguments, time, forward, key)
+            sampling.begin(key, branch)
         return branch
+
+    def _begun(
+        self, module: nn.Module, moment: Moment, arguments: Mapping[str, Any], time: str, forward: Any, key: Key
+    ) -> Branch:
+        """A branch with a run over the timesteps that are left."""
+        assert self.sampling is not None, "a branch of it"
+        for pipe in self.clock.pipelines:
+            _transformers(pipe)
+        others = [b for k, b in self.sampling.branches.items() if k != key and b.first == moment.step]
+        leader, cache = None, self.cache
+        if others:
+            leader, cache = others[0].run, replace(cache, branches=len(others) + 1)
+            leader.inputs = replace(leader.inputs, branches=cache.branches)
+        kind = type(type(module).__name__, (CachedTransformer,), {})
+        partial = cache.engine == PartialEngine.name
+        model = kind(self.passes, forward, self.clock, moment, arguments, time, partial, shared_tokens(module, HOOK))
+        run = cache.start(
+            model,
+            model.latents,
+            moment.timesteps[moment.step :],
+            leader=leader,
+            sigmas=None if moment.sigmas is None else moment.sigmas[moment.step :],
+        )
+        return Branch(model, run, moment.step)
+
+
+@cache_of_results
+def _signature(kind: type) -> inspect.Signature:
+    """Of a class's forward, as it is called on an object."""
+    full = inspect.signature(kind.forward)
+    return full.replace(parameters=list(full.parameters.values())[1:])
 
 
 def _latents(arguments: Mapping[str, Any]) -> Tensor:
     return next(value for value in arguments.values() if isinstance(value, Tensor))
 
 
-def _branch_name(key: tuple[str | None, int]) -> str:
+def _branch_name(key: Key) -> str:
     name, number = key
     if name is None:
         return f"call {number + 1}"
@@ -202,11 +237,16 @@ def enable(pipe: Any, method: str = "taylorseer", **settings: Any) -> Any:
         hook = CacheHook(cache, passes)
         for other in (*others, pipe):
             hook.clock.add(other)
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+        put_on(module, hook, HOOK)
         if passes.site_form:
             passes.watch()
+        if not hasattr(
+            module, RESET
+        ):  # which pipelines call at their end, of transformers that have caches of diffusers'
+            setattr(module, RESET, lambda hook=hook: hook.reset_state(None))
         module._diffusers_hook.invalidate_child_registries_cache()
-    pipe.cache_report = lambda: report(pipe)
+    held = weakref.ref(pipe)
+    pipe.cache_report = lambda: report(held())
     return pipe
 
 
@@ -220,11 +260,10 @@ def disable(pipe: Any) -> Any:
 
 def report(pipe: Any) -> Report:
     """What the cache of a pipeline has done in the last run."""
-    for module in _transformers(pipe):
-        hook = _hook_of(module)
-        if hook is not None:
-            return hook.cache_report()
-    raise UserError(f"{type(pipe).__name__} has no cache; call enable(pipe, ...) first")
+    reports = [hook.cache_report() for module in _transformers(pipe) if (hook := hook_on(module, HOOK)) is not None]
+    if not reports:
+        raise UserError(f"{type(pipe).__name__} has no cache; call enable(pipe, ...) first")
+    return replace(reports[0], second=reports[1]) if len(reports) > 1 else reports[0]
 
 
 def _transformers(pipe: Any) -> list[nn.Module]:
@@ -244,24 +283,20 @@ def _transformers(pipe: Any) -> list[nn.Module]:
     return found
 
 
-def _hook_of(module: nn.Module) -> CacheHook | None:
-    registry = getattr(module, "_diffusers_hook", None)
-    return None if registry is None else registry.get_hook(HOOK)
-
-
 def _pipelines_of(module: nn.Module) -> list[Any]:
-    hook = _hook_of(module)
-    return [] if hook is None else [pipe for held in hook.clock._pipelines if (pipe := held()) is not None]
+    hook = hook_on(module, HOOK)
+    return [] if hook is None else hook.clock.pipelines
 
 
 def _remove(module: nn.Module) -> None:
-    hook = _hook_of(module)
+    hook = hook_on(module, HOOK)
     if hook is None:
         return
     hook.passes.unwatch()
-    module._diffusers_hook.remove_hook(HOOK, recurse=False)
-    module._diffusers_hook.invalidate_child_registries_cache()
-    drop_empty_registry(module)
+    vars(module).pop(RESET, None)
+    take_off(module, HOOK)
+    if hasattr(module, "_diffusers_hook"):
+        module._diffusers_hook.invalidate_child_registries_cache()
 
 
 def _made_cache(passes: Passes, method: str, settings: Mapping[str, Any]) -> Cache:

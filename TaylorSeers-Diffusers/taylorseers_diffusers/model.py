@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cache_dic import Forecast, Parts, Run, Site, Streams, Tokens, UserError
-from cache_dic.engine import GateFactors
+from cache_dic.engine import GateFactors, LayerwiseEngine
+from taylorseers_diffusers.attach import present
 from taylorseers_diffusers.clock import Clock, Moment
 from taylorseers_diffusers.forms import BlockForm, Feature
 from taylorseers_diffusers.passes import Passes, Walk
@@ -76,12 +77,13 @@ class CachedTransformer:
         needs_gates = run.engine.needs_gates
         caches = step == 0 and needs_gates and run.plan.least_full < run.plan.num_steps
         gates = run.table.gates([step])[0] if caches else None
-        return run.at(step)(
-            run.tokens,
-            lambda site: self.full_step(site, gates),
-            lambda advance: self.forecast_step(advance, needs_gates),
-            self.parts(),
-        )
+
+        def forecast(advance: Forecast) -> Tensor:
+            if isinstance(run.engine, LayerwiseEngine):
+                run.table.gates([step])  # which it would else ask for within the pass
+            return self.forecast_step(advance, needs_gates)
+
+        return run.at(step)(run.tokens, lambda site: self.full_step(site, gates), forecast, self.parts())
 
     def enter(self) -> Streams:
         """The state before block 0."""
@@ -177,7 +179,8 @@ class CachedTransformer:
 
         def skipped(block: nn.Module, form: BlockForm, conditions: Sequence[Any]) -> None:
             assert form.gates is not None, "asked of the site form"
-            found.extend(form.gates(block, *conditions))
+            with present(block):
+                found.extend(form.gates(block, *conditions))
 
         given = self.arguments[self.time]
         then = self.moment.argument(self.first.step + step, given)
@@ -202,7 +205,8 @@ class CachedTransformer:
                     "another method, or one of its signals that follow from the latents"
                 )
             assert walk.entered is not None, "before the first block is passed by"
-            found.append(form.modulated(block, walk.entered.x, *conditions))
+            with present(block):
+                found.append(form.modulated(block, walk.entered.x, *conditions))
 
         walk.skipped = skipped
         self.walked(walk)

@@ -19,6 +19,7 @@ from cache_dic import Site, Streams, UserError, residual
 from cache_dic.engine import Recorder
 from cache_dic.partial_run import PartialSite
 from cache_dic.site import Addition
+from taylorseers_diffusers.attach import hook_on, put_on, take_off
 from taylorseers_diffusers.forms import IMAGE_FIRST, BlockForm, Feature, block_lists, form_of, proper
 from taylorseers_diffusers.shards import already_split, split, ungathered
 
@@ -192,6 +193,7 @@ class Passes:
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
         self.stands: dict[str, nn.ModuleList] = {}
+        self.watched: list[nn.Module] = []
         self.forms: dict[int, BlockForm] = {}
         self.hand: Callable[..., Any] | None = None
         self.walk = Walk()
@@ -233,31 +235,34 @@ class Passes:
         return found
 
     def watch(self) -> None:
-        """Put hooks at the features."""
-        from diffusers.hooks import HookRegistry
-
+        """Put hooks at the features, which are other modules once an adapter has taken the place of some."""
         from taylorseers_diffusers.hooks import FeatureHook
 
-        for module, feature in self.features():
-            registry = HookRegistry.check_if_exists_or_initialize(module)
-            if registry.get_hook(HOOK) is None:
-                registry.register_hook(FeatureHook(feature.module, self), HOOK)
+        features = {id(module): (module, feature) for module, feature in self.features()}
+        for module in self.watched:
+            if id(module) not in features:
+                take_off(module, HOOK)
+        for module, feature in features.values():
+            if hook_on(module, HOOK) is None:
+                put_on(module, FeatureHook(feature.module, self), HOOK)
+        self.watched = [module for module, _ in features.values()]
 
     def unwatch(self) -> None:
-        """Take them away, and the registries that hold nothing then."""
-        for module, _ in self.features():
-            registry = getattr(module, "_diffusers_hook", None)
-            if registry is not None:
-                registry.remove_hook(HOOK, recurse=False)
-                drop_empty_registry(module)
+        """Take them away."""
+        for module in self.watched:
+            take_off(module, HOOK)
+        self.watched = []
 
     # ---------------------------------------------------------------------------------------------------------- a pass
 
     def run(self, forward: Callable[..., Any], arguments: Mapping[str, Any], walk: Walk) -> Any:
         """What the transformer's forward gives, its blocks treated as `walk` says."""
         modules = self.transformer._modules
+        assert not any(modules[name] is stands for name, stands in self.stands.items()), "a pass within a pass"
         real = {name: modules[name] for name in self.stands}
         walk.stop = len(self.blocks) if walk.stop is None else walk.stop
+        if self.watched and walk.start < walk.stop:
+            self.watch()
         self.walk, self.length = walk, 0
         given = {name: dict(value) if isinstance(value, dict) else value for name, value in arguments.items()}
         try:
@@ -402,12 +407,3 @@ class Passes:
             return self.compute(call)
         finally:
             self.hand = None
-
-
-def drop_empty_registry(module: nn.Module) -> None:
-    """Remove diffusers' registry of hooks from a module where nothing is in it."""
-    registry = getattr(module, "_diffusers_hook", None)
-    if registry is not None and not registry.hooks:
-        if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
-            del module.forward
-        del module._diffusers_hook

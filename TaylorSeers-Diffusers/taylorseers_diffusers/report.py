@@ -4,44 +4,52 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cache_dic import Cache, Run
+from cache_dic import Cache
 from cache_dic.plan import describe_steps
 from taylorseers_diffusers.passes import Passes
+
+Record = Mapping[str, Any]
+"""`Run.record`, and as `first_step` which step of the scheduler the run began at."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """model: class of the transformer. form: "site" or "blocks". branches: by guidance branch, records of its runs
-    (`Run.record`), more than one where a run began anew. num_bytes: the most that was kept from step to step.
+    """model: class of the transformer. form: "site" or "blocks". branches: by guidance branch, records of its runs, more than
+    one where it began anew. num_bytes: the most that was kept from step to step. second: of a second transformer, for the other
+    steps, as Wan 2.2 has one.
     """
 
     model: str
     label: str
     engine: str
     form: str
-    branches: Mapping[str, Sequence[Mapping[str, Any]]]
+    branches: Mapping[str, Sequence[Record]]
     num_bytes: int
+    second: "Report | None" = None
 
     @classmethod
-    def of(cls, cache: Cache, passes: Passes, runs: Mapping[str, Sequence[Run]]) -> "Report":
-        records = {name: [run.record() for run in of_branch] for name, of_branch in runs.items()}
+    def of(cls, cache: Cache, passes: Passes, branches: Mapping[str, Sequence[Record]]) -> "Report":
         return cls(
             type(passes.transformer).__name__,
             cache.label,
             cache.engine,
             "site" if passes.site_form else "blocks",
-            records,
-            sum(run.kept_bytes for of_branch in runs.values() for run in of_branch),
+            branches,
+            sum(max(record["kept_bytes"] for record in records) for records in branches.values()),
         )
 
     def __str__(self) -> str:
         lines = [f"{self.model}: {self.label}, {self.engine} engine on the {self.form} form"]
         for name, records in self.branches.items():
-            for record in records:
-                full, taken = record["full_steps"], len(record["steps"])
-                lines.append(f"  {name}: {len(full)} of {taken} steps full ({describe_steps(full)})")
+            for number, record in enumerate(records):
+                first, full, taken = record["first_step"], record["full_steps"], len(record["steps"])
+                begun = f", begun anew at step {first}" if number else f", from step {first}" if first else ""
+                steps = describe_steps([first + step for step in full])
+                lines.append(f"  {name}{begun}: {len(full)} of {taken} steps full ({steps})")
         if not self.branches:
             lines.append("  no run yet")
         else:
             lines.append(f"  kept from step to step: {self.num_bytes / 2**20:.1f} MiB")
+        if self.second is not None:
+            lines.append(str(self.second))
         return "\n".join(lines)
