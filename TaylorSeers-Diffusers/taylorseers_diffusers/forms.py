@@ -7,8 +7,9 @@ computing the step. Of any other block the tokens before and after it are known.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from cache_dic import ATTENTION, CROSS, FUSED, MLP, UserError
 
 BLOCK_LISTS = (
     "transformer_blocks",
+    "joint_transformer_blocks",
     "double_stream_blocks",
     "single_transformer_blocks",
     "single_stream_blocks",
@@ -34,16 +36,18 @@ IMAGE_FIRST, IMAGE_LAST = "image first", "image last"
 class Feature:
     """A site: what a submodule of the block gives, before the gate.
 
-    kind: ATTENTION, CROSS, MLP or FUSED. output: which of several it gives. joint: where the tokens of the image stand among
-    those of a joint stream; None where there are no others. reaches_output: False for a stream that the model's output is not
-    read from.
+    kind: ATTENTION, CROSS, MLP or FUSED. output: which of several it gives. call: which of several calls of it in a block.
+    joint: where the tokens of the image stand among those of a joint stream; None where there are no others. is_map: it gives
+    tokens as a map (B, D, rows, columns). reaches_output: False for a stream that the model's output is not read from.
     """
 
     name: str
     module: str
     kind: str
     output: int | None = None
+    call: int = 0
     joint: str | None = None
+    is_map: bool = False
     reaches_output: bool = True
 
 
@@ -57,8 +61,9 @@ class BlockForm:
 
     x, other: arguments that take the tokens of the image and those that the block also gives back, such as the text's.
     x_out, other_out: where they are among what it gives, None for a block that gives x alone. joint: x holds the text, too,
-    where the image's tokens stand. conditions: arguments that the gates follow from. attentions: features that a method may
-    leave out and reuse, in place of `features`; of blocks with parallel attention and MLP it is the attention alone.
+    where the image's tokens stand. conditions: arguments that the gates follow from. partial: features that a method may
+    leave out and reuse, in place of `features`: of blocks with parallel attention and MLP the attention alone, of those with a
+    norm after them what the norm takes.
     modulated(block, x, *conditions): tokens after the first norm, shift and scale. in_place: the block, or the forward around
     it, adds to the tensors that hold its streams.
     """
@@ -86,6 +91,10 @@ class BlockForm:
         return self.features if self.partial is None else self.partial
 
 
+Form = Callable[[nn.Module], BlockForm | None]
+"""The form of a block of a class."""
+
+
 # ---------------------------------------------------------------------------------------------------------------- gates
 
 
@@ -94,10 +103,10 @@ def no_tokens(c: Tensor, width: int) -> Tensor:
     return torch.zeros(len(c), 1, width, dtype=c.dtype, device=c.device)
 
 
-def _adaln_zero(block: nn.Module, temb: Tensor) -> tuple[Tensor, Tensor]:
-    """`AdaLayerNormZero`: gates of attention and MLP."""
-    _, attention, *_, mlp = block.norm1(no_tokens(temb, temb.shape[-1]), emb=temb)
-    return attention, mlp
+def _adaln_zero(block: nn.Module, temb: Tensor) -> tuple[Tensor, ...]:
+    """`AdaLayerNormZero`: gates of attention and MLP; of `SD35AdaLayerNormZeroX` that of a second attention between them."""
+    _, attention, _, _, mlp, *second = block.norm1(no_tokens(temb, temb.shape[-1]), emb=temb)
+    return attention, *second[1:], mlp
 
 
 def _adaln_single(block: nn.Module, temb: Tensor) -> tuple[Tensor]:
@@ -115,7 +124,34 @@ def _chunks(values: Tensor, count: int, *indices: int) -> tuple[Tensor, ...]:
     return tuple(parts[i] for i in indices)
 
 
+def _tanh_gates(norm: nn.Module, temb: Tensor) -> tuple[Tensor, Tensor]:
+    """`LuminaRMSNormZero` and `MochiRMSNormZero`: gates of attention and MLP, which blocks put through a tanh."""
+    attention, mlp = _chunks(norm.linear(norm.silu(temb)), 4, 1, 3)
+    return attention.tanh(), mlp.tanh()
+
+
+def _table_rows(block: nn.Module, c: Tensor) -> tuple[Tensor, ...]:
+    """`scale_shift_table` + c (B, …, 6 · D): shift, scale, gate, twice, (B, 1, D) each; (B, L, D) for a time by token."""
+    table = block.scale_shift_table
+    return (table + c.reshape(len(c), -1, 6, table.shape[-1])).unbind(dim=2)
+
+
+def _table_gates(block: nn.Module, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Of attention and MLP."""
+    rows = _table_rows(block, c)
+    return rows[2], rows[5]
+
+
+def _table_first(block: nn.Module, x: Tensor, c: Tensor) -> Tensor:
+    shift, scale, *_ = _table_rows(block, c)
+    return (block.norm1(x) * (1 + scale) + shift).to(x.dtype)
+
+
 # ---------------------------------------------------------------------------------------------------------------- forms
+
+TEXT_FIRST = {"other": "encoder_hidden_states", "x_out": 1, "other_out": 0}
+TEXT_LAST = {"other": "encoder_hidden_states", "x_out": 0, "other_out": 1}
+"""Two streams, by their order in what a block gives."""
 
 
 def _two_streams(attn: str, mlp: str, txt_mlp: str) -> tuple[Feature, ...]:
@@ -128,67 +164,237 @@ def _two_streams(attn: str, mlp: str, txt_mlp: str) -> tuple[Feature, ...]:
     )
 
 
-def _flux_double(_: nn.Module) -> BlockForm:
-    return BlockForm(
-        other="encoder_hidden_states",
-        x_out=1,
-        other_out=0,
-        features=_two_streams("attn", "ff", "ff_context"),
-        gates=_adaln_zero,
-        modulated=_adaln_first,
+def _double(streams: dict[str, Any]) -> Form:
+    """Joint attention of two streams, and an MLP for each."""
+    form = BlockForm(
+        **streams, features=_two_streams("attn", "ff", "ff_context"), gates=_adaln_zero, modulated=_adaln_first
     )
+    return lambda _: form
+
+
+FUSED_LAST = (Feature("single", "proj_out", FUSED, joint=IMAGE_LAST),)
+ATTENTION_LAST = (Feature("attn", "attn", ATTENTION, joint=IMAGE_LAST),)
 
 
 def _flux_single(_: nn.Module) -> BlockForm:
-    return BlockForm(
-        other="encoder_hidden_states", x_out=1, other_out=0, gates=_adaln_single,
-        features=(Feature("single", "proj_out", FUSED, joint=IMAGE_LAST),),
-        partial=(Feature("attn", "attn", ATTENTION, joint=IMAGE_LAST),),
-    )  # fmt: skip
+    return BlockForm(**TEXT_FIRST, gates=_adaln_single, features=FUSED_LAST, partial=ATTENTION_LAST)
 
 
-def _hunyuan_double(_: nn.Module) -> BlockForm:
-    return BlockForm(
-        other="encoder_hidden_states",
-        x_out=0,
-        other_out=1,
-        features=_two_streams("attn", "ff", "ff_context"),
-        gates=_adaln_zero,
-        modulated=_adaln_first,
-    )
+def _joint_single(_: nn.Module) -> BlockForm:
+    return BlockForm(joint=IMAGE_LAST, gates=_adaln_single, features=FUSED_LAST, partial=ATTENTION_LAST)
 
 
 def _hunyuan_single(_: nn.Module) -> BlockForm:
     return BlockForm(
-        other="encoder_hidden_states", x_out=0, other_out=1, gates=_adaln_single,
+        **TEXT_LAST, gates=_adaln_single,
         features=(Feature("single", "proj_out", FUSED, joint=IMAGE_FIRST),),
         partial=(Feature("attn", "attn", ATTENTION, 0), Feature("txt_attn", "attn", ATTENTION, 1, reaches_output=False)),
     )  # fmt: skip
 
 
-def _wan(block: nn.Module) -> BlockForm:
-    def rows(block: nn.Module, temb: Tensor) -> tuple[Tensor, ...]:
-        """Shift, scale, gate, twice, of all tokens (B, 1, D) each; or (B, L, D) where each token has its own time."""
-        if temb.ndim == 4:
-            return (block.scale_shift_table.unsqueeze(0) + temb.float()).unbind(dim=2)
-        return (block.scale_shift_table + temb.float()).chunk(6, dim=1)
+def _chroma_double(_: nn.Module) -> BlockForm:
+    """Its modulation (B, 12, D) comes ready made, that of the image first."""
+    return BlockForm(
+        **TEXT_FIRST, features=_two_streams("attn", "ff", "ff_context"),
+        gates=lambda block, temb: _adaln_zero(block, temb[:, :6]),
+        modulated=lambda block, x, temb: _adaln_first(block, x, temb[:, :6]),
+    )  # fmt: skip
 
+
+def _sd3(block: nn.Module) -> BlockForm:
+    """The last block makes nothing of its text, and some have a second attention, of the image alone."""
+    attn, mlp, txt_attn, txt_mlp = _two_streams("attn", "ff", "ff_context")
+    second = (Feature("attn2", "attn2", ATTENTION),) if block.use_dual_attention else ()
+    text = (txt_attn,) if block.context_pre_only else (txt_attn, txt_mlp)
+    return BlockForm(**TEXT_FIRST, features=(attn, *second, mlp, *text), gates=_adaln_zero, modulated=_adaln_first)
+
+
+def _qwen(_: nn.Module) -> BlockForm:
+    def of_half(block: nn.Module, x: Tensor, temb: Tensor, index: Any, half: int) -> tuple[Tensor, Tensor]:
+        """Modulated tokens and gate; `index` (B, L) tells tokens of another time."""
+        return block._modulate(x, block.img_mod(temb).chunk(2, dim=-1)[half], index)
+
+    def gates(block: nn.Module, temb: Tensor, index: Any) -> tuple[Tensor, ...]:
+        x = no_tokens(temb, block.dim)[: None if index is None else len(index)]
+        return tuple(of_half(block, x, temb, index, half)[1] for half in (0, 1))
+
+    return BlockForm(
+        **TEXT_FIRST, features=_two_streams("attn", "img_mlp", "txt_mlp"), conditions=("temb", "modulate_index"), gates=gates,
+        modulated=lambda block, x, temb, index: of_half(block, block.img_norm1(x), temb, index, 0)[0],
+    )  # fmt: skip
+
+
+def _lumina2(_: nn.Module) -> BlockForm:
+    """Text and image are one stream, all of which is kept."""
+    return BlockForm(
+        features=(Feature("attn", "norm2", ATTENTION), Feature("mlp", "ffn_norm2", MLP)),
+        partial=(Feature("attn", "attn", ATTENTION), Feature("mlp", "feed_forward", MLP)),
+        gates=lambda block, temb: _tanh_gates(block.norm1, temb), modulated=_adaln_first,
+    )  # fmt: skip
+
+
+def _z_image(_: nn.Module) -> BlockForm:
+    """Image and text are one stream, all of which is kept."""
+
+    def rows(block: nn.Module, c: Tensor | None) -> tuple[Tensor, ...]:
+        if c is None:
+            raise UserError(
+                "tokens of given images have a time of their own here, so gates differ by token; take engine='stack'"
+            )
+        return block.adaLN_modulation(c).unsqueeze(1).chunk(4, dim=-1)
+
+    return BlockForm(
+        x="x", conditions=("adaln_input",),
+        features=(Feature("attn", "attention_norm2", ATTENTION), Feature("mlp", "ffn_norm2", MLP)),
+        partial=(Feature("attn", "attention", ATTENTION), Feature("mlp", "feed_forward", MLP)),
+        gates=lambda block, c: [rows(block, c)[i].tanh() for i in (1, 3)],
+        modulated=lambda block, x, c: block.attention_norm1(x) * (1 + rows(block, c)[0]),
+    )  # fmt: skip
+
+
+def _mochi(block: nn.Module) -> BlockForm:
+    """Features are normed; the last block makes nothing of its text."""
+    txt_attn = Feature("txt_attn", "attn1", ATTENTION, 1, reaches_output=False)
+    txt_mlp = Feature("txt_mlp", "ff_context", MLP, reaches_output=False)
+    normed = (
+        replace(txt_attn, module="norm2_context.norm", output=None),
+        replace(txt_mlp, module="norm4_context.norm"),
+    )
+    ends = block.context_pre_only
+    return BlockForm(
+        **TEXT_LAST,
+        features=(
+            Feature("attn", "norm2.norm", ATTENTION),
+            Feature("mlp", "norm4.norm", MLP),
+            *(() if ends else normed),
+        ),
+        partial=(
+            Feature("attn", "attn1", ATTENTION, 0),
+            Feature("mlp", "ff", MLP),
+            txt_attn,
+            *(() if ends else (txt_mlp,)),
+        ),
+        gates=lambda block, temb: _tanh_gates(block.norm1, temb),
+        modulated=lambda block, x, temb: block.norm1(x, temb)[0],
+    )
+
+
+JOINT_MLP = (
+    Feature("attn", "attn1", ATTENTION, 0),
+    Feature("mlp", "ff", MLP, joint=IMAGE_LAST),
+    Feature("txt_attn", "attn1", ATTENTION, 1, reaches_output=False),
+)
+"""Of a block of two streams whose MLP takes both at once, text first."""
+
+
+def _cogvideox(_: nn.Module) -> BlockForm:
+    def gate(norm: nn.Module, temb: Tensor) -> Tensor:
+        return norm.linear(norm.silu(temb)).chunk(6, dim=-1)[2]
+
+    return BlockForm(
+        **TEXT_LAST, features=JOINT_MLP, gates=lambda block, temb: (gate(block.norm1, temb), gate(block.norm2, temb)),
+        modulated=lambda block, x, temb: block.norm1(x, no_tokens(x, x.shape[-1]), temb)[0],
+    )  # fmt: skip
+
+
+def _cogview(features: tuple[Feature, ...], condition: str) -> Form:
+    def normed(block: nn.Module, x: Tensor, temb: Tensor) -> Sequence[Tensor]:
+        return block.norm1(x, no_tokens(x, x.shape[-1]), temb)
+
+    def gates(block: nn.Module, temb: Tensor) -> tuple[Tensor, Tensor]:
+        _, attention, _, _, mlp, *_ = normed(block, no_tokens(temb, block.norm1.linear.out_features // 12), temb)
+        return attention, mlp
+
+    form = BlockForm(
+        **TEXT_LAST, features=features, conditions=(condition,), gates=gates,
+        modulated=lambda block, x, temb: normed(block, x, temb)[0],
+    )  # fmt: skip
+    return lambda _: form
+
+
+SHARED_MLP = (
+    Feature("attn", "attn1", ATTENTION, 0),
+    Feature("mlp", "ff", MLP),
+    Feature("txt_attn", "attn1", ATTENTION, 1, reaches_output=False),
+    Feature("txt_mlp", "ff", MLP, call=1, reaches_output=False),
+)
+"""Of a block of two streams whose MLP is called for the one, then for the other."""
+
+
+def _flux2_double(_: nn.Module) -> BlockForm:
+    def modulated(block: nn.Module, x: Tensor, mod: Tensor) -> Tensor:
+        shift, scale = _chunks(_by_token(mod), 6, 0, 1)
+        return (1 + scale) * block.norm1(x) + shift
+
+    return BlockForm(
+        **TEXT_FIRST, features=_two_streams("attn", "ff", "ff_context"), conditions=("temb_mod_img",),
+        gates=lambda _, mod: _chunks(mod, 6, 2, 5), modulated=modulated,
+    )  # fmt: skip
+
+
+def _flux2_single(_: nn.Module) -> BlockForm:
+    return BlockForm(
+        joint=IMAGE_LAST, features=(Feature("single", "attn", FUSED, joint=IMAGE_LAST),), conditions=("temb_mod",),
+        gates=lambda _, mod: _chunks(mod, 3, 2),
+    )  # fmt: skip
+
+
+def _by_token(values: Tensor) -> Tensor:
+    """(B, D) as (B, 1, D); what has an axis of tokens stays."""
+    return values.unsqueeze(1) if values.ndim == 2 else values
+
+
+CROSSED = (Feature("attn", "attn1", ATTENTION), Feature("cross", "attn2", CROSS))
+"""Of a block of one stream that looks at the text by cross-attention, whose gate is 1."""
+
+
+def _wan(_: nn.Module) -> BlockForm:
     def gates(block: nn.Module, temb: Tensor) -> tuple[Tensor | None, ...]:
-        parts = rows(block, temb)
-        return parts[2], None, parts[5]
+        attention, mlp = _table_gates(block, temb.float())
+        return attention, None, mlp
 
-    def modulated(block: nn.Module, x: Tensor, temb: Tensor) -> Tensor:
-        shift, scale, *_ = rows(block, temb)
-        return (block.norm1(x.float()) * (1 + scale) + shift).type_as(x)
+    return BlockForm(
+        features=(*CROSSED, Feature("mlp", "ffn", MLP)), gates=gates,
+        modulated=lambda block, x, temb: _table_first(block, x.float(), temb.float()).type_as(x),
+    )  # fmt: skip
 
-    features = (Feature("attn", "attn1", ATTENTION), Feature("cross", "attn2", CROSS), Feature("mlp", "ffn", MLP))
-    return BlockForm(features=features, gates=gates, modulated=modulated)
+
+def _skyreels(block: nn.Module) -> BlockForm:
+    """Wan's, but for a time by token the axis of shifts, scales and gates is before that of tokens."""
+    form = _wan(block)
+
+    def as_wan(temb: Tensor) -> Tensor:
+        return temb.transpose(1, 2) if temb.ndim == 4 else temb
+
+    return replace(
+        form, gates=lambda block, temb: form.gates(block, as_wan(temb)),
+        modulated=lambda block, x, temb: form.modulated(block, x, as_wan(temb)),
+    )  # fmt: skip
+
+
+def _by_table(condition: str, is_map: bool = False) -> Form:
+    """Attention, cross-attention where there is one, MLP; shifts, scales and gates are a table plus the embedded time."""
+
+    def form(block: nn.Module) -> BlockForm:
+        has_cross = block.attn2 is not None
+
+        def gates(block: nn.Module, c: Tensor) -> tuple[Tensor | None, ...]:
+            attention, mlp = _table_gates(block, c)
+            return (attention, None, mlp) if has_cross else (attention, mlp)
+
+        attentions = CROSSED if has_cross else CROSSED[:1]
+        return BlockForm(
+            features=(*attentions, Feature("mlp", "ff", MLP, is_map=is_map)), conditions=(condition,), gates=gates,
+            modulated=_table_first,
+        )  # fmt: skip
+
+    return form
 
 
 def _hidream_double(_: nn.Module) -> BlockForm:
     return BlockForm(
-        other="encoder_hidden_states", x_out=0, other_out=1, features=_two_streams("attn1", "ff_i", "ff_t"),
-        gates=lambda block, temb: _chunks(block.adaLN_modulation(temb), 12, 2, 5), modulated=_hidream_first(12),
+        **TEXT_LAST, features=_two_streams("attn1", "ff_i", "ff_t"), modulated=_hidream_first(12),
+        gates=lambda block, temb: _chunks(block.adaLN_modulation(temb), 12, 2, 5),
     )  # fmt: skip
 
 
@@ -211,8 +417,11 @@ def _hidream_first(count: int) -> Callable[..., Tensor]:
     return modulated
 
 
-def _dit(block: nn.Module) -> BlockForm | None:
-    if getattr(block, "norm_type", None) != "ada_norm_zero":
+def _basic(block: nn.Module) -> BlockForm | None:
+    """Of DiT and of PixArt; of other kinds of norm there are no gates."""
+    if block.norm_type == "ada_norm_single":
+        return _by_table("timestep")(block)
+    if block.norm_type != "ada_norm_zero":
         return None
 
     def normed(block: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor) -> Sequence[Tensor]:
@@ -231,20 +440,58 @@ def _dit(block: nn.Module) -> BlockForm | None:
     )
 
 
-FORMS: dict[str, Callable[[nn.Module], BlockForm | None]] = {
-    "FluxTransformerBlock": _flux_double,
+def _streams(**streams: Any) -> Form:
+    """Streams alone, of a class whose additions have another form."""
+    form = BlockForm(**streams, conditions=())
+    return lambda _: form
+
+
+FORMS: dict[str, Form] = {
+    "FluxTransformerBlock": _double(TEXT_FIRST),
     "FluxSingleTransformerBlock": _flux_single,
-    "HunyuanVideoTransformerBlock": _hunyuan_double,
+    "Flux2TransformerBlock": _flux2_double,
+    "Flux2SingleTransformerBlock": _flux2_single,
+    "ChromaTransformerBlock": _chroma_double,
+    "ChromaSingleTransformerBlock": _joint_single,
+    "BriaTransformerBlock": _double(TEXT_FIRST),
+    "BriaSingleTransformerBlock": _flux_single,
+    "BriaFiboTransformerBlock": _double(TEXT_FIRST),
+    "BriaFiboSingleTransformerBlock": _joint_single,
+    "LongCatImageTransformerBlock": _double(TEXT_FIRST),
+    "LongCatImageSingleTransformerBlock": _flux_single,
+    "OvisImageTransformerBlock": _double(TEXT_FIRST),
+    "OvisImageSingleTransformerBlock": _flux_single,
+    "QwenImageTransformerBlock": _qwen,
+    "JointTransformerBlock": _sd3,
+    "HunyuanVideoTransformerBlock": _double(TEXT_LAST),
     "HunyuanVideoSingleTransformerBlock": _hunyuan_single,
+    "HunyuanVideo15TransformerBlock": _double(TEXT_LAST),
+    "HunyuanImageTransformerBlock": _double(TEXT_LAST),
+    "HunyuanImageSingleTransformerBlock": _hunyuan_single,
     "WanTransformerBlock": _wan,
+    "SkyReelsV2TransformerBlock": _skyreels,
     "HiDreamImageTransformerBlock": _hidream_double,
     "HiDreamImageSingleTransformerBlock": _hidream_single,
-    "BasicTransformerBlock": _dit,
+    "Lumina2TransformerBlock": _lumina2,
+    "ZImageTransformerBlock": _z_image,
+    "CogVideoXBlock": _cogvideox,
+    "CogView3PlusTransformerBlock": _cogview(JOINT_MLP, "emb"),
+    "CogView4TransformerBlock": _cogview(SHARED_MLP, "temb"),
+    "MochiTransformerBlock": _mochi,
+    "LTXVideoTransformerBlock": _by_table("temb"),
+    "AllegroTransformerBlock": _by_table("temb"),
+    "SanaTransformerBlock": _by_table("timestep", is_map=True),
+    "BasicTransformerBlock": _basic,
+    "AuraFlowJointTransformerBlock": _streams(**TEXT_FIRST),
+    "AuraFlowSingleTransformerBlock": _streams(joint=IMAGE_LAST),
 }
-"""By class of block; None for a block of that class without the site form."""
+"""By class of block; None for a block of that class of which no more is known than of any other."""
 
 WRAPPERS = {"HiDreamBlock": "block", "HiDreamImageBlock": "block"}
 """Classes that hold the block proper in an attribute."""
+
+MIXED_BETWEEN = ("ConsisIDTransformer3DModel", "WanAnimateTransformer3DModel")
+"""Transformers that add between blocks what they compute of the tokens there: blocks cannot be passed by one by one."""
 
 
 # ------------------------------------------------------------------------------------------------------------ of a block

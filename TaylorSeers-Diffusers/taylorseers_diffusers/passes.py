@@ -6,6 +6,7 @@ left out is not called: neither its offloading nor its compiled graph notices.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from cache_dic.engine import Recorder
 from cache_dic.partial_run import PartialSite
 from cache_dic.site import Addition
 from taylorseers_diffusers.attach import hook_on, put_on, take_off
-from taylorseers_diffusers.forms import IMAGE_FIRST, BlockForm, Feature, block_lists, form_of, proper
+from taylorseers_diffusers.forms import IMAGE_FIRST, MIXED_BETWEEN, BlockForm, Feature, block_lists, form_of, proper
 from taylorseers_diffusers.shards import already_split, split, ungathered
 
 HOOK = "taylorseers_site"
@@ -223,7 +224,8 @@ class Passes:
 
     @property
     def site_form(self) -> bool:
-        return all(form.gates is not None for form in self.forms.values())
+        mixed = type(self.transformer).__name__ in MIXED_BETWEEN
+        return not mixed and all(form.gates is not None for form in self.forms.values())
 
     def features(self) -> list[tuple[nn.Module, Feature]]:
         """Submodules whose results are features, with the feature."""
@@ -322,10 +324,12 @@ class Passes:
             return output
         first = self.walk.sites_seen
         added: list[Tensor] = []
+        calls: Counter[str] = Counter()
         for module, given in collected:
             for feature in call.form.features:
-                if feature.module == module:
+                if (feature.module, feature.call) == (module, calls[module]):
                     added += self._record(site, feature, given, before.x)
+            calls[module] += 1
         if self.walk.gates is not None:
             self._check(call.block, before.x, after.x, added, self.walk.gates[first : self.walk.sites_seen])
         return output
@@ -347,6 +351,7 @@ class Passes:
     def _record(self, site: Recorder, feature: Feature, given: Any, x: Tensor) -> list[Tensor]:
         """Show a site what a submodule gave; returns it where it reaches the output."""
         value = given if feature.output is None else given[feature.output]
+        value = (value.flatten(2).transpose(1, 2) if feature.is_map else value).to(x.dtype)
         part, gate = self._part(feature), None
         if feature.reaches_output:
             gates = self.walk.gates
@@ -378,8 +383,11 @@ class Passes:
                 "block cannot be had; take one that leaves out whole steps"
             )
 
+        calls: Counter[str] = Counter()
+
         def hand(module: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            here = [feature for feature in features if feature.module == module]
+            here = [feature for feature in features if (feature.module, feature.call) == (module, calls[module])]
+            calls[module] += 1
             if not here:
                 return forward(*args, **kwargs)
             x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
