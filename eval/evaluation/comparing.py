@@ -32,7 +32,7 @@ from evaluation.metrics import SSIM_WINDOW, finite_or_none, mean_interval, psnr,
 from evaluation.page import Shown, readable, write_page
 from evaluation.pareto import draw_pareto
 from evaluation.perceptual import lite0_distance, unit_features
-from evaluation.validation.rules import is_shown
+from evaluation.validation.rules import screened
 from evaluation.variants import UNCACHED, Variant
 from evaluation.video_metrics import flicker
 from evaluation.videos import FLICKER_FRAMES, VideoFolder, VideoJob, has_videos
@@ -563,20 +563,27 @@ def _earlier_rows(job: Job, record: Mapping[str, Any]) -> Iterator[Row]:
 def compared(record: Mapping[str, Any], judge: Judge | None, rows: Sequence[Row]) -> Comparison:
     """Rows with figures as a table, with what these mean; without the scores that mean nothing on this model."""
     s, num_samples = record["settings"], record["num_samples"]
-    extra = {
-        "± dB": [number(half_width(psnr_interval(row)), 2) for row in rows],
-        "SSIM": [plus_minus(row.get("ssim"), 3) for row in rows],
-        LITE0: [plus_minus(row.get("lite0"), 2) for row in rows],
-    }
-    explanations = [INTERVALS, LITE0_MEANING]
-    if judge is not None and is_shown(s["model"], judge.key, num_samples):
+    headings = {"psnr": "PSNR dB", "ssim": "SSIM", "lite0": LITE0}
+    headings |= {} if judge is None else {judge.key: judge.heading}
+    headings |= {"flicker": "flicker"} if any("flicker" in row for row in rows) else {}
+    shown, left_out = screened(s["model"], headings, num_samples)
+    extra, explanations = {}, [INTERVALS]
+    if "psnr" in shown:
+        extra["± dB"] = [number(half_width(psnr_interval(row)), 2) for row in rows]
+    if "ssim" in shown:
+        extra["SSIM"] = [plus_minus(row.get("ssim"), 3) for row in rows]
+    if "lite0" in shown:
+        extra[LITE0] = [plus_minus(row.get("lite0"), 2) for row in rows]
+        explanations.append(LITE0_MEANING)
+    if judge is not None and judge.key in shown:
         extra[judge.heading] = [judge.cell(row[judge.key]["mean"]) if judge.key in row else "–" for row in rows]
         extra["change"] = [change_cell(row, judge.key) for row in rows]
         explanations.append(judge.explanation)
-    if any("flicker" in row for row in rows) and is_shown(s["model"], "flicker", num_samples):
-        extra["flicker"] = [number((row.get("flicker") or {}).get("mean"), 2) for row in rows]
+    if "flicker" in shown:
+        extra["flicker"] = [plus_minus(row.get("flicker"), 2) for row in rows]
         extra["change"] = [change_cell(row, "flicker") for row in rows]
         explanations.append("flicker: mean second difference in time, of 255 grey levels")
+    explanations += left_out
     kind = "video" if "frames" in s else "image"
     facts = f"{counted(num_samples, kind)}, {workload_in_words({**s, 'batch_size': record['batch_size']})}"
     return Comparison(title=s["model"], facts=facts, rows=rows, extra=extra, explanations=explanations)

@@ -233,8 +233,8 @@ def row(name: str, *, shown: bool, least: int | None) -> dict:
     return {
         "name": name, "title": name, "kind": "mean", "digits": 2, "scale": 1.0, "num": 100, "num_real": 90, "shown": shown,
         "least_samples": least, "floor": None,
-        "ladders": [{"name": "blur", "unit": "pixels", "spearman": 1.0, "passes": True, "rungs": [rung]}],
-        "agreement": {"by": {"b": 0.9}, "passes": True},
+        "ladders": [{"name": "blur", "unit": "pixels", "spearman": 1.0, "passes": shown, "rungs": [rung]}],
+        "agreement": {"by": {"b": 0.9}, "passes": shown},
         "order": {
             "values": [{"steps": 50, **figure(1, 1)}], "passes": True,
             "differences": [{"from": 50, "to": 20, **difference}],
@@ -248,7 +248,7 @@ def row(name: str, *, shown: bool, least: int | None) -> dict:
 
 @pytest.fixture
 def record() -> dict:
-    measured = [("psnr", True, 25), ("score", False, None), ("fd-lite0", True, 90)]
+    measured = [("psnr", True, 25), ("emoji-score", False, None), ("fd-lite0", True, 90)]
     return {
         "model": "flux-tiny",
         "settings": {
@@ -264,15 +264,30 @@ def record() -> dict:
 def test_measures_that_passed_are_shown_where_there_are_samples_enough(tmp_path, record):
     assert misfit(record, VALIDATION) is None
     rules.record_path("flux-tiny", tmp_path).write_text(json.dumps(record))
-    assert rules.shown_measures("flux-tiny", results=tmp_path) == {"psnr", "fd-lite0"}
-    assert rules.shown_measures("flux-tiny", 40, results=tmp_path) == {"psnr"}
-    assert rules.shown_measures("flux-dev", 40, results=tmp_path) is None
+    headings = {"psnr": "PSNR dB", "score": "score", "fd-lite0": "FD-Lite0", "flicker": "flicker"}
+    shown, lines = rules.screened("flux-tiny", headings, 100, tmp_path)
+    assert shown == ["psnr", "fd-lite0", "flicker"]
+    assert lines == [
+        "left out, score: failed on flux-tiny: agreement, ladders (blur)",
+        "flicker: not validated on flux-tiny",
+    ]
+    shown, lines = rules.screened("flux-tiny", {"psnr": "PSNR dB", "fd-lite0": "FD-Lite0"}, 40, tmp_path)
+    assert shown == ["psnr"]
+    assert lines == ["left out, FD-Lite0: takes 90 samples on flux-tiny, here are 40"]
+    assert not rules.is_shown("flux-tiny", "emoji-score", 100, tmp_path)
+
+
+def test_without_a_record_a_measure_of_an_embedded_model_is_marked_and_of_others_nothing_is_said(tmp_path):
+    headings = {"psnr": "PSNR dB", "flicker": "flicker"}
+    lines = ["PSNR dB, flicker: not validated on wan-tiny"]
+    assert rules.screened("wan-tiny", headings, 5, tmp_path) == (["psnr", "flicker"], lines)
+    assert rules.screened("flux-dev", headings, 5, tmp_path) == (["psnr", "flicker"], [])
 
 
 def test_a_record_of_another_form_says_what_makes_it(tmp_path):
     rules.record_path("wan-tiny", tmp_path).write_text("{}")
     with pytest.raises(UserError, match=r"eval/validate_measures\.py --model wan-tiny"):
-        rules.shown_measures("wan-tiny", results=tmp_path)
+        rules.verdict("wan-tiny", "psnr", 5, tmp_path)
 
 
 def test_records_of_the_repository_are_of_the_form_and_their_verdicts_follow_from_their_figures():
@@ -298,13 +313,20 @@ def test_candidates_are_told_apart_and_see_ladders_that_there_are():
         assert all({*candidate.sees} <= ladders.LADDERS.keys() for candidate in candidates)
 
 
-@pytest.mark.parametrize(("shown", "has"), [({"psnr", "emoji-score"}, True), ({"psnr"}, False), (None, True)])
-def test_comparisons_have_the_scores_that_passed_alone(monkeypatch, shown, has):
+@pytest.mark.parametrize(
+    "found", [rules.Verdict(True), rules.Verdict(False, "failed: order"), rules.Verdict(True, "not validated")]
+)
+def test_comparisons_have_the_scores_that_passed_alone(monkeypatch, found):
     from evaluation import comparing
     from evaluation.images import Judge
 
     asked = []
-    monkeypatch.setattr(rules, "shown_measures", lambda model, num: asked.append((model, num)) or shown)
+
+    def verdict(model, measure, num_samples, results):
+        asked.append((model, measure, num_samples))
+        return found if measure == "score" else rules.Verdict(True)
+
+    monkeypatch.setattr(rules, "verdict", verdict)
     judge = Judge(
         key="score", heading="score", score=lambda images, prompts: images, cell=str, facts={}, explanation="what it is"
     )
@@ -315,5 +337,7 @@ def test_comparisons_have_the_scores_that_passed_alone(monkeypatch, shown, has):
     }
     row = {"psnr": None, "score": mean_interval([50.0, 60.0])}
     table = comparing.compared(record, judge, [row])
-    assert ("score" in table.extra, "change" in table.extra, "what it is" in table.explanations) == (has,) * 3
-    assert asked == [("flux-tiny", 16)]
+    has = ("score" in table.extra, "change" in table.extra, "what it is" in table.explanations)
+    assert has == (found.shown,) * 3
+    assert any(found.why in line for line in table.explanations) if found.why else asked
+    assert asked == [("flux-tiny", measure, 16) for measure in ("psnr", "ssim", "lite0", "score")]

@@ -6,10 +6,12 @@ Needs no torch, so that tables and pages can ask.
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.forms import VALIDATION
+from evaluation.validation.candidates import CANDIDATES
 from seerkit.io.records import read_record
 
 RESULTS = Path(__file__).resolve().parents[3] / "results" / "metrics"
@@ -32,25 +34,66 @@ KEYS = {"score": "emoji-score", "class_accuracy": "class-accuracy"}
 """Keys of the rows of comparisons that are not the names of their measures."""
 
 
-@functools.cache
-def shown_measures(model: str, num_samples: int | None = None, results: Path = RESULTS) -> frozenset[str] | None:
-    """Names of the measures that passed on an embedded model, None for a model that has no record of a validation.
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a table shows a measure, and why not; or, of one that is shown, that nothing has validated it."""
 
-    num_samples: of a table; of fewer than a measure needs it is not shown. None asks for those that any number would show.
+    shown: bool
+    why: str | None = None
+
+
+def verdict(model: str, measure: str, num_samples: int, results: Path = RESULTS) -> Verdict:
+    """Of a measure, by its name or by its key in rows, in a table of so many samples of a model.
+
+    Only embedded models are judged: on any other a measure is what its publication made of it, and is shown.
     """
+    if model not in CANDIDATES:
+        return Verdict(True)
+    row = _rows(model, results).get(KEYS.get(measure, measure))
+    if row is None:
+        return Verdict(True, f"not validated on {model}")
+    if failed := failures(row):
+        return Verdict(False, f"failed on {model}: {', '.join(failed)}")
+    if row["least_samples"] > num_samples:
+        return Verdict(False, f"takes {row['least_samples']:,} samples on {model}, here are {num_samples:,}")
+    return Verdict(True)
+
+
+def is_shown(model: str, measure: str, num_samples: int, results: Path = RESULTS) -> bool:
+    """`verdict` in a word."""
+    return verdict(model, measure, num_samples, results).shown
+
+
+def screened(
+    model: str, headings: Mapping[str, str], num_samples: int, results: Path = RESULTS
+) -> tuple[list[str], list[str]]:
+    """The measures that a table shows, of those that its records have, and lines for under it on the others.
+
+    headings: what each measure, by its name or its key in rows, is called in the table.
+    """
+    verdicts = {measure: verdict(model, measure, num_samples, results) for measure in headings}
+    told: dict[tuple[bool, str], list[str]] = {}
+    for measure, found in verdicts.items():
+        if found.why:
+            told.setdefault((found.shown, found.why), []).append(headings[measure])
+    lines = [f"{'' if shown else 'left out, '}{', '.join(which)}: {why}" for (shown, why), which in told.items()]
+    return [measure for measure, found in verdicts.items() if found.shown], lines
+
+
+def failures(row: Mapping[str, Any]) -> list[str]:
+    """What a measure did not pass, of a row of a record."""
+    failed = [part for part in ("floor", "agreement", "order") if row[part] and not row[part]["passes"]]
+    lost = [ladder["name"] for ladder in row["ladders"] if not ladder["passes"]]
+    return failed + ([f"ladders ({', '.join(lost)})"] if lost else [])
+
+
+@functools.cache
+def _rows(model: str, results: Path) -> dict[str, dict[str, Any]]:
+    """What was found of the measures of a model, by their names; empty where it has no record."""
     path = record_path(model, results)
     if not path.is_file():
-        return None
-    rows = read_record(path, VALIDATION, command(model))["rows"]
-    return frozenset(
-        row["name"] for row in rows if row["shown"] and (num_samples is None or row["least_samples"] <= num_samples)
-    )
-
-
-def is_shown(model: str, measure: str, num_samples: int) -> bool:
-    """Whether a table of so many samples shows a measure, by its name or by its key in rows; of a model without record, any."""
-    shown = shown_measures(model, num_samples)
-    return shown is None or KEYS.get(measure, measure) in shown
+        return {}
+    return {row["name"]: row for row in read_record(path, VALIDATION, command(model))["rows"]}
 
 
 def record_path(model: str, results: Path = RESULTS) -> Path:
