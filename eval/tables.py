@@ -15,7 +15,9 @@ from typing import Any
 
 from cache_dic import UserError
 from evaluation.cells import (
+    CHANGES,
     COSTS_HEADER,
+    FLICKER_MEANING,
     INTERVALS,
     LITE0,
     PARTIAL_HEADER,
@@ -26,7 +28,6 @@ from evaluation.cells import (
     cost_errors,
     partial_cells,
     plus_minus,
-    psnr_interval,
 )
 from evaluation.forms import (
     BENCHMARK,
@@ -41,6 +42,7 @@ from evaluation.forms import (
     OP_COUNTS,
     PARTIAL_STEPS,
     SAMPLES,
+    SCORES,
     TRAINING,
     VALIDATION,
     VIDEO_COUNTS,
@@ -54,8 +56,7 @@ from evaluation.validation.cells import HEADER as VERDICTS_HEADER
 from evaluation.validation.cells import MEANING as VERDICTS_MEANING
 from evaluation.validation.cells import NOISE_HEADER, NOISE_MEANING, noise_cells, verdict_cells
 from evaluation.validation.rules import command as validation_command
-from evaluation.validation.rules import record_path
-from evaluation.video_metrics import flicker_change
+from evaluation.validation.rules import record_path, screened
 from hidream import HiDreamConfig
 from hidream.counts import hidream_operations
 from seerkit.command.cli import Parser, run_command
@@ -179,6 +180,11 @@ def run_conditions(conditions: dict[str, Any]) -> str:
     return f"{conditions['device']}{threads}, {conditions['dtype']}, torch {version}, {date}"
 
 
+def rows_conditions(record: dict[str, Any]) -> list[str]:
+    """Those that rows were measured under, some of them perhaps in earlier runs."""
+    return list(dict.fromkeys(run_conditions(row.get("conditions", record["conditions"])) for row in record["rows"]))
+
+
 def percent(ours: float, theirs: float, digits: int = 2) -> str:
     return f"{100 * (ours / theirs - 1):+.{digits}f} %"
 
@@ -192,7 +198,7 @@ def overview(results: Path) -> str:
         "latency ratio", "PSNR dB", "PSNR dB of FORA", "FLOPs ratio at published size",
     ]  # fmt: skip
     rows = [overview_row(BACKBONES[name], samples[name], counts[name]) for name in BACKBONES]
-    measured = dict.fromkeys(run_conditions(record["conditions"]) for record in samples.values())
+    measured = dict.fromkeys(line for record in samples.values() for line in rows_conditions(record))
     conditions = [record["rows"][0]["conditions"] for record in counts.values()]
     counted = dict.fromkeys(f"torch {c['versions']['torch']}, {c['date'][:10]}" for c in conditions)
     return "\n\n".join(
@@ -637,19 +643,19 @@ def benchmark_conditions(record: dict[str, Any]) -> str:
 
 def dit_samples(results: Path) -> str:
     """Samples of the embedded model as the main job makes them: what each method computes, takes, keeps, how good it is."""
-    return samples_table(samples_record(results, "dit"))
+    return samples_table(samples_record(results, "dit"), results)
 
 
 def dit_quality(results: Path) -> str:
     """The same on more samples, for the model card."""
     command = "bash scripts/run_dit.sh --compare --per-class 20 --batch-size 20"
     out = "--output-dir results/dit --name fashion-mnist-quality"
-    return samples_table(read(results / "dit" / "fashion-mnist-quality.json", SAMPLES, f"{command} {out}"))
+    return samples_table(read(results / "dit" / "fashion-mnist-quality.json", SAMPLES, f"{command} {out}"), results)
 
 
 def flux_samples(results: Path) -> str:
     """Samples of the embedded FLUX as the main job makes them."""
-    return samples_table(samples_record(results, "flux"))
+    return samples_table(samples_record(results, "flux"), results)
 
 
 def flux_quality(results: Path) -> str:
@@ -659,7 +665,7 @@ def flux_quality(results: Path) -> str:
 
 def hidream_samples(results: Path) -> str:
     """Samples of the embedded HiDream as its main job makes them."""
-    return samples_table(samples_record(results, "hidream"))
+    return samples_table(samples_record(results, "hidream"), results)
 
 
 def hidream_quality(results: Path) -> str:
@@ -671,17 +677,17 @@ def held_out_samples(results: Path, name: str) -> str:
     """Samples of an embedded text-to-image model for labels that it never saw."""
     prompts = "--compare --prompt-file common/emoji/prompts-held-out.txt"
     command = f"bash scripts/run_{name}.sh {prompts}, then copy record.json"
-    return samples_table(read(results / name / f"{name}-tiny-held-out.json", SAMPLES, command))
+    return samples_table(read(results / name / f"{name}-tiny-held-out.json", SAMPLES, command), results)
 
 
 def hunyuan_samples(results: Path) -> str:
     """Videos of the embedded HunyuanVideo as its main job makes them."""
-    return samples_table(samples_record(results, "hunyuan"))
+    return samples_table(samples_record(results, "hunyuan"), results)
 
 
 def wan_samples(results: Path) -> str:
     """Videos of the embedded Wan2.1 as its main job makes them."""
-    return samples_table(samples_record(results, "wan"))
+    return samples_table(samples_record(results, "wan"), results)
 
 
 def flux_nearest(results: Path) -> str:
@@ -707,11 +713,11 @@ def emoji_nearest(results: Path, family: str) -> str:
     return markdown_table([f"distance to the nearest of {record['training_images']} training images", *quantiles], rows)
 
 
-def samples_table(record: dict[str, Any]) -> str:
+def samples_table(record: dict[str, Any], results: Path) -> str:
     """The rows of a record of a sampling command."""
     s = record["settings"]
-    judged, value, explained = quality(record)
-    header = ["method", "full steps", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB", judged]
+    judged, explained = quality(record, results)
+    header = ["method", "full steps", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB", *judged]
     rows = [
         [
             row["label"],
@@ -720,9 +726,9 @@ def samples_table(record: dict[str, Any]) -> str:
             number(row["latency"].get("ratio") if row.get("latency") else None, 2, "x"),
             number(row["kept_bytes"] / MIB, 1),
             psnr_cell(row.get("psnr")),
-            value(row),
+            *(column[i] for column in judged.values()),
         ]
-        for row in record["rows"]
+        for i, row in enumerate(record["rows"])
     ]
     procedure = [s["solver"]] if s.get("solver") else []
     guidance = s.get("guidance_scale", s.get("guidance"))
@@ -735,42 +741,44 @@ def samples_table(record: dict[str, Any]) -> str:
                 f"{s['model']}, trained weights, {record['num_samples']} samples in batches of {s['batch_size']}, "
                 + ", ".join([f"seed {s['seed']}", *procedure]),
                 "PSNR to the uncached samples of the same noise",
-                explained,
-                run_conditions(record["conditions"]),
+                INTERVALS,
+                *explained,
+                *rows_conditions(record),
             ),
         ]
     )
 
 
-def quality(record: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], str], str | None]:
-    """What samples were judged by: the column's name, a row's cell, and what its figures mean."""
-    if "scorer" in record:
-        scorer = record["scorer"]
-        meaning = scorer and (
-            "score: 100 x cosine of image and prompt by the shipped in-domain scorer (not CLIP), "
-            f"{scorer['ceiling']:.1f} on real images with their captions, {scorer['ceiling_new_labels']:.1f} where the label "
-            f"was never trained on, {number(scorer['floor'], 1)} with shuffled captions"
-        )
-        return "score", lambda row: number(row.get("score"), 1), meaning
-    if any("flicker" in row for row in record["rows"]):
-        meaning = "flicker: mean second difference in time, in grey levels of 0..255, and its change from the uncached videos'"
-        return "flicker", lambda row: flicker(record, row), meaning
-    real = record.get("real_test_accuracy")
-    meaning = (
-        f"class accuracy by the shipped in-domain classifier, {100 * real:.1f} % on real test images" if real else None
-    )
+def quality(record: dict[str, Any], results: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """What samples were judged by: columns of cells by heading, none of what means nothing on this model; and lines on it."""
+    rows = record["rows"]
+    key = next((key for key in SCORES if any(row.get(key) for row in rows)), None)
+    if key is None:
+        return {}, []
+    name = score_name(key)
+    shown, told = screened(record["settings"]["model"], {key: name}, record["num_samples"], results / "metrics")
+    if not shown:
+        return {}, told
+    scale = 100 if key.endswith("accuracy") else 1
+    columns = {
+        name: [plus_minus(row.get(key), 1, scale=scale) for row in rows],
+        f"change of {name}": [change_cell(row, key) for row in rows],
+    }
+    scorer, real = record.get("scorer"), record.get("real_test_accuracy")
+    meanings = {
+        "score": scorer
+        and "score: 100 x cosine of image and prompt by the shipped in-domain scorer (not CLIP), "
+        f"{scorer['ceiling']:.1f} on real images with their captions, {scorer['ceiling_new_labels']:.1f} where the label was "
+        f"never trained on, {number(scorer['floor'], 1)} with shuffled captions",
+        "class_accuracy": real
+        and f"class accuracy by the shipped in-domain classifier, {100 * real:.1f} % on real test images",
+        "flicker": FLICKER_MEANING,
+    }
+    return columns, [*filter(None, [meanings[key]]), CHANGES, *told]
 
-    def accuracy(row: dict[str, Any]) -> str:
-        share = row.get("class_accuracy")
-        return number(None if share is None else 100 * share, 1, " %")
 
-    return "class accuracy", accuracy, meaning
-
-
-def flicker(record: dict[str, Any], row: dict[str, Any]) -> str:
-    """Mean flicker of a row's videos, with its change from the uncached ones' where they are in the record."""
-    mean, change = (row.get("flicker") or {}).get("mean"), flicker_change(record, row)
-    return number(mean, 2) + ("" if change is None else f" ({100 * change:+.1f} %)")
+def score_name(key: str) -> str:
+    return key.replace("_", " ") + (" %" if key.endswith("accuracy") else "")
 
 
 COMPARE = "bash scripts/compare.sh"
@@ -791,19 +799,26 @@ def comparison_table(name: str) -> Callable[[Path], str]:
             return f"Not run; `{COMPARE}` does."
         plot = results / name / f"{stem}.png"
         shown = [f"![quality against cost](../results/{name}/{stem}.png)"] if plot.exists() else []
-        return "\n\n".join([compared_methods(record), *shown])
+        return "\n\n".join([compared_methods(record, results), *shown])
 
     return table
 
 
-def compared_methods(record: dict[str, Any]) -> str:
-    """The rows of a comparison; one that failed says why."""
+def compared_methods(record: dict[str, Any], results: Path) -> str:
+    """The rows of a comparison; one that failed says why, and so does a measure that means nothing on this model."""
     rows = [row for row in record["rows"] if "error" not in row]
     failed = [f"{row['name']} failed: {row['error']}" for row in record["rows"] if "error" in row]
-    score = next((key for key in ("score", "class_accuracy", "flicker") if any(row.get(key) for row in rows)), None)
+    headings = {"ssim": "SSIM", "lite0": LITE0}
+    headings |= {key: f"change of {score_name(key)}" for key in SCORES if any(row.get(key) for row in rows)}
+    shown, left_out = screened(record["settings"]["model"], headings, record["num_samples"], results / "metrics")
+    digits = {"ssim": 3, "lite0": 1}
+
+    def merit(row: dict[str, Any], key: str) -> str:
+        return plus_minus(row.get(key), digits[key]) if key in digits else change_cell(row, key)
+
     header = [
-        "method", "full steps", "FLOPs ratio", "latency ratio", "processor time ratio", "cache MiB", "PSNR dB", "SSIM", LITE0,
-        *([f"change of {score.replace('_', ' ')}"] if score else []),
+        "method", "full steps", "FLOPs ratio", "latency ratio", "processor time ratio", "cache MiB", "PSNR dB",
+        *(headings[key] for key in shown),
     ]  # fmt: skip
     cells = [
         [
@@ -813,23 +828,22 @@ def compared_methods(record: dict[str, Any]) -> str:
             number(row["latency"]["ratio"], 2, "x"),
             number(row["latency"].get("processor_ratio"), 2, "x"),
             number(row["kept_bytes"] / MIB, 1),
-            compared_psnr(row),
-            plus_minus(row.get("ssim"), 3),
-            plus_minus(row.get("lite0"), 1),
-            *([change_cell(row, score)] if score else []),
+            psnr_cell(row["psnr"]),
+            *(merit(row, key) for key in shown),
         ]
         for row in rows
     ]
-    uncached = next((row for row in rows if row["label"] == "uncached"), None)
-    of_uncached = None
-    if score and uncached:
-        share = score.endswith("accuracy")
-        mean = number(uncached[score]["mean"] * (100 if share else 1), 1, " %" if share else "")
-        of_uncached = f"{score.replace('_', ' ')} of the uncached samples {mean}"
+    changes = [CHANGES] if {*shown} & {*SCORES} else []
+    uncached = next((row for row in rows if row["label"] == "uncached"), {})
+    of_uncached = [
+        f"{score_name(key)} of the uncached samples {plus_minus(uncached[key], 1, scale=100 if 'accuracy' in key else 1)}"
+        for key in shown
+        if key in SCORES and key in uncached
+    ]
     return "\n\n".join(
         [
             markdown_table(header, cells),
-            made_with(f"{comparison_facts(record)}; {INTERVALS}", of_uncached, *failed),
+            made_with(comparison_facts(record), INTERVALS, *changes, *of_uncached, *left_out, *failed),
         ]
     )
 
@@ -840,11 +854,6 @@ def comparison_facts(record: dict[str, Any]) -> str:
         f"{s['model']}, {s['num_steps']} steps, {record['num_samples']} samples in batches of {record['batch_size']}, seed "
         f"{s['seed']}, {run_conditions(record['conditions'])}"
     )
-
-
-def compared_psnr(row: dict[str, Any]) -> str:
-    shown = psnr_cell(row["psnr"])
-    return shown if shown == "identical" else plus_minus(psnr_interval(row), 2)
 
 
 def compared_forms(results: Path) -> str:
@@ -867,7 +876,7 @@ def compared_forms(results: Path) -> str:
                     row["form"],
                     number(row["kept_bytes"] / MIB, 1),
                     number(row["latency"].get("processor_ratio"), 2, "x"),
-                    compared_psnr(row),
+                    psnr_cell(row["psnr"]),
                     "–" if row is first else plus_minus(paired(row, first), 2, signed=True),
                     plus_minus(row["lite0"], 1),
                 ]

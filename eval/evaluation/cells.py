@@ -1,6 +1,6 @@
 """Cells and words of the tables of a comparison, in the terminal, on the page and in documents; needs no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seerkit.io.tables import full_steps_cell, number
@@ -10,7 +10,9 @@ LITE0_MEANING = (
     "Lite0 distance: squared distance of the unit features of EfficientNet-Lite0 (ImageNet) to those of the uncached sample, "
     "mean over places and seven stages, x 1000; LPIPS's formula on another network, with equal weights: not LPIPS"
 )
-INTERVALS = "±: half of Student's 95 % interval over samples; change: from the uncached sample of the same noise"
+FLICKER_MEANING = "flicker: mean second difference in time, of 255 grey levels"
+INTERVALS = "±: half of Student's 95 % interval over samples"
+CHANGES = "change: from the uncached sample of the same noise"
 
 Interval = Mapping[str, Any]
 """Of `evaluation.metrics.mean_interval`."""
@@ -18,12 +20,12 @@ Interval = Mapping[str, Any]
 
 def half_width(interval: Interval | None) -> float | None:
     """Half the width of an interval, None where there is none."""
-    return None if interval is None or interval["low"] is None else (interval["high"] - interval["low"]) / 2
+    return None if interval is None or interval.get("low") is None else (interval["high"] - interval["low"]) / 2
 
 
 def plus_minus(interval: Interval | None, digits: int, *, scale: float = 1.0, signed: bool = False) -> str:
     """A mean with half the width of its interval."""
-    if interval is None or interval["mean"] is None:
+    if interval is None or interval.get("mean") is None:
         return number(None)
     mean = number(scale * interval["mean"], digits)
     mean = f"+{mean}" if signed and not mean.startswith("-") else mean
@@ -31,16 +33,18 @@ def plus_minus(interval: Interval | None, digits: int, *, scale: float = 1.0, si
     return mean if half is None else f"{mean} ± {number(scale * half, digits)}"
 
 
-def psnr_interval(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The interval of a row's PSNR over the samples that differ from the uncached ones."""
-    psnr = row["psnr"]
-    return psnr and {"mean": psnr["mean_db"], "low": psnr["low_db"], "high": psnr["high_db"]}
-
-
 def change_cell(row: Mapping[str, Any], key: str) -> str:
     """The change of a score from the uncached samples; of shares such as an accuracy in points of a hundred."""
     share = key.endswith("accuracy")
     return plus_minus(row.get(f"{key}_change"), 1 if share else 2, scale=100 if share else 1, signed=True)
+
+
+def flicker_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Columns of a table of videos, by heading."""
+    return {
+        "flicker": [plus_minus(row.get("flicker"), 2) for row in rows],
+        "change": [change_cell(row, "flicker") for row in rows],
+    }
 
 
 def computed_cell(row: Mapping[str, Any]) -> str:

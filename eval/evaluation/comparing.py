@@ -25,10 +25,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import UserError
-from evaluation.cells import INTERVALS, LITE0, LITE0_MEANING, change_cell, half_width, plus_minus, psnr_interval
+from evaluation.cells import CHANGES, FLICKER_MEANING, INTERVALS, LITE0, LITE0_MEANING, flicker_columns, plus_minus
 from evaluation.images import DENSEST, Folder, ImageJob, Judge, decode_finite, has_images
 from evaluation.jobs import Job, check_memory, digests, workload_in_words
-from evaluation.metrics import SSIM_WINDOW, finite_or_none, mean_interval, psnr, ssim, summarize_psnr
+from evaluation.metrics import SSIM_WINDOW, finite_or_none, psnr, ssim, summarize_samples
 from evaluation.page import Shown, readable, write_page
 from evaluation.pareto import draw_pareto
 from evaluation.perceptual import lite0_distance, unit_features
@@ -45,7 +45,7 @@ from seerkit.io.images import image_path
 from seerkit.io.media import finite_rows, video_to_uint8
 from seerkit.io.records import conditions
 from seerkit.io.report import Comparison, Row
-from seerkit.io.tables import counted, number
+from seerkit.io.tables import counted
 from seerkit.sampling.flops import run_flops
 from seerkit.text.prompts import Batch
 
@@ -375,6 +375,7 @@ class Contest:
 
     def _row(self, entry: Entry) -> Row:
         batches, uncached = self._batches(entry), self._batches(self.uncached)
+        measured = self._measured(entry)
         last = batches[-1]["record"]
         return {
             **_identity(entry),
@@ -388,7 +389,8 @@ class Contest:
             "latency": latency(batches, uncached),
             "kept_bytes": max(kept["record"]["kept_bytes"] for kept in batches),
             "peak_bytes": max(kept["peak_bytes"] for kept in batches),
-            **judged(self._measured(entry), self._measured(self.uncached) if entry is not self.uncached else None),
+            **summarize_samples(measured, self._measured(self.uncached) if entry is not self.uncached else None),
+            "samples": {key: [one[key] for one in measured] for key in measured[0]},
             "conditions": batches[-1]["conditions"],
         }
 
@@ -463,28 +465,6 @@ def measure(frames: np.ndarray, reference: Reference | None) -> dict[str, Any]:
     if len(frames) >= FLICKER_FRAMES:
         found["flicker"] = float(flicker(frames[None])[0])
     return found
-
-
-def judged(
-    measured: Sequence[Mapping[str, Any]], uncached: Sequence[Mapping[str, Any]] | None = None
-) -> dict[str, Any]:
-    """What a row says of its samples: means with intervals over them, and the values themselves.
-
-    Of scores without a reference also the change from the uncached sample of the same noise, KEY_change, which differs less
-    from one sample to the next than the scores do.
-    """
-    found: dict[str, Any] = {"psnr": None}
-    values: dict[str, list[Any]] = {key: [one[key] for one in measured] for key in measured[0]}
-    for key, given in values.items():
-        if key == "psnr_db":
-            interval = mean_interval([value for value in given if value is not None])
-            summary = summarize_psnr([np.inf if value is None else value for value in given])
-            found["psnr"] = {**summary, "low_db": interval["low"], "high_db": interval["high"]}
-        else:
-            found[key] = mean_interval(given)
-            if uncached is not None and key in uncached[0]:
-                found[f"{key}_change"] = mean_interval([a - b[key] for a, b in zip(given, uncached, strict=True)])
-    return {**found, "samples": values}
 
 
 def computed(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -563,26 +543,22 @@ def _earlier_rows(job: Job, record: Mapping[str, Any]) -> Iterator[Row]:
 def compared(record: Mapping[str, Any], judge: Judge | None, rows: Sequence[Row]) -> Comparison:
     """Rows with figures as a table, with what these mean; without the scores that mean nothing on this model."""
     s, num_samples = record["settings"], record["num_samples"]
-    headings = {"psnr": "PSNR dB", "ssim": "SSIM", "lite0": LITE0}
+    headings = {"ssim": "SSIM", "lite0": LITE0}
     headings |= {} if judge is None else {judge.key: judge.heading}
     headings |= {"flicker": "flicker"} if any("flicker" in row for row in rows) else {}
     shown, left_out = screened(s["model"], headings, num_samples)
     extra, explanations = {}, [INTERVALS]
-    if "psnr" in shown:
-        extra["± dB"] = [number(half_width(psnr_interval(row)), 2) for row in rows]
     if "ssim" in shown:
         extra["SSIM"] = [plus_minus(row.get("ssim"), 3) for row in rows]
     if "lite0" in shown:
         extra[LITE0] = [plus_minus(row.get("lite0"), 2) for row in rows]
         explanations.append(LITE0_MEANING)
     if judge is not None and judge.key in shown:
-        extra[judge.heading] = [judge.cell(row[judge.key]["mean"]) if judge.key in row else "–" for row in rows]
-        extra["change"] = [change_cell(row, judge.key) for row in rows]
-        explanations.append(judge.explanation)
+        extra |= judge.columns(rows)
+        explanations += [judge.explanation, CHANGES]
     if "flicker" in shown:
-        extra["flicker"] = [plus_minus(row.get("flicker"), 2) for row in rows]
-        extra["change"] = [change_cell(row, "flicker") for row in rows]
-        explanations.append("flicker: mean second difference in time, of 255 grey levels")
+        extra |= flicker_columns(rows)
+        explanations += [FLICKER_MEANING, CHANGES]
     explanations += left_out
     kind = "video" if "frames" in s else "image"
     facts = f"{counted(num_samples, kind)}, {workload_in_words({**s, 'batch_size': record['batch_size']})}"

@@ -109,7 +109,6 @@ def classifier_judge(config: "DiTConfig") -> "Judge":
 
     from evaluation.classifier import classify, load_classifier
     from evaluation.images import Judge
-    from seerkit.io.tables import number
 
     classifier, names = load_classifier(), flags_of("dit").class_names(config)
 
@@ -119,9 +118,9 @@ def classifier_judge(config: "DiTConfig") -> "Judge":
     real = classifier.test_accuracy
     return Judge(
         key="class_accuracy",
-        heading="class accuracy",
+        heading="class accuracy %",
         score=score,
-        cell=lambda share: number(share * 100, 1, " %"),
+        scale=100,
         facts={"real_test_accuracy": real},
         explanation=f"class accuracy by the shipped in-domain classifier; on the real test images {real:.1%}",
     )

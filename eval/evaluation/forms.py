@@ -98,7 +98,13 @@ BENCHMARK: Form = {
 
 # ---------------------------------------------------------------------------------------------------- sampling commands
 
-PSNR: Form = {"mean_db": (None, float), "num_images": (None, int), "num_identical": (None, int)}
+PSNR: Form = {
+    **dict.fromkeys(("mean_db", "low_db", "high_db"), (None, float)), "num_images": (None, int), "num_identical": (None, int),
+}  # fmt: skip
+INTERVAL: Form = dict.fromkeys(("mean", "low", "high"), (None, float))
+SCORES = ("score", "class_accuracy", "flicker")
+"""Of samples without a reference, by their keys in rows."""
+_SCORED: Form = {key: (None, INTERVAL) for score in SCORES for key in (score, f"{score}_change")}
 SAMPLES: Form = {
     "settings": {
         "model": str, "batch_size": int, "seed": int, "solver": (None, str),
@@ -109,8 +115,7 @@ SAMPLES: Form = {
         {
             "label": str, "full_steps": [int], "num_steps": int, "flops_ratio": positive, "kept_bytes": float,
             "latency": (None, {"ratio": (None, float)}), "psnr": (None, PSNR),
-            "score": (None, float), "class_accuracy": (None, float),
-            "flicker": (None, {"mean": (None, float)}),
+            "conditions": (None, CONDITIONS), **_SCORED,
         }
     ],
     "scorer": (None, {"ceiling": float, "ceiling_new_labels": float, "floor": float}),
@@ -121,16 +126,14 @@ SAMPLES: Form = {
 
 # ------------------------------------------------------------------------------------------------------ eval/compare.py
 
-INTERVAL: Form = dict.fromkeys(("mean", "low", "high"), (None, float))
-_SCORES = ("score", "class_accuracy", "flicker")
 _COMPARED: Form = {
     "label": str, "name": str, "form": (None, str), "groups": list, "num_steps": int,
     "computed": {"mean": float, "min": int, "max": int}, "partial_steps": (None, list), "flops_ratio": positive,
     "kept_bytes": float,
     "latency": {"ratio": positive, "processor_ratio": (None, positive)},
-    "psnr": (None, {**PSNR, "low_db": (None, float), "high_db": (None, float)}),
+    "psnr": (None, PSNR),
     "ssim": (None, INTERVAL), "lite0": (None, INTERVAL), "samples": {"psnr_db": (None, [(None, float)])},
-    **{key: (None, INTERVAL) for score in _SCORES for key in (score, f"{score}_change")},
+    **_SCORED,
 }  # fmt: skip
 COMPARISON: Form = {
     "settings": {"model": str, "num_steps": int, "seed": int},

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from cache_dic import Cache, UserError
+from evaluation.cells import CHANGES, INTERVALS, change_cell, plus_minus
 from evaluation.jobs import Job, Made, carry_out, workload_in_words
-from evaluation.metrics import psnr, summarize_psnr
+from evaluation.metrics import finite_or_none, psnr, summarize_samples
 from evaluation.page import Shown, readable, write_page
 from evaluation.scorer import load_scorer
+from evaluation.validation.rules import screened
 from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, on_main
 from seerkit.io.images import image_path, read_image
@@ -53,17 +55,25 @@ class ImagePipeline(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """What scores images of their prompts: key of the rows of a record, heading and cells of the table's column.
+    """What scores images of their prompts: key of the rows of a record, heading of the table's column.
 
-    score(images, prompts): images (B, C, H, W) uint8 -> (B,). facts: of the record. explanation: under the table.
+    score(images, prompts): images (B, C, H, W) uint8 -> (B,). scale: of what is shown. facts: of the record. explanation: under
+    the table.
     """
 
     key: str
     heading: str
     score: Callable[[Tensor, Sequence[str]], Tensor]
-    cell: Callable[[float], str]
+    scale: float = 1.0
     facts: Mapping[str, Any]
     explanation: str
+
+    def columns(self, rows: Sequence[Row]) -> dict[str, list[str]]:
+        """Columns of a table of rows, by heading: means with intervals, and changes from the uncached samples."""
+        return {
+            self.heading: [plus_minus(row.get(self.key), 1, scale=self.scale) for row in rows],
+            "change": [change_cell(row, self.key) for row in rows],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,28 +205,24 @@ def sample_missing(job: ImageJob, folders: dict[str, Folder], world: World) -> d
 def judge_images(
     folders: Mapping[str, Folder], prompts: Sequence[str], judge: Judge | None
 ) -> dict[str, dict[str, Any]]:
-    """By label: PSNR to the uncached images and the judge's mean score, None where they cannot be had.
+    """By label: PSNR to the uncached images and the judge's scores, as `summarize_samples` has them.
 
     A few images are in memory at a time, however many there are.
     """
-    decibels: dict[str, list[float]] = {label: [] for label in folders if UNCACHED in folders and label != UNCACHED}
-    scored = dict.fromkeys(folders, 0.0)
+    measured: dict[str, list[dict[str, float | None]]] = {label: [] for label in folders}
     for first in range(0, len(prompts), JUDGED):
         indices = range(first, min(first + JUDGED, len(prompts)))
         images = {label: folder.load(indices) for label, folder in folders.items()}
         for label, pixels in images.items():
-            if label in decibels:
-                decibels[label] += psnr(pixels, images[UNCACHED]).tolist()
+            found: dict[str, Sequence[float | None]] = {}
+            if label != UNCACHED and UNCACHED in images:
+                found["psnr_db"] = [finite_or_none(value) for value in psnr(pixels, images[UNCACHED])]
             if judge is not None:
                 tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-                scored[label] += judge.score(tensor, prompts[first : indices.stop]).double().sum().item()
-    return {
-        label: {
-            "psnr": summarize_psnr(decibels[label]) if label in decibels else None,
-            **({judge.key: scored[label] / len(prompts)} if judge is not None else {}),
-        }
-        for label in folders
-    }
+                found[judge.key] = judge.score(tensor, prompts[first : indices.stop]).double().tolist()
+            measured[label] += [{key: values[i] for key, values in found.items()} for i in range(len(indices))]
+    uncached = measured.get(UNCACHED)
+    return {label: summarize_samples(of, uncached if label != UNCACHED else None) for label, of in measured.items()}
 
 
 def emoji_judge() -> Judge:
@@ -227,7 +233,6 @@ def emoji_judge() -> Judge:
         key="score",
         heading="score",
         score=lambda images, prompts: scorer.score(images, table.encode(prompts)[1]),
-        cell=lambda value: number(value, 1),
         facts={"scorer": {"ceiling": scorer.ceiling, "ceiling_new_labels": new, "floor": scorer.floor}},
         explanation="score: 100 x cosine of image and prompt by the shipped in-domain scorer (not CLIP); real images reach "
         f"{scorer.ceiling:.1f} with their own captions, {new:.1f} where the label was never trained on, and "
@@ -248,7 +253,8 @@ def report(
         "command": job.command,
         "command_line": job.command_line(world.size),
         "settings": job.settings,
-        "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached images",
+        "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached images; low, "
+        "high: Student's 95 % interval of the mean over samples",
         "num_samples": len(job.prompts),
         **({"scorer": None} if judge is None else judge.facts),
         "rows": make_rows(
@@ -267,14 +273,15 @@ def report(
 
 def compared(record: dict[str, Any], judge: Judge | None, rows: Sequence[Row]) -> Comparison:
     """Some rows of a record as a table, with what its figures mean."""
-    s = record["settings"]
-    cells = [judge.cell(row[judge.key]) if judge.key in row else "–" for row in rows] if judge else []
+    s, num_samples = record["settings"], record["num_samples"]
+    shown, left_out = screened(s["model"], {judge.key: judge.heading} if judge else {}, num_samples)
+    judged = judge if judge is not None and judge.key in shown else None
     return Comparison(
         title=s["model"],
-        facts=f"{counted(record['num_samples'], 'image')}, {workload_in_words(s)}",
+        facts=f"{counted(num_samples, 'image')}, {workload_in_words(s)}",
         rows=rows,
-        extra={judge.heading: cells} if judge else {},
-        explanations=[judge.explanation] if judge else [],
+        extra=judged.columns(rows) if judged else {},
+        explanations=[INTERVALS, *([judged.explanation, CHANGES] if judged else []), *left_out],
     )
 
 

@@ -4,7 +4,7 @@ Tensors are accepted.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,17 +37,43 @@ def summarize_psnr(values: ArrayLike) -> dict[str, float | int | None]:
     """What a record keeps of the PSNR of many images; None stands for infinity, which JSON does not have.
 
     mean_db: mean of the images' decibels, as the caching papers report it, over the images that differ from their
-    reference; the `num_identical` others would make it infinite. pooled_db: PSNR of the mean squared error over all
-    images, ruled by the worst ones and so never above mean_db where no image is identical.
+    reference; the `num_identical` others would make it infinite. low_db, high_db: its interval (`mean_interval`). pooled_db:
+    PSNR of the mean squared error over all images, ruled by the worst ones and so never above mean_db where no image is
+    identical.
     """
     values = np.asarray(values, dtype=np.float64)
     finite = values[np.isfinite(values)]
+    interval = mean_interval(finite)
     return {
-        "mean_db": float(finite.mean()) if finite.size else None,
+        "mean_db": interval["mean"],
+        "low_db": interval["low"],
+        "high_db": interval["high"],
         "pooled_db": float(-10 * np.log10(np.mean(10 ** (-values / 10)))) if finite.size else None,
         "num_images": int(values.size),
         "num_identical": int(values.size - finite.size),
     }
+
+
+def summarize_samples(
+    measured: Sequence[Mapping[str, float | None]], uncached: Sequence[Mapping[str, float | None]] | None = None
+) -> dict[str, Any]:
+    """What a row says of its samples, of what was measured on each: means with intervals over them.
+
+    psnr_db, None where a sample equals the uncached one, is summed up as `psnr`. Of scores without a reference there is also
+    the change from the uncached sample of the same noise, KEY_change, which differs less from one sample to the next than the
+    scores do.
+    """
+    found: dict[str, Any] = {"psnr": None}
+    for key in measured[0]:
+        given = [one[key] for one in measured]
+        if key == "psnr_db":
+            found["psnr"] = summarize_psnr([math.inf if value is None else value for value in given])
+        else:
+            found[key] = mean_interval(given)
+            if uncached is not None and key in uncached[0]:
+                pairs = zip(given, uncached, strict=True)
+                found[f"{key}_change"] = mean_interval([value - other[key] for value, other in pairs])
+    return found
 
 
 def ssim(images: ArrayLike, reference: ArrayLike) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 
 from evaluation.cells import LITE0
 from evaluation.figures import SUFFIXES, look, plotting, save, shared_legend
+from evaluation.validation.rules import is_shown
 
 Row = Mapping[str, Any]
 Cost = Callable[[Row], float]
@@ -38,15 +39,23 @@ def _interval(key: str) -> Callable[[Row], tuple[float, float | None, float | No
     return value
 
 
-def merits(rows: Sequence[Row], scores: Sequence[str]) -> list[Merit]:
-    """The figures of merit that rows have. scores: keys of those without a reference, of which more is better."""
-    known = [
-        Merit("PSNR to uncached, dB", _psnr, 1),
-        Merit(f"{LITE0} to uncached", _interval("lite0"), -1, logarithmic=True),
-        *(Merit(f"change of {key.replace('_', ' ')}", _interval(f"{key}_change"), 1) for key in scores),
-        Merit("change of flicker, grey levels", _interval("flicker_change"), 0),
+def merits(record: Mapping[str, Any], rows: Sequence[Row]) -> list[Merit]:
+    """The figures of merit that rows of a comparison have, and that mean something on its model."""
+    known = {
+        "psnr": Merit("PSNR to uncached, dB", _psnr, 1),
+        "lite0": Merit(f"{LITE0} to uncached", _interval("lite0"), -1, logarithmic=True),
+        **{
+            key: Merit(f"change of {key.replace('_', ' ')}", _interval(f"{key}_change"), 1)
+            for key in record.get("scores", ())
+        },
+        "flicker": Merit("change of flicker, grey levels", _interval("flicker_change"), 0),
+    }
+    model, num_samples = record["settings"]["model"], record["num_samples"]
+    return [
+        merit
+        for key, merit in known.items()
+        if any(merit.value(row) is not None for row in rows) and is_shown(model, key, num_samples)
     ]
-    return [merit for merit in known if any(merit.value(row) is not None for row in rows)]
 
 
 def front(points: Sequence[tuple[float, float]], best: int) -> list[tuple[float, float]]:
@@ -78,7 +87,7 @@ def draw_pareto(record: Mapping[str, Any], folder: Path, name: str) -> list[Path
     Where rows have nothing to draw, there is no plot, and one of before is removed.
     """
     rows = [row for row in record["rows"] if "error" not in row]
-    shown = merits(rows, list(record["scores"]))
+    shown = merits(record, rows)
     if not shown:
         for suffix in SUFFIXES:
             (folder / f"{name}{suffix}").unlink(missing_ok=True)

@@ -1,8 +1,5 @@
 """Distances between videos and their unsteadiness. Videos are uint8, (N, T, H, W, 3)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -37,30 +34,13 @@ def flicker(videos: ArrayLike) -> Array:
     The second difference in time: still pixels and steady changes of brightness score 0; one frame that differs by d from
     a constant rest scores 4 d / (T - 2), less at either end. It is blind to a slow drift.
     It follows pixels, not objects: an edge that moves over a pixel counts, so a moving scene has a flicker of its own.
-    Compare videos of one scene only (`flicker_change`).
+    Compare videos of one scene only.
     """
     videos = _checked(videos)
     if videos.shape[1] < 3:
         raise ValueError(f"flicker needs at least 3 frames, got {videos.shape[1]}")
     grey = videos @ LUMA  # (N, T, H, W)
     return np.abs(np.diff(grey, n=2, axis=1)).mean(axis=(1, 2, 3))
-
-
-def flicker_change(record: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
-    """Mean flicker of a row over that of the record's uncached row, less 1: the change of the two figures that are shown.
-
-    Positive: the cache made the videos less steady; negative: smoother, also where they lost motion. None for the uncached
-    row, and where there is none of as many samples or it does not flicker.
-    """
-    uncached = next((other for other in record["rows"] if other["label"] == "uncached"), None)
-    if uncached is None or row["label"] == "uncached":
-        return None
-    own, theirs = (
-        {"num_samples": record.get("num_samples"), **one} for one in (row, uncached)
-    )  # of earlier runs: theirs
-    value, expected = ((one.get("flicker") or {}).get("mean") for one in (own, theirs))
-    comparable = own["num_samples"] == theirs["num_samples"] and value is not None and expected
-    return value / expected - 1 if comparable else None
 
 
 def _checked(videos: ArrayLike) -> np.ndarray:

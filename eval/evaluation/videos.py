@@ -26,11 +26,13 @@ from tqdm import tqdm
 
 from cache_dic import Cache, UserError
 from cache_dic.errors import shown_bytes
+from evaluation.cells import CHANGES, FLICKER_MEANING, INTERVALS, flicker_columns
 from evaluation.jobs import Job, Made, carry_out, workload_in_words
-from evaluation.metrics import finite_or_none, summarize_psnr
+from evaluation.metrics import finite_or_none, summarize_samples
 from evaluation.page import Shown, readable, write_page
+from evaluation.validation.rules import screened
 from evaluation.vbench import check_folder
-from evaluation.video_metrics import flicker, flicker_change, video_psnr
+from evaluation.video_metrics import flicker, video_psnr
 from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main
 from seerkit.io.claims import state_folder
@@ -50,7 +52,7 @@ from seerkit.io.media import (
 )
 from seerkit.io.records import conditions
 from seerkit.io.report import Comparison, Row, make_rows
-from seerkit.io.tables import counted, number
+from seerkit.io.tables import counted
 from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
 from seerkit.text.prompts import Batch
 from seerkit.weights.checkpoints import save_tensors
@@ -354,23 +356,21 @@ def figures(frames: np.ndarray, reference: np.ndarray | None) -> dict[str, Any]:
 
 
 def judge(folders: Mapping[str, VideoFolder], num_samples: int) -> dict[str, dict[str, Any]]:
-    """By label: PSNR to the uncached videos and flicker, means over the samples."""
-    scores = {}
+    """By label: PSNR to the uncached videos and flicker, as `summarize_samples` has them."""
+    measured: dict[str, list[dict[str, float | None]]] = {label: [] for label in folders}
     for label, folder in folders.items():
         compared = _is_compared(label, folders)
-        decibels, flickers = [], []
         for index in range(num_samples):
             row = folder.read_figures(index, compared=compared)
             if row is None:
                 raise UserError(f"{folder.figures(index)} went missing or was damaged meanwhile; use --resume")
-            if compared:
-                decibels.append(math.inf if row["psnr"]["mean_db"] is None else row["psnr"]["mean_db"])
-            flickers += [row["flicker"]] if row["flicker"] is not None else []
-        scores[label] = {
-            "psnr": summarize_psnr(decibels) if compared else None,
-            "flicker": {"mean": float(np.mean(flickers)) if flickers else None},
-        }
-    return scores
+            found = {"psnr_db": row["psnr"]["mean_db"]} if compared else {}
+            found |= {} if row["flicker"] is None else {"flicker": row["flicker"]}
+            measured[label].append(found)
+    return {
+        label: summarize_samples(of, measured[UNCACHED] if _is_compared(label, folders) else None)
+        for label, of in measured.items()
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- report
@@ -378,20 +378,15 @@ def judge(folders: Mapping[str, VideoFolder], num_samples: int) -> dict[str, dic
 
 def compared(record: dict[str, Any], rows: Sequence[Row]) -> Comparison:
     """Some rows of a record as a table, with what its figures mean."""
-    s = record["settings"]
-    flickers = [row.get("flicker") or {} for row in rows]
-    changes = [flicker_change(record, row) for row in rows]
+    s, num_samples = record["settings"], record["num_samples"]
+    measured = {"flicker": "flicker"} if any("flicker" in row for row in rows) else {}
+    shown, left_out = screened(s["model"], measured, num_samples)
     return Comparison(
         title=s["model"],
-        facts=f"{counted(record['num_samples'], 'video')}, {workload_in_words(s)}",
+        facts=f"{counted(num_samples, 'video')}, {workload_in_words(s)}",
         rows=rows,
-        extra={
-            "flicker": [number(flicker.get("mean"), 2) for flicker in flickers],
-            "flicker change": ["–" if change is None else f"{100 * change:+.1f} %" for change in changes],
-        },
-        explanations=[
-            "flicker: mean second difference in time, of 255 grey levels; its change is from the uncached mean"
-        ],
+        extra=flicker_columns(rows) if shown else {},
+        explanations=[INTERVALS, *([FLICKER_MEANING, CHANGES] if shown else []), *left_out],
     )
 
 
@@ -463,7 +458,7 @@ def report(
         "command_line": job.command_line(world.size),
         "settings": job.settings,
         "units": "flops_T: 10^12 operations and latency: seconds, both for one batch; psnr: dB to the uncached videos, "
-        "mean over frames; flicker: grey levels of 255",
+        "mean over frames; flicker: grey levels of 255; low, high: Student's 95 % interval of the mean over samples",
         "num_samples": len(job.prompts),
         "processes": world.size,
         "rows": make_rows(

@@ -17,7 +17,7 @@ from cache_dic import METHODS, UserError, make_cache, register
 from evaluation import comparing
 from evaluation.backbones import shipped_schedules
 from evaluation.cells import change_cell, computed_cell, plus_minus
-from evaluation.comparing import Contest, Entry, computed, judged, latency, measure, report
+from evaluation.comparing import Contest, Entry, computed, latency, measure, report
 from evaluation.forms import COMPARISON
 from evaluation.images import ImageJob
 from evaluation.metrics import mean_interval, psnr, ssim, student_quantile
@@ -133,21 +133,6 @@ def test_a_sample_is_measured_over_its_frames():
     assert measure(frames, None).keys() == {"flicker"}
     assert "flicker" not in measure(frames[:1], None)
     assert measure(frames, comparing.Reference(frames))["psnr_db"] is None, "equal"
-
-
-def test_rows_hold_intervals_over_samples_and_changes_of_scores():
-    uncached = [{"score": 50.0}, {"score": 60.0}]
-    own = [{"psnr_db": 30.0, "score": 51.0}, {"psnr_db": None, "score": 63.0}]
-    row = judged(own, uncached)
-    assert row["psnr"] == {
-        "mean_db": 30.0, "pooled_db": row["psnr"]["pooled_db"], "num_images": 2, "num_identical": 1, "low_db": None,
-        "high_db": None,
-    }  # fmt: skip
-    assert row["score"]["mean"] == 57.0
-    assert row["score_change"] == pytest.approx({**mean_interval([1.0, 3.0])})
-    assert row["samples"] == {"psnr_db": [30.0, None], "score": [51.0, 63.0]}
-    assert judged(uncached)["psnr"] is None
-    assert "score_change" not in judged(uncached)
 
 
 def test_steps_and_seconds_are_those_of_all_batches():
@@ -404,13 +389,13 @@ def test_a_method_that_fails_is_a_row_and_the_others_go_on(compare, capsys):
     assert again["ours"]["psnr"]["num_images"] == 4, "tried again by the next run"
 
 
-def test_tables_are_made_of_the_record(compare):
+def test_tables_are_made_of_the_record(compare, tmp_path):
     other = replace(MADE["ours"], label="ours-stack", name="", form="stack", cache=make_cache("fora", interval=2))
     unmade = Variant(label="unmade", series="unmade", error="not defined for fakes")
     made = [replace(one, groups=frozenset({FORMS})) for one in (replace(MADE["ours"], label="ours2", name=""), other)]
     record = compare(FakePipeline(), "ours", extra=(*made, unmade))
     assert misfit(record, COMPARISON) is None
-    text = TABLES["compared_methods"](record)
+    text = TABLES["compared_methods"](record, tmp_path)
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
     psnr_of = by_label(record)["ours"]["psnr"]
     assert rows["ours"][1:4] == ["2/4", "2.00x", rows["ours"][3]]

@@ -192,7 +192,8 @@ def test_emoji_are_scored_with_their_own_prompts(carry_out, capsys):
     scorer, y = load_scorer(), TextTable.load(TEXT_TABLE).encode(FOUR)[1]
     images = torch.from_numpy(to_uint8(noise(*range(4)))).permute(0, 3, 1, 2)
     expected = scorer.score(images, y).mean().item()
-    assert record["rows"][0]["score"] == pytest.approx(expected, abs=1e-4), "100 times a cosine in float32"
+    assert record["rows"][0]["score"]["mean"] == pytest.approx(expected, abs=1e-4), "100 times a cosine in float32"
+    assert record["rows"][1]["score_change"]["num"] == len(FOUR)
     assert scorer.score(images, y.roll(1, 0)).mean().item() != pytest.approx(expected, abs=1e-2)
     assert record["scorer"]["ceiling"] == scorer.ceiling > record["scorer"]["floor"] == scorer.floor
     assert f"real images reach {scorer.ceiling:.1f}" in capsys.readouterr().out

@@ -11,9 +11,11 @@ from evaluation.metrics import (
     frechet_distance,
     gaussian_frechet_distance,
     gaussian_statistics,
+    mean_interval,
     psnr,
     relative_error,
     summarize_psnr,
+    summarize_samples,
 )
 
 
@@ -59,6 +61,11 @@ class TestPsnr:
         assert summary["mean_db"] == pytest.approx(off_by_one, abs=1e-12)
         assert summary["pooled_db"] == pytest.approx(off_by_one + 10 * math.log10(3), abs=1e-12)
         assert (summary["num_images"], summary["num_identical"]) == (3, 2)
+        assert (summary["low_db"], summary["high_db"]) == (None, None), "one image that differs has no interval"
+
+    def test_the_interval_is_of_the_images_that_differ(self):
+        summary, interval = summarize_psnr([30.0, math.inf, 34.0]), mean_interval([30.0, 34.0])
+        assert (summary["low_db"], summary["high_db"]) == (interval["low"], interval["high"])
 
     def test_summary_of_identical_images_is_json_without_infinity(self):
         reference = random_images(0, 2)
@@ -187,3 +194,12 @@ class TestBootstrap:
 
 def test_finite_or_none():
     assert [finite_or_none(value) for value in (1.5, math.inf, -math.inf, math.nan)] == [1.5, None, None, None]
+
+
+def test_samples_are_summed_up_with_intervals_and_changes_from_the_uncached_ones():
+    uncached = [{"score": 50.0}, {"score": 60.0}]
+    row = summarize_samples([{"psnr_db": 30.0, "score": 51.0}, {"psnr_db": None, "score": 63.0}], uncached)
+    assert row["psnr"] == summarize_psnr([30.0, math.inf])
+    assert row["score"] == mean_interval([51.0, 63.0])
+    assert row["score_change"] == mean_interval([1.0, 3.0])
+    assert summarize_samples(uncached) == {"psnr": None, "score": mean_interval([50.0, 60.0])}

@@ -29,6 +29,10 @@ CONDITIONS = {
 README = "# Title\n\n<!-- table:dit-flops -->\n<!-- /table -->\n\ntext\n\n<!-- table:dit-samples -->\nbefore\n<!-- /table -->\n"
 
 
+def of(mean: float, half: float) -> dict:
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
 @pytest.fixture(scope="session")
 def results(tmp_path_factory) -> Path:
     """A folder of small records: two counts by eval/flops.py itself, samples and a benchmark in the form of their commands."""
@@ -38,11 +42,12 @@ def results(tmp_path_factory) -> Path:
         FLOPS["main"](["--model", "DiT-XL/2", *flags, "--out", str(out)])
     row = {
         "label": "uncached", "full_steps": list(range(10)), "num_steps": 10, "flops_ratio": 1.0, "kept_bytes": 0,
-        "latency": {"median_s": 2.0, "ratio": 1.0}, "psnr": None, "class_accuracy": 0.912,
+        "latency": {"median_s": 2.0, "ratio": 1.0}, "psnr": None, "class_accuracy": of(0.912, 0.02),
     }  # fmt: skip
     cached = {
         **row, "label": "taylorseer-N3-W2-O3", "full_steps": [0, 1, 4, 7], "flops_ratio": 2.5, "kept_bytes": 3 * 2**20,
-        "latency": {"median_s": 0.9, "ratio": 2.222}, "psnr": {"mean_db": 31.257}, "class_accuracy": 0.9,
+        "latency": {"median_s": 0.9, "ratio": 2.222}, "psnr": {"mean_db": 31.257},
+        "class_accuracy": of(0.9, 0.03), "class_accuracy_change": of(-0.012, 0.01),
     }  # fmt: skip
     samples = {
         "settings": {"model": "fashion-mnist", "batch_size": 10, "seed": 0, "solver": "ddim", "guidance_scale": 2.0},
@@ -53,7 +58,9 @@ def results(tmp_path_factory) -> Path:
     out = root / "flux" / "flops.json"
     for flags in (["--method", "uncached"], ["--interval", "4"], ["--method", "fora", "--interval", "3"]):
         FLOPS["main"](["--model", "flux-debug", *flags, "--out", str(out)])
-    row, cached = ({**{k: v for k, v in r.items() if k != "class_accuracy"}, "score": 31.26} for r in (row, cached))
+    row, cached = ({k: v for k, v in r.items() if not k.startswith("class_accuracy")} for r in (row, cached))
+    row |= {"score": of(31.26, 1)}
+    cached |= {"score": of(31.26, 1), "score_change": of(-0.126, 0.5)}
     samples = {
         "settings": {"model": "flux-tiny", "batch_size": 8, "seed": 0, "guidance": 3.0},
         "num_samples": 16, "scorer": {"ceiling": 45.26, "ceiling_new_labels": 30.5, "floor": 3.11},
@@ -80,12 +87,12 @@ def results(tmp_path_factory) -> Path:
             FLOPS["main"]([*flags, "--precision", "bf16", "--depth", "1", *run_flags, *out])
     flags = ["--model", "wan-debug", "--kept-goal-gib", "0.0001", "--out", str(root / "wan" / "flops-14b-720p.json")]
     FLOPS["main"](flags)
-    row, cached = ({k: v for k, v in r.items() if k != "score"} for r in (row, cached))
+    row, cached = ({k: v for k, v in r.items() if not k.startswith("score")} for r in (row, cached))
     samples = {
         "settings": {"model": "hunyuan-tiny", "batch_size": 4, "seed": 0, "guidance": 3.0}, "num_samples": 8,
         "rows": [
-            {**row, "flicker": {"mean": 4.561}},
-            {**cached, "flicker": {"mean": 4.7}},
+            {**row, "flicker": of(4.561, 0.2)},
+            {**cached, "flicker": of(4.7, 0.2), "flicker_change": of(0.139, 0.05)},
             {**cached, "flicker": None},
         ],
         "conditions": CONDITIONS,
@@ -230,8 +237,8 @@ def test_no_run_is_good_enough(every_backbone):
 
 def test_samples_name_their_conditions(results):
     table = TABLES["dit_samples"](results)
-    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 91.2 % |" in table
-    assert "| taylorseer-N3-W2-O3 | 4/10 | 2.50x | 2.22x | 3.0 | 31.26 | 90.0 % |" in table
+    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 91.2 ± 2.0 | – |" in table
+    assert "| taylorseer-N3-W2-O3 | 4/10 | 2.50x | 2.22x | 3.0 | 31.26 | 90.0 ± 3.0 | -1.2 ± 1.0 |" in table
     assert "50 samples" in table
     assert "94.1 % on real test images" in table
     assert "A Processor, 2 threads, float32, torch 2.13.0, 2026-01-02" in table
@@ -283,13 +290,25 @@ def test_flux_benchmark_shows_its_own_goals(tmp_path):
 
 def test_flux_samples_are_scored(results):
     table = TABLES["flux_samples"](results)
-    assert "| PSNR dB | score |" in table
-    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 31.3 |" in table
-    assert "| taylorseer-N3-W2-O3 | 4/10 | 2.50x | – | 3.0 | 31.26 | 31.3 |" in table
+    assert "| PSNR dB | score | change of score |" in table
+    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 31.3 ± 1.0 | – |" in table
+    assert "| taylorseer-N3-W2-O3 | 4/10 | 2.50x | – | 3.0 | 31.26 | 31.3 ± 1.0 | -0.13 ± 0.50 |" in table
+    assert "score: not validated on flux-tiny" in table
     assert "seed 0, guidance 3;" in table
     assert (
         "45.3 on real images with their captions, 30.5 where the label was never trained on, 3.1 with shuffled" in table
     )
+
+
+def test_a_measure_that_failed_is_left_out_and_named(results, tmp_path):
+    shutil.copytree(results / "flux", tmp_path / "flux")
+    (tmp_path / "metrics").mkdir()
+    shutil.copy(ROOT / "results" / "metrics" / "flux-tiny.json", tmp_path / "metrics")
+    table = TABLES["flux_samples"](tmp_path)
+    assert "| PSNR dB |\n" in table
+    assert "31.3 ± 1.0" not in table
+    assert "left out, score: failed on flux-tiny: floor, agreement, order;" in table
+    assert "real images" not in table
 
 
 def test_operations_stand_beside_the_fewest(results):
@@ -418,16 +437,16 @@ def test_hidream_samples_are_scored(results, tmp_path):
     (tmp_path / "hidream").mkdir()
     (tmp_path / "hidream" / "hidream-tiny.json").write_text(json.dumps(record))
     table = TABLES["hidream_samples"](tmp_path)
-    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 31.3 |" in table
+    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 31.3 ± 1.0 | – |" in table
     assert "hidream-tiny, trained weights, 16 samples in batches of 8, seed 0, unipc, guidance 3;" in table
 
 
 def test_video_samples_flicker(results):
     table = TABLES["hunyuan_samples"](results)
-    assert "| PSNR dB | flicker |" in table
-    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 4.56 |" in table
-    assert "| taylorseer-N3-W2-O3 | 4/10 | 2.50x | 2.22x | 3.0 | 31.26 | 4.70 (+3.0 %) |" in table
-    assert table.count(" | – |\n") == 1
+    assert "| PSNR dB | flicker | change of flicker |" in table
+    assert "| uncached | 10/10 | 1.00x | 1.00x | 0.0 | – | 4.6 ± 0.2 | – |" in table
+    assert "| taylorseer-N3-W2-O3 | 4/10 | 2.50x | 2.22x | 3.0 | 31.26 | 4.7 ± 0.2 | +0.14 ± 0.05 |" in table
+    assert table.count(" | – | – |\n") == 1
     assert "hunyuan-tiny, trained weights, 8 samples in batches of 4, seed 0, guidance 3;" in table
     assert "wan-tiny, trained weights, 8 samples in batches of 4, seed 0, unipc, guidance 3;" in TABLES["wan_samples"](
         results
@@ -538,11 +557,18 @@ def test_a_readme_that_cannot_be_read(tmp_path, results):
 def test_identical_samples_are_not_shown_as_not_compared(results, tmp_path):
     record = json.loads((results / "dit" / "fashion-mnist.json").read_text())
     record["rows"][1]["psnr"] = {"mean_db": None, "pooled_db": None, "num_images": 50, "num_identical": 50}
+    record["rows"][0]["psnr"] = {
+        "mean_db": 31.257,
+        "low_db": 29.757,
+        "high_db": 32.757,
+        "num_images": 50,
+        "num_identical": 0,
+    }
     (tmp_path / "dit").mkdir()
     (tmp_path / "dit" / "fashion-mnist.json").write_text(json.dumps(record))
     table = TABLES["dit_samples"](tmp_path)
-    assert "| 0.0 | – | 91.2 % |" in table
-    assert "| 3.0 | identical | 90.0 % |" in table
+    assert "| 0.0 | 31.26 ± 1.50 | 91.2 ± 2.0 |" in table
+    assert "| 3.0 | identical | 90.0 ± 3.0 |" in table
 
 
 def test_benchmarks_that_timed_different_things(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.metrics import psnr
-from evaluation.video_metrics import flicker, flicker_change, frame_psnr, video_psnr
+from evaluation.video_metrics import flicker, frame_psnr, video_psnr
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -68,32 +68,6 @@ class TestFlicker:
         together = flicker(videos)
         np.testing.assert_allclose(together[:2], [0, 6], atol=1e-10)
         np.testing.assert_allclose(together, [flicker(videos[i : i + 1])[0] for i in range(3)])
-
-    def test_change_is_that_of_the_means(self):
-        """Which the shown figures confirm: 2.0 beside 1.5 is -25 %, whatever the single videos do."""
-        rows = [
-            {"label": label, "flicker": {"mean": mean}} for label, mean in (("uncached", 2.0), ("a", 2.0), ("b", 1.5))
-        ]
-        assert [flicker_change({"rows": rows}, row) for row in rows] == [None, 0.0, -0.25]
-
-    def test_an_earlier_run_of_as_many_samples_is_compared_with(self):
-        earlier = {"label": "uncached", "flicker": {"mean": 1.0}, "num_samples": 2}
-        row = {"label": "fora", "flicker": {"mean": 2.0}}
-        assert flicker_change({"num_samples": 2, "rows": [row, earlier]}, row) == 1.0
-
-    @pytest.mark.parametrize(
-        "uncached",
-        [
-            {"label": "other", "flicker": {"mean": 1.0}},
-            {"label": "uncached", "flicker": {"mean": 1.0}, "num_samples": 3},
-            {"label": "uncached", "flicker": {"mean": 0.0}},
-            {"label": "uncached", "flicker": {"mean": None}},
-            {"label": "uncached"},
-        ],
-    )
-    def test_there_is_no_change_without_something_to_compare_with(self, uncached):
-        row = {"label": "fora", "flicker": {"mean": 2.0}}
-        assert flicker_change({"num_samples": 2, "rows": [uncached, row]}, row) is None
 
     def test_refuses_too_few_frames(self):
         with pytest.raises(ValueError, match="at least 3 frames, got 2"):

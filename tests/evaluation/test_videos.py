@@ -265,9 +265,9 @@ def test_videos_of_two_frames_have_no_flicker(carry_out, capsys):
     pipeline = FakePipeline()
     pipeline.size = (3, 1, 8, 8)
     row = rows(carry_out(labels=["uncached", FORA], pipeline=pipeline)[1])[FORA]
-    assert row["flicker"] == {"mean": None}
+    assert "flicker" not in row
     assert row["psnr"]["mean_db"] > 0
-    assert capsys.readouterr().out.splitlines()[-7].split()[-2:] == ["–", "–"]
+    assert "flicker" not in capsys.readouterr().out
 
 
 def test_gifs_are_for_small_videos_and_can_be_left_out(carry_out, out):

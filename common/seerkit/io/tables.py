@@ -32,10 +32,15 @@ def counted(count: int, noun: str) -> str:
 
 
 def psnr_cell(psnr: Mapping[str, Any] | None) -> str:
-    """Mean PSNR of a record (`evaluation.metrics.summarize_psnr`) in dB; a dash is for what was not compared."""
+    """Mean PSNR of a record (`evaluation.metrics.summarize_psnr`) in dB, with half of its interval where it has one.
+
+    A dash is for what was not compared.
+    """
     psnr = psnr or {}
-    compared = psnr.get("num_images")
-    return "identical" if compared and psnr.get("num_identical") == compared else number(psnr.get("mean_db"))
+    compared, low = psnr.get("num_images"), psnr.get("low_db")
+    if compared and psnr.get("num_identical") == compared:
+        return "identical"
+    return number(psnr.get("mean_db")) + ("" if low is None else f" ± {number((psnr['high_db'] - low) / 2)}")
 
 
 def _align(cell: str, width: int, column: int) -> str:

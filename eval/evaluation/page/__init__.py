@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from evaluation.forms import CONDITIONS
+from evaluation.forms import CONDITIONS, INTERVAL, SCORES
 from seerkit.io.computed import draw_token_map, partly_computed, percent, shares_of, step_in_words
 from seerkit.io.files import write_text, written_whole
 from seerkit.io.images import read_image
@@ -50,6 +50,7 @@ READ: Form = {
     "num_samples": (None, int), "command_line": (None, str), "partial_steps": (None, list), "left_out_of": (None, list),
     "computed_in_part": (None, [[str]]),
     "steps": (None, [{"step": int}]), "tokens_computed": (None, on_a_grid),
+    **dict.fromkeys(SCORES, (None, INTERVAL)),
     "conditions": (None, {**CONDITIONS, "python": str, "commit": (None, str)}),
 }  # fmt: skip
 """Of a row."""

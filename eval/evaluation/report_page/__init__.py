@@ -109,7 +109,7 @@ def _tables(stored: Sequence[Stored]) -> tuple[list[Table], dict[str, str]]:
                 rest[one.name] = f"It is not as its name says: {found}."
             else:
                 fitting.append(one)
-        tables.append(kind.table(fitting))
+        tables += [table(fitting) for table in kind.tables]
     rest |= {one.name: "" for one in stored if one.name not in taken}
     return tables, rest
 
@@ -121,7 +121,7 @@ def _overview(stored: Sequence[Stored]) -> Table:
     """A line for every backbone: what there is of it."""
     by_folder: dict[str, list[Stored]] = {}
     for one in stored:
-        if one.folder != "paper":
+        if one.folder not in ("paper", "metrics"):
             by_folder.setdefault(one.folder, []).append(one)
     lines = []
     for folder, records in by_folder.items():

@@ -81,7 +81,7 @@ def plot_of(stored: Stored) -> Plot | None:
     record, rows = stored.value, figures(stored)
     series = list(dict.fromkeys(row["series"] for row in rows if row["series"] != "uncached"))
     panels = []
-    for merit in merits(rows, list(record.get("scores", {}))):
+    for merit in merits(record, rows):
         for title, cost in costs(record, rows).items():
             found = [
                 (i, row, cost(row), value) for i, row in enumerate(rows) if (value := merit.value(row)) is not None

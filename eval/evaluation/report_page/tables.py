@@ -8,7 +8,9 @@ from typing import Any
 
 from cache_dic import METHODS
 from evaluation.cells import (
+    CHANGES,
     COSTS_HEADER,
+    FLICKER_MEANING,
     INTERVALS,
     LITE0,
     LITE0_MEANING,
@@ -20,17 +22,31 @@ from evaluation.cells import (
     cost_cells,
     partial_cells,
     plus_minus,
-    psnr_interval,
 )
+from evaluation.families import FAMILIES
 from evaluation.figures.features import FEATURES
 from evaluation.figures.published import METRICS, PUBLISHED
-from evaluation.forms import BENCHMARK, COMPARISON, CONDITIONS, GAINS, METHOD_COSTS, PARTIAL_STEPS
+from evaluation.forms import (
+    BENCHMARK,
+    COMPARISON,
+    CONDITIONS,
+    GAINS,
+    INTERVAL,
+    METHOD_COSTS,
+    PARTIAL_STEPS,
+    PSNR,
+    SCORES,
+    VALIDATION,
+)
+from evaluation.gpu import report as gpu
 from evaluation.page import flat
 from evaluation.paper import published_flops
 from evaluation.report_page.records import Row, Stored
 from evaluation.reproduction.protocols import PROTOCOLS
 from evaluation.reproduction.rows import make_rows
 from evaluation.reproduction.tables import figure, notes
+from evaluation.validation import cells as verdicts
+from evaluation.validation.rules import screened
 from seerkit.io.records import Form, positive
 from seerkit.io.report import MEANINGS
 from seerkit.io.tables import number, psnr_cell
@@ -87,11 +103,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of record: how their names begin or end, what is read of them, and the table of all of them."""
+    """A kind of record: how their names begin or end, what is read of them, and the tables of all of them."""
 
     pattern: str
     form: Form
-    table: Callable[[Sequence[Stored]], Table]
+    tables: Sequence[Callable[[Sequence[Stored]], Table]]
 
     def takes(self, stored: Stored) -> bool:
         return re.fullmatch(self.pattern, stored.name) is not None
@@ -124,10 +140,11 @@ def compared(records: Sequence[Stored]) -> Table:
     merits = [key for key in keys if any(_is_interval(row.get(key)) for _, _, row in rows)]
     # The change of a score says more than the score, which differs from one sample to the next more than by method.
     merits = [key for key in merits if f"{key}_change" not in merits]
+    shown, left_out = _screened(records, {key.removesuffix("_change"): _merit_heading(key) for key in merits})
+    merits = [key for key in merits if key.removesuffix("_change") in set().union(*shown.values())]
 
     def line(stored: Stored, i: int, row: Row) -> Line:
         latency = row["latency"]
-        psnr = psnr_cell(row["psnr"])
         cells = [
             row["name"],
             stored.folder,
@@ -137,8 +154,11 @@ def compared(records: Sequence[Stored]) -> Table:
             number(latency["ratio"], 2, "x"),
             number(latency.get("processor_ratio"), 2, "x"),
             number(row["kept_bytes"] / MIB, 1),
-            psnr if psnr == "identical" else plus_minus(psnr_interval(row), 2),
-            *(_merit_cell(row, key) for key in merits),
+            psnr_cell(row["psnr"]),
+            *(
+                _merit_cell(row, key) if key.removesuffix("_change") in shown[stored.name] else NOTHING
+                for key in merits
+            ),
         ]
         return Line(
             cells=cells, backbone=stored.folder, method=method_of(row), place=stored.place_of(row),
@@ -149,7 +169,7 @@ def compared(records: Sequence[Stored]) -> Table:
     return Table(
         id="compared",
         title="Every method on the embedded models",
-        caption=f"Distances are to the uncached sample of the same noise. {INTERVALS}.",
+        caption=f"Distances are to the uncached sample of the same noise. {INTERVALS}; {CHANGES}.",
         header=[
             "method", "backbone", "model", "full steps", "FLOPs ratio", "latency ratio", "processor time ratio", "cache MiB",
             "PSNR dB", *(_merit_heading(key) for key in merits),
@@ -161,7 +181,18 @@ def compared(records: Sequence[Stored]) -> Table:
             "processor time ratio": "the same of the time that processors spent, which other work on the machine changes less",
             **({LITE0: LITE0_MEANING.removeprefix(f"{LITE0}: ")} if "lite0" in merits else {}),
         },
+        notes=left_out,
     )  # fmt: skip
+
+
+def _screened(records: Sequence[Stored], headings: Mapping[str, str]) -> tuple[dict[str, list[str]], list[str]]:
+    """By record, which figures of merit mean something on its model; and lines on the others, those of all models."""
+    shown, lines = {}, []
+    for stored in records:
+        own = {key: heading for key, heading in headings.items() if any(row.get(key) for row in figures(stored))}
+        shown[stored.name], told = screened(stored.model, own, stored.value["num_samples"])
+        lines += told
+    return shown, list(dict.fromkeys(lines))
 
 
 def row_id(stored: Stored, number_of_row: int) -> str:
@@ -197,16 +228,27 @@ SAMPLED: Form = {
     "rows": [
         {
             "label": str, "full_steps": [int], "num_steps": int, "flops_ratio": positive, "kept_bytes": float,
-            "latency": (None, {"ratio": (None, float)}), "psnr": (None, dict), "score": (None, float),
-            "class_accuracy": (None, float), "flicker": (None, {"mean": (None, float)}),
+            "latency": (None, {"ratio": (None, float)}), "psnr": (None, PSNR), **dict.fromkeys(SCORES, (None, INTERVAL)),
         }
     ],
 }  # fmt: skip
+SCORES_MEAN = {
+    "score": "100 x cosine of image and prompt by the shipped in-domain scorer, not CLIP",
+    "class accuracy %": "by the shipped in-domain classifier",
+    "flicker": FLICKER_MEANING.removeprefix("flicker: "),
+}
 
 
 def sampled(records: Sequence[Stored]) -> Table:
+    headings = dict(zip(SCORES, SCORES_MEAN, strict=True))
+    shown, left_out = _screened(records, headings)
+    scores = [key for key in SCORES if key in set().union(*shown.values())]
+
+    def score(stored: Stored, row: Row, key: str) -> str:
+        scale = 100 if key.endswith("accuracy") else 1
+        return plus_minus(row.get(key), 1, scale=scale) if key in shown[stored.name] else NOTHING
+
     def line(stored: Stored, row: Row) -> Line:
-        accuracy, flicker = row.get("class_accuracy"), (row.get("flicker") or {}).get("mean")
         cells = [
             row["label"],
             stored.folder,
@@ -216,27 +258,25 @@ def sampled(records: Sequence[Stored]) -> Table:
             number((row.get("latency") or {}).get("ratio"), 2, "x"),
             number(row["kept_bytes"] / MIB, 1),
             psnr_cell(row.get("psnr")),
-            number(row.get("score"), 1),
-            number(None if accuracy is None else 100 * accuracy, 1, " %"),
-            number(flicker, 2),
+            *(score(stored, row, key) for key in scores),
         ]
         return Line(cells=cells, backbone=stored.folder, method=method_of(row), place=stored.place_of(row))
 
     return Table(
         id="sampled",
         title="Samples of the sampling commands",
-        caption="TaylorSeer and FORA as scripts/run_*.sh make them; held-out: prompts with labels that were not trained on.",
+        caption="TaylorSeer and FORA as scripts/run_*.sh make them; held-out: prompts with labels that were not trained on. "
+        f"{INTERVALS}.",
         header=[
-            "method", "backbone", "record", "full steps", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB", "score",
-            "class accuracy", "flicker",
+            "method", "backbone", "record", "full steps", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB",
+            *(headings[key] for key in scores),
         ],
         lines=[line(stored, row) for stored in records for row in figures(stored)],
         meanings={
             **{name: MEANINGS[name] for name in ("full steps", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB")},
-            "score": "100 x cosine of image and prompt by the shipped in-domain scorer, not CLIP",
-            "class accuracy": "by the shipped in-domain classifier",
-            "flicker": "mean second difference in time, of 255 grey levels",
+            **{headings[key]: SCORES_MEAN[headings[key]] for key in scores},
         },
+        notes=left_out,
     )  # fmt: skip
 
 
@@ -544,6 +584,70 @@ def reproduced(records: Sequence[Stored]) -> Table:
     )  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------- eval/validate_measures.py
+
+BACKBONE_OF = {family.flags.EMBEDDED: family.folder for family in FAMILIES.values()}
+
+
+def of_measures(
+    id: str,
+    title: str,
+    meaning: str,
+    header: Sequence[str],
+    cells: Callable[[Mapping[str, Any]], Iterable[Sequence[str]]],
+) -> Callable[[Sequence[Stored]], Table]:
+    """A table of the measures of every embedded model, with the cells of the documents."""
+
+    def line(stored: Stored, cells: Sequence[str]) -> Line:
+        backbone = BACKBONE_OF.get(stored.model, NOTHING)
+        first, *rest = cells
+        return Line(
+            cells=[first, backbone, stored.model, *rest], backbone=backbone, method=NOTHING, place=stored.runs[0].place
+        )
+
+    return lambda records: Table(
+        id=id,
+        title=title,
+        caption=f"{meaning}.",
+        header=[header[0], "backbone", "model", *header[1:]],
+        lines=[line(stored, one) for stored in records for one in cells(stored.value)],
+    )
+
+
+# --------------------------------------------------------------------------------------------------- eval/measure_gpu.py
+
+
+def on_gpu(name: str) -> Callable[[Sequence[Stored]], Table]:
+    """A table of `evaluation.gpu.report` over all records."""
+    rows_of, what = gpu.TABLES[name]
+
+    def table(records: Sequence[Stored]) -> Table:
+        lines, header = [], [""]
+        for stored in records:
+            header, rows = rows_of(stored.value)
+            for first, *rest in rows:
+                lines.append(
+                    Line(
+                        cells=[first, stored.folder, stored.model, stored.value["device"], *rest],
+                        backbone=stored.folder,
+                        method=first.partition("-")[0] if header[0] == "method" else NOTHING,
+                        place=stored.runs[0].place,
+                    )
+                )
+        return Table(
+            id=f"gpu-{name}",
+            title=f"On a GPU: {what}",
+            caption=f"Published size, random weights. {gpu.NOTES.get(name, 'Ceilings are measured')}.",
+            header=[header[0] or "figure", "backbone", "model", "device", *header[1:]],
+            lines=lines,
+            notes=[
+                f"{gpu.title(one.value)}: {'; '.join([gpu.facts(one.value), *gpu.gaps(one.value)])}" for one in records
+            ],
+        )
+
+    return table
+
+
 # ----------------------------------------------------------------------------------------------------------------- others
 
 MOST_COLUMNS, LONGEST_CELL, LONGEST_LIST, DIGITS = 12, 120, 8, 5
@@ -624,20 +728,41 @@ def kinds(stored: Iterable[Stored]) -> list[Kind]:
     paper = {one.stem: one.value for one in stored if one.folder == "paper" and one.misfit(PUBLISHED) is None}
     backbone = "(?!paper/|metrics/)[^/]+/"
     return [
-        Kind(pattern=backbone + r"compare-.*\.json", form=COMPARISON, table=compared),
-        Kind(pattern=backbone + r"flops.*\.json", form=COUNTED, table=counted_table(paper)),
-        Kind(pattern=backbone + r"reproduced.*\.json", form=REPRODUCED, table=reproduced),
-        Kind(pattern=backbone + r"benchmark-.*\.json", form=BENCHMARK, table=timed),
-        Kind(pattern=backbone + r"method-costs\.json", form=METHOD_COSTS, table=method_costs),
-        Kind(pattern=backbone + r"partial-steps\.json", form=PARTIAL_STEPS, table=partial_steps),
-        Kind(pattern=backbone + r"schedules\.json", form=GAINS, table=schedules),
-        Kind(pattern=backbone + r"features-.*\.json", form=FEATURES, table=features),
+        Kind(pattern=backbone + r"compare-.*\.json", form=COMPARISON, tables=[compared]),
+        Kind(pattern=backbone + r"flops.*\.json", form=COUNTED, tables=[counted_table(paper)]),
+        Kind(pattern=backbone + r"reproduced.*\.json", form=REPRODUCED, tables=[reproduced]),
+        Kind(pattern=backbone + r"benchmark-.*\.json", form=BENCHMARK, tables=[timed]),
+        Kind(pattern=backbone + r"method-costs\.json", form=METHOD_COSTS, tables=[method_costs]),
+        Kind(pattern=backbone + r"partial-steps\.json", form=PARTIAL_STEPS, tables=[partial_steps]),
+        Kind(pattern=backbone + r"schedules\.json", form=GAINS, tables=[schedules]),
+        Kind(pattern=backbone + r"features-.*\.json", form=FEATURES, tables=[features]),
         Kind(
             pattern=backbone + r"(?!reproduced|gpu|.*-(nearest|training)\.json|op-counts|busy-machine).*\.json",
             form=SAMPLED,
-            table=sampled,
+            tables=[sampled],
         ),
-        Kind(pattern=r"paper/.*\.json", form=PUBLISHED, table=published),
+        Kind(
+            pattern=r"metrics/.*\.json",
+            form=VALIDATION,
+            tables=[
+                of_measures(
+                    "measures",
+                    "Which measures mean something",
+                    verdicts.MEANING,
+                    verdicts.HEADER,
+                    verdicts.verdict_cells,
+                ),
+                of_measures(
+                    "noise",
+                    "How many samples it takes to tell caching methods apart",
+                    verdicts.NOISE_MEANING,
+                    verdicts.NOISE_HEADER,
+                    verdicts.noise_cells,
+                ),
+            ],
+        ),
+        Kind(pattern=backbone + r"gpu-.*\.json", form=gpu.RECORD, tables=[*map(on_gpu, gpu.TABLES)]),
+        Kind(pattern=r"paper/.*\.json", form=PUBLISHED, tables=[published]),
     ]
 
 

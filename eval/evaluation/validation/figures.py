@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seerkit.io.files import written_whole
+from evaluation.figures import plotting, save
 
 COLUMNS = 3  # measures side by side
 MARKERS = "osD^vP"
@@ -12,24 +12,19 @@ MARKERS = "osD^vP"
 
 def draw_validation(record: Mapping[str, Any], path: Path) -> None:
     """Two panels of each measure: its ladders from real samples on; steps and caching methods. Bars are 95 % intervals."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib.figure import Figure
-
     rows = record["rows"]
     lines = -(-len(rows) // COLUMNS)
-    figure = Figure(figsize=(6 * COLUMNS, 2.6 * lines), layout="constrained", dpi=80)
-    panels = figure.subplots(lines, 2 * COLUMNS, squeeze=False)
-    for index, row in enumerate(rows):
-        left, right = panels[index // COLUMNS][2 * (index % COLUMNS) : 2 * (index % COLUMNS) + 2]
-        _ladders(left, row)
-        _order(right, row)
-    for index in range(len(rows), lines * COLUMNS):
-        for panel in panels[index // COLUMNS][2 * (index % COLUMNS) : 2 * (index % COLUMNS) + 2]:
-            panel.set_axis_off()
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    with plotting() as plt:
+        size = (5 * COLUMNS, 2.2 * lines)
+        figure, panels = plt.subplots(lines, 2 * COLUMNS, figsize=size, layout="constrained", squeeze=False)
+        for index, row in enumerate(rows):
+            left, right = panels[index // COLUMNS][2 * (index % COLUMNS) : 2 * (index % COLUMNS) + 2]
+            _ladders(left, row)
+            _order(right, row)
+        for index in range(len(rows), lines * COLUMNS):
+            for panel in panels[index // COLUMNS][2 * (index % COLUMNS) : 2 * (index % COLUMNS) + 2]:
+                panel.set_axis_off()
+        save(figure, path.parent, path.stem, [path.suffix])
 
 
 def _bars(

@@ -102,3 +102,4 @@ def test_identical_is_not_the_dash_of_what_was_not_compared():
     assert psnr_cell({"mean_db": None, "num_images": 4, "num_identical": 4}) == "identical"
     assert psnr_cell({"mean_db": 31.256, "num_images": 4, "num_identical": 3}) == "31.26"
     assert psnr_cell({"mean_db": 31.256}) == "31.26"
+    assert psnr_cell({"mean_db": 31.256, "low_db": 30.256, "high_db": 32.256}) == "31.26 ± 1.00"
