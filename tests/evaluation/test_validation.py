@@ -306,6 +306,10 @@ def test_records_of_the_repository_are_of_the_form_and_their_verdicts_follow_fro
             assert one["shown"] == all(passed), (model, one["name"])
 
 
+def test_psnr_passes_on_every_embedded_model_so_that_its_column_need_not_ask():
+    assert all(rules.is_shown(model, "psnr", 2) for model in CANDIDATES)
+
+
 def test_candidates_are_told_apart_and_see_ladders_that_there_are():
     for model, candidates in CANDIDATES.items():
         names = [candidate.name for candidate in candidates]
@@ -328,7 +332,7 @@ def test_comparisons_have_the_scores_that_passed_alone(monkeypatch, found):
 
     monkeypatch.setattr(rules, "verdict", verdict)
     judge = Judge(
-        key="score", heading="score", score=lambda images, prompts: images, cell=str, facts={}, explanation="what it is"
+        key="score", heading="score", score=lambda images, prompts: images, facts={}, explanation="what it is"
     )
     record = {
         "settings": {"model": "flux-tiny", "width": 32, "height": 32, "num_steps": 50},
@@ -340,4 +344,4 @@ def test_comparisons_have_the_scores_that_passed_alone(monkeypatch, found):
     has = ("score" in table.extra, "change" in table.extra, "what it is" in table.explanations)
     assert has == (found.shown,) * 3
     assert any(found.why in line for line in table.explanations) if found.why else asked
-    assert asked == [("flux-tiny", measure, 16) for measure in ("psnr", "ssim", "lite0", "score")]
+    assert asked == [("flux-tiny", measure, 16) for measure in ("ssim", "lite0", "score")]
