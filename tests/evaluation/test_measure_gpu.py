@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -23,7 +24,9 @@ from evaluation.gpu.measure import measure_slice
 from evaluation.gpu.parts import Part, run_method
 from evaluation.gpu.slices import KINDS, SLICES, SUBJECTS, settings_of
 from evaluation.gpu.subject import Subject, draw_zeros
+from evaluation.report_page import write_report
 from seerkit.devices.dtypes import made_in
+from seerkit.io.files import read_text
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ROOT / "eval" / "measure_gpu.py"
@@ -493,6 +496,16 @@ def results(tmp_path) -> Path:
 def test_tables_of_a_record(results, name, lines):
     shown = TABLES[name](results).splitlines()
     assert [line for line in lines if line not in shown] == []
+
+
+def test_the_report_has_all_tables(results, tmp_path):
+    write_report(results, tmp_path / "index.html", [])
+    text = read_text(tmp_path / "index.html")
+    assert all(f'id="gpu-{name}"' in text for name in report.TABLES)
+    cells = ["flux", "flux-dev", "NVIDIA H200", "200.00 (180.00 – 220.00)", "–"]
+    assert re.search("".join(f"<td[^>]*>{re.escape(cell)}</td>" for cell in cells), text)
+    assert '<tr data-backbone="flux" data-method="toca"><th scope="row">toca-N4</th>' in text
+    assert "cache-dit: left out, cache-dit not installed" in text
 
 
 def test_the_terminal_shows_all_tables_and_what_is_missing():

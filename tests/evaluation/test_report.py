@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from colours import contrast
 
 from evaluation.report_page import write_report
 from evaluation.report_page.records import Stored, read_results
-from evaluation.report_page.tables import Line, Table, others
+from evaluation.report_page.tables import Kind, Line, Table, kinds, others
 from seerkit.io.files import read_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,3 +229,29 @@ def test_its_files_are_installed_with_the_package():
     assert {path.suffix for path in (ROOT / "eval/evaluation/report_page").iterdir() if path.is_file()} == {
         ".py", ".j2", ".css", ".js"
     }  # fmt: skip
+
+
+def test_measures_have_tables_and_those_that_failed_are_left_out_of_others(results, tmp_path):
+    (results / "metrics").mkdir()
+    shutil.copy(ROOT / "results" / "metrics" / "flux-tiny.json", results / "metrics")
+    shutil.copy(ROOT / "results" / "flux" / "flux-tiny.json", results / "flux")
+    write_report(results, tmp_path / "index.html", [])
+    stored, _ = read_results(results)
+    tables = {table.id: table for kind in kinds(stored) for table in made(kind, stored)}
+    assert [line.cells[0] for line in tables["measures"].lines] == [
+        "FD-Lite0", "KD-Lite0", "FD-SqueezeNet", "KD-SqueezeNet", "emoji score", "PSNR dB", "SSIM", "Lite0 distance"
+    ]  # fmt: skip
+    assert {(line.backbone, line.cells[2], line.cells[-1]) for line in tables["measures"].lines[4:6]} == {
+        ("flux", "flux-tiny", "no"), ("flux", "flux-tiny", "yes")
+    }  # fmt: skip
+    assert {len(line.cells) for line in tables["noise"].lines} == {len(tables["noise"].header)}
+    assert "score" not in tables["sampled"].header
+    assert tables["sampled"].notes == ["left out, score: failed on flux-tiny: floor, agreement, order"]
+    text = read_text(tmp_path / "index.html")
+    assert all(f'id="{name}"' in text for name in ("measures", "noise", "sampled"))
+    assert "left out, score: failed on flux-tiny" in text
+
+
+def made(kind: Kind, stored: list[Stored]) -> list[Table]:
+    fitting = [one for one in stored if kind.takes(one) and one.misfit(kind.form) is None]
+    return [table(fitting) for table in kind.tables]
