@@ -22,7 +22,9 @@ from evaluation.families import FAMILIES, Family, fid_job
 from evaluation.fid_samples import FidJob, class_of
 from evaluation.images import ImageJob
 from evaluation.jobs import Job
+from evaluation.reproduction import real
 from evaluation.reproduction.protocols import Protocol
+from evaluation.reproduction.real import RealImages
 from evaluation.reproduction.rows import UNCACHED, Row, Run, runs_of
 from evaluation.scoring.measures import find_measure
 from evaluation.scoring.read import Task, check_task, score
@@ -232,7 +234,7 @@ def score_runs(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """By label, the scores of a run by measure, on the first process; and by measure, why it is not taken of any run."""
     work = plan.out / "scores"
-    reference = open_samples(plan.args.reference) if plan.args.reference else None
+    reference = reference_of(plan)
     opened = {label: open_samples(one.path) for label, one in sampled.items() if one.path}
     scores: dict[str, dict[str, Any]] = {label: {} for label in opened}
     reasons: dict[str, str] = {}
@@ -259,6 +261,13 @@ def score_runs(
             scores[label] |= found
         reasons |= {VBENCH: reason} if reason else {}
     return scores, reasons
+
+
+def reference_of(plan: Plan) -> Samples | None:
+    """The set that --reference names; of a smoke run without it, real images of the model's own kind, where a measure asks."""
+    if plan.args.reference:
+        return open_samples(plan.args.reference)
+    return RealImages() if plan.is_smoke and real.MEASURE in plan.measures else None
 
 
 def score_by_vbench(plan: Plan, sampled: Mapping[str, Sampled]) -> tuple[dict[str, dict[str, Any]], str | None]:
@@ -329,6 +338,7 @@ def reproduce(plan: Plan, world: World) -> dict[str, Any] | None:
         "settings": {name: value for name, value in plan.protocol.flags.items() if not plan.is_smoke},
         "counts": counted,
         "runs": {label: _run_record(runs[label], one, base, scores.get(label, {})) for label, one in sampled.items()},
+        "reference": _told(reference_of(plan)),
         "not_scored": reasons,
         "conditions": conditions(world.device, torch_dtype(plan.args.precision or "fp32")),
         "counts_conditions": conditions(torch.device("meta"), torch_dtype(plan.protocol.flags["precision"])),
@@ -337,11 +347,18 @@ def reproduce(plan: Plan, world: World) -> dict[str, Any] | None:
     return record
 
 
+def _told(reference: Samples | None) -> str | None:
+    return reference.images if isinstance(reference, RealImages) else reference and str(reference.path)
+
+
 def _run_record(run: Run, one: Sampled, base: Mapping[str, Any] | None, scores: Mapping[str, Any]) -> dict[str, Any]:
     row = one.row or {}
     own, uncached = ((found or {}).get("latency") for found in (row, base))
     ratio = uncached["median_s"] / own["median_s"] if own and uncached else None
-    kept = ("flops_T", "flops_ratio", "full_steps", "partial_steps", "kept_bytes", "peak_bytes", "conditions")
+    kept = (
+        "flops_T", "flops_ratio", "full_steps", "full_steps_by_batch", "partial_steps", "kept_bytes", "peak_bytes",
+        "conditions",
+    )  # fmt: skip
     return {
         "label": run.cache.label,
         "num_steps": run.num_steps,
