@@ -1,10 +1,15 @@
 """Published tables run again: rows, prompts, estimates, and tables of both figures; one small table the whole way."""
 
+import contextlib
 import csv
 import hashlib
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +185,84 @@ def test_one_table_the_whole_way(tmp_path):
     again = run("hidream", "--smoke", "--rows", "paper", "--num-samples", 2, "--output-dir", tmp_path / "out")
     assert again.returncode == 0
     assert json.loads((tmp_path / "out" / "record.json").read_text())["runs"] == record["runs"]
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+KILLS = int(os.environ.get("TAYLORSEER_KILLS", "3"))
+DISTURBED = {
+    "images": ("flux", "--smoke", "--rows", "fewer-steps-16", "teacache", "--num-samples", "8", "--batch-size", "4"),
+    "videos": ("wan", "--smoke", "--rows", "teacache", "--num-samples", "2", "--batch-size", "1"),
+    "classes": ("dit", "--smoke", "--rows", "fewer-steps-12", "--num-samples", "4", "--batch-size", "2"),
+}
+"""Small runs: one whose full steps are decided while sampling is among them."""
+MADE = ("*.png", "*.mp4", "*.gif", "*.npz", "*.safetensors")
+
+
+def made_in(out):
+    """Samples, and what was read of them, by name."""
+    paths = [path for pattern in MADE for path in out.rglob(pattern) if not path.name.startswith(".")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths if path.name != "grid.png"}
+
+
+def lasting(out):
+    """What a record says of its runs but for times and memory."""
+    record = json.loads((out / "record.json").read_text())
+    of_a_run = ("latency", "peak_bytes", "conditions", "full_steps", "kept_bytes")
+    runs = {
+        label: {key: value for key, value in found.items() if key not in of_a_run}
+        for label, found in record["runs"].items()
+    }
+    return record["counts"], runs, record["not_scored"], record["prompts"]
+
+
+def workers_of(launcher):
+    """The processes of reproduce.py itself."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(pid) for pid in children if b"reproduce.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def run_and_kill(argv, out, draw, processes):
+    """Start a run and kill it, or one of its processes, when it has made a little more; False if it came to its end before."""
+    before, more = len(made_in(out)), draw.choice([0, 0, 1, 2])
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    started = subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "eval" / "reproduce.py"), *argv, "--output-dir", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while started.poll() is None and len(made_in(out)) <= before + more:
+        time.sleep(0.02)
+    time.sleep(draw.uniform(0, 0.3))
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        for pid in (
+            [started.pid] if processes == 1 else draw.sample(workers_of(started.pid), draw.randint(1, processes))
+        ):
+            os.kill(pid, signal.SIGKILL)
+    return started.wait() != 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)  # as many starts of one or two processes, on a busy machine
+@pytest.mark.parametrize(("kind", "processes"), [("images", 1), ("images", 2), ("videos", 1), ("classes", 1)])
+def test_a_run_that_is_killed_ends_with_the_same_table(kind, processes, run_script, tmp_path):
+    argv, draw, kills = DISTURBED[kind], random.Random(processes), 0
+    done = run_script("eval/reproduce.py", *argv, "--output-dir", tmp_path / "undisturbed")
+    assert done.returncode == 0, done.stderr[-2000:]
+    made, out = made_in(tmp_path / "undisturbed"), tmp_path / "killed"
+    remade = sorted(name for name in made if "/state/" not in name)
+    while kills < KILLS:
+        if run_and_kill(argv, out, draw, processes):
+            kills += 1
+        else:  # it came to its end: some of what it made is taken away again
+            assert made_in(out) == made
+            for name in draw.sample(remade, len(remade) // 2):
+                (out / name).unlink()
+    done = run_script("eval/reproduce.py", *argv, "--output-dir", out, processes=processes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert made_in(out) == made
+    assert lasting(out) == lasting(tmp_path / "undisturbed"), "to the last bit"
+    assert (out / "tables.csv").read_text() == (tmp_path / "undisturbed" / "tables.csv").read_text()
+    assert not list(out.rglob("*.partial*"))
 
 
 @pytest.mark.slow

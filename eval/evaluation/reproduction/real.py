@@ -4,7 +4,7 @@ measures its distance from real images without fetching any.
 python -m evaluation.reproduction.real     from eval/: make the file anew, from the images of scripts/get_fashion_mnist.sh
 
 The file has the mean and the upper triangle of the covariance in float32, 0.5 MB for 512 features. The network is SqueezeNet:
-of the distances that are tried on Fashion-MNIST (results/metrics/fashion-mnist.json) its own tells more steps from fewer with the
+of the distances that are tried on Fashion-MNIST (results/metrics/fashion-mnist.json) its own tells 50 steps from 20 with the
 fewest samples. Statistics serve a distance of the two Gaussians alone, neither a kernel distance nor precision and recall.
 """
 

@@ -1,6 +1,7 @@
 """Runs of published tables: counted at published size, sampled, scored; everything is kept, so that a killed run goes on.
 
 OUT/samples/steps-50/          a job's folder: samples, record and page of all runs of so many steps
+OUT/samples/steps-50/state/    beside the job's own: LABEL/decided/000000.json, what a batch decided while it was sampled
 OUT/scores/                    what was read of the samples (`evaluation.scoring.read`)
 OUT/record.json                what is known of every run
 """
@@ -8,12 +9,13 @@ OUT/record.json                what is known of every run
 import argparse
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cache_dic import Cache, UserError
 from evaluation import fid_samples, images, videos
@@ -35,8 +37,12 @@ from evaluation.vbench_scores import score_videos
 from evaluation.videos import VideoJob
 from seerkit.devices.distributed import World, on_main
 from seerkit.devices.dtypes import torch_dtype
-from seerkit.io.files import write_json
+from seerkit.io.claims import state_folder
+from seerkit.io.files import read_json, write_json
 from seerkit.io.records import conditions
+from seerkit.io.report import decided_costs
+from seerkit.sampling.flops import run_flops
+from seerkit.text.prompts import Batch
 
 VBENCH, VBENCH_FLICKERING = "vbench", "vbench-flickering"
 TIMED = 4  # images of DiT that are made one at a time, for their latency
@@ -174,12 +180,46 @@ def _job(plan: Plan, num_steps: int, runs: Mapping[str, Run]) -> Job:
     return plan.family.job(COMMAND, _args(plan, num_steps), plan.prompts, _caches(runs), plan.names)
 
 
+class _Noting:
+    """A pipeline that notes what was decided while a batch was sampled, so that a killed run knows it when it goes on."""
+
+    def __init__(self, pipeline: Any, out: Path) -> None:
+        self._pipeline, self._out = pipeline, out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+    def sample(self, cache: Cache, batch: Batch, callback: Callable[[int, Tensor], None]) -> tuple[Tensor, Any]:
+        latents, run = self._pipeline.sample(cache, batch, callback)
+        if cache.decides:
+            flops, uncached = run_flops(run)
+            decided = {"full_steps": run.record()["full_steps"], "flops": flops, "flops_uncached": uncached}
+            write_json(_note_path(self._out, cache.label, batch), decided)
+        return latents, run
+
+
+def _note_path(out: Path, label: str, batch: Batch) -> Path:
+    return state_folder(out, label) / "decided" / f"{batch.indices[0]:06d}.json"
+
+
+def _decided(job: Job, label: str, count: Mapping[str, Any]) -> dict[str, Any]:
+    """What full steps cost that were decided while sampling, by this process or an earlier one."""
+    paths = [_note_path(job.out, label, batch) for batch in job.batches()]
+    return decided_costs([read_json(path) for path in paths if path.is_file()], count)
+
+
 def _make(job: Job, world: World) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
     """By label, the rows of a job's record with what they were measured on, on the first process; and why there is none."""
     counts = job.counts()
     make: Any = images.make if isinstance(job, ImageJob) else videos.make
-    record, outcomes = make(job, counts, world)
-    rows = {row["label"]: {"conditions": record["conditions"], **row} for row in record["rows"]} if record else {}
+    make_pipeline: Any = job.make_pipeline  # type: ignore[attr-defined]
+    noting: Any = {"make_pipeline": lambda *given: _Noting(make_pipeline(*given), job.out)}
+    record, outcomes = make(replace(job, **noting), counts, world)
+    rows = {
+        row["label"]: {"conditions": record["conditions"], **row, **_decided(job, row["label"], counts[row["label"]])}
+        for row in (record["rows"] if record else ())
+        if row["label"] in counts
+    }
     return rows, {label: f"{len(o.failed)} samples came out not finite" for label, o in outcomes.items() if o.failed}
 
 

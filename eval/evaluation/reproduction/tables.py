@@ -90,7 +90,7 @@ def our_value(key: str, row: Row, table: PublishedTable, record: Mapping[str, An
 
 
 def _decided(key: str, row: Row, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Operations, or their ratio, where full steps are decided while sampling: a range, or those of the steps that were taken."""
+    """Operations, or their ratio, where full steps are decided while sampling: of those that were taken, or else a range."""
     assert row.counted is not None
     counts = record["counts"].get(row.counted.label, {})
     if "flops_ratio_bounds" not in counts:
