@@ -32,7 +32,7 @@ from evaluation.scoring.measures import find_measure
 from evaluation.scoring.read import Task, check_task, score
 from evaluation.scoring.samples import Samples, open_samples
 from evaluation.vbench import FLICKERING
-from evaluation.vbench_dimensions import DIMENSIONS
+from evaluation.vbench_dimensions import DIMENSIONS, missing
 from evaluation.vbench_scores import score_videos
 from evaluation.videos import VideoJob
 from seerkit.devices.distributed import World, on_main
@@ -313,7 +313,8 @@ def reference_of(plan: Plan) -> Samples | None:
 def score_by_vbench(plan: Plan, sampled: Mapping[str, Sampled]) -> tuple[dict[str, dict[str, Any]], str | None]:
     """By label, what VBench says of a run, and why it says nothing where it cannot.
 
-    Of a smoke run that is the one dimension without weights, of the uncached run and of TaylorSeer.
+    Of a smoke run that is the one dimension without weights, of the uncached run and of TaylorSeer; the others are named with
+    what they lack.
     """
     smoke = plan.is_smoke
     wanted = {label: one.path for label, one in sampled.items() if one.path and (not smoke or _is_shown(label))}
@@ -339,7 +340,17 @@ def score_by_vbench(plan: Plan, sampled: Mapping[str, Sampled]) -> tuple[dict[st
             }
         else:
             scores[label] = {VBENCH: {"value": found["total"], "num": plan.num_samples, "facts": found}}
-    return scores, None
+    return scores, lacking_dimensions() if smoke else None
+
+
+def lacking_dimensions() -> str | None:
+    """VBench's dimensions that could not be scored here, with the files that each lacks."""
+    needing: dict[str, list[str]] = {}
+    for name in DIMENSIONS:
+        for line in missing(name):
+            needing.setdefault(line, []).append(name)
+    told = [f"VBench's {', '.join(names)} for want of {line}" for line, names in needing.items()]
+    return "; ".join(told) or None
 
 
 def _is_shown(label: str) -> bool:
