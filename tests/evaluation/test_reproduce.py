@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -11,14 +12,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from cache_dic import UserError
+from evaluation.reproduction import real
 from evaluation.reproduction.protocols import COLUMNS, COSTS, DRAWBENCH, PROTOCOLS, Prompts, measure_of
+from evaluation.reproduction.real import RealImages
 from evaluation.reproduction.rows import UNCACHED, chosen, make_rows, make_run, published_rows, runs_of
+from evaluation.reproduction.running import reference_of
 from evaluation.reproduction.tables import Sheet, csv_text, figure, latex, markdown, our_value
+from evaluation.scoring.extractors import find_extractor
 from evaluation.scoring.measures import NAMES
+from seerkit.data.fashion_mnist import load_fashion_mnist
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,6 +147,68 @@ class TestFigures:
         counts = {**COUNTS, row.counted.label: {"flops_T": None, "flops_ratio_bounds": [1.0, 25.0]}}
         found = our_value("flops_T", row, row.table, record_of(flux, counts=counts))
         assert found == {"value": None, "text": "4.00 to 100.00"}
+
+    def test_a_smoke_run_counts_the_steps_that_were_taken_instead(self):
+        flux = PROTOCOLS["flux"]
+        row = row_of(flux, "teacache", "flux-tiny", settings={"l": 0.8})
+        count = {"flops_T": None, "flops_ratio_bounds": [1.0, 25.0], "full_steps_bounds": [2, 50]}
+        run = {"full_steps_by_batch": [[*range(10)], [*range(18)]], "scores": {}}
+        record = record_of(
+            flux, is_smoke=True, counts={**COUNTS, row.counted.label: count}, runs={row.sampled.label: run}
+        )
+        found = our_value("flops_T", row, row.table, record)
+        assert found["value"] == pytest.approx(4 + (14 - 2) / 48 * 96), "14 full steps of 50, between 4 and 100"
+        assert found["text"] == "28.00 (14.0 full steps)"
+        shown = figure("flops_T", row, row.table, record)
+        assert (shown.ours, shown.difference, shown.values[1]) == ("28.00 (14.0 full steps)", "–", pytest.approx(28))
+        assert our_value("speedup", row, row.table, record)["text"] == "3.57 (14.0 full steps)"
+
+
+class TestRealImages:
+    """The statistics that lie beside the code, in place of real images."""
+
+    def test_they_are_of_the_network_that_is_at_hand(self):
+        images = RealImages()
+        mean, covariance = images.statistics("mu_squeezenet", "sigma_squeezenet")
+        assert (mean.shape, covariance.shape) == ((512,), (512, 512))
+        assert np.array_equal(covariance, covariance.T)
+        assert np.linalg.eigvalsh(covariance).min() > -1e-3
+        assert images.statistics("mu", "sigma") is None, "those are of another network"
+        assert images.images == "the 10000 test images of Fashion-MNIST"
+        with pytest.raises(UserError, match="holds statistics and no images"):
+            images.read(0)
+
+    def test_another_network_is_refused(self, monkeypatch):
+        monkeypatch.setattr(real, "_reading_facts", lambda: {"network": "another"})
+        with pytest.raises(UserError, match=r"made with another squeezenet; make it anew with `python -m evaluation"):
+            RealImages()
+
+    def test_of_the_distances_that_were_tried_it_needs_the_fewest_samples(self):
+        tried = json.loads((ROOT / "results/metrics/fashion-mnist.json").read_text())["rows"]
+        needed = {row["name"]: row["least_samples"] for row in tried if row["kind"] == "frechet"}
+        assert min((name for name in needed if needed[name]), key=needed.get) == real.MEASURE
+
+    def test_a_smoke_run_of_dit_is_compared_with_them(self):
+        dit, flux = PROTOCOLS["dit"], PROTOCOLS["flux"]
+        assert real.MEASURE in dit.embedded_measures
+        for protocol, kind in ((dit, RealImages), (flux, type(None))):
+            plan = SimpleNamespace(
+                args=SimpleNamespace(reference=None), is_smoke=True, measures=[*protocol.embedded_measures]
+            )
+            assert isinstance(reference_of(plan), kind)
+
+    @pytest.mark.slow
+    def test_they_are_those_of_the_images(self):
+        try:
+            images, _ = load_fashion_mnist("test")
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        pixels = images[:1000].permute(0, 2, 3, 1).repeat(1, 1, 1, 3).numpy()
+        features = find_extractor(real.NETWORK).features(pixels)
+        mean, covariance = RealImages().statistics("mu_squeezenet", "sigma_squeezenet")
+        deviation = (features.mean(axis=0) - mean) / np.sqrt(np.diag(covariance) / len(features))
+        assert np.abs(deviation).max() < 6
+        assert np.trace(np.cov(features.T)) == pytest.approx(np.trace(covariance), rel=0.05)
 
 
 class TestSheets:
@@ -263,6 +333,40 @@ def test_a_run_that_is_killed_ends_with_the_same_table(kind, processes, run_scri
     assert lasting(out) == lasting(tmp_path / "undisturbed"), "to the last bit"
     assert (out / "tables.csv").read_text() == (tmp_path / "undisturbed" / "tables.csv").read_text()
     assert not list(out.rglob("*.partial*"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_costs_nothing_that_was_made(tmp_path, load_command, monkeypatch, capsys):
+    from seerkit.command.cli import run_command
+    from seerkit.io import files
+
+    main, make = load_command("eval/reproduce.py").main, files.tempfile.mkstemp
+    argv = ["hidream", "--smoke", "--rows", "paper", "--num-samples", "4", "--batch-size", "2"]
+    out, places, kept = tmp_path / "out", ["uncached/.000002", "scores/lite0", "out/.tables"], {}
+
+    def times(names):
+        return {name: (out / name).stat().st_mtime_ns for name in names if "steps-50/state" not in name}
+
+    for place in (*places, None):
+
+        def full(place=place, **asked):
+            if place and place in f"{asked['dir']}/{asked['prefix']}".replace("-N1-W1", ""):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{asked['dir']}/{asked['prefix']}")
+            return make(**asked)
+
+        monkeypatch.setattr(files.tempfile, "mkstemp", full)
+        with pytest.raises(SystemExit) as ended:
+            run_command(main, [*argv, "--output-dir", str(out)])
+        said = capsys.readouterr().err
+        assert ended.value.code == (2 if place else 0), said
+        if place:
+            assert "No space left on device" in said
+            assert place.split("/")[1] in said
+            assert "free some space, or write elsewhere; what was finished is kept" in said
+        assert times(kept) == kept, "neither lost nor made again"
+        kept = times(made_in(out))
+        assert not list(out.rglob("*.partial*"))
+    assert (out / "tables.md").is_file()
 
 
 @pytest.mark.slow
