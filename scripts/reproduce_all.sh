@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh >/dev/null # before several of them find that there is no environment
 
-tables=(flux hunyuan dit wan hidream) # the longest first
+tables=(dit wan hunyuan flux hidream) # the longest smoke run first
 cores="$(nproc 2>/dev/null || sysctl -n hw.ncpu)"
 case " $* " in
   *" --output-dir"*)

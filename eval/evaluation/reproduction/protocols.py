@@ -244,7 +244,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 prompts=VBENCH,
                 samples_per_prompt=5,
                 num_samples=4720,
-                smoke_samples=8,
+                smoke_samples=6,
                 tables=(
                     PublishedTable(
                         key="hyca",
@@ -293,7 +293,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 flags={"precision": "bf16", "batch_size": 1, "seed": 0},
                 prompts=VBENCH,
                 num_samples=944,
-                smoke_samples=8,
+                smoke_samples=6,
                 tables=(
                     PublishedTable(
                         key="magcache",

@@ -242,8 +242,8 @@ def _below(
     decided = "a range where full steps are decided while sampling"
     if any(run.get("full_steps_by_batch") for run in record["runs"].values()) and record["is_smoke"]:
         decided = (
-            f"where full steps are decided while sampling, of as many as {record['model']} took, in the mean: the published "
-            "model may take more or fewer, and no difference is given"
+            f"where full steps are decided while sampling, of as many as {record['model']} took, in the mean, without what "
+            "deciding costs: the published model may take more or fewer, and no difference is given"
         )
     found = [f"Published: {table.source} (results/paper/{protocol.name}.json)."]
     found += [f"Protocol: {'; '.join(protocol.facts)}."]
