@@ -269,10 +269,15 @@ DISTURBED = {
 MADE = ("*.png", "*.mp4", "*.gif", "*.npz", "*.safetensors")
 
 
+def files_in(out):
+    """Of samples, and of what was read of them."""
+    paths = [path for pattern in MADE for path in out.rglob(pattern)]
+    return [path for path in paths if path.name != "grid.png" and not path.name.startswith(".")]
+
+
 def made_in(out):
-    """Samples, and what was read of them, by name."""
-    paths = [path for pattern in MADE for path in out.rglob(pattern) if not path.name.startswith(".")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in paths if path.name != "grid.png"}
+    """What they hold, by name."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in files_in(out)}
 
 
 def lasting(out):
@@ -294,14 +299,14 @@ def workers_of(launcher):
 
 def run_and_kill(argv, out, draw, processes):
     """Start a run and kill it, or one of its processes, when it has made a little more; False if it came to its end before."""
-    before, more = len(made_in(out)), draw.choice([0, 0, 1, 2])
+    before, more = len(files_in(out)), draw.choice([0, 0, 1, 2])
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     started = subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "eval" / "reproduce.py"), *argv, "--output-dir", str(out)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    while started.poll() is None and len(made_in(out)) <= before + more:
-        time.sleep(0.02)
+    while started.poll() is None and len(files_in(out)) <= before + more:
+        time.sleep(0.05)
     time.sleep(draw.uniform(0, 0.3))
     with contextlib.suppress(OSError):  # it ended meanwhile
         for pid in (
