@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,65 @@ class TestSheets:
 
 def test_a_column_of_every_key_that_is_published():
     assert {"flops_T", "fid", "vbench", "lpips"} <= COLUMNS.keys()
+
+
+STUB = """#!/usr/bin/env bash
+echo "table $* on ${OMP_NUM_THREADS:-all} threads"
+echo "failing $1" >&2
+[[ "$1" != "$FAILS" ]] || exit "$CODE"
+"""
+
+
+class TestAll:
+    """scripts/reproduce_all.sh, on a checkout that only pretends to make tables."""
+
+    @pytest.fixture
+    def call(self, tmp_path, monkeypatch):
+        (tmp_path / "scripts").mkdir()
+        shutil.copy(ROOT / "scripts" / "reproduce_all.sh", tmp_path / "scripts")
+        for name, text in (("reproduce.sh", STUB), ("setup.sh", "")):
+            (tmp_path / "scripts" / name).write_text(text)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+        def call(*arguments, **environment):
+            argv = ["bash", str(tmp_path / "scripts" / "reproduce_all.sh"), *arguments]
+            environment = {**os.environ, "FAILS": "none", **environment}
+            return subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+
+        return call
+
+    def test_tables_are_made_one_after_the_other(self, call):
+        done = call("--num-samples", "3", "--prompt-file", "a b.txt")
+        assert done.returncode == 0
+        lines = done.stdout.splitlines()
+        assert sorted(line.split()[1] for line in lines) == sorted(PROTOCOLS)
+        assert all(line.endswith("--num-samples 3 --prompt-file a b.txt on all threads") for line in lines)
+
+    def test_smoke_runs_are_made_side_by_side_and_share_the_cores(self, call):
+        done = call("--smoke", JOBS="2")
+        assert done.returncode == 0
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
+        assert sorted(done.stdout.splitlines()) == sorted(
+            f"table {name} --smoke on {threads} threads" for name in PROTOCOLS
+        )
+        assert "failing" not in done.stderr
+
+    @pytest.mark.parametrize("jobs", ["1", "2"])
+    def test_a_table_that_is_not_whole_is_told_and_the_others_follow(self, call, jobs):
+        done = call("--smoke", JOBS=jobs, FAILS="wan", CODE="2")
+        assert done.returncode == 2
+        assert len(done.stdout.splitlines()) == len(PROTOCOLS)
+        assert "failing wan" in done.stderr
+
+    def test_a_defect_ends_them(self, call):
+        done = call("--estimate", FAILS="wan", CODE="1")
+        assert done.returncode == 1
+        assert len(done.stdout.splitlines()) == 2, "wan is the second"
+
+    def test_one_folder_for_all_is_refused(self, call):
+        done = call("--smoke", "--output-dir", "x")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "--output-dir is for one table" in done.stderr
 
 
 def run(*arguments, **options):
