@@ -1,19 +1,33 @@
 """Published tables run again: rows, prompts, estimates, and tables of both figures; one small table the whole way."""
 
+import contextlib
 import csv
+import errno
 import hashlib
 import json
+import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from cache_dic import UserError
+from evaluation.reproduction import real
 from evaluation.reproduction.protocols import COLUMNS, COSTS, DRAWBENCH, PROTOCOLS, Prompts, measure_of
+from evaluation.reproduction.real import RealImages
 from evaluation.reproduction.rows import UNCACHED, chosen, make_rows, make_run, published_rows, runs_of
+from evaluation.reproduction.running import reference_of
 from evaluation.reproduction.tables import Sheet, csv_text, figure, latex, markdown, our_value
+from evaluation.scoring.extractors import find_extractor
 from evaluation.scoring.measures import NAMES
+from seerkit.data.fashion_mnist import load_fashion_mnist
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,6 +149,68 @@ class TestFigures:
         found = our_value("flops_T", row, row.table, record_of(flux, counts=counts))
         assert found == {"value": None, "text": "4.00 to 100.00"}
 
+    def test_a_smoke_run_counts_the_steps_that_were_taken_instead(self):
+        flux = PROTOCOLS["flux"]
+        row = row_of(flux, "teacache", "flux-tiny", settings={"l": 0.8})
+        count = {"flops_T": None, "flops_ratio_bounds": [1.0, 25.0], "full_steps_bounds": [2, 50]}
+        run = {"full_steps_by_batch": [[*range(10)], [*range(18)]], "scores": {}}
+        record = record_of(
+            flux, is_smoke=True, counts={**COUNTS, row.counted.label: count}, runs={row.sampled.label: run}
+        )
+        found = our_value("flops_T", row, row.table, record)
+        assert found["value"] == pytest.approx(4 + (14 - 2) / 48 * 96), "14 full steps of 50, between 4 and 100"
+        assert found["text"] == "28.00 (14.0 full steps)"
+        shown = figure("flops_T", row, row.table, record)
+        assert (shown.ours, shown.difference, shown.values[1]) == ("28.00 (14.0 full steps)", "–", pytest.approx(28))
+        assert our_value("speedup", row, row.table, record)["text"] == "3.57 (14.0 full steps)"
+
+
+class TestRealImages:
+    """The statistics that lie beside the code, in place of real images."""
+
+    def test_they_are_of_the_network_that_is_at_hand(self):
+        images = RealImages()
+        mean, covariance = images.statistics("mu_squeezenet", "sigma_squeezenet")
+        assert (mean.shape, covariance.shape) == ((512,), (512, 512))
+        assert np.array_equal(covariance, covariance.T)
+        assert np.linalg.eigvalsh(covariance).min() > -1e-3
+        assert images.statistics("mu", "sigma") is None, "those are of another network"
+        assert images.images == "the 10000 test images of Fashion-MNIST"
+        with pytest.raises(UserError, match="holds statistics and no images"):
+            images.read(0)
+
+    def test_another_network_is_refused(self, monkeypatch):
+        monkeypatch.setattr(real, "_reading_facts", lambda: {"network": "another"})
+        with pytest.raises(UserError, match=r"made with another squeezenet; make it anew with `python -m evaluation"):
+            RealImages()
+
+    def test_of_the_distances_that_were_tried_it_needs_the_fewest_samples(self):
+        tried = json.loads((ROOT / "results/metrics/fashion-mnist.json").read_text())["rows"]
+        needed = {row["name"]: row["least_samples"] for row in tried if row["kind"] == "frechet"}
+        assert min((name for name in needed if needed[name]), key=needed.get) == real.MEASURE
+
+    def test_a_smoke_run_of_dit_is_compared_with_them(self):
+        dit, flux = PROTOCOLS["dit"], PROTOCOLS["flux"]
+        assert real.MEASURE in dit.embedded_measures
+        for protocol, kind in ((dit, RealImages), (flux, type(None))):
+            plan = SimpleNamespace(
+                args=SimpleNamespace(reference=None), is_smoke=True, measures=[*protocol.embedded_measures]
+            )
+            assert isinstance(reference_of(plan), kind)
+
+    @pytest.mark.slow
+    def test_they_are_those_of_the_images(self):
+        try:
+            images, _ = load_fashion_mnist("test")
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        pixels = images[:1000].permute(0, 2, 3, 1).repeat(1, 1, 1, 3).numpy()
+        features = find_extractor(real.NETWORK).features(pixels)
+        mean, covariance = RealImages().statistics("mu_squeezenet", "sigma_squeezenet")
+        error = np.sqrt(np.diag(covariance) / len(features))  # 0 of channels that are never active
+        assert (np.abs(features.mean(axis=0) - mean) <= 6 * error).all()
+        assert np.trace(np.cov(features.T)) == pytest.approx(np.trace(covariance), rel=0.05)
+
 
 class TestSheets:
     SHEET = Sheet(
@@ -156,6 +232,65 @@ class TestSheets:
 
 def test_a_column_of_every_key_that_is_published():
     assert {"flops_T", "fid", "vbench", "lpips"} <= COLUMNS.keys()
+
+
+STUB = """#!/usr/bin/env bash
+echo "table $* on ${OMP_NUM_THREADS:-all} threads"
+echo "failing $1" >&2
+[[ "$1" != "$FAILS" ]] || exit "$CODE"
+"""
+
+
+class TestAll:
+    """scripts/reproduce_all.sh, on a checkout that only pretends to make tables."""
+
+    @pytest.fixture
+    def call(self, tmp_path, monkeypatch):
+        (tmp_path / "scripts").mkdir()
+        shutil.copy(ROOT / "scripts" / "reproduce_all.sh", tmp_path / "scripts")
+        for name, text in (("reproduce.sh", STUB), ("setup.sh", "")):
+            (tmp_path / "scripts" / name).write_text(text)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+        def call(*arguments, **environment):
+            argv = ["bash", str(tmp_path / "scripts" / "reproduce_all.sh"), *arguments]
+            environment = {**os.environ, "FAILS": "none", **environment}
+            return subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+
+        return call
+
+    def test_tables_are_made_one_after_the_other(self, call):
+        done = call("--num-samples", "3", "--prompt-file", "a b.txt")
+        assert done.returncode == 0
+        lines = done.stdout.splitlines()
+        assert sorted(line.split()[1] for line in lines) == sorted(PROTOCOLS)
+        assert all(line.endswith("--num-samples 3 --prompt-file a b.txt on all threads") for line in lines)
+
+    def test_smoke_runs_are_made_side_by_side_and_share_the_cores(self, call):
+        done = call("--smoke", JOBS="2")
+        assert done.returncode == 0
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
+        assert sorted(done.stdout.splitlines()) == sorted(
+            f"table {name} --smoke on {threads} threads" for name in PROTOCOLS
+        )
+        assert "failing" not in done.stderr
+
+    @pytest.mark.parametrize("jobs", ["1", "2"])
+    def test_a_table_that_is_not_whole_is_told_and_the_others_follow(self, call, jobs):
+        done = call("--smoke", JOBS=jobs, FAILS="wan", CODE="2")
+        assert done.returncode == 2
+        assert len(done.stdout.splitlines()) == len(PROTOCOLS)
+        assert "failing wan" in done.stderr
+
+    def test_a_defect_ends_them(self, call):
+        done = call("--estimate", FAILS="wan", CODE="1")
+        assert done.returncode == 1
+        assert len(done.stdout.splitlines()) == 2, "wan is the second"
+
+    def test_one_folder_for_all_is_refused(self, call):
+        done = call("--smoke", "--output-dir", "x")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "--output-dir is for one table" in done.stderr
 
 
 def run(*arguments, **options):
@@ -180,6 +315,123 @@ def test_one_table_the_whole_way(tmp_path):
     again = run("hidream", "--smoke", "--rows", "paper", "--num-samples", 2, "--output-dir", tmp_path / "out")
     assert again.returncode == 0
     assert json.loads((tmp_path / "out" / "record.json").read_text())["runs"] == record["runs"]
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+KILLS = int(os.environ.get("TAYLORSEER_KILLS", "3"))
+DISTURBED = {
+    "images": ("flux", "--smoke", "--rows", "fewer-steps-16", "teacache", "--num-samples", "8", "--batch-size", "4"),
+    "videos": ("wan", "--smoke", "--rows", "teacache", "--num-samples", "2", "--batch-size", "1"),
+    "classes": ("dit", "--smoke", "--rows", "fewer-steps-12", "--num-samples", "4", "--batch-size", "2"),
+}
+"""Small runs: one whose full steps are decided while sampling is among them."""
+MADE = ("*.png", "*.mp4", "*.gif", "*.npz", "*.safetensors")
+
+
+def files_in(out):
+    """Of samples, and of what was read of them."""
+    paths = [path for pattern in MADE for path in out.rglob(pattern)]
+    return [path for path in paths if path.name != "grid.png" and not path.name.startswith(".")]
+
+
+def made_in(out):
+    """What they hold, by name."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in files_in(out)}
+
+
+def lasting(out):
+    """What a record says of its runs but for times and memory."""
+    record = json.loads((out / "record.json").read_text())
+    of_a_run = ("latency", "peak_bytes", "conditions", "full_steps", "kept_bytes")
+    runs = {
+        label: {key: value for key, value in found.items() if key not in of_a_run}
+        for label, found in record["runs"].items()
+    }
+    return record["counts"], runs, record["not_scored"], record["prompts"]
+
+
+def workers_of(launcher):
+    """The processes of reproduce.py itself."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(pid) for pid in children if b"reproduce.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def run_and_kill(argv, out, draw, processes):
+    """Start a run and kill it, or one of its processes, when it has made a little more; False if it came to its end before."""
+    before, more = len(files_in(out)), draw.choice([0, 0, 1, 2])
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    started = subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "eval" / "reproduce.py"), *argv, "--output-dir", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while started.poll() is None and len(files_in(out)) <= before + more:
+        time.sleep(0.05)
+    time.sleep(draw.uniform(0, 0.3))
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        for pid in (
+            [started.pid] if processes == 1 else draw.sample(workers_of(started.pid), draw.randint(1, processes))
+        ):
+            os.kill(pid, signal.SIGKILL)
+    return started.wait() != 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)  # as many starts of one or two processes, on a busy machine
+@pytest.mark.parametrize(("kind", "processes"), [("images", 1), ("images", 2), ("videos", 1), ("classes", 1)])
+def test_a_run_that_is_killed_ends_with_the_same_table(kind, processes, run_script, tmp_path):
+    argv, draw, kills = DISTURBED[kind], random.Random(processes), 0
+    done = run_script("eval/reproduce.py", *argv, "--output-dir", tmp_path / "undisturbed")
+    assert done.returncode == 0, done.stderr[-2000:]
+    made, out = made_in(tmp_path / "undisturbed"), tmp_path / "killed"
+    remade = sorted(name for name in made if "/state/" not in name)
+    while kills < KILLS:
+        if run_and_kill(argv, out, draw, processes):
+            kills += 1
+        else:  # it came to its end: some of what it made is taken away again
+            assert made_in(out) == made
+            for name in draw.sample(remade, len(remade) // 2):
+                (out / name).unlink()
+    done = run_script("eval/reproduce.py", *argv, "--output-dir", out, processes=processes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert made_in(out) == made
+    assert lasting(out) == lasting(tmp_path / "undisturbed"), "to the last bit"
+    assert (out / "tables.csv").read_text() == (tmp_path / "undisturbed" / "tables.csv").read_text()
+    assert not list(out.rglob("*.partial*"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_costs_nothing_that_was_made(tmp_path, load_command, monkeypatch, capsys):
+    from seerkit.command.cli import run_command
+    from seerkit.io import files
+
+    main, make = load_command("eval/reproduce.py").main, files.tempfile.mkstemp
+    argv = ["hidream", "--smoke", "--rows", "paper", "--num-samples", "4", "--batch-size", "2"]
+    out, places, kept = tmp_path / "out", ["uncached/.000002", "scores/lite0", "out/.tables"], {}
+
+    def times(names):
+        return {name: (out / name).stat().st_mtime_ns for name in names if "steps-50/state" not in name}
+
+    for place in (*places, None):
+
+        def full(place=place, **asked):
+            if place and place in f"{asked['dir']}/{asked['prefix']}".replace("-N1-W1", ""):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{asked['dir']}/{asked['prefix']}")
+            return make(**asked)
+
+        monkeypatch.setattr(files.tempfile, "mkstemp", full)
+        with pytest.raises(SystemExit) as ended:
+            run_command(main, [*argv, "--output-dir", str(out)])
+        said = capsys.readouterr().err
+        assert ended.value.code == (2 if place else 0), said
+        if place:
+            assert "No space left on device" in said
+            assert place.split("/")[1] in said
+            assert "free some space, or write elsewhere; what was finished is kept" in said
+        assert times(kept) == kept, "neither lost nor made again"
+        kept = times(made_in(out))
+        assert not list(out.rglob("*.partial*"))
+    assert (out / "tables.md").is_file()
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A temporary path to write to, renamed to `path` on success and removed on failure.
 
-    The temporary name ends like the target (`.partial.png`), for writers that look at the suffix.
+    The temporary name ends like the target (`.partial.png`), for writers that look at the suffix. An OSError that names no
+    file, as of a write to a full disk, is raised with the name of the target.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +45,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)

@@ -52,14 +52,17 @@ def make_rows(
                 "peak_bytes": outcomes[label].peak_bytes,
                 **scores[label],
                 **(outcomes[label].record or planned),
-                **_decided(outcomes[label].decided, counts[label]),
+                **decided_costs(outcomes[label].decided, counts[label]),
             }
         )
     return rows
 
 
-def _decided(batches: Sequence[Mapping[str, Any]], count: Mapping[str, Any]) -> dict[str, Any]:
-    """What full steps cost that were decided while sampling, in the mean over batches, and which they were by batch."""
+def decided_costs(batches: Sequence[Mapping[str, Any]], count: Mapping[str, Any]) -> dict[str, Any]:
+    """What full steps cost that were decided while sampling, in the mean over batches, and which they were by batch.
+
+    batches: of `Outcome.decided`. count: of `sampling_flops`. Nothing where there are no batches.
+    """
     if not batches:
         return {}
     ratio = sum(batch["flops_uncached"] for batch in batches) / sum(batch["flops"] for batch in batches)

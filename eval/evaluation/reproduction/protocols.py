@@ -196,7 +196,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 flags={"image_size": 256, "guidance_scale": 1.5, "precision": "fp32", "seed": 0, "batch_size": 32},
                 prompts=None,
                 num_samples=50_000,
-                smoke_samples=100,
+                smoke_samples=40,
                 tables=(
                     PublishedTable(
                         key="paper",
@@ -223,7 +223,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                         columns=("flops_T", "fid", "sfid"),
                     ),
                 ),
-                embedded_measures=("psnr", "ssim", "class-accuracy"),
+                embedded_measures=("psnr", "ssim", "fd-squeezenet", "class-accuracy"),
                 sampling_tflops=(200, "arithmetic, 150 to 250 TFLOPs a second in batches"),
                 facts=(
                     "50 000 samples of random classes in one .npz, guidance 1.5 on the first three channels, EMA autoencoder, "
@@ -244,7 +244,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 prompts=VBENCH,
                 samples_per_prompt=5,
                 num_samples=4720,
-                smoke_samples=8,
+                smoke_samples=6,
                 tables=(
                     PublishedTable(
                         key="hyca",
@@ -293,7 +293,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 flags={"precision": "bf16", "batch_size": 1, "seed": 0},
                 prompts=VBENCH,
                 num_samples=944,
-                smoke_samples=8,
+                smoke_samples=6,
                 tables=(
                     PublishedTable(
                         key="magcache",

@@ -1,6 +1,7 @@
 """Runs of published tables: counted at published size, sampled, scored; everything is kept, so that a killed run goes on.
 
 OUT/samples/steps-50/          a job's folder: samples, record and page of all runs of so many steps
+OUT/samples/steps-50/state/    beside the job's own: LABEL/decided/000000.json, what a batch decided while it was sampled
 OUT/scores/                    what was read of the samples (`evaluation.scoring.read`)
 OUT/record.json                what is known of every run
 """
@@ -8,12 +9,13 @@ OUT/record.json                what is known of every run
 import argparse
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cache_dic import Cache, UserError
 from evaluation import fid_samples, images, videos
@@ -22,19 +24,25 @@ from evaluation.families import FAMILIES, Family, fid_job
 from evaluation.fid_samples import FidJob, class_of
 from evaluation.images import ImageJob
 from evaluation.jobs import Job
+from evaluation.reproduction import real
 from evaluation.reproduction.protocols import Protocol
+from evaluation.reproduction.real import RealImages
 from evaluation.reproduction.rows import UNCACHED, Row, Run, runs_of
 from evaluation.scoring.measures import find_measure
 from evaluation.scoring.read import Task, check_task, score
 from evaluation.scoring.samples import Samples, open_samples
 from evaluation.vbench import FLICKERING
-from evaluation.vbench_dimensions import DIMENSIONS
+from evaluation.vbench_dimensions import DIMENSIONS, missing
 from evaluation.vbench_scores import score_videos
 from evaluation.videos import VideoJob
 from seerkit.devices.distributed import World, on_main
 from seerkit.devices.dtypes import torch_dtype
-from seerkit.io.files import write_json
+from seerkit.io.claims import state_folder
+from seerkit.io.files import read_json, write_json
 from seerkit.io.records import conditions
+from seerkit.io.report import decided_costs
+from seerkit.sampling.flops import run_flops
+from seerkit.text.prompts import Batch
 
 VBENCH, VBENCH_FLICKERING = "vbench", "vbench-flickering"
 TIMED = 4  # images of DiT that are made one at a time, for their latency
@@ -172,12 +180,46 @@ def _job(plan: Plan, num_steps: int, runs: Mapping[str, Run]) -> Job:
     return plan.family.job(COMMAND, _args(plan, num_steps), plan.prompts, _caches(runs), plan.names)
 
 
+class _Noting:
+    """A pipeline that notes what was decided while a batch was sampled, so that a killed run knows it when it goes on."""
+
+    def __init__(self, pipeline: Any, out: Path) -> None:
+        self._pipeline, self._out = pipeline, out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+    def sample(self, cache: Cache, batch: Batch, callback: Callable[[int, Tensor], None]) -> tuple[Tensor, Any]:
+        latents, run = self._pipeline.sample(cache, batch, callback)
+        if cache.decides:
+            flops, uncached = run_flops(run)
+            decided = {"full_steps": run.record()["full_steps"], "flops": flops, "flops_uncached": uncached}
+            write_json(_note_path(self._out, cache.label, batch), decided)
+        return latents, run
+
+
+def _note_path(out: Path, label: str, batch: Batch) -> Path:
+    return state_folder(out, label) / "decided" / f"{batch.indices[0]:06d}.json"
+
+
+def _decided(job: Job, label: str, count: Mapping[str, Any]) -> dict[str, Any]:
+    """What full steps cost that were decided while sampling, by this process or an earlier one."""
+    paths = [_note_path(job.out, label, batch) for batch in job.batches()]
+    return decided_costs([read_json(path) for path in paths if path.is_file()], count)
+
+
 def _make(job: Job, world: World) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
     """By label, the rows of a job's record with what they were measured on, on the first process; and why there is none."""
     counts = job.counts()
     make: Any = images.make if isinstance(job, ImageJob) else videos.make
-    record, outcomes = make(job, counts, world)
-    rows = {row["label"]: {"conditions": record["conditions"], **row} for row in record["rows"]} if record else {}
+    make_pipeline: Any = job.make_pipeline  # type: ignore[attr-defined]
+    noting: Any = {"make_pipeline": lambda *given: _Noting(make_pipeline(*given), job.out)}
+    record, outcomes = make(replace(job, **noting), counts, world)
+    rows = {
+        row["label"]: {"conditions": record["conditions"], **row, **_decided(job, row["label"], counts[row["label"]])}
+        for row in (record["rows"] if record else ())
+        if row["label"] in counts
+    }
     return rows, {label: f"{len(o.failed)} samples came out not finite" for label, o in outcomes.items() if o.failed}
 
 
@@ -232,7 +274,7 @@ def score_runs(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """By label, the scores of a run by measure, on the first process; and by measure, why it is not taken of any run."""
     work = plan.out / "scores"
-    reference = open_samples(plan.args.reference) if plan.args.reference else None
+    reference = reference_of(plan)
     opened = {label: open_samples(one.path) for label, one in sampled.items() if one.path}
     scores: dict[str, dict[str, Any]] = {label: {} for label in opened}
     reasons: dict[str, str] = {}
@@ -261,10 +303,18 @@ def score_runs(
     return scores, reasons
 
 
+def reference_of(plan: Plan) -> Samples | None:
+    """The set that --reference names; of a smoke run without it, real images of the model's own kind, where a measure asks."""
+    if plan.args.reference:
+        return open_samples(plan.args.reference)
+    return RealImages() if plan.is_smoke and real.MEASURE in plan.measures else None
+
+
 def score_by_vbench(plan: Plan, sampled: Mapping[str, Sampled]) -> tuple[dict[str, dict[str, Any]], str | None]:
     """By label, what VBench says of a run, and why it says nothing where it cannot.
 
-    Of a smoke run that is the one dimension without weights, of the uncached run and of TaylorSeer.
+    Of a smoke run that is the one dimension without weights, of the uncached run and of TaylorSeer; the others are named with
+    what they lack.
     """
     smoke = plan.is_smoke
     wanted = {label: one.path for label, one in sampled.items() if one.path and (not smoke or _is_shown(label))}
@@ -290,7 +340,17 @@ def score_by_vbench(plan: Plan, sampled: Mapping[str, Sampled]) -> tuple[dict[st
             }
         else:
             scores[label] = {VBENCH: {"value": found["total"], "num": plan.num_samples, "facts": found}}
-    return scores, None
+    return scores, lacking_dimensions() if smoke else None
+
+
+def lacking_dimensions() -> str | None:
+    """VBench's dimensions that could not be scored here, with the files that each lacks."""
+    needing: dict[str, list[str]] = {}
+    for name in DIMENSIONS:
+        for line in missing(name):
+            needing.setdefault(line, []).append(name)
+    told = [f"VBench's {', '.join(names)} for want of {line}" for line, names in needing.items()]
+    return "; ".join(told) or None
 
 
 def _is_shown(label: str) -> bool:
@@ -329,6 +389,7 @@ def reproduce(plan: Plan, world: World) -> dict[str, Any] | None:
         "settings": {name: value for name, value in plan.protocol.flags.items() if not plan.is_smoke},
         "counts": counted,
         "runs": {label: _run_record(runs[label], one, base, scores.get(label, {})) for label, one in sampled.items()},
+        "reference": _told(reference_of(plan)),
         "not_scored": reasons,
         "conditions": conditions(world.device, torch_dtype(plan.args.precision or "fp32")),
         "counts_conditions": conditions(torch.device("meta"), torch_dtype(plan.protocol.flags["precision"])),
@@ -337,11 +398,18 @@ def reproduce(plan: Plan, world: World) -> dict[str, Any] | None:
     return record
 
 
+def _told(reference: Samples | None) -> str | None:
+    return reference.images if isinstance(reference, RealImages) else reference and str(reference.path)
+
+
 def _run_record(run: Run, one: Sampled, base: Mapping[str, Any] | None, scores: Mapping[str, Any]) -> dict[str, Any]:
     row = one.row or {}
     own, uncached = ((found or {}).get("latency") for found in (row, base))
     ratio = uncached["median_s"] / own["median_s"] if own and uncached else None
-    kept = ("flops_T", "flops_ratio", "full_steps", "partial_steps", "kept_bytes", "peak_bytes", "conditions")
+    kept = (
+        "flops_T", "flops_ratio", "full_steps", "full_steps_by_batch", "partial_steps", "kept_bytes", "peak_bytes",
+        "conditions",
+    )  # fmt: skip
     return {
         "label": run.cache.label,
         "num_steps": run.num_steps,

@@ -5,7 +5,10 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from evaluation.cells import plus_minus
 from evaluation.reproduction.protocols import COLUMNS, COSTS, Protocol, PublishedTable, measure_of
@@ -64,29 +67,54 @@ class Line:
 
 
 def our_value(key: str, row: Row, table: PublishedTable, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a record has beside a published column: value, and low and high, or a text in place of them.
+    """What a record has beside a published column: value, and low and high, or a text that is shown in place of them.
 
-    A smoke run counts the published model, and its samples say nothing about that one's time and quality.
+    A smoke run counts the published model, and its samples say nothing about that one's time and quality; where full steps are
+    decided while sampling, it counts as many as the embedded model took.
     """
     if row.counted is None:
         return {"value": None}
     counts = record["counts"].get(row.counted.label)
-    run = record["runs"].get(row.sampled.label, {}) if row.sampled and not record["is_smoke"] else {}
+    run = {} if record["is_smoke"] else _run_of(row, record)
     latency = run.get("latency") or {}
     if key in ("flops_T", "speedup"):
         flops = run.get("flops_T") or (counts or {}).get("flops_T")
         base = record["counts"][UNCACHED]["flops_T"]
         if flops is None:
-            bounds = (counts or {}).get("flops_ratio_bounds")
-            if bounds is None:
-                return {"value": None}
-            ends = [base / ratio if key == "flops_T" else ratio for ratio in bounds]
-            return {"value": None, "text": f"{min(ends):.2f} to {max(ends):.2f}"}
+            return _decided(key, row, record)
         return {"value": flops if key == "flops_T" else base / flops}
     if key in COSTS:
         return {"value": latency.get("median_s" if key == "latency_s" else "ratio")}
     measure = measure_of(key, table)
     return run.get("scores", {}).get(measure, {"value": None})
+
+
+def _decided(key: str, row: Row, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Operations, or their ratio, where full steps are decided while sampling: of those that were taken, or else a range."""
+    assert row.counted is not None
+    counts = record["counts"].get(row.counted.label, {})
+    if "flops_ratio_bounds" not in counts:
+        return {"value": None}
+    base = record["counts"][UNCACHED]["flops_T"]
+    most, least = (base / ratio for ratio in counts["flops_ratio_bounds"])
+    taken = taken_steps(row, record)
+    if taken is None:
+        ends = (least, most) if key == "flops_T" else (base / most, base / least)
+        return {"value": None, "text": f"{ends[0]:.2f} to {ends[1]:.2f}"}
+    flops = float(np.interp(taken, counts["full_steps_bounds"], (least, most)))
+    value = flops if key == "flops_T" else base / flops
+    return {"value": value, "text": f"{value:.{COLUMNS[key].digits}f} ({taken:.1f} full steps)"}
+
+
+def taken_steps(row: Row, record: Mapping[str, Any]) -> float | None:
+    """Full steps that were decided while sampling, in the mean over batches; None where there are none."""
+    by_batch = _run_of(row, record).get("full_steps_by_batch")
+    return fmean(map(len, by_batch)) if by_batch else None
+
+
+def _run_of(row: Row, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a record has of the run of a row's samples, nothing where there is none."""
+    return record["runs"].get(row.sampled.label, {}) if row.sampled else {}
 
 
 def score_cell(found: Mapping[str, Any], digits: int) -> str:
@@ -101,7 +129,7 @@ def figure(key: str, row: Row, table: PublishedTable, record: Mapping[str, Any])
     ours = found["value"]
     shown = score_cell(found, column.digits)
     difference = NOTHING
-    if ours is not None and theirs is not None:
+    if ours is not None and theirs is not None and "text" not in found:
         difference = (
             f"{100 * (ours / theirs - 1):+.2f} %" if key == "flops_T" else f"{ours - theirs:+.{column.digits}f}"
         )
@@ -111,9 +139,9 @@ def figure(key: str, row: Row, table: PublishedTable, record: Mapping[str, Any])
 
 
 def embedded_cells(row: Row, record: Mapping[str, Any], measures: Sequence[Extra]) -> list[str]:
-    """Of a smoke run: latency ratio and scores of the embedded model."""
-    run = record["runs"].get(row.sampled.label, {}) if row.sampled else {}
-    cells = [number((run.get("latency") or {}).get("ratio"), 2, "x")]
+    """Of a smoke run: ratios of operations and latency, and scores, of the embedded model."""
+    run = _run_of(row, record)
+    cells = [number(run.get("flops_ratio"), 2, "x"), number((run.get("latency") or {}).get("ratio"), 2, "x")]
     for measure in measures:
         cells.append(score_cell(run.get("scores", {}).get(measure.name, {"value": None}), measure.digits))
     return cells
@@ -121,7 +149,7 @@ def embedded_cells(row: Row, record: Mapping[str, Any], measures: Sequence[Extra
 
 def notes(row: Row, record: Mapping[str, Any]) -> str:
     """What must be known of a row."""
-    run = record["runs"].get(row.sampled.label, {}) if row.sampled else {}
+    run = _run_of(row, record)
     found = [f"not run: {row.why}"] if row.why else []
     found += [f"not run: {run['why']}"] if run.get("why") and not lacks_all(record) else []
     found += [row.counted.note] if row.counted and row.counted.note else []
@@ -170,7 +198,9 @@ def make_sheet(
     for one in lines[0].figures:
         header += [f"{one.heading}, published", "ours", "difference"]
     header += (
-        [f"{record['model']}: {name}" for name in ("latency ratio", *(m.title for m in measures))] if smoke else []
+        [f"{record['model']}: {name}" for name in ("FLOPs ratio", "latency ratio", *(m.title for m in measures))]
+        if smoke
+        else []
     )
     header.append("note")
     cells = [
@@ -209,18 +239,24 @@ def _below(
     table: PublishedTable, record: Mapping[str, Any], protocol: Protocol, measures: Sequence[Extra]
 ) -> list[str]:
     made, counted = record["conditions"], record["counts_conditions"]
+    decided = "a range where full steps are decided while sampling"
+    if any(run.get("full_steps_by_batch") for run in record["runs"].values()) and record["is_smoke"]:
+        decided = (
+            f"where full steps are decided while sampling, of as many as {record['model']} took, in the mean, without what "
+            "deciding costs: the published model may take more or fewer, and no difference is given"
+        )
     found = [f"Published: {table.source} (results/paper/{protocol.name}.json)."]
     found += [f"Protocol: {'; '.join(protocol.facts)}."]
     found += [
         f"TFLOPs of ours: {protocol.model} at published size, counted on the meta device, 2 operations per multiply-add, "
-        f"torch {counted['versions']['torch']}, {counted['date'][:10]}; a range where full steps are decided while sampling."
+        f"torch {counted['versions']['torch']}, {counted['date'][:10]}; {decided}."
     ]
     if record["is_smoke"]:
         found += [
             f"This is a smoke run: columns of {record['model']} are those of the embedded model with {record['num_samples']} "
             f"samples, on {made['device']}; they show that the whole way works and compare with no published figure."
         ]
-        found += [f"{measure.title}: {measure.meaning}." for measure in measures]
+        found += [f"{measure.title}: {measure.meaning}{_remarks(measure.name, record)}." for measure in measures]
     elif record["num_samples"] != protocol.num_samples:
         found += [f"Ours of {record['num_samples']} samples; published of {protocol.num_samples}."]
     if told := lacks_all(record):
@@ -230,6 +266,13 @@ def _below(
         found += [f"Prompts: {record['prompts']['note']}." if record["prompts"]["note"] else ""]
         found += [f"Ours on {made['device']}, {made['dtype']}, torch {made['versions']['torch']}, {made['date'][:10]}."]
     return [line for line in found if line]
+
+
+def _remarks(name: str, record: Mapping[str, Any]) -> str:
+    """What must be known of the figures of a measure: what they are distances from, and what the scores say of themselves."""
+    scores = [run["scores"][name] for run in record["runs"].values() if name in run["scores"]]
+    reference = [f"to {record['reference']}"] if any("num_features" in score for score in scores) else []
+    return "".join(f"; {told}" for told in [*reference, *dict.fromkeys(s["remark"] for s in scores if "remark" in s)])
 
 
 def sheets(record: Mapping[str, Any], plan: Plan) -> list[Sheet]:
@@ -280,7 +323,7 @@ def csv_text(made: Sequence[Sheet]) -> str:
         for line in sheet.lines:
             for one in line.figures:
                 theirs, ours = one.values
-                difference = None if None in one.values else ours - theirs  # type: ignore[operator]
+                difference = None if one.difference == NOTHING else ours - theirs  # type: ignore[operator]
                 cells = ["" if value is None else repr(value) for value in (theirs, ours, difference)]
                 source = line.row.published.get("source", "")
                 writer.writerow(

@@ -404,6 +404,7 @@ def _of_network(name: str) -> list[Measure]:
             name,
             frechet,
             f"FD-{title}: squared Fréchet distance of Gaussians fitted to features of {title}; no FID",
+            statistics=(f"mu_{name}", f"sigma_{name}"),
         ),
         _measure(
             f"kid-{name}",

@@ -126,7 +126,7 @@ def test_names_of_any_length_that_a_file_may_have(tmp_path):
     assert path.is_file()
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path):
+def test_a_full_disk_leaves_what_was_there_and_is_named(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, 1)
 
@@ -134,8 +134,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
         with written_whole(path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space left on device.*a\.json") as caught:
         write()
+    assert caught.value.errno == errno.ENOSPC
     assert read_json(path) == 1
     assert list(tmp_path.iterdir()) == [path]
 
