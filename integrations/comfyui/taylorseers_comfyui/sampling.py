@@ -6,6 +6,7 @@ nothing is counted from run to run. Calls of one step are branches, told apart b
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,9 @@ OUTER_SAMPLE = "outer_sample"
 
 NEARLY = 1e-4
 """Relative difference by which the noise level of a call may miss that of its step."""
+
+ADDING = {"double_block", "single_block"}
+"""Names of patches that are called with the tokens after a block."""
 
 TIME_NAMES = ("timestep", "timesteps", "t")
 """Arguments by which transformers take the time."""
@@ -63,11 +67,12 @@ class Window:
 
     def steps(self, sigmas: list[float], percent_to_sigma: Callable[[float], float]) -> range:
         """Those of noise levels that are in it."""
-        most, least = (float(percent_to_sigma(percent)) for percent in (self.start_percent, self.end_percent))
+        most = percent_to_sigma(self.start_percent) * (1 + NEARLY) if self.start_percent > 0 else math.inf
+        least = percent_to_sigma(self.end_percent) if self.end_percent < 1 else -math.inf
         inside = [
             step
             for step, sigma in enumerate(sigmas)
-            if self.start_at_step <= step < self.end_at_step and least < sigma <= most * (1 + NEARLY)
+            if self.start_at_step <= step < self.end_at_step and least < sigma <= most
         ]
         return range(inside[0], inside[-1] + 1) if inside else range(0)
 
@@ -185,7 +190,7 @@ class SamplingCache:
         if options.get("patches_replace", {}).get("dit"):
             self._say("calls with blocks replaced, as guidance by skipped layers makes them, are computed in full")
             return None, None
-        levels = sigmas[:-1].detach().double().cpu()
+        levels = sigmas[:-1].detach().cpu().double()
         if self.sampling is None or not torch.equal(self.sampling.sigmas, levels):
             self._begin(levels)
         step = self.sampling.step_of(float(timestep.flatten()[0]))
@@ -235,6 +240,14 @@ class SamplingCache:
             branch = self._branch(key, step, moment, forward, arguments, time)
             sampling.branches[key] = branch
         model = branch.model
+        if (
+            branch.run.engine.needs_gates
+            and ADDING & arguments.get("transformer_options", {}).get("patches", {}).keys()
+        ):
+            raise UserError(
+                f"another node adds to the tokens of {model.name} between its blocks, by what the tokens are there, so that "
+                "this has to be forecast, too; take engine = stack"
+            )
         model.arguments, model.moment, model.forward = arguments, moment, forward
         return model.step(branch.run, step - branch.first)
 
@@ -258,8 +271,8 @@ def made_cache(transformer: nn.Module, method: str, engine: str | None, settings
     chosen, name = engine_class(cache.engine), type(transformer).__name__
     if chosen.walks:
         raise UserError(
-            f"method {method!r} computes a part of a block or of its tokens, which is not to be had of ComfyUI's blocks; take one "
-            "that leaves out whole steps, such as taylorseer"
+            f"method {method!r} computes a part of a block or of its tokens, which is not to be had of ComfyUI's blocks; "
+            "take one that leaves out whole steps, such as taylorseer"
         )
     if passes.site_form or not chosen.needs_gates:
         return cache
