@@ -56,7 +56,9 @@ def shared_tokens(transformer: nn.Module, hook: str) -> SharedTokens | None:
 
 
 def _of_xfuser(transformer: nn.Module) -> bool:
-    return "xfuser" in sys.modules and any(kind.__module__.split(".")[0] == "xfuser" for kind in type(transformer).__mro__)
+    return "xfuser" in sys.modules and any(
+        kind.__module__.split(".")[0] == "xfuser" for kind in type(transformer).__mro__
+    )
 
 
 def _hooks(module: nn.Module, kind: type) -> list[Any]:
@@ -95,7 +97,9 @@ def ungathered(transformer: nn.Module) -> Iterator[None]:
     kept = [hook.fn_ref.post_forward for hook in found]
     for hook in found:
         config = hook.parallel_config
-        if not (config.ulysses_anything or config.ring_anything):  # parts of other lengths, which only their owners know
+        if not (
+            config.ulysses_anything or config.ring_anything
+        ):  # parts of other lengths, which only their owners know
             hook.fn_ref.post_forward = _repeated(hook.metadata, config._flattened_mesh.size())
     try:
         yield
