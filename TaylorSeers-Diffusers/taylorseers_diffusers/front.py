@@ -15,11 +15,11 @@ from cache_dic import Cache, Partial, Run, UserError, make_cache
 from cache_dic.engine import PartialEngine, engine_class
 from taylorseers_diffusers.attach import hook_on, put_on, take_off
 from taylorseers_diffusers.clock import Clock, Moment
-from taylorseers_diffusers.model import CachedTransformer
+from taylorseers_diffusers.model import CachedTransformer, latents_of
 from taylorseers_diffusers.passes import Passes
 from taylorseers_diffusers.report import Record, Report
 from taylorseers_diffusers.shards import shared_tokens
-from taylorseers_diffusers.transformers import known
+from taylorseers_diffusers.transformers import known, published_name
 
 HOOK = "taylorseers_cache"
 RESET = "_reset_stateful_cache"
@@ -44,7 +44,7 @@ class Branch:
 
     def fits(self, moment: Moment, arguments: Mapping[str, Any]) -> bool:
         """Whether its next step is at hand, for latents of the same form."""
-        latents, before = _latents(arguments), self.model.latents
+        latents, before = latents_of(arguments), self.model.latents
         is_next = moment.step - self.first == len(self.run.steps) and not self.run.broken
         return (
             is_next
@@ -187,10 +187,6 @@ def _signature(kind: type) -> inspect.Signature:
     return full.replace(parameters=list(full.parameters.values())[1:])
 
 
-def _latents(arguments: Mapping[str, Any]) -> Tensor:
-    return next(value for value in arguments.values() if isinstance(value, Tensor))
-
-
 def _branch_name(key: Key) -> str:
     name, number = key
     if name is None:
@@ -221,17 +217,23 @@ def enable(pipe: Any, method: str = "taylorseer", **settings: Any) -> Any:
         image = pipe("a fox").images[0]
         print(pipe.cache_report())
 
-    method, settings: as in `cache_dic.make_cache`; published settings of the model are the usual ones where there are any.
+    method, settings: as in `cache_dic.make_cache`; published settings of the model are the usual ones where there are any, and
+    model="flux-dev" says which it is where its configuration does not.
     engine: None for the site form, kept folded, of transformers whose gates can be read from their modules, and for the stack
     form, what all blocks together add, of others. A cache that is on already is replaced. Raises UserError for a pipeline
     without a transformer with blocks, and for one with diffusers' own cache on.
     """
+    caches = [_made_cache(pipe, Passes(module), method, settings) for module in _transformers(pipe)]
+    return install(pipe, *caches)
+
+
+def install(pipe: Any, *caches: Cache) -> Any:
+    """Put ready caches on a pipeline's transformers, one for each or one for all, in place of those that are on."""
     modules = _transformers(pipe)
     made = [(module, Passes(module)) for module in modules]  # all is checked before anything is changed
-    caches = [_made_cache(passes, method, settings) for _, passes in made]
     for module in modules:
         _check_module(module)
-    for (module, passes), cache in zip(made, caches, strict=True):
+    for (module, passes), cache in zip(made, caches * len(modules) if len(caches) == 1 else caches, strict=True):
         others = _pipelines_of(module)
         _remove(module)
         hook = CacheHook(cache, passes)
@@ -260,7 +262,7 @@ def disable(pipe: Any) -> Any:
 
 def report(pipe: Any) -> Report:
     """What the cache of a pipeline has done in the last run."""
-    reports = [hook.cache_report() for module in _transformers(pipe) if (hook := hook_on(module, HOOK)) is not None]
+    reports = [hook.cache_report() for hook in hooks_of(pipe)]
     if not reports:
         raise UserError(f"{type(pipe).__name__} has no cache; call enable(pipe, ...) first")
     return replace(reports[0], second=reports[1]) if len(reports) > 1 else reports[0]
@@ -283,6 +285,11 @@ def _transformers(pipe: Any) -> list[nn.Module]:
     return found
 
 
+def hooks_of(pipe: Any) -> list[CacheHook]:
+    """Those of a pipeline's caches."""
+    return [hook for module in _transformers(pipe) if (hook := hook_on(module, HOOK)) is not None]
+
+
 def _pipelines_of(module: nn.Module) -> list[Any]:
     hook = hook_on(module, HOOK)
     return [] if hook is None else hook.clock.pipelines
@@ -299,10 +306,10 @@ def _remove(module: nn.Module) -> None:
         module._diffusers_hook.invalidate_child_registries_cache()
 
 
-def _made_cache(passes: Passes, method: str, settings: Mapping[str, Any]) -> Cache:
+def _made_cache(pipe: Any, passes: Passes, method: str, settings: Mapping[str, Any]) -> Cache:
     """The cache of a transformer, with an engine that its blocks allow."""
-    preset = settings.get("preset", known(passes.transformer).preset)
-    given = {"preset": preset, **settings}
+    transformer = passes.transformer
+    given = {"preset": known(transformer).preset, "model": published_name(transformer, pipe), **settings}
     cache = make_cache(method, **given)
     engine, decider = engine_class(cache.engine), cache.decider()
     if isinstance(decider, Partial) and (decider.selects_tokens or decider.observes is not None):

@@ -64,13 +64,14 @@ class CachedTransformer:
     def walked(self, walk: Walk, arguments: Mapping[str, Any] | None = None) -> Tensor:
         """The output of a pass."""
         self.raw = self.passes.run(self.forward, self.arguments if arguments is None else arguments, walk)
-        return self.raw[0]
+        return as_batch(self.raw[0])
 
     def answer(self, output: Tensor) -> Any:
         """An output in the form that the caller wants."""
         if self.raw is None:  # no pass has been made for this step: one by which no block is computed shows the form
             self.walked(Walk(stop=0, has_output=False))
-        return (output,) if isinstance(self.raw, tuple) else type(self.raw)(sample=output)
+        sample = output if isinstance(self.raw[0], Tensor) else list(output.unbind(0))
+        return (sample,) if isinstance(self.raw, tuple) else type(self.raw)(sample=sample)
 
     def step(self, run: Run, step: int) -> Tensor:
         """The output of the call at hand, as a step of its run."""
@@ -135,7 +136,7 @@ class CachedTransformer:
 
     @property
     def latents(self) -> Tensor:
-        return next(value for value in self.arguments.values() if isinstance(value, Tensor))
+        return latents_of(self.arguments)
 
     @property
     def name(self) -> str:
@@ -187,7 +188,7 @@ class CachedTransformer:
         raw = self.raw
         self.walked(Walk(stop=0, skipped=skipped, has_output=False), {**self.arguments, self.time: then})
         self.raw = raw
-        return _as_rows(found, self.name)
+        return as_rows(found, self.name)
 
     # ------------------------------------------------------------------------------------------------------ observable
 
@@ -239,7 +240,28 @@ class CachedTransformer:
         return {name: torch.stack(values) for name, values in found.items()}
 
 
-def _as_rows(gates: Sequence[Tensor | None], name: str) -> Tensor:
+def as_batch(value: Tensor | Sequence[Tensor]) -> Tensor:
+    """A batch, of tensors one by one where a transformer takes or gives them so."""
+    if isinstance(value, Tensor):
+        return value
+    if len({one.shape for one in value}) > 1:
+        raise UserError(
+            "latents of several sizes in one call cannot be cached; sample them one by one, or disable the cache"
+        )
+    return torch.stack(list(value))
+
+
+def latents_of(arguments: Mapping[str, Any]) -> Tensor:
+    """The first argument of tensors."""
+    first = next(
+        value
+        for value in arguments.values()
+        if isinstance(value, Tensor) or (isinstance(value, list) and value and isinstance(value[0], Tensor))
+    )
+    return as_batch(first)
+
+
+def as_rows(gates: Sequence[Tensor | None], name: str) -> Tensor:
     """Gates of all sites as one tensor (sites, B or 1, D)."""
     like = next((gate for gate in gates if gate is not None), None)
     if like is None:

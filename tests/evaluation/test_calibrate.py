@@ -11,11 +11,12 @@ import reference
 import torch
 
 from cache_dic import UserError, make_cache
+from cache_dic.calibration import average_ratios, fit_polynomial, polynomial_of, table_of
 from cache_dic.methods.magcache import read_table
 from cache_dic.methods.teacache import CALIBRATIONS
 from evaluation import fitting
 from evaluation.calibration import sampling_args, shown_prompts
-from evaluation.fitting import average_ratios, fit_polynomial, measure
+from evaluation.fitting import measure
 from evaluation.flags import EMBEDDED
 from flux import Flux, flux_config
 from seerkit.command.cli import Parser, run_command
@@ -188,10 +189,10 @@ def test_shipped_calibrations_are_those_of_their_measurements(model):
     polynomial, table = (
         json.loads((CALIBRATIONS / f"{name}-{model}.json").read_text()) for name in ("teacache", "magcache")
     )
-    again = fitting.polynomial_of(_steps(polynomial), polynomial["signal"])
+    again = polynomial_of(_steps(polynomial), polynomial["signal"])
     assert polynomial["coefficients"] == pytest.approx(again["coefficients"], rel=1e-6)
     assert polynomial["r2"] == pytest.approx(again["r2"])
-    found = fitting.table_of(_steps(table), table["num_steps"])
+    found = table_of(_steps(table), table["num_steps"])
     assert found.items() <= table.items()
 
 

@@ -193,6 +193,13 @@ PRESETS = {
     "wan-t2v-14B": ({"table": "wan2_1_t2v_14b"},),
     "wan-i2v-14B-480P": ({"table": "wan2_1_i2v_14b_480p"},),
     "wan-i2v-14B-720P": ({"table": "wan2_1_i2v_14b_720p"},),
+    "wan-vace-1.3B": ({"table": "wan2_1_vace_1_3b"},),
+    "wan2.2-ti2v-5B": ({"table": "wan2_2_ti2v_5b_t2v"},),
+    "wan2.2-ti2v-5B-i2v": ({"table": "wan2_2_ti2v_5b_i2v"},),
+    "flux-kontext-dev": ({"table": "flux_1_kontext_dev"},),
+    "hunyuan-video-1.5-i2v-480p": ({"table": "hunyuan_video_1_5_i2v_480p"},),
+    "qwen-image": ({"table": "qwen_image"},),
+    "qwen-image-edit": ({"table": "qwen_image_edit"},),
     # Thresholds for about 2, 3 and 4 times fewer full steps of 50.
     "fashion-mnist": _own("fashion-mnist", 0.03, 0.06, 0.2),
     "flux-tiny": _own("flux-tiny", 0.06, 0.12, 0.3),

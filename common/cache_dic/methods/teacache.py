@@ -7,7 +7,10 @@ signal changes so much. Those in teacache_polynomials.json are published, those 
 
 Of one step of Wan's, the code counts two calls, one for each branch; its 2 and 10 forced calls are 1 and 5 steps. In bf16 its
 changes are rounded to bf16, these are float32. HiDream's dev and fast polynomials are those of welltop-cn/ComfyUI-TeaCache
-@ 91dff8e, where the last tenth of the noise levels, not of the steps, is full.
+@ 91dff8e, where the last tenth of the noise levels, not of the steps, is full. Models that the code has no polynomial of have
+those that their source in the file names: HunyuanVideo-1.5's and Wan2.2's are LightX2V's, Qwen-Image's, in round numbers
+without a calibration described, vLLM-Omni's. Lumina-Image-2.0's is Lumina-Next's, as in the code, where lumina-image-2-v2 is
+another one without a threshold.
 """
 
 import json
@@ -38,7 +41,10 @@ MODES = ("plain", "use_ret_steps")
 
 POLYNOMIALS_FILE = Path(__file__).with_name("teacache_polynomials.json")
 CALIBRATIONS = Path(__file__).with_name("calibrations")
-HOW = "fit one with `python eval/calibrate.py --model NAME --method teacache --out FILE.json`, then give calibration=FILE.json"
+HOW = (
+    "fit one with `python eval/calibrate.py --model NAME --method teacache --out FILE.json`, of a pipeline of diffusers with "
+    'taylorseers_diffusers.calibrate(pipe, call, out="FILE.json"), then give calibration=FILE.json'
+)
 GIVEN_BY_CALIBRATION = ("coefficients", "signal", "forced_first", "forced_last")
 
 
@@ -132,6 +138,22 @@ PRESETS = {
     "hidream-full": _rows("hidream-full", 0.17, 0.25, 0.3, 0.45),
     "hidream-dev": _rows("hidream-dev", 1.0),
     "hidream-fast": _rows("hidream-fast", 1.5),
+    "flux-kontext-dev": [{"calibration": "flux-kontext-dev"}],
+    "cogvideox-2b": _rows("cogvideox-2b", 0.1, 0.2),
+    "cogvideox-5b": [{"calibration": "cogvideox-5b"}],
+    "cogvideox-1.5-5b": _rows("cogvideox-1.5-5b", 0.1, 0.2, 0.3),
+    "cogvideox-1.5-5b-i2v": _rows("cogvideox-1.5-5b-i2v", 0.1, 0.2, 0.3),
+    "consisid": _rows("consisid", 0.1, 0.15, 0.2),
+    "mochi-1": _rows("mochi-1", 0.06, 0.09),
+    "ltx-video": _rows("ltx-video", 0.03, 0.05),
+    "lumina-image-2": _rows("lumina-image-2", 0.3),
+    "hunyuan-video-1.5-t2v-480p": _rows("hunyuan-video-1.5-t2v-480p", 0.15),
+    "hunyuan-video-1.5-t2v-720p": _rows("hunyuan-video-1.5-t2v-720p", 0.15),
+    "hunyuan-video-1.5-i2v-480p": _rows("hunyuan-video-1.5-i2v-480p", 0.15),
+    "hunyuan-video-1.5-i2v-720p": _rows("hunyuan-video-1.5-i2v-720p", 0.15),
+    "wan2.2-ti2v-5B": _rows("wan2.2-ti2v-5B", 0.26),
+    "wan2.2-ti2v-5B-i2v": _rows("wan2.2-ti2v-5B", 0.26),
+    "qwen-image": _rows("qwen-image", 0.2),
     # Thresholds for about 2, 3 and 4 times fewer full steps of 50.
     "fashion-mnist": _rows("fashion-mnist", 0.05, 0.07, 0.1),
     "flux-tiny": _rows("flux-tiny", 0.1, 0.15, 0.2),
