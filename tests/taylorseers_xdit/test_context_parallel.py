@@ -35,13 +35,16 @@ class Collectives(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.namespace in ("c10d", "_c10d_functional") and "wait" not in str(func)
+        self.count += (
+            func.namespace in ("c10d", "_c10d_functional") and "_wrap" not in str(func) and "wait" not in str(func)
+        )
         return func(*args, **(kwargs or {}))
 
 
 def with_lse(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **_: Any) -> Any:
     """Attention (B, L, H, d) as diffusers' backends have it, with the log-sum-exp where it is asked for."""
     from diffusers.models import attention_dispatch
+
     from seerkit.devices.parallel import attend_with_lse
 
     if not args[5]:
@@ -56,8 +59,8 @@ def accelerator() -> Iterator[None]:
 
     attention_dispatch._own = attention_dispatch._native_attention_forward_op
     with (
-        mock.patch.object(torch.accelerator, "device_count", lambda: 1),
-        mock.patch.object(torch._C, "_get_accelerator", lambda: torch.device("cpu")),
+        mock.patch.object(torch.accelerator, "device_count", return_value=1),
+        mock.patch.object(torch._C, "_get_accelerator", return_value=torch.device("cpu")),
         mock.patch.object(attention_dispatch, "_native_attention_forward_op", with_lse),
     ):
         yield
