@@ -27,7 +27,10 @@ METHODS = {
     "wan": ("taylorseer", "first_block_cache"),
 }
 REFUSED = {
-    "seacache": ({"threshold": 0.2}, "this method looks at tokens in rows and columns, and of the 64 tokens 32 are here"),
+    "seacache": (
+        {"threshold": 0.2},
+        "this method looks at tokens in rows and columns, and of the 64 tokens 32 are here",
+    ),
     "freqca": ({}, "a grid of 8 x 8 has 64 tokens, not the 32 there are"),
 }
 
