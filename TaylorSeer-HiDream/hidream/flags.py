@@ -11,11 +11,13 @@ from seerkit.command.cli import Parser, non_negative_float, positive_int, refuse
 from seerkit.command.flags import (
     LOOKED_IN,
     add_device_flags,
+    add_guidance_parallel_flag,
     add_image_flags,
     add_model_flag,
     add_prompt_flags,
     add_sampling_flags,
     check_sizes,
+    guidance_parallel,
     require_weights,
     spellings,
 )
@@ -48,6 +50,9 @@ def add_flags(parser: Parser) -> None:
     )
     add_single_image_flags(parser, batch_size="1; hidream-tiny: 8")
     add_image_flags(parser, ALSO, family="hidream")
+    add_guidance_parallel_flag(
+        parser.add_argument_group("two processes", "under torchrun, which else share the prompts")
+    )
 
 
 def add_single_image_flags(parser: Parser, *, batch_size: str | None = None) -> None:
@@ -116,6 +121,10 @@ def fill_defaults(args: argparse.Namespace) -> None:
         raise UserError(
             f"--negative-prompt {args.negative_prompt!r} has no effect with guidance {weight:g}; give --guidance-scale "
             "above 1"
+        )
+    if guidance_parallel(args) and weight <= 1:
+        raise UserError(
+            f"--guidance-parallel has no effect with guidance {weight:g}, which has one branch; give --guidance-scale above 1"
         )
     args.negative_prompt = args.negative_prompt or ""
     check_sizes(

@@ -18,9 +18,11 @@ from hidream.decode import find_autoencoder, load_autoencoder
 from hidream.sampler import Sampler, Texts
 from hidream.text import CLIP_G, CLIP_L, LLAMA, MAX_LENGTH, T5, TextEncoders, by_layer
 from hidream.weights import ENV, PUBLISHED, find_hidream, load_hidream
+from seerkit.command.flags import guidance_parallel
 from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import resolve_device
 from seerkit.devices.dtypes import torch_dtype
+from seerkit.devices.guidance import split_guidance
 from seerkit.devices.offload import nf4_kernels, offload_modulation, store_fp8, store_nf4
 from seerkit.devices.staging import decode_singly
 from seerkit.sampling.seeds import SampleGenerators
@@ -125,7 +127,12 @@ class Pipeline:
         """The sampler that flags ask for, of this pipeline's model."""
         usage = USAGE[args.model]
         return Sampler(
-            self.model, args.num_steps, solver=usage.solver, shift=usage.shift, guidance_scale=args.guidance_scale
+            self.model,
+            args.num_steps,
+            solver=usage.solver,
+            shift=usage.shift,
+            guidance_scale=args.guidance_scale,
+            split=split_guidance() if guidance_parallel(args) else None,
         )
 
     def sample(
@@ -172,4 +179,5 @@ def settings_of(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, A
         "nf4": args.nf4,
         "attention": args.attention,
         "compile": args.compile,
+        **({"guidance_parallel": True} if guidance_parallel(args) else {}),
     }

@@ -10,6 +10,7 @@ from cache_dic import Cache, Run, UserError
 from hidream.config import Usage
 from hidream.model import HiDream
 from hidream.schedule import flash_sigmas, flash_timesteps, unipc_sigmas, unipc_timesteps
+from seerkit.devices.guidance import GuidanceSplit, check_split
 from seerkit.sampling.branches import Branches
 from seerkit.sampling.checks import (
     check_noise,
@@ -61,6 +62,7 @@ def sample(
     guidance_scale: float = Usage.guidance,
     shift: float = Usage.shift,
     solver: str = Usage.solver,
+    split: GuidanceSplit | None = None,
     seed: int | None = None,
     generators: SampleGenerators | None = None,
     cache: Cache | None = None,
@@ -69,11 +71,11 @@ def sample(
 ) -> Tensor | tuple[Tensor, Run | Branches]:
     """Latents (B, C, H, W) sampled from standard normal noise of that shape; texts, seed and generators as `Sampler.run`.
 
-    guidance_scale, shift, solver: as in `Sampler`. cache: from `make_cache`; None computes every step.
+    guidance_scale, shift, solver, split: as in `Sampler`. cache: from `make_cache`; None computes every step.
     callback(step, latents) is called after each step. return_run: give the run, too, whose `record()` tells what was
     computed. Raises UserError for shapes or settings out of range.
     """
-    sampler = Sampler(model, num_steps, guidance_scale=guidance_scale, shift=shift, solver=solver)
+    sampler = Sampler(model, num_steps, guidance_scale=guidance_scale, shift=shift, solver=solver, split=split)
     latents, run = sampler.run(
         noise, t5, llama, pooled,
         negative=negative, seed=seed, generators=generators, cache=cache, callback=callback,
@@ -86,7 +88,7 @@ class Sampler:
 
     guidance_scale: weight of the answer with the text over that without; up to 1 there is no second branch. shift: nominal, 3,
     or 6 for Dev; what it does is in `hidream.schedule`. solver: unipc (Full), or flash (Dev and Fast), which draws noise at
-    every step.
+    every step. split: each branch in a process of its own, of which this is one.
     """
 
     def __init__(
@@ -97,12 +99,19 @@ class Sampler:
         guidance_scale: float = Usage.guidance,
         shift: float = Usage.shift,
         solver: str = Usage.solver,
+        split: GuidanceSplit | None = None,
     ) -> None:
         num_steps, shift = checked_steps(num_steps), checked_number("shift", shift)
         if solver not in SOLVERS:
             raise UserError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
         self.model, self.num_steps, self.solver = checked_model(model), num_steps, solver
         self.guidance_scale = checked_number("guidance_scale", guidance_scale)
+        self.split = split
+        if split is not None and self.guidance_scale <= 1:
+            raise UserError(
+                f"guidance on two processes needs two branches, which guidance_scale = {self.guidance_scale} has not; give one "
+                "above 1"
+            )
         if solver == "unipc":
             self.sigmas = unipc_sigmas(num_steps, shift, model.config.max_tokens)
             self.timesteps = unipc_timesteps(self.sigmas)
@@ -128,12 +137,13 @@ class Sampler:
 
         t5, llama, pooled: as the model takes them. negative: the same of what the second branch sees, an empty text in the
         official pipeline; both branches go through the model as one batch, the second one first, and share a cache, but for
-        methods that may leave one out, which have two calls and two runs, the second branch last.
+        methods that may leave one out, which have two calls and two runs, the second branch last. On two processes each has its
+        rows of that batch, and schedules decide by both.
         seed: of the noise that flash draws, for samples 0 … B - 1, 0 if None; generators: of other samples, having drawn
         `noise`.
         """
         check_noise(noise)
-        cache = checked_cache(cache)
+        cache, split = checked_cache(cache), self.split
         model, guided = self.model, self.guidance_scale > 1
         texts: Texts = (t5, llama, pooled)
         if guided and negative is None:
@@ -149,7 +159,10 @@ class Sampler:
                         f"negative {name} of shape {tuple(other.shape)} must be {tuple(text.shape)}, as the text"
                     )
         of_branches = [texts]
-        if guided and cache.separate_branches:
+        if split is not None:
+            check_split(cache)
+            of_branches = [texts if split.leads else negative]
+        elif guided and cache.separate_branches:
             of_branches.append(negative)
         elif guided:
             dims = (0, 1, 0)
@@ -165,13 +178,15 @@ class Sampler:
         solver = self._solver(seed, generators, noise)
 
         def rows() -> Tensor:
-            return x.to(model.dtype).repeat(2 if guided and len(calls) == 1 else 1, 1, 1, 1)
+            return x.to(model.dtype).repeat(2 if guided and split is None and len(calls) == 1 else 1, 1, 1, 1)
 
         # Uncached runs take their modulation from the table, too, so that interval 1 equals them to the bit.
         cache, runs = replace(cache, branches=len(calls)), []
         for conditions in calls:
             leader = runs[0] if runs else None
-            runs.append(cache.start(model, rows(), timesteps, leader=leader, sigmas=self.sigmas[:-1], **conditions))
+            runs.append(
+                cache.start(model, rows(), timesteps, leader=leader, shard=split, sigmas=self.sigmas[:-1], **conditions)
+            )
         for step in range(self.num_steps):
             latents = rows()
             t = timesteps[step].expand(len(latents))
@@ -179,9 +194,13 @@ class Sampler:
                 model(latents, timesteps=t, **conditions, cache=run.at(step)).to(x.dtype)
                 for conditions, run in zip(calls, runs, strict=True)
             ]
+            if split is not None:
+                answers = split.both(answers[0])
             x = solver.step(step, self._velocity(torch.cat(answers[::-1]), guided), x)
             if callback is not None:
                 callback(step, x)
+        if split is not None:
+            return x.to(noise.dtype), Branches(runs, elsewhere=1)
         return x.to(noise.dtype), runs[0] if len(runs) == 1 else Branches(runs)
 
     def _solver(self, seed: int | None, generators: SampleGenerators | None, noise: Tensor) -> Euler:

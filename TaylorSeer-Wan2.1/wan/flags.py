@@ -10,6 +10,7 @@ from seerkit.command.cli import Parser, positive_int, refuse_without_effect, tru
 from seerkit.command.flags import (
     LOOKED_IN,
     add_device_flags,
+    add_guidance_parallel_flag,
     add_model_flag,
     add_prompt_flags,
     check_sizes,
@@ -118,9 +119,11 @@ def add_flags(parser: Parser) -> None:
         metavar="BOOL",
         help="accepted as official; text encoder, transformer and autoencoder always take turns on the device",
     )
-    add_process_flags(parser, ALSO).add_argument(
+    processes = add_process_flags(parser, ALSO)
+    processes.add_argument(
         "--t5-fsdp", action="store_true", help="share the text encoder's weights among those processes"
     )
+    add_guidance_parallel_flag(processes)
 
 
 def width_and_height(text: str) -> tuple[int, int]:
@@ -165,9 +168,18 @@ def fill_defaults(args: argparse.Namespace) -> None:
     )
     require_weights(args, (*REPOS, EMBEDDED))
     if args.guidance_scale == 1:
-        for flag, given in (("--negative-prompt", negative_prompt), ("--batched-guidance", args.batched_guidance)):
+        for flag, given in (
+            ("--negative-prompt", negative_prompt),
+            ("--batched-guidance", args.batched_guidance),
+            ("--guidance-parallel", args.guidance_parallel),
+        ):
             if given:
                 raise UserError(f"{flag} has no effect with --guidance-scale 1, which is no guidance; leave it out")
+    if args.guidance_parallel and (args.batched_guidance or sequence_parallel(args)):
+        raise UserError(
+            "--guidance-parallel gives each guidance branch a process with calls of its own; leave out --batched-guidance, "
+            "--ulysses-degree and --ring-degree"
+        )
     for flag, given in (("--dit-fsdp", args.dit_fsdp), ("--t5-fsdp", args.t5_fsdp)):
         if given and not sequence_parallel(args):
             raise UserError(

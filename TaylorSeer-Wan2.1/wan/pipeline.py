@@ -16,6 +16,7 @@ from seerkit.data.moving_objects import encode
 from seerkit.devices.compile import compile_steps
 from seerkit.devices.distributed import World
 from seerkit.devices.dtypes import torch_dtype
+from seerkit.devices.guidance import split_guidance
 from seerkit.devices.parallel import parallelize, shard_weights, start_sequence
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.encoders import encoder_files, find_encoder
@@ -131,6 +132,7 @@ class Pipeline:
             shift=args.shift,
             guidance_scale=args.guidance_scale,
             batched=args.batched_guidance,
+            split=split_guidance() if args.guidance_parallel else None,
         )
 
     def sample(
@@ -180,4 +182,5 @@ def settings_of(args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, A
         "compile": args.compile,
         "ulysses_size": args.ulysses_degree or 1,
         "ring_size": args.ring_degree or 1,
+        **({"guidance_parallel": True} if args.guidance_parallel else {}),
     }

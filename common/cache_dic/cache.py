@@ -11,7 +11,7 @@ Nothing is kept in the model: an interrupted run is thrown away, the next one st
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, cast
@@ -27,7 +27,7 @@ from cache_dic.look import Inputs, Look
 from cache_dic.partial import Partial
 from cache_dic.partial_run import PartialRun
 from cache_dic.plan import AnyPlan, OpenPlan, Plan
-from cache_dic.run import NoStep, Run
+from cache_dic.run import Leader, NoStep, Run
 from cache_dic.schedule import SCHEDULES, check_num_steps, foreseen_steps, schedule_defaults
 from cache_dic.settings import SHORT, check_name, init_fields, integer, json_value, label_part, values_of
 
@@ -194,6 +194,12 @@ class Cache(NoStep):
         """Whether branches of guidance are to be model calls of their own, so that one may be left out."""
         return isinstance(self._decider, Partial) and self._decider.separate_branches
 
+    @property
+    def joins_branches(self) -> bool:
+        """Whether branches of guidance share what they keep, or one is made of another, so that one process has to run both."""
+        decider = self._decider
+        return isinstance(decider, Partial) and (decider.separate_branches or decider.shares_kept)
+
     def plan(self, num_steps: int, branch: str = "cond", full_steps: tuple[int, ...] | None = None) -> AnyPlan:
         """Full steps and forecast weights of a run of `num_steps`, or what is known of them where they are decided later.
 
@@ -238,20 +244,24 @@ class Cache(NoStep):
         latents: Tensor,
         timesteps: Tensor,
         *,
-        leader: Run | None = None,
+        leader: Leader | None = None,
+        announce: Callable[[bool], None] | None = None,
+        shard: Any = None,
         sigmas: Tensor | None = None,
         **conditions: Any,
     ) -> Run:
         """A fresh run over `timesteps` (S,), in sampling order, for latents and conditions as the model will get them.
 
         leader: the run of the conditional branch, for a further branch of guidance; what is decided while sampling is then
-        decided there, unless the schedule says that every branch decides for itself. sigmas: noise levels (S,) of a flow, where
-        the timesteps are rounded; otherwise the model tells them.
+        decided there, unless the schedule says that every branch decides for itself. announce: is told step by step what this
+        run decides for others, where they are in another process. shard: where processes share the rows of a batch, how many
+        they are (`size`), the `place` of this one's rows among those of the same latents, and `total(sums)` over all.
+        sigmas: noise levels (S,) of a flow, where the timesteps are rounded; otherwise the model tells them.
         Raises UserError if the model has no sites, the settings do not fit the number of steps, or what the run would keep
         does not fit the device.
         """
         branch, num_steps = "cond" if leader is None else "uncond", len(timesteps)
-        inputs = Inputs(model, latents, timesteps, conditions, sigmas, branch, self.branches)
+        inputs = Inputs(model, latents, timesteps, conditions, sigmas, branch, self.branches, shard)
         decider = self.decider()
         by_time: tuple[int, ...] | None = None
         reports: list[dict[str, Any]] = []
@@ -271,11 +281,11 @@ class Cache(NoStep):
             timesteps, plan.full_steps if foreseen else every, gated if engine.needs_gates else (), **conditions
         )
         if decider is not None and decider.by_branch:
-            leader = None
+            leader = announce = None
         made: Any = PartialRun if isinstance(decider, Partial) else Run
         run = made(
             self, plan, tokens, table, inputs,
-            decider=decider, leader=leader if decider is not None else None, reports=reports,
+            decider=decider, leader=leader if decider is not None else None, reports=reports, announce=announce,
         )  # fmt: skip
         if latents.is_meta:  # there a run is only counted
             return run

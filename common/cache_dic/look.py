@@ -76,7 +76,8 @@ class Inputs:
     """What a run was started with: the model, latents and conditions as its calls get them, timesteps (S,).
 
     sigmas: noise levels (S,) of a flow, which the timesteps may have rounded; None where only the model knows them. branch: of
-    guidance, "cond" or "uncond"; branches: how many have model calls of their own.
+    guidance, "cond" or "uncond"; branches: how many have model calls of their own. shard: processes that share the rows of the
+    batch, as the model's shard those that share the tokens.
     """
 
     model: Any
@@ -86,6 +87,7 @@ class Inputs:
     sigmas: Tensor | None = None
     branch: str = "cond"
     branches: int = 1
+    shard: Any = None
 
     def ask(self, name: str, *args: Any, **given: Any) -> Any:
         """The answer of a method of `Observable`; UserError for a model without."""
@@ -111,22 +113,26 @@ class Inputs:
     def row_seeds(self) -> Tensor:
         """A number for each row of the batch (B,) int64, made of its first latents alone, so that no other row matters.
 
-        Rows of the same latents, as those of two guidance branches, are told apart by their order, and by the branch.
+        Rows of the same latents, as those of two guidance branches, are told apart by the branch, and by their order, which is
+        that in the whole batch where processes share it.
         """
         bits = self.latents.detach().to(torch.float64).flatten(1).view(torch.int64)
         places = mixed(torch.arange(bits.shape[1], device=bits.device)) | 1
         seeds = mixed((bits * places).sum(dim=1))
         same = (seeds[:, None] == seeds).tril(-1).sum(dim=1)
-        return mixed(seeds + same + (self.branch != "cond"))
+        place = 0 if self.shard is None else self.shard.place
+        return mixed(seeds + same + (self.branch != "cond") + place)
 
     @cached_property
     def grid(self) -> tuple[int, ...]:
         return self.ask("token_grid", self.latents, **self.conditions)
 
     def total(self, sums: Tensor) -> Tensor:
-        """Sums over this process's tokens, added up over the processes that share them."""
-        shard = getattr(self.model, "shard", None)
-        return sums if shard is None or shard.size == 1 else shard.total(sums)
+        """Sums over this process's tokens and rows, added up over the processes that share them."""
+        for shard in (getattr(self.model, "shard", None), self.shard):
+            if shard is not None and shard.size > 1:
+                sums = shard.total(sums)
+        return sums
 
 
 def mixed(values: Tensor) -> Tensor:

@@ -353,8 +353,9 @@ class PartialRun(Run):
         integer(f"history of {type(decider).__name__}", decider.history, at_least=1)
         if decider.observes is not None:
             check_choice(f"what {type(decider).__name__} observes,", decider.observes, OBSERVERS)
-        self.shares = self.leader is not None and decider.shares_kept
-        self.state: State = self.leader.state if self.shares else State()  # type: ignore[union-attr]
+        self.beside = self.leader if isinstance(self.leader, PartialRun) else None  # the leading run, where it is here
+        self.shares = self.beside is not None and decider.shares_kept
+        self.state: State = self.beside.state if self.beside is not None and self.shares else State()
         self.last_output: Tensor | None = None  # for the other guidance branch
         self.bytes_seen = 0
         self.work_by_step: list[tuple[Work, ...]] = []
@@ -377,12 +378,9 @@ class PartialRun(Run):
 
     def take(self, step: int, full: Any, forecast: Any, parts: Parts | None) -> Tensor:
         """The model's output at `step`."""
-        leader = self.leader
-        assert leader is None or isinstance(leader, PartialRun), "of the same cache"
-        if leader is not None and len(leader.steps) <= step:
-            raise ValueError(
-                f"step {step} of the guidance branch that decides is to be taken before that of the others"
-            )
+        leader = self.beside
+        if leader is not None:
+            leader.decision(step)  # it has been there
         full_steps = leader.plan.full_steps if leader is not None and self.shares else self.plan.full_steps
         look = Look(self.inputs, step, self.plan.num_steps, full_steps, parts)
         look.calls = self.state.calls
@@ -406,8 +404,8 @@ class PartialRun(Run):
 
     def _check_output(self, output: Any, step: int) -> None:
         """UserError unless what a method makes of the other branch's output is like that."""
-        assert isinstance(self.leader, PartialRun), "of the same cache"
-        leading = self.leader.last_output
+        assert self.beside is not None, "what was made is of it"
+        leading = self.beside.last_output
         assert leading is not None, "of the same step"
         if not isinstance(output, Tensor) or form_of(output) != form_of(leading):
             found = f"{tuple(output.shape)} in {output.dtype}" if isinstance(output, Tensor) else shown(output)
@@ -420,7 +418,9 @@ class PartialRun(Run):
         parts, state, num_blocks = look.parts, self.state, len(self._block_sites)
         is_full = decided(self.method, look, self.plan.num_steps)
         if self.leader is not None and not self.shares:
-            is_full = self.leader.steps[look.step]["kind"] == "full" or not any(self.work_by_step)
+            is_full = self.leader.decision(look.step) or not any(self.work_by_step)
+        if self.announce is not None:
+            self.announce(is_full)
         whole = [Range(0, num_blocks)]
         course = (
             whole if is_full else checked_course(asked(self.method, "course", look.step, look, num_blocks), num_blocks)
@@ -490,8 +490,8 @@ class PartialRun(Run):
             (work for work, entry in zip(self.work_by_step, self.steps, strict=True) if entry["kind"] == "full"), None
         )
         if first is None:
-            assert isinstance(self.leader, PartialRun), "the first step of a leading branch is full"
-            return self.leader.site_names()
+            assert self.beside is not None, "the first step of a leading branch is full"
+            return self.beside.site_names()
         names: list[list[str]] = [[] for _ in self._block_sites]
         for block, name, _ in first:
             names[block].append(name)

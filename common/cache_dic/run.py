@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -48,12 +48,19 @@ class NoStep:
     modulation = static_shapes = property(_refuse)
 
 
+class Leader(Protocol):
+    """What decides for the runs of other guidance branches: that of the first, or what brings its word to another process."""
+
+    def decision(self, step: int) -> bool:
+        """Whether the step is full."""
+
+
 class Run(NoStep):
     """State of one sampling run of one guidance branch; made by `Cache.start`.
 
-    decider: of a schedule that decides while sampling, in the state of this run. leader: the run of another guidance branch
-    whose decisions this one follows. reports: by step, what a schedule had to say that has decided all of them before.
-    first_blocks, last_blocks: those that every step computes.
+    decider: of a schedule that decides while sampling, in the state of this run. leader: whose decisions this one follows.
+    announce: is told this run's own decisions as they are made. reports: by step, what a schedule had to say that has decided
+    all of them before. first_blocks, last_blocks: those that every step computes.
     """
 
     def __init__(
@@ -65,11 +72,12 @@ class Run(NoStep):
         inputs: Inputs,
         *,
         decider: Decider | None = None,
-        leader: "Run | None" = None,
+        leader: Leader | None = None,
+        announce: Callable[[bool], None] | None = None,
         reports: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.cache, self.plan, self.tokens, self.table, self.inputs = cache, plan, tokens, table, inputs
-        self.decider, self.leader, self.reports = decider, leader, reports
+        self.decider, self.leader, self.announce, self.reports = decider, leader, announce, reports
         self.first_blocks, self.last_blocks = cache.always_computed
         sites, gates, factors = tokens, table.gates, table.factors
         if self.first_blocks or self.last_blocks:
@@ -152,17 +160,23 @@ class Run(NoStep):
         if not isinstance(plan, OpenPlan):
             return plan.is_full(step)
         if self.leader is not None:
-            if len(self.leader.steps) <= step:
-                raise ValueError(
-                    f"step {step} of the guidance branch that decides is to be taken before that of the others"
-                )
-            is_full = self.leader.steps[step]["kind"] == "full"
+            is_full = self.leader.decision(step)
         else:
             assert self.decider is not None, "an open plan is that of a schedule that decides"
             is_full = decided(self.decider, look, plan.horizon)
+            if self.announce is not None:
+                self.announce(is_full)
         if is_full:
             plan.add(step)
         return is_full
+
+    def decision(self, step: int) -> bool:
+        """Whether a step of this run was full; ValueError for one that has not been taken."""
+        if len(self.steps) <= step:
+            raise ValueError(
+                f"step {step} of the guidance branch that decides is to be taken before that of the others"
+            )
+        return self.steps[step]["kind"] == "full"
 
     def _full_step(
         self, look: Look, head: Streams | None, full: Callable[[Site], Tensor]

@@ -137,7 +137,9 @@ def _prompts_job(
     """Images of prompts by a text-to-image backbone, whose folder has the name of its package."""
     from evaluation.images import ImageJob, emoji_judge
     from evaluation.jobs import output_folder
+    from seerkit.command.flags import check_guidance_parallel, guidance_parallel
 
+    check_guidance_parallel(args, caches)
     pipeline = pipeline_of(package)
     settings = pipeline.settings_of(args, prompts)
     return ImageJob(
@@ -151,6 +153,7 @@ def _prompts_job(
         find=lambda _: pipeline.find_everything(args),
         make_judge=emoji_judge if args.model == flags_of(package).EMBEDDED else None,
         make_pipeline=lambda batches, device: pipeline.Pipeline(args, batches, device),
+        together=guidance_parallel(args),
     )
 
 
@@ -181,10 +184,12 @@ def _video_job(
     """
     from evaluation.jobs import output_folder
     from evaluation.videos import VideoJob
+    from seerkit.command.flags import check_guidance_parallel, guidance_parallel
     from seerkit.command.videos import check_processes, sequence_parallel
     from seerkit.io.media import video_facts
 
     check_processes(args, heads, *sharded)
+    check_guidance_parallel(args, caches)
     pipeline = pipeline_of(package)
     latent_shape = importlib.import_module(f"{package}.config").latent_shape
     settings = {**pipeline.settings_of(args, prompts), "video": video_facts(args.quality)}
@@ -198,7 +203,7 @@ def _video_job(
         out=output_folder(args.output_dir, folder, settings),
         names=names,
         latent_shape=latent_shape(args.model, args.height, args.width, args.num_frames),
-        sequence_parallel=sequence_parallel(args),
+        together=sequence_parallel(args) or guidance_parallel(args),
         find=lambda _: pipeline.find_everything(args),
         make_pipeline=lambda world: pipeline.Pipeline(args, world),
     )

@@ -34,7 +34,7 @@ from seerkit.io.media import finite_rows, save_png, to_uint8
 from seerkit.io.records import conditions
 from seerkit.io.report import Comparison, Row, draw_grid, make_rows
 from seerkit.io.tables import counted, number
-from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
+from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, of_the_first, run_caches
 from seerkit.text.minilm import TEXT_TABLE, TextTable
 from seerkit.text.prompts import Batch
 
@@ -82,7 +82,7 @@ class ImageJob(Job):
 
     channels: of an image. make_judge: of what scores the images, None where nothing does. make_pipeline: for the batches that
     will be sampled, on a device. columns: headings of the grid, None for the first prompts. grid_name: of the grid in `out`,
-    without suffix.
+    without suffix. together: all processes make the same images together instead of sharing the prompts.
     """
 
     channels: int = 3
@@ -90,6 +90,7 @@ class ImageJob(Job):
     make_pipeline: Callable[[Sequence[Batch], torch.device], ImagePipeline]
     columns: Sequence[str] | None = None
     grid_name: str = "grid"
+    together: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -178,24 +179,30 @@ def has_images(out: Path, label: str) -> bool:
 
 def sample_missing(job: ImageJob, folders: dict[str, Folder], world: World) -> dict[str, Outcome]:
     """Make the images that are missing, or all without --resume, this process's share of the batches; all outcomes together."""
-    mine = job.batches()[world.rank :: world.size]
+    mine = job.batches() if job.together else job.batches()[world.rank :: world.size]
 
-    def there(label: str, batch: Batch) -> bool:
-        return job.args.resume and folders[label].has(batch)
+    def there() -> set[tuple[str, int]]:
+        return {(c, b.indices[0]) for c in folders for b in mine if job.args.resume and folders[c].has(b)}
 
-    pending = [batch for batch in mine if not all(there(label, batch) for label in folders)]
+    # Where processes go through the same batches, one looks: while the others still do, it may already write.
+    done = on_main(world, there) if job.together else there()
+    pending = [batch for batch in mine if any((label, batch.indices[0]) not in done for label in folders)]
     outcomes = {label: Outcome() for label in job.caches}
     if pending:
         pipeline = job.make_pipeline(pending, world.device)
         settings = job.settings if job.args.add_sampling_metadata else None
 
         def keep(label: str, batch: Batch, latents: Tensor) -> list[int]:
+            if job.together and not world.is_main:
+                return [index for index, whole in zip(batch.indices, finite_rows(latents), strict=True) if not whole]
             return folders[label].write(batch, decode_finite(pipeline, latents), settings)
 
         outcomes = run_caches(
             job.caches, pending, pipeline.sample, num_steps=job.num_steps, device=world.device,
-            skip=there, keep=keep, quiet=not world.is_main,
+            skip=lambda label, batch: (label, batch.indices[0]) in done, keep=keep, quiet=not world.is_main,
         )  # fmt: skip
+    if job.together:
+        outcomes = of_the_first(outcomes, world)
     return gather_outcomes(outcomes, world)
 
 

@@ -53,7 +53,7 @@ from seerkit.io.media import (
 from seerkit.io.records import conditions
 from seerkit.io.report import Comparison, Row, make_rows
 from seerkit.io.tables import counted
-from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, run_caches
+from seerkit.sampling.compare import UNCACHED, Outcome, gather_outcomes, of_the_first, run_caches
 from seerkit.text.prompts import Batch
 from seerkit.weights.checkpoints import save_tensors
 
@@ -87,13 +87,13 @@ class VideoPipeline(Protocol):
 class VideoJob(Job):
     """A job of a command with the flags of `add_video_flags`.
 
-    names: of the videos' files, without suffix. latent_shape: (C, T, h, w) of a sample. sequence_parallel: all processes make
-    one video together instead of sharing the prompts.
+    names: of the videos' files, without suffix. latent_shape: (C, T, h, w) of a sample. together: all processes make one
+    video together instead of sharing the prompts.
     """
 
     names: Sequence[str]
     latent_shape: Sequence[int]
-    sequence_parallel: bool
+    together: bool
     make_pipeline: Callable[[World], VideoPipeline]
 
     @property
@@ -274,7 +274,7 @@ def sample_missing(
     done = on_main(world, lambda: {(c, b.indices[0]) for c in folders for b in batches if there(c, b)})
     samples = sum(len(b.indices) for c in folders for b in batches if (c, b.indices[0]) not in done)
     check_space(job.out, job.latent_bytes * samples, "the latents, until their videos are written,")
-    mine = batches if job.sequence_parallel else batches[world.rank :: world.size]
+    mine = batches if job.together else batches[world.rank :: world.size]
     pending = [batch for batch in mine if any((label, batch.indices[0]) not in done for label in folders)]
     outcomes = {label: Outcome() for label in job.caches}
     if pending:
@@ -282,7 +282,7 @@ def sample_missing(
         pipeline.load(world)
 
         def keep(label: str, batch: Batch, latents: Tensor) -> list[int]:
-            if world.is_main or not job.sequence_parallel:
+            if world.is_main or not job.together:
                 return folders[label].write_latents(batch, latents)
             return [index for index, whole in zip(batch.indices, finite_rows(latents), strict=True) if not whole]
 
@@ -291,8 +291,8 @@ def sample_missing(
             skip=lambda label, batch: (label, batch.indices[0]) in done, keep=keep, quiet=not world.is_main,
         )  # fmt: skip
         pipeline.unload()
-    if job.sequence_parallel and not world.is_main:  # all processes timed the same runs
-        outcomes = {label: Outcome(peak_bytes=outcome.peak_bytes) for label, outcome in outcomes.items()}
+    if job.together:
+        outcomes = of_the_first(outcomes, world)
     return gather_outcomes(outcomes, world)
 
 

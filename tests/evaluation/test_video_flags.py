@@ -94,6 +94,7 @@ def test_the_commands_call_what_they_share_the_same():
     assert {*hunyuan} - {*wan_} == {"vae_tiling", "llm", "flow_reverse", "fp8", "offload"}
     assert {*wan_} - {*hunyuan} == {
         "t5", "image", "negative_prompt", "solver", "batched_guidance", "t5_cpu", "offload_model", "t5_fsdp",
+        "guidance_parallel",
     }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def carry_out(tmp_path, monkeypatch):
         job = VideoJob(
             command="fake.py", args=args, prompts=PROMPTS, settings=shown, sizes={},
             caches={label: CACHES[label] for label in labels}, out=tmp_path / "out",
-            names=[f"{i:06d}" for i in range(3)], latent_shape=pipeline.size, sequence_parallel=False,
+            names=[f"{i:06d}" for i in range(3)], latent_shape=pipeline.size, together=False,
             find=lambda world: {}, make_pipeline=lambda world: pipeline,
         )  # fmt: skip
         return pipeline, videos.run(job)

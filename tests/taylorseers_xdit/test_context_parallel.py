@@ -6,122 +6,86 @@ its native backend does not give: both are put in here, all else is diffusers' o
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from shared_runs import check_agreement, check_decisions, collectives, measure
+from tiny_pipelines import Tiny, tiny
 
-PROCESSES, NUM_STEPS = 2, 10
-TOLERANCE = 1e-5  # of the largest value
-CACHES: dict[str, dict[str, Any]] = {
-    "taylorseer": {"interval": 3, "max_order": 1, "warmup_steps": 2},  # folded, by sites
-    "first_block_cache": {"threshold": 0.2},
-    "magcache": {"table": [1.0] + [0.97] * (NUM_STEPS - 1), "threshold": 0.06},
-    "seacache": {"signal": "latents", "threshold": 0.2},
-    "teacache": {"threshold": 0.1, "coefficients": (1.0, 0.0)},
-}
+from cache_dic import UserError
+from seerkit.devices.distributed import start_world, stop_world
+from seerkit.devices.parallel import attend_with_lse
+
+PROCESSES = 2
 LAYOUTS = {"ulysses": {"ulysses_degree": 2}, "ring": {"ring_degree": 2}}
-MODELS = ("flux", "wan")
-
-
-class Collectives(TorchDispatchMode):
-    """Counts collectives, by the number of the pass that they are of."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.namespace in ("c10d", "_c10d_functional") and "wait" not in str(func)
-        return func(*args, **(kwargs or {}))
-
-
-def with_lse(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **_: Any) -> Any:
-    """Attention (B, L, H, d) as diffusers' backends have it, with the log-sum-exp where it is asked for."""
-    from diffusers.models import attention_dispatch
-    from seerkit.devices.parallel import attend_with_lse
-
-    if not args[5]:
-        return attention_dispatch._own(ctx, query, key, value, *args, **_)
-    out, lse = attend_with_lse(*(x.transpose(1, 2) for x in (query, key, value)))
-    return out.transpose(1, 2), lse.transpose(1, 2)
+METHODS = {
+    "flux": ("taylorseer", "first_block_cache", "magcache", "seacache", "teacache"),
+    "wan": ("taylorseer", "first_block_cache"),
+}
+REFUSED = {
+    "seacache": (
+        {"threshold": 0.2},
+        "this method looks at tokens in rows and columns, and of the 64 tokens 32 are here",
+    ),
+    "freqca": ({}, "a grid of 8 x 8 has 64 tokens, not the 32 there are"),
+}
 
 
 @contextmanager
-def accelerator() -> Iterator[None]:
+def on_cpu() -> Iterator[None]:
     from diffusers.models import attention_dispatch
 
-    attention_dispatch._own = attention_dispatch._native_attention_forward_op
+    own = attention_dispatch._native_attention_forward_op
+
+    def with_lse(ctx: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
+        """Attention (B, L, H, d); the sixth of the others asks for the log-sum-exp."""
+        if not args[5]:
+            return own(ctx, q, k, v, *args, **kwargs)
+        out, lse = attend_with_lse(*(x.transpose(1, 2) for x in (q, k, v)))
+        return out.transpose(1, 2), lse.transpose(1, 2)
+
     with (
-        mock.patch.object(torch.accelerator, "device_count", lambda: 1),
-        mock.patch.object(torch._C, "_get_accelerator", lambda: torch.device("cpu")),
+        mock.patch.object(torch.accelerator, "device_count", return_value=1),
+        mock.patch.object(torch._C, "_get_accelerator", return_value=torch.device("cpu")),
         mock.patch.object(attention_dispatch, "_native_attention_forward_op", with_lse),
     ):
         yield
 
 
-def run(model: Any, method: str | None) -> tuple[Tensor, dict[str, Any]]:
-    """Latents, and by guidance branch the steps of the record, with the collectives of each."""
-    from taylorseers_diffusers import disable, enable
-
-    if method is None:
-        return model(NUM_STEPS), {}
-    enable(model.pipe, method, **CACHES[method])
-    hook = model.transformer._diffusers_hook.get_hook("taylorseers_cache")
-    counts: list[int] = []
-    forward = hook.fn_ref.forward
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        with Collectives() as counter:
-            output = forward(*args, **kwargs)
-        counts.append(counter.count)
-        return output
-
-    hook.fn_ref.forward = counted
-    latents = model(NUM_STEPS)
-    records = model.pipe.cache_report().branches
-    disable(model.pipe)
-    found = {name: runs[0]["steps"] for name, runs in records.items()}
-    for place, steps in enumerate(found.values()):
-        for entry, count in zip(steps, counts[place :: len(found)], strict=True):
-            entry["collectives"] = count
-    return latents, found
-
-
-def measure(name: str, world: Any) -> dict[str, Any]:
+def shared_by(degrees: dict[str, int]) -> Callable[[Tiny], None]:
     from diffusers import ContextParallelConfig
-    from tiny_pipelines import tiny
 
-    methods = (None, *CACHES) if name == "flux" else (None, *list(CACHES)[:3])
-    model, alone, found = tiny(name), {}, {}
-    for method in methods:
-        alone[method] = run(model, method)
-    for layout, degrees in LAYOUTS.items():
-        model = tiny(name)
-        model.transformer.enable_parallelism(config=ContextParallelConfig(**degrees))
-        for method in methods:
-            latents, steps = run(model, method)
-            wanted, expected = alone[method]
-            together: list[Any] = [None] * world.size
-            torch.distributed.all_gather_object(together, steps)
-            found[f"{layout} {method}"] = {
-                "error": float((latents - wanted).abs().max() / wanted.abs().max()),
-                "spread": float((wanted - alone[None][0]).abs().max() / wanted.abs().max()),
-                "alone": expected,
-                "together": together,
-            }
-    return found
+    return lambda model: model.transformer.enable_parallelism(config=ContextParallelConfig(**degrees))
+
+
+def refusals() -> dict[str, str]:
+    """What a pipeline says whose tokens are shared, by method; and where they were shared after the cache was enabled."""
+    from taylorseers_diffusers import enable
+
+    model, said = tiny("flux"), {}
+    enable(model.pipe)
+    shared_by(LAYOUTS["ulysses"])(model)
+    cases = {"late": None, **REFUSED}
+    for method, case in cases.items():
+        if case is not None:
+            enable(model.pipe, method, **case[0])
+        try:
+            model(4)
+        except UserError as error:
+            said[method] = str(error)
+    return said
 
 
 def main() -> None:
-    from seerkit.devices.distributed import start_world, stop_world
-
     world = start_world("cpu")
-    with accelerator():
-        found = {name: measure(name, world) for name in MODELS}
+    with on_cpu():
+        ways = {layout: shared_by(degrees) for layout, degrees in LAYOUTS.items()}
+        found = {name: measure(name, methods, ways) for name, methods in METHODS.items()}
+        found["refused"] = refusals()
     if world.is_main:
         print(json.dumps(found))
     stop_world()
@@ -136,35 +100,31 @@ def found(run_script, need) -> dict:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", METHODS)
 def test_two_processes_give_what_one_gives(found, model, layout):
-    cases = {key: case for key, case in found[model].items() if key.startswith(layout)}
-    assert f"{layout} taylorseer" in cases
-    for key, case in cases.items():
-        assert case["error"] <= TOLERANCE, key
-        if not key.endswith("None"):
-            assert case["spread"] > 100 * TOLERANCE, f"{key}: the cache changes nothing"
+    check_agreement(found[model], layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", METHODS)
 def test_processes_decide_together_what_one_decides(found, model, layout):
-    for key, case in found[model].items():
-        if not key.startswith(layout) or key.endswith("None"):
-            continue
-        assert case["together"][0] == case["together"][1], "signals too, to the bit"
-        for branch, expected in case["alone"].items():
-            kinds = [entry["kind"] for entry in expected]
-            assert {"full", "forecast"} == set(kinds), f"{key} {kinds}"
-            assert [entry["kind"] for entry in case["together"][0][branch]] == kinds
+    check_decisions(found[model], layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("model", MODELS)
-def test_a_forecast_step_exchanges_its_output_and_nothing_else(found, model, layout):
-    steps = [entry for of in found[model][f"{layout} taylorseer"]["together"][0].values() for entry in of]
-    assert {entry["collectives"] for entry in steps if entry["kind"] == "forecast"} == {1}
-    assert min(entry["collectives"] for entry in steps if entry["kind"] == "full") > 4
+@pytest.mark.parametrize("model", METHODS)
+def test_a_forecast_step_puts_its_output_together_and_exchanges_nothing_else(found, model, layout):
+    assert collectives(found[model], layout, "forecast") == {1}
+    assert min(collectives(found[model], layout, "full")) >= 1 + 3, "attention of every block"
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_methods_that_look_at_all_tokens_are_refused(found, method):
+    assert REFUSED[method][1] in found["refused"][method]
+
+
+def test_the_cache_is_enabled_after_the_tokens_are_shared(found):
+    assert "was called after the cache was enabled" in found["refused"]["late"]
 
 
 if __name__ == "__main__":

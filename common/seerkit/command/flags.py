@@ -9,10 +9,14 @@ from argparse import BooleanOptionalAction
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from seerkit.command.cli import Parser, device_name, guidance_weight, json_file, non_negative_int, positive_int
 from seerkit.devices.dtypes import PRECISIONS
 from seerkit.layers.names import ATTENTION_BACKENDS
+
+if TYPE_CHECKING:
+    from cache_dic import Cache
 
 Also = Mapping[str, str]
 LOOKED_IN = "checkpoints/, the hub's cache"  # for help: where files are looked for, before they are downloaded
@@ -125,6 +129,29 @@ def add_device_flags(parser: Parser, *, precision: str) -> None:
     )
     section.add_argument("--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="kernels")
     section.add_argument("--compile", action="store_true", help="torch.compile full and forecast steps, one graph each")
+
+
+def add_guidance_parallel_flag(group: argparse._ArgumentGroup) -> None:
+    """--guidance-parallel."""
+    group.add_argument(
+        "--guidance-parallel", action="store_true", help="each of both guidance branches in a process of its own"
+    )
+
+
+def guidance_parallel(args: argparse.Namespace) -> bool:
+    """Whether each guidance branch has a process; a command may have no such flag."""
+    return vars(args).get("guidance_parallel", False)
+
+
+def check_guidance_parallel(args: argparse.Namespace, caches: Mapping[str, "Cache"]) -> None:
+    """UserError for --guidance-parallel with another number of processes, or a method that needs both branches in one."""
+    if guidance_parallel(args):
+        from seerkit.devices.distributed import num_processes
+        from seerkit.devices.guidance import check_guidance_processes, check_split
+
+        check_guidance_processes(num_processes())
+        for cache in caches.values():
+            check_split(cache)
 
 
 def add_device_flag(parser: Parser) -> None:

@@ -10,9 +10,13 @@ from cache_dic.run import numbers_of
 
 @dataclass(frozen=True)
 class Branches:
-    """The runs: with the text and, where it is guided, without. One schedule decides for both."""
+    """The runs: with the text and, where it is guided, without. One schedule decides for both.
+
+    elsewhere: how many branches other processes have computed, whose runs are theirs.
+    """
 
     runs: Sequence[Run]
+    elsewhere: int = 0
 
     @property
     def left_out(self) -> list[int]:
@@ -29,10 +33,10 @@ class Branches:
         ]
 
     def record(self) -> dict[str, Any]:
-        """What was done, for a JSON record: that of the conditional branch, with what all branches keep, and the steps that a
-        branch was left out of."""
+        """What was done, for a JSON record: that of the conditional branch, with what all branches of this process
+        keep, and the steps that a branch was left out of."""
         kept = sum(run.kept_bytes for run in self.runs)
-        record = {**self.runs[0].record(), "branches": len(self.runs), "kept_bytes": kept}
+        record = {**self.runs[0].record(), "branches": len(self.runs) + self.elsewhere, "kept_bytes": kept}
         if not self.left_out:
             return record
         numbers = {f"{kind}_steps": numbers_of(self.steps, kind) for kind in ("full", "partial")}

@@ -105,6 +105,13 @@ def _with_most_kept(record: dict[str, Any], others: Sequence[dict[str, Any]]) ->
     return {**record, "kept_bytes": max(of["kept_bytes"] for of in (record, *others) if "kept_bytes" in of)}
 
 
+def of_the_first(outcomes: dict[str, Outcome], world: World) -> dict[str, Outcome]:
+    """Outcomes of processes that have all timed the same runs, to be gathered: of others than the first, peaks alone."""
+    if world.is_main:
+        return outcomes
+    return {label: Outcome(peak_bytes=outcome.peak_bytes) for label, outcome in outcomes.items()}
+
+
 def gather_outcomes(outcomes: dict[str, Outcome], world: World) -> dict[str, Outcome]:
     """Failures and timings of all processes, cold ones where there are no others; the record of the first that has one."""
     shares = gather(outcomes, world)
