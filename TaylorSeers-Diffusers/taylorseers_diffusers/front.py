@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache as cache_of_results
 from typing import Any, NoReturn
@@ -247,9 +247,20 @@ def install(pipe: Any, *caches: Cache) -> Any:
         ):  # which pipelines call at their end, of transformers that have caches of diffusers'
             setattr(module, RESET, lambda hook=hook: hook.reset_state(None))
         module._diffusers_hook.invalidate_child_registries_cache()
-    held = weakref.ref(pipe)
-    pipe.cache_report = lambda: report(held())
+    pipe.cache_report = _reporter(weakref.ref(pipe))
     return pipe
+
+
+def _reporter(held: "weakref.ref[Any]") -> Callable[[], Report]:
+    """A pipeline's `cache_report`, which does not keep it."""
+
+    def cache_report() -> Report:
+        pipe = held()
+        if pipe is None:
+            raise UserError("the pipeline of this report is gone")
+        return report(pipe)
+
+    return cache_report
 
 
 def disable(pipe: Any) -> Any:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_dic import Forecast, Parts, Run, Site, Streams, Tokens, UserError
-from cache_dic.engine import GateFactors, LayerwiseEngine
+from cache_dic.engine import GateFactors, LayerwiseEngine, Recorder
 from taylorseers_diffusers.attach import present
 from taylorseers_diffusers.clock import Clock, Moment
 from taylorseers_diffusers.forms import BlockForm, Feature
@@ -97,8 +97,7 @@ class CachedTransformer:
         """The output through all blocks."""
         walk = Walk(site=site, gates=gates)
         output = self.walked(walk)
-        if getattr(site, "ends", False):
-            site.x0, site.x_final = walk.entered.x, walk.left.x
+        _show_ends(site, walk.entered, walk.left)
         return output
 
     def forecast_step(self, advance: Forecast, by_site: bool) -> Tensor:
@@ -123,6 +122,7 @@ class CachedTransformer:
                 return streams
             walk = Walk(start, stop, inject=streams, site=site, has_output=False)
             self.walked(walk)
+            _show_ends(site, streams, walk.left)
             assert walk.left is not None, "a transformer calls its blocks"
             return walk.left
 
@@ -259,6 +259,14 @@ def latents_of(arguments: Mapping[str, Any]) -> Tensor:
         if isinstance(value, Tensor) or (isinstance(value, list) and value and isinstance(value[0], Tensor))
     )
     return as_batch(first)
+
+
+def _show_ends(site: Site, before: Streams | None, after: Streams | None) -> None:
+    """The tokens at both ends of a walk to a site that holds them; what it was handed are features alone."""
+    if isinstance(site, Recorder) and site.ends:
+        assert before is not None, "a transformer calls its blocks"
+        assert after is not None, "a transformer calls its blocks"
+        site.x0, site.x_final = before.x.detach(), after.x.detach()
 
 
 def as_rows(gates: Sequence[Tensor | None], name: str) -> Tensor:

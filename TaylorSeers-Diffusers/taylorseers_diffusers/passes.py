@@ -273,7 +273,7 @@ class Passes:
                 output = forward(**given)
         finally:
             modules.update(real)
-            self.hand, self.collected = None, []
+            self.walk, self.hand, self.collected = Walk(), None, []  # what they hold is the run's
         if walk.calls != len(self.blocks):
             raise UserError(
                 f"{type(self.transformer).__name__} called {walk.calls} of its {len(self.blocks)} blocks; a call that leaves "
@@ -365,9 +365,9 @@ class Passes:
     def _check(self, block: nn.Module, before: Tensor, after: Tensor, added: list[Tensor], gates: Tensor) -> None:
         """UserError unless the block added the sum of gate times feature."""
         total = sum((g.unsqueeze(1) * f for g, f in zip(gates, added, strict=True)), torch.zeros_like(before))
-        moved = (after - before).float()
-        missed = float((moved - total.float()).norm())
-        rounding = 4 * torch.finfo(before.dtype).eps * float(after.float().norm())
+        moved = (after - before).detach().float()
+        missed = float((moved - total.float()).detach().norm())
+        rounding = 4 * torch.finfo(before.dtype).eps * float(after.detach().float().norm())
         if not missed <= SITE_TOLERANCE * float(moved.norm()) + rounding:
             raise UserError(
                 f"{type(proper(block)).__name__} added something else than its gates times its features (an adapter for "
@@ -396,6 +396,13 @@ class Passes:
             def made() -> Any:
                 if not given:
                     given.append(forward(*args, **kwargs))
+                    several = 0 if isinstance(given[0], Tensor) else len(given[0])
+                    if several and several != len(here):
+                        raise UserError(
+                            f"{module} of {type(proper(call.block)).__name__} gives {several} values where {len(here)} "
+                            "features are known (of an adapter for images, or another version of diffusers); take a method "
+                            "that leaves out whole steps"
+                        )
                 return given[0]
 
             def value(feature: Feature) -> Tensor:
@@ -412,6 +419,8 @@ class Passes:
 
         self.hand = hand
         try:
-            return self.compute(call)
+            # What is computed differs from block to block and step to step.
+            with torch.compiler.set_stance("force_eager"):
+                return self.compute(call)
         finally:
             self.hand = None
