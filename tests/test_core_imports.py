@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Packages for which extras are needed by design; every other one belongs to the core.
-NEEDS_EXTRAS = {"evaluation"}
+NEEDS_EXTRAS = {"evaluation", "taylorseers_diffusers"}
 
 # Run in a fresh interpreter: imports the modules named on its command line behind a finder that refuses every installed
 # distribution outside `allowed` and what those need themselves, and prints what went wrong and what it saw happen.

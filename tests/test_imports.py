@@ -18,6 +18,8 @@ ROOTS = [
     for name in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["where"]
 ]
 BACKBONES = sorted(set(PACKAGES.values()))
+FRONTS = ("taylorseers_diffusers",)
+"""Packages that put caches on models of other libraries."""
 TOOLKIT = ("layers", "devices", "sampling", "io", "weights", "data", "text", "command", "training")
 """Packages of seerkit; each may import those before it. What lies in seerkit itself comes first of all."""
 OF_COMMANDS = {f"{backbone}.{module}" for backbone in BACKBONES for module in ("flags", "pipeline")}
@@ -95,7 +97,7 @@ def rank(module: str) -> int:
 
 
 def test_the_walk_finds_modules_and_their_imports():
-    assert {"cache_dic", "seerkit", "evaluation", *BACKBONES} == OURS
+    assert {"cache_dic", "seerkit", "evaluation", *FRONTS, *BACKBONES} == OURS
     assert "flux.model" in IMPORTS["flux.sampler"]
     assert "hidream.config" in IMPORTS["evaluation.backbones"]
     assert ROOT / "eval" / "flops.py" in SCRIPTS
@@ -123,6 +125,11 @@ def test_packages_of_the_toolkit_import_those_before_them():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_backbone_imports_the_toolkit_and_itself(backbone):
     assert outside(backbone, "seerkit", "cache_dic") == {}
+
+
+def test_a_front_imports_backbones_and_what_is_below():
+    for front in FRONTS:
+        assert outside(front, "seerkit", "cache_dic", *BACKBONES) == {}
 
 
 def test_the_evaluation_imports_configurations_of_backbones_alone():
