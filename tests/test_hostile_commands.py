@@ -86,6 +86,7 @@ BASES = {
     "eval/reproduce.py": "hidream --rows uncached --estimate --output-dir out",
     "eval/score.py": "in/samples/uncached --measures psnr --pairs in/samples/uncached --allow-duplicates --work out",
     "eval/report.py": "--results {results} --runs in --out out/report",
+    "TaylorSeers-Diffusers/run.py": "--interval 2 --prompt 'red apple, noto' --num-steps 3 --device cpu --output-dir out",
     "eval/tables.py": "--results {results} --readme in/README.md",
     "eval/train_classifier.py": "--data {clothes} --out out/c.safetensors --epochs 1 --batch-size 16 --device cpu",
     "eval/train_scorer.py": "--data {emoji} --out out/s.safetensors --features {features} --steps 1 --batch-size 8"
@@ -529,7 +530,7 @@ def fault(done: dict[str, Any]) -> str | None:
 def test_every_command_is_tried():
     found = {
         str(path.relative_to(ROOT))
-        for root in ("TaylorSeer-*", "eval", "common")
+        for root in ("TaylorSeer*", "eval", "common")
         for path in ROOT.glob(f"{root}/**/*.py")
         if "run_command(main)" in path.read_text(encoding="utf-8")
     }

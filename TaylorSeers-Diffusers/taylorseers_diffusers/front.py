@@ -210,15 +210,15 @@ def _check_module(module: nn.Module) -> None:
 # ---------------------------------------------------------------------------------------------------------------- enable
 
 
-def enable(pipe: Any, method: str = "taylorseer", **settings: Any) -> Any:
+def enable(pipe: Any, method: str | Cache = "taylorseer", **settings: Any) -> Any:
     """Put a cache on a pipeline's transformer; returns the pipeline.
 
         enable(pipe, method="taylorseer", interval=6, max_order=2)
         image = pipe("a fox").images[0]
         print(pipe.cache_report())
 
-    method, settings: as in `cache_dic.make_cache`; published settings of the model are the usual ones where there are any, and
-    model="flux-dev" says which it is where its configuration does not.
+    method, settings: as in `cache_dic.make_cache`, or what that has made, without settings; published settings of the model are
+    the usual ones where there are any, and model="flux-dev" says which it is where its configuration does not.
     engine: None for the site form, kept folded, of transformers whose gates can be read from their modules, and for the stack
     form, what all blocks together add, of others. A cache that is on already is replaced. Raises UserError for a pipeline
     without a transformer with blocks, and for one with diffusers' own cache on.
@@ -317,11 +317,14 @@ def _remove(module: nn.Module) -> None:
         module._diffusers_hook.invalidate_child_registries_cache()
 
 
-def _made_cache(pipe: Any, passes: Passes, method: str, settings: Mapping[str, Any]) -> Cache:
+def _made_cache(pipe: Any, passes: Passes, method: str | Cache, settings: Mapping[str, Any]) -> Cache:
     """The cache of a transformer, with an engine that its blocks allow."""
     transformer = passes.transformer
     given = {"preset": known(transformer).preset, "model": published_name(transformer, pipe), **settings}
-    cache = make_cache(method, **given)
+    if isinstance(method, Cache):
+        cache, method, settings = method, method.method, {"engine": method.engine}
+    else:
+        cache = make_cache(method, **given)
     engine, decider = engine_class(cache.engine), cache.decider()
     if isinstance(decider, Partial) and (decider.selects_tokens or decider.observes is not None):
         raise UserError(

@@ -65,12 +65,11 @@ def decided_costs(batches: Sequence[Mapping[str, Any]], count: Mapping[str, Any]
     """
     if not batches:
         return {}
+    by_batch = {"full_steps_by_batch": [batch["full_steps"] for batch in batches]}
+    if any(batch["flops"] is None for batch in batches):
+        return by_batch
     ratio = sum(batch["flops_uncached"] for batch in batches) / sum(batch["flops"] for batch in batches)
-    return {
-        "flops_ratio": ratio,
-        "flops_T": count["flops_T_uncached"] / ratio,
-        "full_steps_by_batch": [batch["full_steps"] for batch in batches],
-    }
+    return {"flops_ratio": ratio, "flops_T": count["flops_T_uncached"] / ratio, **by_batch}
 
 
 def _full_steps(row: Row) -> str:

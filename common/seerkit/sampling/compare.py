@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cache_dic import Cache, Run
 from seerkit.devices.distributed import World, gather
 from seerkit.devices.timing import peak_memory, reset_peak_memory, spread, timed
-from seerkit.sampling.flops import run_flops
+from seerkit.sampling.flops import run_flops, tells_flops
 
 Batch = TypeVar("Batch")
 SampleBatch = Callable[[Cache, Batch, Callable[[int, Tensor], None]], tuple[Tensor, Run]]
@@ -29,7 +29,8 @@ class Outcome:
     that did not come out finite.
 
     decided: of full steps that are decided while sampling, by batch, the full steps, operations, and those of the same steps
-    uncached. cold: whether a timing has the first call's work in it, which pays for kernels and memory.
+    uncached, None where the model cannot tell. cold: whether a timing has the first call's work in it, which pays for kernels
+    and memory.
     """
 
     record: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +82,7 @@ def run_caches(
             outcome.peak_bytes = max(outcome.peak_bytes, peak_memory(device))
             outcome.record = _with_most_kept(run.record(), [outcome.record])
             if cache.decides:
-                flops, uncached = run_flops(run)
+                flops, uncached = run_flops(run) if tells_flops(run) else (None, None)
                 full_steps = outcome.record["full_steps"]
                 outcome.decided.append({"full_steps": full_steps, "flops": flops, "flops_uncached": uncached})
             outcome.failed = keep(label, batch, latents)

@@ -180,6 +180,11 @@ def _part_flops(
     )
 
 
+def tells_flops(run: Any) -> bool:
+    """Whether the model of a run, or of the runs of its branches, can tell its operations."""
+    return all(hasattr(branch, "inputs") for branch in getattr(run, "runs", [run]))
+
+
 def run_flops(run: Any) -> tuple[int, int]:
     """Operations of what a run, or the runs of its guidance branches, really computed, and of the same steps uncached."""
     counts = [_run_flops(branch) for branch in getattr(run, "runs", [run])]

@@ -45,7 +45,8 @@ def on_a_grid(value: Any) -> bool:
 
 
 READ: Form = {
-    "label": str, "full_steps": [int], "num_steps": int, "flops_T": float, "flops_ratio": float, "kept_bytes": float,
+    "label": str, "full_steps": [int], "num_steps": int, "kept_bytes": float,
+    "flops_T": (None, float), "flops_ratio": (None, float),
     "latency": (None, {"median_s": float, "min_s": float, "max_s": float}), "psnr": (None, dict),
     "num_samples": (None, int), "command_line": (None, str), "partial_steps": (None, list), "left_out_of": (None, list),
     "computed_in_part": (None, [[str]]),
