@@ -24,7 +24,7 @@ from evaluation.reproduction.protocols import COLUMNS, COSTS, DRAWBENCH, PROTOCO
 from evaluation.reproduction.real import RealImages
 from evaluation.reproduction.rows import UNCACHED, chosen, make_rows, make_run, published_rows, runs_of
 from evaluation.reproduction.running import reference_of
-from evaluation.reproduction.tables import Sheet, csv_text, figure, latex, markdown, our_value
+from evaluation.reproduction.tables import Sheet, csv_text, extras, figure, latex, markdown, our_value
 from evaluation.scoring.extractors import find_extractor
 from evaluation.scoring.measures import NAMES
 from seerkit.data.fashion_mnist import load_fashion_mnist
@@ -163,6 +163,15 @@ class TestFigures:
         shown = figure("flops_T", row, row.table, record)
         assert (shown.ours, shown.difference, shown.values[1]) == ("28.00 (14.0 full steps)", "–", pytest.approx(28))
         assert our_value("speedup", row, row.table, record)["text"] == "3.57 (14.0 full steps)"
+
+
+def test_a_smoke_run_shows_measures_that_passed_and_names_the_others():
+    flux = PROTOCOLS["flux"]
+    scores = {"psnr": {"value": 30.0}, "emoji-score": {"value": 54.0}}
+    record = record_of(flux, model="flux-tiny", is_smoke=True, runs={"uncached": {"scores": scores}}, num_samples=8)
+    shown, lines = extras(flux, record)
+    assert [extra.name for extra in shown] == ["psnr"]
+    assert any("emoji score" in line.lower() and line.startswith("Left out, ") for line in lines), lines
 
 
 class TestRealImages:

@@ -223,7 +223,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                         columns=("flops_T", "fid", "sfid"),
                     ),
                 ),
-                embedded_measures=("psnr", "ssim", "fd-squeezenet", "class-accuracy"),
+                embedded_measures=("psnr", "ssim", "lite0", "fd-squeezenet", "class-accuracy"),
                 sampling_tflops=(200, "arithmetic, 150 to 250 TFLOPs a second in batches"),
                 facts=(
                     "50 000 samples of random classes in one .npz, guidance 1.5 on the first three channels, EMA autoencoder, "

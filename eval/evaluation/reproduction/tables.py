@@ -15,6 +15,7 @@ from evaluation.reproduction.protocols import COLUMNS, COSTS, Protocol, Publishe
 from evaluation.reproduction.rows import UNCACHED, Row
 from evaluation.reproduction.running import VBENCH_FLICKERING, Plan
 from evaluation.scoring.measures import find_measure
+from evaluation.validation.rules import screened
 from seerkit.io.files import write_text
 from seerkit.io.tables import markdown_table, number
 
@@ -184,7 +185,7 @@ def make_sheet(
     """A table of rows that are all of one publication, or of methods of the user's own (None)."""
     smoke = record["is_smoke"]
     shown = table or _own_table(protocol)
-    measures = extras(protocol, record) if smoke else []
+    measures, left_out = extras(protocol, record) if smoke else ([], [])
     lines = [
         Line(
             row,
@@ -215,14 +216,18 @@ def make_sheet(
     title = f"{protocol.title}: {shown.title}"
     if smoke:
         title += f" – SMOKE RUN of {record['model']}, {record['num_samples']} samples"
-    return Sheet(title, header, cells, _below(shown, record, protocol, measures), lines, shown.source)
+    below = [*_below(shown, record, protocol, measures), *left_out]
+    return Sheet(title, header, cells, below, lines, shown.source)
 
 
-def extras(protocol: Protocol, record: Mapping[str, Any]) -> list[Extra]:
-    """What a smoke run has of the embedded model."""
+def extras(protocol: Protocol, record: Mapping[str, Any]) -> tuple[list[Extra], list[str]]:
+    """What a smoke run shows of the embedded model, and lines on what it has scored and does not show."""
     measures = map(find_measure, protocol.embedded_measures)
     known = [Extra(name=m.name, title=m.title, digits=m.digits, meaning=m.meaning) for m in measures]
-    return [extra for extra in (*known, FLICKERING) if _is_scored(extra.name, record)]
+    scored = {extra.name: extra for extra in (*known, FLICKERING) if _is_scored(extra.name, record)}
+    titles = {name: extra.title for name, extra in scored.items()}
+    names, lines = screened(record["model"], titles, record["num_samples"])
+    return [scored[name] for name in names], [f"{line[:1].upper()}{line[1:]}." for line in lines]
 
 
 def _own_table(protocol: Protocol) -> PublishedTable:
