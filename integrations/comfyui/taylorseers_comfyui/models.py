@@ -226,8 +226,8 @@ class ComfyModel(CachedTransformer):
         length = self.enter().x.shape[1]
         if math.prod(grid) != length:
             raise UserError(
-                f"the {length} tokens of {self.name} are not those of its latents {tuple(latents.shape)} alone, and this method "
-                "looks at their rows and columns; take another method"
+                f"the {length} tokens of {self.name} are not those of its latents {tuple(latents.shape)} alone, and this "
+                "method looks at their rows and columns; take another method"
             )
         return grid
 

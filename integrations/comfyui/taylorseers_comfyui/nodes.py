@@ -50,19 +50,21 @@ class TaylorSeer:
                 ),
                 "interval": _number(
                     "INT", PUBLISHED, PUBLISHED, 1000,
-                    "Every how many steps the model is computed: 5 is one of five. -1: as published for this model. Methods that "
-                    "decide while sampling have a threshold instead, under settings.",
+                    "Every how many steps the model is computed: 5 is one of five. -1: as published for this model. Methods "
+                    "that decide while sampling have a threshold instead, under settings.",
                 ),
                 "order": _number(
                     "INT", PUBLISHED, PUBLISHED, 10,
-                    "Highest order of the forecast: 0 reuses the last computed step, 1 is linear, 2 quadratic. -1: as published "
-                    "for this model.",
+                    "Highest order of the forecast: 0 reuses the last computed step, 1 is linear, 2 quadratic. -1: as "
+                    "published for this model.",
                 ),
                 "start_percent": _number(
-                    "FLOAT", 0.0, 0.0, 1.0, "Where caching begins, as a part of sampling; every step before it is computed.", **percent
+                    "FLOAT", 0.0, 0.0, 1.0,
+                    "Where caching begins, as a part of sampling; every step before it is computed.", **percent,
                 ),
                 "end_percent": _number(
-                    "FLOAT", 1.0, 0.0, 1.0, "Where caching ends, as a part of sampling; every step after it is computed.", **percent
+                    "FLOAT", 1.0, 0.0, 1.0,
+                    "Where caching ends, as a part of sampling; every step after it is computed.", **percent,
                 ),
             },
             "optional": {
@@ -70,15 +72,16 @@ class TaylorSeer:
                 "end_at_step": _number("INT", 10000, 1, 10000, "From this step on every one is computed."),
                 "warmup_steps": _number(
                     "INT", PUBLISHED, PUBLISHED, 1000,
-                    "Steps that are computed before the first forecast, from where caching begins. -1: as published for this model.",
+                    "Steps that are computed before the first forecast, from where caching begins. -1: as published for this "
+                    "model.",
                 ),
                 "engine": (
                     [AUTO, "folded", "stack", "hidden"],
                     {
                         "default": AUTO,
-                        "tooltip": "What is kept between computed steps. folded: exact, of every layer, folded into a few tensors; "
-                        "stack: what all blocks together add; hidden: tokens after the last block. auto: folded where the blocks "
-                        "allow, else stack.",
+                        "tooltip": "What is kept between computed steps. folded: every layer's features, in a few tensors; "
+                        "stack: what all blocks together add; hidden: tokens after the last block. auto: the method's own "
+                        "where the blocks allow it, else stack.",
                     },
                 ),
                 "settings": (
@@ -86,8 +89,8 @@ class TaylorSeer:
                     {
                         "default": "",
                         "multiline": True,
-                        "tooltip": "Further settings of the method, name=value, one on each line: threshold=0.1. Published ones by "
-                        "model: model=flux-dev.",
+                        "tooltip": "Further settings of the method, name=value, one on each line: threshold=0.1. Published "
+                        "ones by model: model=flux-dev.",
                     },
                 ),
             },

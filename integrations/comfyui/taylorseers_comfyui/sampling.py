@@ -258,8 +258,8 @@ def made_cache(transformer: nn.Module, method: str, engine: str | None, settings
     chosen, name = engine_class(cache.engine), type(transformer).__name__
     if chosen.walks:
         raise UserError(
-            f"method {method!r} computes a part of a block or of its tokens, which is not to be had of ComfyUI's blocks; take one "
-            "that leaves out whole steps, such as taylorseer"
+            f"method {method!r} computes a part of a block or of its tokens, which is not to be had of ComfyUI's blocks; "
+            "take one that leaves out whole steps, such as taylorseer"
         )
     if passes.site_form or not chosen.needs_gates:
         return cache
