@@ -1,5 +1,16 @@
 """A custom node of ComfyUI: forecast caching on its models. ComfyUI loads this folder from custom_nodes by its path."""
 
+from pathlib import Path
+
+try:
+    import cache_dic  # noqa: F401
+    import taylorseers_diffusers  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}; it is of the repository that this node comes with, so install that into ComfyUI's Python: "
+        f"pip install --no-deps -e {Path(__file__).resolve().parents[3]}"
+    ) from error
+
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

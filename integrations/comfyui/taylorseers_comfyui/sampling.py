@@ -6,6 +6,7 @@ nothing is counted from run to run. Calls of one step are branches, told apart b
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,11 +64,12 @@ class Window:
 
     def steps(self, sigmas: list[float], percent_to_sigma: Callable[[float], float]) -> range:
         """Those of noise levels that are in it."""
-        most, least = (float(percent_to_sigma(percent)) for percent in (self.start_percent, self.end_percent))
+        most = percent_to_sigma(self.start_percent) * (1 + NEARLY) if self.start_percent > 0 else math.inf
+        least = percent_to_sigma(self.end_percent) if self.end_percent < 1 else -math.inf
         inside = [
             step
             for step, sigma in enumerate(sigmas)
-            if self.start_at_step <= step < self.end_at_step and least < sigma <= most * (1 + NEARLY)
+            if self.start_at_step <= step < self.end_at_step and least < sigma <= most
         ]
         return range(inside[0], inside[-1] + 1) if inside else range(0)
 
