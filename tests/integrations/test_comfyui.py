@@ -133,6 +133,7 @@ def test_a_wrapper_that_was_there_is_still_called() -> None:
     assert seen == [*shifted(3)[:-1].tolist()] * 2
 
 
+@pytest.mark.slow
 def test_the_folder_is_loaded_without_diffusers_and_says_what_must_be_importable() -> None:
     code = (
         "import importlib.util, sys\n"
@@ -400,32 +401,79 @@ def test_the_second_part_of_a_sampling_is_a_run_of_its_own() -> None:
     assert full_calls(sampler, sigmas[4:]) == list(plan.full_steps)
 
 
+def called(
+    cached: ModelPatcher, sigmas: Tensor, step: int, uuid: str = "prompt", rows: int = 4
+) -> tuple[Tensor, Tensor]:
+    """A call of a patched Wan as the sampler makes it at a step, with latents and text of their own: output, and uncached."""
+    make = torch.Generator().manual_seed(step)
+    x = torch.randn(1, 2, 2, rows, 4, generator=make)
+    text = torch.randn(1, TEXT, 5, generator=torch.Generator().manual_seed(len(uuid)))
+    options = {"sample_sigmas": sigmas, "cond_or_uncond": [0], "uuids": [uuid]}
+    c = {"c_crossattn": text, "transformer_options": options}
+    call = {"input": x, "timestep": sigmas[step][None], "c": c}
+    with torch.inference_mode():
+        output = cached.model_options["model_function_wrapper"](cached.model.apply_model, call)
+        return output, cached.model.apply_model(x, sigmas[step][None], **c)
+
+
+def around(cached: ModelPatcher, sample: Callable[[], Any]) -> Any:
+    (wrapper,) = cached.wrappers["outer_sample"]["taylorseer"]
+    return wrapper(sample)
+
+
 def test_conditions_of_a_part_of_the_steps_do_not_take_the_run_of_others() -> None:
     """Two prompts are combined; from step 5 on only the second one is left."""
     cached, sigmas = node(patcher("wan"), **FIXED), shifted(STEPS)
-    wrapper = cached.model_options["model_function_wrapper"]
-    texts = torch.randn(2, 1, TEXT, 5, generator=torch.Generator().manual_seed(3))
-    outputs: dict[tuple[int, int], Tensor] = {}
 
-    def sample(alone: bool) -> None:
-        for step, sigma in enumerate(sigmas[:-1]):
-            x = torch.randn(1, 2, 2, 4, 4, generator=torch.Generator().manual_seed(step))
-            for i in range(2):
-                if i == 0 and (alone or step >= 5):
-                    continue
-                options = {"sample_sigmas": sigmas, "cond_or_uncond": [0], "uuids": [f"prompt {i}"]}
-                call = {
-                    "input": x,
-                    "timestep": sigma[None],
-                    "c": {"c_crossattn": texts[i], "transformer_options": options},
-                }
-                outputs[alone, step * 2 + i] = wrapper(cached.model.apply_model, call)
+    def sample(alone: bool) -> list[Tensor]:
+        found = []
+        for step in range(STEPS):
+            if step < 5 and not alone:
+                called(cached, sigmas, step, "a prompt")
+            found.append(called(cached, sigmas, step, "the second prompt")[0])
+        return found
 
-    with torch.inference_mode():
-        wrapper.sample(sample, False)
-        wrapper.sample(sample, True)
-    for step in range(STEPS):
-        assert torch.equal(outputs[False, 2 * step + 1], outputs[True, 2 * step + 1])
+    both = around(cached, lambda: sample(False))
+    alone = around(cached, lambda: sample(True))
+    assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
+
+
+def test_a_sampling_within_another_has_runs_of_its_own() -> None:
+    cached, sigmas = node(patcher("wan"), **FIXED), shifted(STEPS)
+
+    def sample(within: bool) -> list[Tensor]:
+        found = []
+        for step in range(STEPS):
+            found.append(called(cached, sigmas, step)[0])
+            if within and step in (2, 5):
+                around(cached, lambda step=step: [called(cached, sigmas, i) for i in range(step + 1, STEPS)])
+        return found
+
+    plain = around(cached, lambda: sample(False))
+    disturbed = around(cached, lambda: sample(True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, disturbed, strict=True))
+
+
+def test_going_back_to_an_earlier_step_begins_a_run_also_where_no_sampling_was_announced() -> None:
+    cached, sigmas = node(patcher("wan"), **FIXED), shifted(STEPS)
+    first = [called(cached, sigmas, step)[0] for step in range(6)]
+    assert all(torch.equal(called(cached, sigmas, step)[0], first[step]) for step in range(6))
+
+
+def test_a_sampler_that_calls_twice_at_each_noise_level_has_two_runs() -> None:
+    cached, sigmas = node(patcher("wan"), **FIXED), shifted(STEPS)
+    pairs = around(cached, lambda: [called(cached, sigmas, step) for step in range(STEPS) for _ in range(2)])
+    full = [call for call, (output, plain) in enumerate(pairs) if torch.equal(output, plain)]
+    plan = make_cache("taylorseer", interval=3, warmup_steps=2).plan(STEPS)
+    assert full == [2 * step + i for step in plan.full_steps for i in range(2)]
+
+
+def test_latents_of_another_size_begin_a_run_in_the_middle_of_a_sampling() -> None:
+    cached, sigmas = node(patcher("wan"), **FIXED), shifted(STEPS)
+    pairs = around(cached, lambda: [called(cached, sigmas, step, rows=4 if step < 3 else 8) for step in range(STEPS)])
+    full = [step for step, (output, plain) in enumerate(pairs) if torch.equal(output, plain)]
+    plan = make_cache("taylorseer", interval=3, warmup_steps=2).plan(STEPS - 3)
+    assert full == [0, 1, *(3 + step for step in plan.full_steps)]
 
 
 def test_calls_between_steps_are_computed_and_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -507,6 +555,13 @@ def test_an_unknown_class_is_refused_by_name() -> None:
         node(patcher("flux", UNetModel))
 
 
+def test_additions_between_blocks_that_follow_from_the_tokens_are_refused_in_the_site_form() -> None:
+    extra = {"patches": {"double_block": [lambda args: args]}}
+    with pytest.raises(UserError, match=r"adds to the tokens of Flux between its blocks.*take engine = stack"):
+        Sampler(node(patcher("flux")), extra=extra)(shifted(STEPS))
+    Sampler(node(patcher("flux"), engine="stack"), extra=extra)(shifted(STEPS))
+
+
 def test_a_derived_class_has_the_stack_form_alone() -> None:
     model = patcher("wan", VaceWanModel)
     with pytest.raises(UserError, match="gates of all sites, which are not known of VaceWanModel; take stack"):
@@ -525,8 +580,13 @@ def test_blocks_without_modulation_of_their_own_have_the_stack_form_alone() -> N
 
 
 def test_a_model_that_is_compiled_as_a_whole_is_refused() -> None:
+    class OptimizedModule(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self._orig_mod = model
+
     model = patcher("flux")
-    model.model.diffusion_model = torch.compile(model.model.diffusion_model)
+    model.model.diffusion_model = OptimizedModule(model.model.diffusion_model)
     with pytest.raises(UserError, match="Flux is compiled as a whole"):
         node(model)
 

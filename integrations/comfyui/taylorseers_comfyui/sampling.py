@@ -33,6 +33,9 @@ OUTER_SAMPLE = "outer_sample"
 NEARLY = 1e-4
 """Relative difference by which the noise level of a call may miss that of its step."""
 
+ADDING = {"double_block", "single_block"}
+"""Names of patches that are called with the tokens after a block."""
+
 TIME_NAMES = ("timestep", "timesteps", "t")
 """Arguments by which transformers take the time."""
 
@@ -187,7 +190,7 @@ class SamplingCache:
         if options.get("patches_replace", {}).get("dit"):
             self._say("calls with blocks replaced, as guidance by skipped layers makes them, are computed in full")
             return None, None
-        levels = sigmas[:-1].detach().double().cpu()
+        levels = sigmas[:-1].detach().cpu().double()
         if self.sampling is None or not torch.equal(self.sampling.sigmas, levels):
             self._begin(levels)
         step = self.sampling.step_of(float(timestep.flatten()[0]))
@@ -237,6 +240,14 @@ class SamplingCache:
             branch = self._branch(key, step, moment, forward, arguments, time)
             sampling.branches[key] = branch
         model = branch.model
+        if (
+            branch.run.engine.needs_gates
+            and ADDING & arguments.get("transformer_options", {}).get("patches", {}).keys()
+        ):
+            raise UserError(
+                f"another node adds to the tokens of {model.name} between its blocks, by what the tokens are there, so that "
+                "this has to be forecast, too; take engine = stack"
+            )
         model.arguments, model.moment, model.forward = arguments, moment, forward
         return model.step(branch.run, step - branch.first)
 
