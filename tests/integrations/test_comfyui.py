@@ -441,6 +441,19 @@ def test_conditions_of_a_part_of_the_steps_do_not_take_the_run_of_others() -> No
     assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
 
 
+def test_a_branch_decides_for_itself_once_the_one_that_decided_has_ended() -> None:
+    cached, alone = (node(patcher("wan"), "easycache", settings=DECIDING) for _ in range(2))
+    sigmas, after = shifted(STEPS), []
+    for step in range(STEPS):
+        if step < 4:
+            called(cached, sigmas, step, "a prompt")
+        output, _ = called(cached, sigmas, step, "the second prompt")
+        if step >= 4:
+            after.append(output)
+    expected = [called(alone, sigmas, step, "the second prompt")[0] for step in range(4, STEPS)]
+    assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
+
+
 def test_a_sampling_within_another_has_runs_of_its_own() -> None:
     cached, sigmas = node(patcher("wan"), **FIXED), shifted(STEPS)
 
