@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     path
-    for pattern in ("*.md", "docs/*.md", "[!.]*/README.md", "[!.]*/weights/README.md")
+    for pattern in ("*.md", "docs/*.md", "[!.]*/README.md", "integrations/*/README.md", "[!.]*/weights/README.md")
     for path in ROOT.glob(pattern)
 ]
 BACKBONES = sorted(ROOT.glob("TaylorSeer-*/README.md"))

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers.hooks.context_parallel import ContextParallelGatherHook, ContextParallelSplitHook
 from torch import Tensor, nn
 
 from cache_dic import UserError
@@ -61,9 +60,14 @@ def _of_xfuser(transformer: nn.Module) -> bool:
     )
 
 
-def _hooks(module: nn.Module, kind: type) -> list[Any]:
+def _hooks(module: nn.Module, kind: str) -> list[Any]:
+    """Those of a class of diffusers, which is imported only where a module has hooks of it."""
     registry = getattr(module, "_diffusers_hook", None)
-    return [] if registry is None else [hook for hook in registry.hooks.values() if isinstance(hook, kind)]
+    if registry is None:
+        return []
+    from diffusers.hooks import context_parallel
+
+    return [hook for hook in registry.hooks.values() if isinstance(hook, getattr(context_parallel, kind))]
 
 
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]
@@ -71,7 +75,7 @@ Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 
 def split(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
     """Arguments of a block of which this process has its part, where the block has a hook that splits them."""
-    for hook in _hooks(block, ContextParallelSplitHook):
+    for hook in _hooks(block, "ContextParallelSplitHook"):
         args, kwargs = hook.pre_forward(block, *args, **kwargs)
     return args, kwargs
 
@@ -79,7 +83,7 @@ def split(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 @contextmanager
 def already_split(block: nn.Module) -> Iterator[None]:
     """While a block is called whose arguments have been split."""
-    hooks = _hooks(block, ContextParallelSplitHook)
+    hooks = _hooks(block, "ContextParallelSplitHook")
     kept = [hook.metadata for hook in hooks]
     for hook in hooks:
         hook.metadata = {place: part for place, part in hook.metadata.items() if getattr(part, "split_output", False)}
@@ -93,7 +97,7 @@ def already_split(block: nn.Module) -> Iterator[None]:
 @contextmanager
 def ungathered(transformer: nn.Module) -> Iterator[None]:
     """While a pass is made whose output nobody looks at: nothing is exchanged for it, and only its shape is right."""
-    found = [hook for module in transformer.modules() for hook in _hooks(module, ContextParallelGatherHook)]
+    found = [hook for module in transformer.modules() for hook in _hooks(module, "ContextParallelGatherHook")]
     kept = [hook.fn_ref.post_forward for hook in found]
     for hook in found:
         config = hook.parallel_config

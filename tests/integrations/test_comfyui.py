@@ -31,6 +31,8 @@ from cache_dic import UserError, make_cache
 FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui" / "taylorseers_comfyui"
 FIXED = {"interval": 3, "order": 1, "warmup_steps": 2}
 STEPS = 9
+DECIDING = "threshold=2\nforced_first=1\nforced_last=0"
+"""Of EasyCache: steps 0 1 3 5 8 or 0 1 4 6 8 of 9 are full, as the latents are."""
 
 
 def loaded() -> Any:
@@ -114,7 +116,9 @@ def test_a_clone_is_patched_and_the_original_stays(family: str) -> None:
 def test_clones_of_the_patched_model_work_and_a_second_cache_replaces_the_first() -> None:
     cached = node(patcher("flux"), **FIXED)
     once = Sampler(cached)(shifted(STEPS))
-    assert torch.equal(Sampler(cached.clone())(shifted(STEPS)), once)
+    clone = cached.clone()
+    assert torch.equal(Sampler(clone)(shifted(STEPS)), once)
+    assert clone.model_options["model_function_wrapper"].sampling is None, "features are kept"
     again = node(node(patcher("flux"), "fora", interval=2), **FIXED)
     assert torch.equal(Sampler(again)(shifted(STEPS)), once)
     assert len(again.wrappers["outer_sample"]["taylorseer"]) == 1
@@ -402,11 +406,10 @@ def test_the_second_part_of_a_sampling_is_a_run_of_its_own() -> None:
 
 
 def called(
-    cached: ModelPatcher, sigmas: Tensor, step: int, uuid: str = "prompt", rows: int = 4
+    cached: ModelPatcher, sigmas: Tensor, step: int, uuid: str = "prompt", rows: int = 4, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """A call of a patched Wan as the sampler makes it at a step, with latents and text of their own: output, and uncached."""
-    make = torch.Generator().manual_seed(step)
-    x = torch.randn(1, 2, 2, rows, 4, generator=make)
+    x = torch.randn(1, 2, 2, rows, 4, generator=torch.Generator().manual_seed(100 * seed + step))
     text = torch.randn(1, TEXT, 5, generator=torch.Generator().manual_seed(len(uuid)))
     options = {"sample_sigmas": sigmas, "cond_or_uncond": [0], "uuids": [uuid]}
     c = {"c_crossattn": text, "transformer_options": options}
@@ -438,6 +441,19 @@ def test_conditions_of_a_part_of_the_steps_do_not_take_the_run_of_others() -> No
     assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
 
 
+def test_a_branch_decides_for_itself_once_the_one_that_decided_has_ended() -> None:
+    cached, alone = (node(patcher("wan"), "easycache", settings=DECIDING) for _ in range(2))
+    sigmas, after = shifted(STEPS), []
+    for step in range(STEPS):
+        if step < 4:
+            called(cached, sigmas, step, "a prompt")
+        output, _ = called(cached, sigmas, step, "the second prompt")
+        if step >= 4:
+            after.append(output)
+    expected = [called(alone, sigmas, step, "the second prompt")[0] for step in range(4, STEPS)]
+    assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
+
+
 def test_a_sampling_within_another_has_runs_of_its_own() -> None:
     cached, sigmas = node(patcher("wan"), **FIXED), shifted(STEPS)
 
@@ -454,10 +470,16 @@ def test_a_sampling_within_another_has_runs_of_its_own() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, disturbed, strict=True))
 
 
-def test_going_back_to_an_earlier_step_begins_a_run_also_where_no_sampling_was_announced() -> None:
-    cached, sigmas = node(patcher("wan"), **FIXED), shifted(STEPS)
-    first = [called(cached, sigmas, step)[0] for step in range(6)]
-    assert all(torch.equal(called(cached, sigmas, step)[0], first[step]) for step in range(6))
+def test_going_back_to_an_earlier_step_begins_anew_also_where_no_sampling_was_announced() -> None:
+    """Decisions while sampling are those of the branch that comes first, and not of one that was left from before."""
+
+    def sample(cached: ModelPatcher, seed: int) -> list[Tensor]:
+        prompts = ("a prompt", "the second prompt")
+        return [called(cached, shifted(STEPS), i, p, seed=seed)[0] for i in range(STEPS - seed) for p in prompts]
+
+    cached, fresh = (node(patcher("wan"), "easycache", settings=DECIDING) for _ in range(2))
+    sample(cached, 1)
+    assert all(torch.equal(a, b) for a, b in zip(sample(cached, 0), sample(fresh, 0), strict=True))
 
 
 def test_a_sampler_that_calls_twice_at_each_noise_level_has_two_runs() -> None:
@@ -536,7 +558,7 @@ def test_methods_leave_steps_out(method: str, settings: str) -> None:
 
 
 def test_the_second_branch_follows_the_decisions_of_the_first() -> None:
-    sampler = Sampler(node(patcher("flux"), "teacache", settings="model=flux-dev\nthreshold=1"))
+    sampler = Sampler(node(patcher("flux"), "easycache", settings="threshold=0.1"))
     full = full_calls(sampler, shifted(16))
     assert [call // 2 for call in full if call % 2 == 0] == [call // 2 for call in full if call % 2]
     assert 1 < len(full) // 2 < 16

@@ -86,11 +86,12 @@ class Branch:
     first: int
 
     def fits(self, step: int, latents: Tensor) -> bool:
-        """Whether its next step is at hand, for latents of the same form."""
-        before = self.model.latents
+        """Whether its next step is at hand, for latents of the same form, and decided where another run decides."""
+        before, leader = self.model.latents, self.run.leader
         return (
             step - self.first == len(self.run.steps)
             and not self.run.broken
+            and (leader is None or len(leader.steps) > step - self.first)
             and (latents.shape, latents.dtype, latents.device) == (before.shape, before.dtype, before.device)
         )
 
