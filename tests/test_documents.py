@@ -91,13 +91,20 @@ def test_every_document_is_linked_from_the_readme():
 def command_of(code: str) -> tuple[str, str] | None:
     """The Python command that a line starts, and the arguments it gets; None where it starts none of ours."""
     started = re.match(
-        r"(?:bash|python|torchrun(?: --\S+)*) ((?:scripts/run_\w+\.sh)|(?:[\w./-]+\.py))(.*)", code.strip()
+        r"(?:bash|python|torchrun(?: --\S+)*) ((?:scripts/(?:run|reproduce)_\w+\.sh)|(?:[\w./-]+\.py))(.*)",
+        code.strip(),
     )
     if not started:
         return None
     script, arguments = started.groups()
-    if script.endswith(".sh"):
-        script = re.search(r"^exec python (\S+)", (ROOT / script).read_text(), re.MULTILINE)[1]
+    while script.endswith(".sh"):
+        ends = re.search(r"^exec (?:python|bash) (\S+?\.(?:py|sh))\b", (ROOT / script).read_text(), re.MULTILINE)
+        ends = ends or re.search(
+            r'^exec bash "\$\(dirname "\$0"\)/(\S+?\.sh)"', (ROOT / script).read_text(), re.MULTILINE
+        )
+        if ends is None:
+            return None  # it starts several
+        script = ends[1] if "/" in ends[1] else f"scripts/{ends[1]}"
     return script, arguments.partition("#")[0]
 
 
