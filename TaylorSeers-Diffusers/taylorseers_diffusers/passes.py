@@ -9,7 +9,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -49,7 +49,7 @@ class Walk:
     after the last block of those before the first block and those that came through. site: what features are handed to.
     gates: of all sites at this step, to check that the blocks have the form that their table says. skipped: as above.
     has_output: False where nobody looks at the output, which processes that share the tokens then need not put together.
-    entered, left: the state before block 0 and after block stop - 1, once the pass has ended.
+    blocks: those called so far. entered, left: the state before block 0 and after block stop - 1, once the pass has ended.
     """
 
     start: int = 0
@@ -62,7 +62,7 @@ class Walk:
     has_output: bool = True
     entered: Streams | None = None
     left: Streams | None = None
-    calls: int = 0
+    blocks: list[nn.Module] = field(default_factory=list)
     sites_seen: int = 0
 
 
@@ -274,17 +274,19 @@ class Passes:
         finally:
             modules.update(real)
             self.walk, self.hand, self.collected = Walk(), None, []  # what they hold is the run's
-        if walk.calls != len(self.blocks):
+        if len(walk.blocks) != len(self.blocks):
             raise UserError(
-                f"{type(self.transformer).__name__} called {walk.calls} of its {len(self.blocks)} blocks; a call that leaves "
-                "out blocks (as guidance by skipped layers does) cannot be cached: leave it out, or disable the cache"
+                f"{type(self.transformer).__name__} called {len(walk.blocks)} of its {len(self.blocks)} blocks; a call that "
+                "leaves out blocks (as guidance by skipped layers does) cannot be cached: leave it out, or disable the cache"
             )
+        self.blocks = walk.blocks  # in the order of their calls, which may go from list to list and back
         return output
 
     def at_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A block's turn."""
         walk, form = self.walk, self.forms[id(block)]
-        index, walk.calls = walk.calls, walk.calls + 1
+        index = len(walk.blocks)
+        walk.blocks.append(block)
         call = BlockCall(block, form, *split(block, args, kwargs), self.length)
         if index == 0:
             walk.entered = call.streams()
