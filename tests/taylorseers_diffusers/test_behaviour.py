@@ -451,6 +451,47 @@ def test_a_transformer_compiled_as_a_whole_is_refused() -> None:
     disable(model.pipe)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_blocks_compiled_before_and_after_enable(order: str) -> None:
+    """One graph for a class of blocks that hands over its features, whichever was first; forecast steps call none."""
+    from torch._dynamo.utils import counters
+
+    model = tiny("flux")
+    plain = model(8)
+    enable(model.pipe, **SETTINGS)
+    folded = model(8)
+    enable(model.pipe, "pab", spatial_range=2)
+    broadcast = model(8)
+    disable(model.pipe)
+    torch._dynamo.reset()
+    counters.clear()
+
+    def graphs() -> int:
+        assert not counters["graph_break"]
+        return counters["stats"].get("unique_graphs", 0)
+
+    if order == "after":
+        enable(model.pipe, **SETTINGS)
+    model.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    if order == "before":
+        torch.testing.assert_close(model(8), plain, rtol=1e-5, atol=1e-6)
+        enable(model.pipe, **SETTINGS)
+    of_blocks = graphs()
+    torch.testing.assert_close(model(8), folded, rtol=1e-5, atol=1e-6)
+    assert full_steps(model) == {"cond": [(0, [0, 1, 4, 7])]}
+    added = graphs() - of_blocks
+    assert 0 < added <= 3, "two classes, of which one is given other shapes by its first block"
+    torch.testing.assert_close(model(8), folded, rtol=1e-5, atol=1e-6)
+    assert graphs() == of_blocks + added
+    enable(model.pipe, "pab", spatial_range=2)
+    torch.testing.assert_close(model(8), broadcast, rtol=1e-5, atol=1e-6)
+    assert graphs() == of_blocks + added, "a method that computes a part of a block runs it as it is"
+    disable(model.pipe)
+    torch.testing.assert_close(model(8), plain, rtol=1e-5, atol=1e-6)
+    torch._dynamo.reset()
+
+
 # --------------------------------------------------------------------------------------------------------- copies, and the end
 
 
