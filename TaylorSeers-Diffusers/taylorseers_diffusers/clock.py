@@ -7,7 +7,7 @@ by its timestep where the scheduler has none. So an interrupted run, another num
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ class Clock:
         self._pipelines: list[weakref.ref[Any]] = []
         self._seen: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # the list that each had last
         self._current: Any = None
+        self._last: Moment | None = None
 
     def add(self, pipe: Any) -> None:
         """A pipeline, whose scheduler tells a run once `set_timesteps` has been called."""
@@ -71,24 +72,38 @@ class Clock:
         return [pipe for held in self._pipelines if (pipe := held()) is not None]
 
     def now(self, given: Tensor) -> Moment:
-        """The step that the transformer is called for with this timestep; UserError where no scheduler is at it."""
-        value = float(given.detach().flatten()[0] if given.ndim < 2 else given.detach().max())
-        found = [(s, *_matching(s, value)) for s in self._set_up()]
+        """The step that the transformer is called for with this timestep; UserError where no scheduler is at it.
+
+        Within a run whose scheduler has an index the timestep is not read, which a device would be waited for; `check` does.
+        """
+        schedulers, last = self._set_up(), self._last
+        if last is not None and schedulers[0].timesteps is last.timesteps:
+            step = _index(schedulers[0])
+            if step is not None and step < len(last.timesteps):
+                return replace(last, step=step)
+        value = _first(given)
+        found = [(s, *_matching(s, value)) for s in schedulers]
         at_it = sorted((entry for entry in found if entry[2] is not None), key=lambda entry: entry[1] is None)
         if not at_it:
-            raise UserError(
-                f"the transformer was called at timestep {value:g}, at which no scheduler of the pipelines with this cache is; "
-                "enable the cache for the pipeline that you call, or call disable() before other uses of its transformer"
-            )
+            raise _nowhere(value)
         scheduler, reading, at = at_it[0]
         self._current, timesteps = scheduler, scheduler.timesteps
         sigmas = getattr(scheduler, "sigmas", None)
         is_flow = sigmas is not None and not hasattr(scheduler, "alphas_cumprod") and len(sigmas) >= len(timesteps)
-        return Moment(at, timesteps, sigmas[: len(timesteps)] if is_flow else None, reading)
+        self._last = Moment(at, timesteps, sigmas[: len(timesteps)] if is_flow else None, reading)
+        return self._last
+
+    def check(self, moment: Moment, given: Tensor) -> None:
+        """UserError where the transformer was called at another timestep than the scheduler is at."""
+        if moment.reading is None:
+            return
+        value, here = _first(given), moment.timesteps[moment.step].to(torch.float64)
+        if not _near(float(moment.reading(here)), value):
+            raise _nowhere(value)
 
     def ended(self) -> None:
         """The run is over: a call without another one is none of a pipeline's."""
-        self._current = None
+        self._current = self._last = None
 
     def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor] | None:
         """Scale of data and noise at timesteps (S,) of a scheduler of diffusion; None of another."""
@@ -116,11 +131,27 @@ class Clock:
         return [self._current]
 
 
+def _index(scheduler: Any) -> int | None:
+    """The step that a scheduler is at, where it has an index."""
+    step = getattr(scheduler, "step_index", None)
+    return getattr(scheduler, "begin_index", None) if step is None else step
+
+
+def _first(given: Tensor) -> float:
+    """The timestep (B,), or of tokens (B, L) of which some may be at another, without noise."""
+    return float(given.detach().flatten()[0] if given.ndim < 2 else given.detach().max())
+
+
+def _nowhere(value: float) -> UserError:
+    return UserError(
+        f"the transformer was called at timestep {value:g}, at which no scheduler of the pipelines with this cache is; "
+        "enable the cache for the pipeline that you call, or call disable() before other uses of its transformer"
+    )
+
+
 def _matching(scheduler: Any, value: float) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
     """What makes the scheduler's timestep the transformer's, and the step; a step that is known stands."""
-    timesteps = scheduler.timesteps
-    step = getattr(scheduler, "step_index", None)
-    step = getattr(scheduler, "begin_index", None) if step is None else step
+    timesteps, step = scheduler.timesteps, _index(scheduler)
     if step is not None:
         if step >= len(timesteps):
             return None, None

@@ -160,6 +160,7 @@ class CacheHook(ModelHook):
     ) -> Branch:
         """A branch with a run over the timesteps that are left."""
         assert self.sampling is not None, "a branch of it"
+        self.clock.check(moment, arguments[time])
         for pipe in self.clock.pipelines:
             _transformers(pipe)
         others = [b for k, b in self.sampling.branches.items() if k != key and b.first == moment.step]

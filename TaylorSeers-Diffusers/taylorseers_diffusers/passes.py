@@ -80,7 +80,7 @@ class Stand(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("block"), name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # past what else torch does around a forward
         return self.passes.at_block(self.block, args, kwargs)
 
 
@@ -288,6 +288,9 @@ class Passes:
         index = len(walk.blocks)
         walk.blocks.append(block)
         call = BlockCall(block, form, *split(block, args, kwargs), self.length)
+        inside = 0 < index < len(self.blocks) - 1 and not walk.start - 1 <= index < walk.stop
+        if inside and walk.skipped is None:
+            return call.passed()
         if index == 0:
             walk.entered = call.streams()
             self.length = call.length = walk.entered.x.shape[1]

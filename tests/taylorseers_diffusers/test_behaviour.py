@@ -12,12 +12,13 @@ import accelerate
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import MAKERS, Tiny, quiet, randomised, tiny
+from tiny_pipelines import Tiny, quiet, randomised, tiny
 from torch import Tensor, nn
 
 from cache_dic import UserError
-from taylorseers_diffusers import disable, enable
+from taylorseers_diffusers import clock, disable, enable
 
+ALL = ("flux", "hunyuan_video", "wan", "hidream", "dit")
 SETTINGS = {"interval": 3, "max_order": 1, "warmup_steps": 2}
 IMAGE_PARTS = ("image_encoder", "feature_extractor")
 
@@ -180,6 +181,28 @@ def test_a_pipeline_with_its_own_scheduler_needs_enable_too() -> None:
     model(6)
     assert full_steps(other) == {"cond": [(0, [0, 1, 4])]}, "of the transformer that they share"
     assert torch.equal(other(8), found)
+
+
+def test_a_pipeline_without_the_cache_is_refused_while_another_was_interrupted() -> None:
+    model = cached()
+    other = sibling(model, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+    def stop(_: Any, step: int, __: Any, given: dict[str, Any]) -> dict[str, Any]:
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        model(8, callback_on_step_end=stop)
+    with pytest.raises(UserError, match="the transformer was called at timestep"):
+        other(8)
+
+
+def test_a_timestep_is_read_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device would be waited for: in a run whose scheduler has an index, only where a run begins."""
+    model, read = cached("wan"), []
+    first = clock._first
+    monkeypatch.setattr(clock, "_first", lambda given: read.append(1) or first(given))
+    model(8)
+    assert len(read) == 3, "to find the run, and to check it for each branch"
 
 
 def test_both_transformers_of_wan_2_2_have_runs_of_their_own_steps() -> None:
@@ -399,8 +422,7 @@ def test_another_dtype_in_between() -> None:
     assert full_steps(model) == {"cond": [(0, [0, 1, 4])]}
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "bits"), [*((name, 4) for name in ALL), ("flux", 8)])
 def test_quantised_blocks_keep_the_fold_exact(name: str, bits: int) -> None:
     """Linear layers of bitsandbytes in every block: features and gates are what they give."""
     bnb = pytest.importorskip("bitsandbytes", reason="layers in 8 and 4 bits are bitsandbytes'")
