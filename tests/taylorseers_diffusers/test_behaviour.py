@@ -102,6 +102,23 @@ def test_a_branch_that_was_absent_for_some_steps_begins_anew() -> None:
     assert "uncond, begun anew at step 6: 3 of 6 steps full (6 7 10)" in str(model.pipe.cache_report())
 
 
+def test_a_method_may_leave_out_the_unconditional_branch() -> None:
+    """FasterCache makes its output of the conditional one, once it is known that there are two."""
+    model = tiny("wan")
+    before = model(8)
+    window = {"both_range": 2, "both_above": -1.0, "both_below": 1001.0}
+    enable(model.pipe, "fastercache_diffusers", attention_below=0.0, **window)
+    found = model(8)
+    cond, uncond = (
+        [entry.get("made_of") for entry in r[0]["steps"]] for r in model.pipe.cache_report().branches.values()
+    )
+    assert cond == [None] * 8
+    assert uncond == [None, "the other guidance branch"] * 4
+    assert 0 < (found - before).norm() < 0.1 * before.norm()
+    model(8, guidance_scale=1.0)
+    assert len(model.pipe.cache_report().branches) == 1
+
+
 @pytest.mark.parametrize("stop", ["exception", "interrupt"])
 def test_an_interrupted_run_leaves_nothing_for_the_next(stop: str) -> None:
     model = cached()
@@ -408,6 +425,24 @@ def test_disable_leaves_accelerates_hook_in_its_place() -> None:
     remove_hook_from_module(model.transformer)
     assert torch.equal(model(6), plain)
     assert len(seen) == 12
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_weights_in_eight_bits_that_are_cast_for_each_call(order: str) -> None:
+    model = tiny("flux")
+    if order == "after":
+        enable(model.pipe, **SETTINGS)
+    model.transformer.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype=torch.float32)
+    if order == "before":
+        enable(model.pipe, **SETTINGS)
+    folded = model(6)
+    enable(model.pipe, engine="layerwise", **SETTINGS)
+    torch.testing.assert_close(model(6), folded, rtol=1e-5, atol=2e-6)
+    weight = model.transformer.single_transformer_blocks[0].proj_out.weight
+    assert weight.dtype == torch.float8_e4m3fn
+    disable(model.pipe)
+    plain = model(6)
+    assert 0 < (folded - plain).norm() < 0.5 * plain.norm()
 
 
 def test_another_dtype_in_between() -> None:
