@@ -332,6 +332,65 @@ def z_image() -> Tiny:
     return quiet(built("ZImagePipeline", transformer), **prompts, height=32, width=64, guidance_scale=3.0)
 
 
+WAN_SIZES: dict[str, Any] = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "out_channels": 16, "text_dim": 32,
+    "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32,
+}  # fmt: skip
+
+
+def wan_vace() -> Tiny:
+    """Blocks of its own add a given video's features between Wan's."""
+    kind = diffusers.WanVACETransformer3DModel
+    transformer = randomised(kind(**WAN_SIZES, in_channels=16, vace_layers=[0, 1], vace_in_channels=8))
+    inputs = {"encoder_hidden_states": torch.randn(1, 6, 32), "control_hidden_states": torch.randn(1, 8, 2, 4, 4)}
+    return Tiny(Loop(transformer, 1, 16, 2, 4, 4), inputs)
+
+
+def chronoedit() -> Tiny:
+    transformer = randomised(diffusers.ChronoEditTransformer3DModel(**WAN_SIZES, in_channels=16))
+    return Tiny(Loop(transformer, 1, 16, 2, 4, 4), {"encoder_hidden_states": torch.randn(1, 6, 32)})
+
+
+def latte() -> Tiny:
+    transformer = randomised(
+        diffusers.LatteTransformer3DModel(
+            sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
+            in_channels=4, cross_attention_dim=24, out_channels=4, attention_bias=True, activation_fn="gelu-approximate",
+            norm_type="ada_norm_single", norm_elementwise_affine=False, video_length=2,
+        )
+    )  # fmt: skip
+    return Tiny(Loop(transformer, 1, 4, 2, 8, 8), {"encoder_hidden_states": torch.randn(1, 6, 32)})
+
+
+def hunyuan_dit() -> Tiny:
+    """Later blocks are given what earlier ones gave."""
+    transformer = randomised(
+        diffusers.HunyuanDiT2DModel(
+            sample_size=8, num_layers=4, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4,
+            cross_attention_dim=16, cross_attention_dim_t5=16, pooled_projection_dim=4, hidden_size=16, text_len=4,
+            text_len_t5=4, activation_fn="gelu-approximate",
+        )
+    )  # fmt: skip
+    rotary = diffusers.models.embeddings.get_2d_rotary_pos_embed(8, ((0, 0), (4, 4)), (4, 4), output_type="pt")
+    mask = torch.ones(1, 4, dtype=torch.int64)
+    inputs = {
+        "encoder_hidden_states": torch.randn(1, 4, 16), "text_embedding_mask": mask, "text_embedding_mask_t5": mask,
+        "encoder_hidden_states_t5": torch.randn(1, 4, 16), "image_meta_size": torch.ones(1, 6), "style": torch.zeros(1).long(),
+        "image_rotary_emb": rotary,
+    }  # fmt: skip
+    return Tiny(Loop(transformer, 1, 4, 8, 8), inputs)
+
+
+def easyanimate() -> Tiny:
+    transformer = randomised(
+        diffusers.EasyAnimateTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2, text_embed_dim=16,
+            num_layers=2, sample_width=16, sample_height=16, patch_size=2, mmdit_layers=1,
+        )
+    )  # fmt: skip
+    return Tiny(Loop(transformer, 1, 4, 2, 8, 8), {"encoder_hidden_states": torch.randn(1, 6, 16)})
+
+
 FLUX_SIZES: dict[str, Any] = {
     "patch_size": 1, "in_channels": 4, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16,
     "num_attention_heads": 2, "joint_attention_dim": 32,
@@ -372,7 +431,7 @@ class Loop:
         x = torch.randn(self.shape, generator=generator)
         for t in self.scheduler.timesteps:
             (output,) = self.transformer(hidden_states=x, timestep=t.expand(len(x)), **inputs, return_dict=False)
-            x = self.scheduler.step(output, t, x, return_dict=False)[0]
+            x = self.scheduler.step(output[:, : x.shape[1]], t, x, return_dict=False)[0]  # without a variance
         return (x,)
 
 
@@ -579,6 +638,8 @@ RARER: dict[str, Callable[[], Tiny]] = {
     "pixart": pixart,
     "allegro": allegro,
     "skyreels": skyreels,
+    "wan_vace": wan_vace,
+    "chronoedit": chronoedit,
 }
 """Of more models whose blocks have the site form."""
 
@@ -592,10 +653,18 @@ VARIANTS: dict[str, Callable[[], Tiny]] = {
 }
 """Other pipelines of classes in `MAKERS`."""
 
-WHOLE: dict[str, Callable[[], Tiny]] = {"auraflow": auraflow, "token_replace": token_replace}
+WHOLE: dict[str, Callable[[], Tiny]] = {
+    "auraflow": auraflow,
+    "token_replace": token_replace,
+    "hunyuan_dit": hunyuan_dit,
+    "easyanimate": easyanimate,
+}
 """Of models whose blocks have not."""
+
+
+ALL = MAKERS | MORE | RARER | VARIANTS | WHOLE
 
 
 def tiny(name: str) -> Tiny:
     torch.manual_seed(0)
-    return (MAKERS | MORE | RARER | VARIANTS | WHOLE)[name]()
+    return ALL[name]()

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import MAKERS, MORE, RARER, VARIANTS, WHOLE, Tiny, tiny
+from tiny_pipelines import ALL, MAKERS, MORE, RARER, VARIANTS, WHOLE, Tiny, latte, tiny
 from torch import Tensor, nn
 
 from cache_dic import METHODS, UserError, make_cache
 from cache_dic.engine import Recorder
 from taylorseers_diffusers import calibrate, disable, enable, front
-from taylorseers_diffusers.forms import proper
+from taylorseers_diffusers.classes import listed
+from taylorseers_diffusers.forms import form_of, proper
 from taylorseers_diffusers.model import CachedTransformer, as_rows
-from taylorseers_diffusers.passes import Walk
+from taylorseers_diffusers.passes import Passes, Walk
 from taylorseers_diffusers.transformers import KNOWN, known, published_name
 
 SETTINGS = {"interval": 3, "max_order": 1, "warmup_steps": 2}
@@ -119,6 +120,48 @@ def test_methods_that_reuse_attention_leave_it_out(name: str) -> None:
     branches = len(model.pipe.cache_report().branches)
     assert 0 < len(calls) < STEPS * branches
     assert (reused - before).norm() > 1e-6 * before.norm()
+
+
+def test_a_transformer_whose_tokens_change_their_shape_is_refused_by_name() -> None:
+    model = latte()
+    enable(model.pipe, "fora", interval=2)
+    with pytest.raises(
+        UserError, match=r"LatteTransformer3DModel have the shape \(2, 16, 24\) before its blocks and \(16, 2, 24"
+    ):
+        model(2)
+
+
+@pytest.mark.slow
+def test_the_form_that_a_class_is_listed_with_is_that_of_its_models() -> None:
+    by_name = {one.name: one for one in listed()}
+    for name in ALL:
+        passes = Passes(tiny(name).transformer)
+        one = by_name[type(passes.transformer).__name__]
+        assert {type(proper(block)).__name__ for block in passes.blocks} <= set(one.blocks), name
+        assert passes.site_form == (one.form == "site" and name not in WHOLE), name
+    assert by_name["LatteTransformer3DModel"].form == by_name["LTX2VideoTransformer3DModel"].form == "refused"
+    assert by_name["WanAnimateTransformer3DModel"].form == "stack"
+    assert by_name["T5FilmDecoder"].note == "no list of blocks"
+
+
+@pytest.mark.slow
+def test_the_table_of_classes_is_that_of_the_sources_and_the_tests(load_command: Any) -> None:
+    tables = load_command("eval/tables.py")
+    assert tables.stale_tables(tables.ROOT / "docs" / "diffusers.md", tables.ROOT / "results") == []
+
+
+def test_streams_are_read_from_what_a_forward_gives() -> None:
+    class Block(nn.Module):
+        def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+            return encoder_hidden_states, hidden_states
+
+    class Sound(nn.Module):
+        def forward(self, hidden_states: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+            return hidden_states, audio
+
+    form = form_of(Block())
+    assert (form.x, form.other, form.x_out, form.other_out) == ("hidden_states", "encoder_hidden_states", 1, 0)
+    assert form_of(Sound()).x_out is None, "sound would have to be forecast, too"
 
 
 def test_tokens_with_times_of_their_own_are_refused_by_name() -> None:
