@@ -5,12 +5,22 @@ import importlib
 import inspect
 import pkgutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
-from taylorseers_diffusers.forms import BLOCK_LISTS, FORMS, MIXED_BETWEEN, WRAPPERS, given_names, streams_of
+from taylorseers_diffusers.forms import (
+    BLOCK_LISTS,
+    FORMS,
+    MIXED_BETWEEN,
+    WRAPPERS,
+    block_lists,
+    form_of,
+    given_names,
+    proper,
+    streams_of,
+)
 
 SITE, STACK, REFUSED = "site", "stack", "refused"
 MAY_BE_GATED = {"BasicTransformerBlock": ("ada_norm_zero", "ada_norm_single")}
@@ -32,6 +42,17 @@ class Listed:
 def listed() -> list[Listed]:
     """All classes of `diffusers.models.transformers`, by name."""
     return sorted((_listed(kind) for kind in _transformers()), key=lambda one: one.name)
+
+
+def kept_sites(transformers: Iterable[nn.Module]) -> dict[tuple[str, str], list[str]]:
+    """Names of the sites that are kept of some transformers, by class of transformer and of block, and by "" and block."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for transformer in transformers:
+        for block in (block for blocks in block_lists(transformer).values() for block in blocks):
+            for name in type(transformer).__name__, "":
+                names = found.setdefault((name, type(proper(block)).__name__), {})
+                names |= dict.fromkeys(feature.name for feature in form_of(block).sites)
+    return {key: list(names) for key, names in found.items()}
 
 
 def _transformers() -> Iterator[type]:
