@@ -431,16 +431,15 @@ def _basic(block: nn.Module) -> BlockForm | None:
     def normed(block: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor) -> Sequence[Tensor]:
         return block.norm1(x, timestep, labels, hidden_dtype=x.dtype)
 
-    def gates(block: nn.Module, timestep: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.zeros(len(labels), 1, block.norm1.linear.in_features, device=labels.device)
-        _, attention, *_, mlp = normed(block, x, timestep, labels)
+    def gates(block: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        _, attention, *_, mlp = normed(block, x[:, :1], timestep, labels)
         return attention, mlp
 
     return BlockForm(
         features=(Feature("attn", "attn1", ATTENTION), Feature("mlp", "ff", MLP)),
-        conditions=("timestep", "class_labels"),
+        conditions=("hidden_states", "timestep", "class_labels"),
         gates=gates,
-        modulated=lambda block, x, *conditions: normed(block, x, *conditions)[0],
+        modulated=lambda block, x, _, *conditions: normed(block, x, *conditions)[0],
     )
 
 

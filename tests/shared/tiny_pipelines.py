@@ -430,7 +430,8 @@ class Loop:
         self.scheduler.set_timesteps(num_inference_steps)
         x = torch.randn(self.shape, generator=generator)
         for t in self.scheduler.timesteps:
-            (output,) = self.transformer(hidden_states=x, timestep=t.expand(len(x)), **inputs, return_dict=False)
+            given, time = (value.to(self.transformer.dtype) for value in (x, t.expand(len(x))))
+            (output,) = self.transformer(hidden_states=given, timestep=time, **inputs, return_dict=False)
             x = self.scheduler.step(output[:, : x.shape[1]], t, x, return_dict=False)[0]  # without a variance
         return (x,)
 

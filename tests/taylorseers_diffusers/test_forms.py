@@ -106,6 +106,30 @@ def test_a_wrong_gate_is_found_by_what_the_block_added(name: str) -> None:
         model(3)
 
 
+def halved(value: Any) -> Any:
+    """Numbers in bfloat16, in lists, too."""
+    if isinstance(value, list):
+        return [halved(one) for one in value]
+    return value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*MAKERS, *MORE, *RARER, *VARIANTS])
+def test_the_site_form_holds_in_bfloat16(name: str) -> None:
+    """What a block adds is its gates times its features but for rounding, and a forecast is of the stream's precision."""
+    model = tiny(name)
+    for part in ("transformer", "transformer_2", "vae", "controlnet"):
+        if getattr(model.pipe, part, None) is not None:
+            getattr(model.pipe, part).to(torch.bfloat16)
+    model.inputs = {key: halved(value) for key, value in model.inputs.items()}
+    before = model(STEPS)
+    enable(model.pipe, "uncached")
+    assert torch.equal(model(STEPS), before)
+    enable(model.pipe, "taylorseer", **SETTINGS)
+    moved = (model(STEPS) - before).float().norm()
+    assert 0 < moved < 0.7 * before.float().norm()
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_methods_that_reuse_attention_leave_it_out(name: str) -> None:
     model, calls = tiny(name), []
