@@ -1,6 +1,7 @@
 """The site form of every class that has one: its streams, features, gates and first modulation are those of the block."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ def test_folded_forecasts_are_those_of_each_site_and_full_steps_the_model(name: 
 
 @pytest.mark.parametrize("name", [*MAKERS, *OTHERS])
 def test_what_is_told_of_a_step_is_what_the_model_computes_in_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modulated tokens, the time's embedding, and gates, those foretold at the first step for the others, too."""
+    """Modulated tokens, the time's embedding, the grid, and gates, those foretold at the first step for the others, too."""
     model = tiny(name)
     enable(model.pipe, "uncached")
-    passes, signals = passes_of(model), known(model.transformer).signals
+    passes, signals, grid = passes_of(model), known(model.transformer).signals, known(model.transformer).grid
     form = passes.forms[id(passes.blocks[0])]
     given: list[Tensor] = []
     embedded: list[Tensor] = []
@@ -69,6 +70,7 @@ def test_what_is_told_of_a_step_is_what_the_model_computes_in_it(name: str, monk
         torch.testing.assert_close(predicted[step], as_rows(gates, name), rtol=1e-4, atol=1e-5)
         modulated = self.modulated()
         time = None if signals is None else signals(self.passes.transformer, self.arguments)["time_embedding"]
+        assert grid is None or math.prod(grid(model.transformer, self.arguments)) == modulated.shape[1]
         given.clear()
         embedded.clear()
         output = full_step(self, *args)
@@ -306,6 +308,13 @@ def test_models_whose_gates_are_not_known_are_kept_as_a_stack(name: str) -> None
     assert (report.engine, report.form) == ("stack", "blocks")
     with pytest.raises(UserError, match="needs the gates of all sites, which are not known"):
         enable(model.pipe, "taylorseer", engine="folded", **SETTINGS)
+
+
+def test_tokens_of_several_images_have_no_grid() -> None:
+    model = tiny("flux_kontext")
+    enable(model.pipe, "seacache", threshold=0.1)
+    with pytest.raises(UserError, match="128 tokens are those of several images"):
+        model(3)
 
 
 # ----------------------------------------------------------------------------------------------------- of transformers
