@@ -47,6 +47,7 @@ from evaluation.forms import (
     VALIDATION,
     VIDEO_COUNTS,
 )  # fmt: skip
+from evaluation.front_table import transformers
 from evaluation.gpu import report as gpu
 from evaluation.method_table import methods, presets, recipes
 from evaluation.metrics import mean_interval
@@ -1226,6 +1227,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "searched-schedules": searched_schedules,
     "method-costs": method_costs,
     "partial-steps": partial_steps,
+    "diffusers-transformers": transformers,
     "measure-validation": measure_validation,
     "measure-noise": measure_noise,
     **{f"gpu-{name}": functools.partial(gpu.document_table, name=name) for name in gpu.TABLES},

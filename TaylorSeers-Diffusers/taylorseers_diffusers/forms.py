@@ -5,7 +5,9 @@ embedded time alone, has the site form: its features are what submodules give, a
 computing the step. Of any other block the tokens before and after it are known. (diffusers 0.42, models/transformers.)
 """
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,6 +22,7 @@ BLOCK_LISTS = (
     "transformer_blocks",
     "joint_transformer_blocks",
     "double_stream_blocks",
+    "double_blocks",
     "single_transformer_blocks",
     "single_stream_blocks",
     "temporal_transformer_blocks",
@@ -149,8 +152,9 @@ def _table_first(block: nn.Module, x: Tensor, c: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------------------- forms
 
-TEXT_FIRST = {"other": "encoder_hidden_states", "x_out": 1, "other_out": 0}
-TEXT_LAST = {"other": "encoder_hidden_states", "x_out": 0, "other_out": 1}
+TEXT = "encoder_hidden_states"
+TEXT_FIRST = {"other": TEXT, "x_out": 1, "other_out": 0}
+TEXT_LAST = {"other": TEXT, "x_out": 0, "other_out": 1}
 """Two streams, by their order in what a block gives."""
 
 
@@ -427,23 +431,16 @@ def _basic(block: nn.Module) -> BlockForm | None:
     def normed(block: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor) -> Sequence[Tensor]:
         return block.norm1(x, timestep, labels, hidden_dtype=x.dtype)
 
-    def gates(block: nn.Module, timestep: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.zeros(len(labels), 1, block.norm1.linear.in_features, device=labels.device)
-        _, attention, *_, mlp = normed(block, x, timestep, labels)
+    def gates(block: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        _, attention, *_, mlp = normed(block, x[:, :1], timestep, labels)
         return attention, mlp
 
     return BlockForm(
         features=(Feature("attn", "attn1", ATTENTION), Feature("mlp", "ff", MLP)),
-        conditions=("timestep", "class_labels"),
+        conditions=("hidden_states", "timestep", "class_labels"),
         gates=gates,
-        modulated=lambda block, x, *conditions: normed(block, x, *conditions)[0],
+        modulated=lambda block, x, _, *conditions: normed(block, x, *conditions)[0],
     )
-
-
-def _streams(**streams: Any) -> Form:
-    """Streams alone, of a class whose additions have another form."""
-    form = BlockForm(**streams, conditions=())
-    return lambda _: form
 
 
 FORMS: dict[str, Form] = {
@@ -482,10 +479,11 @@ FORMS: dict[str, Form] = {
     "AllegroTransformerBlock": _by_table("temb"),
     "SanaTransformerBlock": _by_table("timestep", is_map=True),
     "BasicTransformerBlock": _basic,
-    "AuraFlowJointTransformerBlock": _streams(**TEXT_FIRST),
-    "AuraFlowSingleTransformerBlock": _streams(joint=IMAGE_LAST),
 }
 """By class of block; None for a block of that class of which no more is known than of any other."""
+
+STREAMS = {"AuraFlowSingleTransformerBlock": BlockForm(joint=IMAGE_LAST, conditions=())}
+"""Classes without the site form whose streams are told neither by diffusers' registry nor by what they give."""
 
 WRAPPERS = {"HiDreamBlock": "block", "HiDreamImageBlock": "block"}
 """Classes that hold the block proper in an attribute."""
@@ -508,20 +506,25 @@ def form_of(block: nn.Module) -> BlockForm:
     inner = proper(block)
     known = FORMS.get(type(inner).__name__)
     form = None if known is None else known(inner)
-    return form or _streams_of(type(inner))
+    return form or streams_of(type(inner))
 
 
 @cache
-def _streams_of(kind: type) -> BlockForm:
-    """Streams of a class without the site form, as diffusers' registry of blocks or its signature has them."""
+def streams_of(kind: type) -> BlockForm:
+    """Streams of a class without the site form: as diffusers' registry of blocks has them, or as its forward names them."""
+    if kind.__name__ in STREAMS:
+        return STREAMS[kind.__name__]
     from diffusers.hooks._helpers import TransformerBlockRegistry
 
-    names = list(inspect.signature(kind.forward).parameters)[1:]
     try:
         told = TransformerBlockRegistry.get(kind)
     except ValueError:
+        names = list(inspect.signature(kind.forward).parameters)[1:]
         x = "hidden_states" if "hidden_states" in names else names[0]
-        return BlockForm(x=x, conditions=())
+        given = given_names(kind)
+        if set(given) != {x, TEXT}:
+            return BlockForm(x=x, conditions=())
+        return BlockForm(x=x, other=TEXT, x_out=given.index(x), other_out=given.index(TEXT), conditions=())
     other = told.return_encoder_hidden_states_index
     return BlockForm(
         x=told.hidden_states_argument_name,
@@ -530,6 +533,18 @@ def _streams_of(kind: type) -> BlockForm:
         other_out=other,
         conditions=(),
     )
+
+
+def given_names(kind: type) -> list[str]:
+    """Names of the several values that a class's forward always gives, in its source; none where it may give one."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
+    except (OSError, TypeError):
+        return []
+    given = {ast.unparse(n.value): n.value for n in ast.walk(tree) if isinstance(n, ast.Return) and n.value is not None}
+    if not all(isinstance(value, ast.Tuple) for value in given.values()):
+        return []
+    return [ast.unparse(element) for value in given.values() for element in value.elts]
 
 
 def block_lists(transformer: nn.Module) -> dict[str, nn.ModuleList]:

@@ -278,10 +278,10 @@ def as_rows(gates: Sequence[Tensor | None], name: str) -> Tensor:
     for gate in gates:
         row = torch.ones_like(like) if gate is None else gate
         if row.ndim == 3:
-            if row.shape[1] != 1:
+            if not torch.equal(row, row[:, :1].expand_as(row)):
                 raise UserError(
                     f"each token of {name} has a time of its own here, so gates differ by token; take engine='stack'"
                 )
-            row = row.squeeze(1)
+            row = row[:, 0]
         rows.append(row)
     return torch.stack(rows)

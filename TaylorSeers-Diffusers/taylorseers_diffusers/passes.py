@@ -308,6 +308,12 @@ class Passes:
             output = call.output(walk.inject)
         if index == walk.stop - 1:
             walk.left = call.after(output)
+            if walk.left.x.shape != walk.entered.x.shape:
+                before, after = tuple(walk.entered.x.shape), tuple(walk.left.x.shape)
+                raise UserError(
+                    f"tokens of {type(self.transformer).__name__} have the shape {before} before its blocks and {after} after "
+                    "them, so no block can be left out"
+                )
         if walk.last is not None and index == len(self.blocks) - 1:
             after = call.after(output)
             output = call.output(after._replace(x=walk.last(walk.entered.x, after.x)))

@@ -71,6 +71,42 @@ def flux(pipeline: str = "FluxPipeline", in_channels: int = 4, **more: Any) -> T
     )
 
 
+def flux_of_image(pipeline: str, in_channels: int = 4, **more: Any) -> Tiny:
+    """FLUX that takes an image, too; more: parts of the pipeline, and images that it is called with."""
+    parts = {name: part for name, part in more.items() if not isinstance(part, Tensor | int | bool)}
+    model = flux(pipeline, in_channels, **parts)
+    model.inputs |= {name: value for name, value in more.items() if name not in parts}
+    return model
+
+
+def image() -> Tensor:
+    return torch.rand(1, 3, 16, 16)
+
+
+def flux_kontext() -> Tiny:
+    size = {"max_area": 16 * 16, "_auto_resize": False}
+    return flux_of_image("FluxKontextPipeline", image_encoder=None, feature_extractor=None, image=image(), **size)
+
+
+def flux_fill() -> Tiny:
+    return flux_of_image("FluxFillPipeline", 12, image=image(), mask_image=torch.ones(1, 1, 16, 16))
+
+
+def flux_control() -> Tiny:
+    return flux_of_image("FluxControlPipeline", 8, control_image=image())
+
+
+def flux_controlnet() -> Tiny:
+    controlnet = randomised(
+        diffusers.FluxControlNetModel(
+            patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=True,
+        ),
+        std=0.15,
+    )  # fmt: skip
+    return flux_of_image("FluxControlNetPipeline", controlnet=controlnet, control_image=image())
+
+
 def hunyuan_video() -> Tiny:
     transformer = randomised(
         diffusers.HunyuanVideoTransformer3DModel(
@@ -104,6 +140,24 @@ def wan() -> Tiny:
         pipe, prompt_embeds=torch.randn(1, 6, 32), negative_prompt_embeds=torch.randn(1, 6, 32), height=32, width=32,
         num_frames=5, guidance_scale=3.0,
     )  # fmt: skip
+
+
+def wan22() -> Tiny:
+    """Two transformers, the second one for steps of little noise."""
+    one, other = wan(), wan()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    pipe = diffusers.WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None, transformer=one.transformer, transformer_2=other.transformer,
+        scheduler=scheduler, boundary_ratio=0.9,
+    )  # fmt: skip
+    return quiet(pipe, **one.inputs)
+
+
+def wan22_5b() -> Tiny:
+    """A time for each token, the same one of all in text to video."""
+    model = wan()
+    model.pipe.register_to_config(expand_timesteps=True)
+    return model
 
 
 def hidream() -> Tiny:
@@ -278,6 +332,278 @@ def z_image() -> Tiny:
     return quiet(built("ZImagePipeline", transformer), **prompts, height=32, width=64, guidance_scale=3.0)
 
 
+WAN_SIZES: dict[str, Any] = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "out_channels": 16, "text_dim": 32,
+    "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32,
+}  # fmt: skip
+
+
+def wan_vace() -> Tiny:
+    """Blocks of its own add a given video's features between Wan's."""
+    kind = diffusers.WanVACETransformer3DModel
+    transformer = randomised(kind(**WAN_SIZES, in_channels=16, vace_layers=[0, 1], vace_in_channels=8))
+    inputs = {"encoder_hidden_states": torch.randn(1, 6, 32), "control_hidden_states": torch.randn(1, 8, 2, 4, 4)}
+    return Tiny(Loop(transformer, 1, 16, 2, 4, 4), inputs)
+
+
+def chronoedit() -> Tiny:
+    transformer = randomised(diffusers.ChronoEditTransformer3DModel(**WAN_SIZES, in_channels=16))
+    return Tiny(Loop(transformer, 1, 16, 2, 4, 4), {"encoder_hidden_states": torch.randn(1, 6, 32)})
+
+
+def latte() -> Tiny:
+    transformer = randomised(
+        diffusers.LatteTransformer3DModel(
+            sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
+            in_channels=4, cross_attention_dim=24, out_channels=4, attention_bias=True, activation_fn="gelu-approximate",
+            norm_type="ada_norm_single", norm_elementwise_affine=False, video_length=2,
+        )
+    )  # fmt: skip
+    return Tiny(Loop(transformer, 1, 4, 2, 8, 8), {"encoder_hidden_states": torch.randn(1, 6, 32)})
+
+
+def hunyuan_dit() -> Tiny:
+    """Later blocks are given what earlier ones gave."""
+    transformer = randomised(
+        diffusers.HunyuanDiT2DModel(
+            sample_size=8, num_layers=4, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4,
+            cross_attention_dim=16, cross_attention_dim_t5=16, pooled_projection_dim=4, hidden_size=16, text_len=4,
+            text_len_t5=4, activation_fn="gelu-approximate",
+        )
+    )  # fmt: skip
+    rotary = diffusers.models.embeddings.get_2d_rotary_pos_embed(8, ((0, 0), (4, 4)), (4, 4), output_type="pt")
+    mask = torch.ones(1, 4, dtype=torch.int64)
+    inputs = {
+        "encoder_hidden_states": torch.randn(1, 4, 16), "text_embedding_mask": mask, "text_embedding_mask_t5": mask,
+        "encoder_hidden_states_t5": torch.randn(1, 4, 16), "image_meta_size": torch.ones(1, 6), "style": torch.zeros(1).long(),
+        "image_rotary_emb": rotary,
+    }  # fmt: skip
+    return Tiny(Loop(transformer, 1, 4, 8, 8), inputs)
+
+
+def easyanimate() -> Tiny:
+    transformer = randomised(
+        diffusers.EasyAnimateTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2, text_embed_dim=16,
+            num_layers=2, sample_width=16, sample_height=16, patch_size=2, mmdit_layers=1,
+        )
+    )  # fmt: skip
+    return Tiny(Loop(transformer, 1, 4, 2, 8, 8), {"encoder_hidden_states": torch.randn(1, 6, 16)})
+
+
+FLUX_SIZES: dict[str, Any] = {
+    "patch_size": 1, "in_channels": 4, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16,
+    "num_attention_heads": 2, "joint_attention_dim": 32,
+}  # fmt: skip
+
+
+def chroma() -> Tiny:
+    transformer = randomised(
+        diffusers.ChromaTransformer2DModel(
+            **FLUX_SIZES, axes_dims_rope=(4, 4, 8), approximator_num_channels=8, approximator_hidden_dim=16,
+            approximator_layers=1,
+        )
+    )  # fmt: skip
+    given = {name: mask.bool() for name, mask in masks("prompt_attention_mask", 8).items()}
+    inputs = {**pair("prompt_embeds", 1, 8, 32), **given, "guidance_scale": 2.0}
+    return quiet(built("ChromaPipeline", transformer), **inputs, height=32, width=64)
+
+
+def ovis() -> Tiny:
+    transformer = randomised(
+        diffusers.OvisImageTransformer2DModel(**FLUX_SIZES, out_channels=4, axes_dims_rope=(4, 4, 8))
+    )
+    inputs = {**pair("prompt_embeds", 1, 8, 32), "guidance_scale": 2.0, "negative_prompt": None}
+    return quiet(built("OvisImagePipeline", transformer), **inputs, height=32, width=64)
+
+
+class Loop:
+    """What a pipeline does at its core: Euler's steps over a transformer, called with `inputs`."""
+
+    def __init__(self, transformer: nn.Module, *shape: int) -> None:
+        self.transformer, self.shape = transformer, shape
+        self.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+
+    def __call__(
+        self, num_inference_steps: int, generator: torch.Generator, output_type: str, **inputs: Any
+    ) -> tuple[Tensor]:
+        self.scheduler.set_timesteps(num_inference_steps)
+        x = torch.randn(self.shape, generator=generator)
+        for t in self.scheduler.timesteps:
+            given, time = (value.to(self.transformer.dtype) for value in (x, t.expand(len(x))))
+            (output,) = self.transformer(hidden_states=given, timestep=time, **inputs, return_dict=False)
+            x = self.scheduler.step(output[:, : x.shape[1]], t, x, return_dict=False)[0]  # without a variance
+        return (x,)
+
+
+def positions(rows: int, columns: int) -> Tensor:
+    """Of image tokens in FLUX's form (rows · columns, 3)."""
+    at = torch.arange(rows * columns)
+    return torch.stack([torch.zeros_like(at), at // columns, at % columns], dim=1).float()
+
+
+def looped(transformer: nn.Module, **more: Any) -> Tiny:
+    """A loop over a transformer of FLUX's arguments."""
+    inputs = {"encoder_hidden_states": torch.randn(1, 8, 32), "txt_ids": torch.zeros(8, 3), "img_ids": positions(2, 4)}
+    return Tiny(Loop(transformer, 1, 8, 4), {**inputs, **more})
+
+
+def bria() -> Tiny:
+    return looped(randomised(diffusers.BriaTransformer2DModel(**FLUX_SIZES, axes_dims_rope=[0, 8, 8])))
+
+
+def bria_fibo() -> Tiny:
+    kind = diffusers.BriaFiboTransformer2DModel
+    transformer = randomised(kind(**FLUX_SIZES, axes_dims_rope=[0, 8, 8], text_encoder_dim=16))
+    return looped(transformer, text_encoder_layers=[torch.randn(1, 8, 16) for _ in range(4)])
+
+
+def longcat() -> Tiny:
+    kind = diffusers.LongCatImageTransformer2DModel
+    return looped(randomised(kind(**FLUX_SIZES, pooled_projection_dim=16, axes_dims_rope=[4, 4, 8])))
+
+
+def hunyuan_image() -> Tiny:
+    transformer = randomised(
+        diffusers.HunyuanImageTransformer2DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=2, num_single_layers=2,
+            num_refiner_layers=1, patch_size=(1, 1), guidance_embeds=False, text_embed_dim=16, rope_axes_dim=(6, 4),
+        )
+    )  # fmt: skip
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
+    inputs = {"encoder_hidden_states": torch.randn(1, 6, 16), "encoder_attention_mask": mask}
+    return Tiny(Loop(transformer, 1, 4, 2, 4), inputs)
+
+
+def hunyuan_video_15() -> Tiny:
+    transformer = randomised(
+        diffusers.HunyuanVideo15Transformer3DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=3, num_refiner_layers=1,
+            patch_size=1, patch_size_t=1, text_embed_dim=16, text_embed_2_dim=12, image_embed_dim=8, rope_axes_dim=(2, 4, 4),
+            target_size=16, task_type="t2v",
+        )
+    )  # fmt: skip
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
+    texts = {
+        "encoder_hidden_states": torch.randn(1, 6, 16),
+        "encoder_hidden_states_2": torch.randn(1, 6, 12),
+        "encoder_attention_mask": mask,
+        "encoder_attention_mask_2": mask,
+    }
+    return Tiny(Loop(transformer, 1, 4, 2, 2, 4), {**texts, "image_embeds": torch.zeros(1, 4, 8)})
+
+
+def token_replace() -> Tiny:
+    """HunyuanVideo whose first frame is a given image, at the time of clean data."""
+    transformer = randomised(
+        diffusers.HunyuanVideoTransformer3DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1, num_single_layers=2,
+            num_refiner_layers=1, patch_size=1, patch_size_t=1, guidance_embeds=True, text_embed_dim=16,
+            pooled_projection_dim=8, rope_axes_dim=(2, 4, 4), image_condition_type="token_replace",
+        )
+    )  # fmt: skip
+    inputs = {
+        "encoder_hidden_states": torch.randn(1, 6, 16),
+        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]]),
+        "pooled_projections": torch.randn(1, 8),
+        "guidance": torch.tensor([6000.0]),
+    }
+    return Tiny(Loop(transformer, 1, 4, 2, 2, 4), inputs)
+
+
+def cogview4() -> Tiny:
+    transformer = randomised(
+        diffusers.CogView4Transformer2DModel(
+            patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
+            text_embed_dim=16, time_embed_dim=8, condition_dim=4, rope_axes_dim=(32, 32),
+        ),
+        std=0.2,
+    )  # fmt: skip
+    inputs = {**pair("prompt_embeds", 1, 8, 16), "guidance_scale": 2.0, "height": 32, "width": 64}
+    return quiet(built("CogView4Pipeline", transformer), **inputs)
+
+
+def cogview3() -> Tiny:
+    transformer = randomised(
+        diffusers.CogView3PlusTransformer2DModel(
+            patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
+            text_embed_dim=16, time_embed_dim=8, condition_dim=4, pos_embed_max_size=8, sample_size=8,
+        ),
+        std=0.2,
+    )  # fmt: skip
+    inputs = {**pair("prompt_embeds", 1, 8, 16), "guidance_scale": 2.0, "height": 32, "width": 64}
+    return quiet(built("CogView3PlusPipeline", transformer, diffusers.CogVideoXDDIMScheduler()), **inputs)
+
+
+def sana() -> Tiny:
+    transformer = randomised(
+        diffusers.SanaTransformer2DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=4, num_layers=3,
+            num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8, sample_size=4,
+            patch_size=1,
+        ),
+        std=0.3,
+    )  # fmt: skip
+    inputs = {**pair("prompt_embeds", 1, 6, 8), **masks("prompt_attention_mask", 6), "negative_prompt": None}
+    inputs |= {"guidance_scale": 2.0, "use_resolution_binning": False, "height": 64, "width": 128}
+    return quiet(built("SanaPipeline", transformer), **inputs)
+
+
+def pixart() -> Tiny:
+    transformer = randomised(
+        diffusers.PixArtTransformer2DModel(
+            sample_size=8, num_layers=3, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=16,
+            in_channels=4, cross_attention_dim=24, out_channels=8, use_additional_conditions=False,
+        )
+    )  # fmt: skip
+    inputs = {**pair("prompt_embeds", 1, 6, 16), **masks("prompt_attention_mask", 6), "negative_prompt": None}
+    inputs |= {
+        "guidance_scale": 2.0,
+        "use_resolution_binning": False,
+        "clean_caption": False,
+        "height": 32,
+        "width": 64,
+    }
+    return quiet(built("PixArtAlphaPipeline", transformer, diffusers.DDIMScheduler()), **inputs)
+
+
+def allegro() -> Tiny:
+    transformer = randomised(
+        diffusers.AllegroTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, num_layers=3, cross_attention_dim=24,
+            sample_width=8, sample_height=8, sample_frames=8, caption_channels=24,
+        )
+    )  # fmt: skip
+    inputs = {**pair("prompt_embeds", 1, 6, 24), **masks("prompt_attention_mask", 6), "negative_prompt": None}
+    inputs |= {"guidance_scale": 2.0, "clean_caption": False, "height": 32, "width": 32, "num_frames": 8}
+    return quiet(built("AllegroPipeline", transformer, diffusers.DDIMScheduler()), **inputs)
+
+
+def skyreels() -> Tiny:
+    transformer = randomised(
+        diffusers.SkyReelsV2Transformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=16,
+            freq_dim=32, ffn_dim=32, num_layers=3, cross_attn_norm=True, rope_max_seq_len=32,
+        )
+    )  # fmt: skip
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    inputs = {**pair("prompt_embeds", 1, 6, 16), "height": 32, "width": 32, "num_frames": 5, "guidance_scale": 2.0}
+    return quiet(built("SkyReelsV2Pipeline", transformer, scheduler), **inputs)
+
+
+def auraflow() -> Tiny:
+    transformer = randomised(
+        diffusers.AuraFlowTransformer2DModel(
+            sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=2, attention_head_dim=8,
+            num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=32, out_channels=4, pos_embed_max_size=64,
+        )
+    )  # fmt: skip
+    inputs = {**pair("prompt_embeds", 1, 6, 32), **masks("prompt_attention_mask", 6), "guidance_scale": 2.0}
+    return quiet(built("AuraFlowPipeline", transformer), **inputs, height=32, width=64)
+
+
 MAKERS: dict[str, Callable[[], Tiny]] = {
     "flux": flux,
     "hunyuan_video": hunyuan_video,
@@ -297,9 +623,49 @@ MORE: dict[str, Callable[[], Tiny]] = {
     "flux2": flux2,
     "z_image": z_image,
 }
-"""Of other models."""
+"""Of other models that many use."""
+
+RARER: dict[str, Callable[[], Tiny]] = {
+    "chroma": chroma,
+    "bria": bria,
+    "bria_fibo": bria_fibo,
+    "longcat": longcat,
+    "ovis": ovis,
+    "hunyuan_image": hunyuan_image,
+    "hunyuan_video_15": hunyuan_video_15,
+    "cogview3": cogview3,
+    "cogview4": cogview4,
+    "sana": sana,
+    "pixart": pixart,
+    "allegro": allegro,
+    "skyreels": skyreels,
+    "wan_vace": wan_vace,
+    "chronoedit": chronoedit,
+}
+"""Of more models whose blocks have the site form."""
+
+VARIANTS: dict[str, Callable[[], Tiny]] = {
+    "flux_kontext": flux_kontext,
+    "flux_fill": flux_fill,
+    "flux_control": flux_control,
+    "flux_controlnet": flux_controlnet,
+    "wan22": wan22,
+    "wan22_5b": wan22_5b,
+}
+"""Other pipelines of classes in `MAKERS`."""
+
+WHOLE: dict[str, Callable[[], Tiny]] = {
+    "auraflow": auraflow,
+    "token_replace": token_replace,
+    "hunyuan_dit": hunyuan_dit,
+    "easyanimate": easyanimate,
+}
+"""Of models whose blocks have not."""
+
+
+ALL = MAKERS | MORE | RARER | VARIANTS | WHOLE
 
 
 def tiny(name: str) -> Tiny:
     torch.manual_seed(0)
-    return (MAKERS | MORE)[name]()
+    return ALL[name]()
