@@ -15,19 +15,20 @@ from torch.utils.flop_counter import flop_registry
 
 from cache_dic import PRESETS
 from cache_dic.presets import Preset
+from evaluation.cells import FRONTS_HEADER, front_cells
 from evaluation.operations import Operations
 from evaluation.rivals import enable_dbcache, taylorseer_hook
 from flux.config import CONFIGS, USAGE, FluxConfig
 from seerkit.devices.dtypes import made_in, torch_dtype
 from seerkit.devices.timing import spread, synchronize
 from seerkit.io.records import conditions, version_of
-from seerkit.io.tables import number, text_table
+from seerkit.io.tables import text_table
+from seerkit.sampling.compare import UNCACHED
 from taylorseers_diffusers import enable
 from taylorseers_diffusers.convert import counterparts
 from taylorseers_diffusers.official import official_scheduler
 
 SAVES = 0.99  # of a full step's operations, below which a step is a forecast
-UNCACHED = "uncached"
 UNITS = (
     "operations: ATen operations that read or write elements, dispatched by the last forecast step, uncached: by a "
     "full one; a step: one call of the transformer; kept: live tensors beyond those of the uncached pipeline after the same "
@@ -353,36 +354,10 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     }
 
 
-HEADER = ["", "operations", "full step ms", "forecast step ms", "forecast / full", "kept MiB", "graphs", "breaks"]
-
-
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of `HEADER`."""
-    label = row["label"] + (f", {row['package']}" if row.get("package") else "")
-    if "skipped" in row:
-        return [f"{label}: {row['skipped']}", *["–"] * (len(HEADER) - 1)]
-    ratio, kept = row.get("forecast_over_full"), row.get("kept_bytes")
-    uncached = row["label"] == UNCACHED
-    return [
-        label,
-        number(row["full_operations"] if uncached else row.get("operations"), 0),
-        _milliseconds(row.get("full_step")),
-        _milliseconds(row.get("forecast_step")),
-        f"{ratio['median']:.3f} ({ratio['min']:.3f}-{ratio['max']:.3f})" if ratio else "–",
-        number(None if kept is None else kept / 2**20, 2),
-        "fails" if row.get("compiling") else number(row.get("graphs"), 0),
-        number(row.get("graph_breaks"), 0),
-    ]
-
-
-def _milliseconds(timing: Mapping[str, float] | None) -> str:
-    return number(timing["median_s"] * 1e3 if timing else None, 1)
-
-
 def text(record: Mapping[str, Any]) -> str:
     """The record for the terminal."""
     parts = []
     for model in record["settings"]["sizes"]:
-        rows = [cells(row) for row in record["rows"] if row["model"] == model]
-        parts.append(f"{model}\n{text_table(HEADER, rows)}")
+        rows = [front_cells(row) for row in record["rows"] if row["model"] == model]
+        parts.append(f"{model}\n{text_table(FRONTS_HEADER, rows)}")
     return "\n\n".join(parts)
