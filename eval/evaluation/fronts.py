@@ -4,7 +4,7 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -65,28 +65,34 @@ SIZES = {
 """The embedded model; one as deep as FLUX.1 and narrow, in which what is dispatched is all that takes time; FLUX.1-dev."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subject:
-    """A pipeline with random weights. num_steps: of a run."""
+    """A pipeline with random weights. num_steps: of a run. refresh: called before a run, where a cache does not begin anew."""
 
     pipe: Any
     inputs: Mapping[str, Any]
     num_steps: int
     preset: Preset
     dtype: torch.dtype
+    refresh: Callable[[], None] = lambda: None
 
     def run(self) -> None:
+        self.refresh()
         with torch.no_grad():
             self.pipe(**self.inputs, num_inference_steps=self.num_steps, output_type="latent")
 
 
-def make_subject(size: Size, num_steps: int, dtype: torch.dtype, device: torch.device) -> Subject:
+def make_subject(
+    size: Size, num_steps: int, dtype: torch.dtype, device: torch.device, weights: nn.Module | None = None
+) -> Subject:
+    """weights: a transformer that this one shares its weights with, None for new ones."""
     from diffusers import FluxPipeline
 
-    gc.collect()
     torch.manual_seed(0)
-    with made_in(dtype), torch.device(device):
+    with made_in(dtype), torch.device(device if weights is None else "meta"):
         transformer = counterparts()["flux"].make(size.config).eval().requires_grad_(False)
+    if weights is not None:
+        transformer.load_state_dict(weights.state_dict(), assign=True)
     pipe = FluxPipeline(
         scheduler=official_scheduler(transformer), transformer=transformer, vae=None, text_encoder=None, tokenizer=None,
         text_encoder_2=None, tokenizer_2=None,
@@ -143,7 +149,12 @@ def _mag_cache(subject: Subject) -> None:
 
 def _dbcache(subject: Subject) -> None:
     preset = subject.preset
-    enable_dbcache(subject.pipe.transformer, preset, preset.max_order, num_steps=subject.num_steps)
+    transformer = subject.pipe.transformer
+    enable_dbcache(transformer, preset, preset.max_order, num_steps=subject.num_steps)
+
+    import cache_dit
+
+    subject.refresh = lambda: cache_dit.refresh_context(transformer, num_inference_steps=subject.num_steps)
 
 
 FRONTS: dict[str, tuple[str | None, Callable[[Subject], None]]] = {
@@ -265,45 +276,71 @@ def count_graphs(subject: Subject, put_on: Callable[[Subject], None]) -> dict[st
         torch.compiler.reset()
 
 
-def measure(
-    name: str, size: Size, args: argparse.Namespace, device: torch.device, base: Steps | None
-) -> tuple[Steps, dict]:
-    """A front's row; base: steps of the uncached pipeline, None for itself."""
-    package, put_on = FRONTS[name]
-    dtype = torch_dtype(args.precision)
-    subject = make_subject(size, args.num_steps, dtype, device)
+def count(name: str, subject: Subject, base: Steps | None = None) -> Steps:
+    """Put a front on a pipeline and count its steps; base: those of the uncached pipeline, whose live bytes are taken off."""
     alive = live_bytes()
-    put_on(subject)
-    counted = count_steps(subject)
-    counted.alive = [found - alive for found in counted.alive]
-    full_flops = max((base or counted).flops)
-    is_forecast = [flops < SAVES * full_flops for flops in counted.flops]
-    taken = [time_steps(subject, device) for _ in range(args.dropped + args.repeats)][args.dropped :]
-    by_kind = {
-        kind: [s for run in taken for s, forecast in zip(run, is_forecast, strict=True) if forecast is wanted]
-        for kind, wanted in (("full", False), ("forecast", True))
-    }
-    times = {f"{kind}_step": spread(seconds) if seconds else None for kind, seconds in by_kind.items()}
+    FRONTS[name][1](subject)
+    steps = count_steps(subject)
+    steps.alive = [found - alive for found in steps.alive]
+    if base is not None:
+        steps.alive = [found - other for found, other in zip(steps.alive, base.alive, strict=True)]
+    return steps
+
+
+def make_row(name: str, steps: Steps, runs: list[list[float]], full_flops: int, uncached: bool) -> dict[str, Any]:
+    """A front's row of its counted steps and of the seconds of each step of its timed runs."""
+    package = FRONTS[name][0]
+    is_forecast = [flops < SAVES * full_flops for flops in steps.flops]
+    by_run = [
+        {
+            kind: [s for s, forecast in zip(run, is_forecast, strict=True) if forecast is wanted]
+            for kind, wanted in (("full", False), ("forecast", True))
+        }
+        for run in runs
+    ]
+    times = {f"{kind}_step": [s for run in by_run for s in run[kind]] for kind in ("full", "forecast")}
     # Ratios within each run, so that a drift of the machine's speed falls on both kinds of step alike.
     ratios = [
-        statistics.median(s for s, f in zip(run, is_forecast, strict=True) if f)
-        / statistics.median(s for s, f in zip(run, is_forecast, strict=True) if not f)
-        for run in taken
-        if any(is_forecast)
+        statistics.median(run["forecast"]) / statistics.median(run["full"])
+        for run in by_run
+        if run["forecast"] and run["full"]
     ]
-    operations = [count for count, forecast in zip(counted.operations, is_forecast, strict=True) if forecast]
-    kept = None if base is None else max(a - b for a, b in zip(counted.alive, base.alive, strict=True))
-    row = {
+    operations = [number for number, forecast in zip(steps.operations, is_forecast, strict=True) if forecast]
+    return {
         "label": name,
         "package": f"{package} {version_of(package)}" if package else None,
         "forecast_steps": sum(is_forecast),
-        "full_operations": max(counted.operations),
+        "full_operations": max(steps.operations),
         "operations": operations[-1] if operations else None,
-        **times,
+        **{kind: spread(seconds) if seconds else None for kind, seconds in times.items()},
         "forecast_over_full": _of_ratios(ratios) if ratios else None,
-        "kept_bytes": kept,
+        "kept_bytes": None if uncached else max(steps.alive),
     }
-    return counted, row
+
+
+def measure(
+    size: Size,
+    num_steps: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    repeats: int,
+    dropped: int,
+    fronts: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Rows of fronts, the uncached pipeline first; timed runs take turns, so that a drift falls on all alike."""
+    subjects: dict[str, Subject] = {}
+    counted: dict[str, Steps] = {}
+    for name in fronts:
+        weights = subjects[UNCACHED].pipe.transformer if subjects else None
+        subjects[name] = make_subject(size, num_steps, dtype, device, weights)
+        counted[name] = count(name, subjects[name], counted.get(UNCACHED))
+    runs: dict[str, list[list[float]]] = {name: [] for name in fronts}
+    for _ in range(dropped + repeats):
+        for name, subject in subjects.items():
+            runs[name].append(time_steps(subject, device))
+    full = max(counted[UNCACHED].flops)
+    return [make_row(name, counted[name], runs[name][dropped:], full, name == UNCACHED) for name in fronts]
 
 
 def _of_ratios(ratios: list[float]) -> dict[str, float]:
@@ -312,22 +349,24 @@ def _of_ratios(ratios: list[float]) -> dict[str, float]:
 
 def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The record that the flags of compare_fronts.py ask for."""
-    rows = []
+    dtype = torch_dtype(args.precision)
+    missing = {name: package for name, (package, _) in FRONTS.items() if package and version_of(package) is None}
+    rows: list[dict[str, Any]] = []
     for model in args.sizes:
-        base = None
-        for name, (package, _) in FRONTS.items():
-            if package is not None and version_of(package) is None:
-                rows.append(
-                    {"model": model, "label": name, "package": package, "skipped": f"{package} is not installed"}
-                )
-                continue
-            counted, row = measure(name, SIZES[model], args, device, base)
-            base = base or counted
-            rows.append({"model": model, **row})
+        there = [name for name in FRONTS if name not in missing]
+        measured = measure(
+            SIZES[model], args.num_steps, dtype, device, repeats=args.repeats, dropped=args.dropped, fronts=there
+        )
+        rows += [{"model": model, **row} for row in measured]
+        rows += [
+            {"model": model, "label": name, "package": package, "skipped": f"{package} is not installed"}
+            for name, package in missing.items()
+        ]
+        gc.collect()
     if not args.no_compile:  # last: what a compiler leaves behind would be among the tensors that are alive
         for row in rows:
             if "skipped" not in row:
-                subject = make_subject(SIZES[row["model"]], args.num_steps, torch_dtype(args.precision), device)
+                subject = make_subject(SIZES[row["model"]], args.num_steps, dtype, device)
                 row |= count_graphs(subject, FRONTS[row["label"]][1])
     preset = PRESETS["flux"]
     return {
@@ -350,7 +389,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         },
         "units": UNITS,
         "rows": rows,
-        "conditions": conditions(device, torch_dtype(args.precision)),
+        "conditions": conditions(device, dtype),
     }
 
 

@@ -1,7 +1,5 @@
 """Caches on pipelines side by side: which steps are forecasts, what is kept, what the table says of it."""
 
-from argparse import Namespace
-
 import pytest
 import torch
 
@@ -11,43 +9,36 @@ from evaluation.cells import FRONTS_HEADER, front_cells
 from flux.config import CONFIGS
 
 SIZE = fronts.Size(config=CONFIGS["flux-debug"], image_tokens=64, text_tokens=4)
-ARGS = Namespace(num_steps=16, repeats=1, dropped=0, precision="fp32")
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def base() -> fronts.Steps:
-    counted, row = fronts.measure("uncached", SIZE, ARGS, CPU, None)
-    assert row["forecast_steps"] == 0
-    assert (row["kept_bytes"], row["operations"], row["forecast_over_full"]) == (None, None, None)
-    return counted
+NUM_STEPS, CPU = 16, torch.device("cpu")
+FOLDED = "this front, TaylorSeer, folded engine"
+OF_DIFFUSERS = [name for name, (package, _) in fronts.FRONTS.items() if package == "diffusers"]
 
 
 @pytest.mark.slow
-def test_forecasts_are_told_by_their_operations_and_what_is_kept_by_what_is_alive(base) -> None:
-    name = "this front, TaylorSeer, folded engine"
-    counted, row = fronts.measure(name, SIZE, ARGS, CPU, base)
-    plan = make_cache("taylorseer", preset="flux").plan(ARGS.num_steps)
-    assert row["forecast_steps"] == len(plan.forecast_steps)
-    assert [flops < max(base.flops) for flops in counted.flops] == [not plan.is_full(s) for s in range(ARGS.num_steps)]
-    assert row["operations"] < row["full_operations"]
-    subject = fronts.make_subject(SIZE, ARGS.num_steps, torch.float32, CPU)
-    fronts.FRONTS[name][1](subject)
+def test_forecasts_are_told_by_their_operations_and_what_is_kept_by_what_is_alive() -> None:
+    names = [fronts.UNCACHED, FOLDED, *OF_DIFFUSERS]
+    rows = fronts.measure(SIZE, NUM_STEPS, torch.float32, CPU, repeats=2, dropped=0, fronts=names)
+    uncached, folded, *others = rows
+    assert (uncached["forecast_steps"], uncached["kept_bytes"], uncached["forecast_over_full"]) == (0, None, None)
+    plan = make_cache("taylorseer", preset="flux").plan(NUM_STEPS)
+    assert folded["forecast_steps"] == len(plan.forecast_steps)
+    assert folded["forecast_step"]["repeats"] == 2 * len(plan.forecast_steps)
+    assert folded["operations"] < folded["full_operations"]
+
+    subject = fronts.make_subject(SIZE, NUM_STEPS, torch.float32, CPU)
+    fronts.FRONTS[FOLDED][1](subject)
     subject.run()
     told, stream = subject.pipe.cache_report().num_bytes, 64 * SIZE.config.hidden_size * 4
-    assert told <= row["kept_bytes"] <= told + 10 * stream, "what it says that it keeps, and the last call's tokens"
+    assert told <= folded["kept_bytes"] <= told + 10 * stream, "what it says that it keeps, and the last call's tokens"
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, (package, _) in fronts.FRONTS.items() if package == "diffusers"])
-def test_hooks_of_diffusers_forecast(base, name) -> None:
-    _, row = fronts.measure(name, SIZE, ARGS, CPU, base)
-    assert 0 < row["forecast_steps"] < ARGS.num_steps
-    assert row["kept_bytes"] > 0
-    cells = front_cells({"model": "x", **row, "compiling": "Error: no"})
-    assert len(cells) == len(FRONTS_HEADER)
-    assert cells[0].startswith(f"{name}, diffusers 0.")
-    assert cells[-2] == "fails"
+    assert [row["label"] for row in others] == OF_DIFFUSERS
+    for row in others:
+        assert 0 < row["forecast_steps"] < NUM_STEPS
+        assert row["kept_bytes"] > 0
+        cells = front_cells({"model": "x", **row, "compiling": "Error: no"})
+        assert len(cells) == len(FRONTS_HEADER)
+        assert cells[0].startswith(f"{row['label']}, diffusers 0.")
+        assert cells[-2] == "fails"
 
 
 def test_what_is_not_installed_is_named() -> None:
