@@ -18,6 +18,7 @@ from evaluation.cells import (
     CHANGES,
     COSTS_HEADER,
     FLICKER_MEANING,
+    FRONTS_HEADER,
     INTERVALS,
     LITE0,
     PARTIAL_HEADER,
@@ -26,6 +27,7 @@ from evaluation.cells import (
     computed_cell,
     cost_cells,
     cost_errors,
+    front_cells,
     partial_cells,
     plus_minus,
 )
@@ -35,6 +37,7 @@ from evaluation.forms import (
     BUSY_MACHINE,
     COMPARISON,
     COUNTS,
+    FRONTS,
     GAINS,
     KEPT,
     METHOD_COSTS,
@@ -1015,6 +1018,27 @@ def flux_op_counts(results: Path) -> str:
     )
 
 
+def diffusers_fronts(results: Path) -> str:
+    """Caches on diffusers' FluxPipeline, of a narrow model as deep as FLUX.1 and of the embedded one's shape."""
+    command = "python eval/compare_fronts.py --out results/flux/fronts-cpu.json"
+    record = read(results / "flux" / "fronts-cpu.json", FRONTS, command)
+    s, parts = record["settings"], []
+    for model, shape in s["sizes"].items():
+        rows = [front_cells(row) for row in record["rows"] if row["model"] == model]
+        blocks = f"{shape['double_blocks']} double and {shape['single_blocks']} single blocks"
+        parts += [
+            f"**{model}**: {blocks} of width {shape['width']}, {shape['tokens']} tokens",
+            markdown_table(FRONTS_HEADER, rows),
+        ]
+    made = made_with(
+        f"random weights, {s['num_steps']} steps; interval {s['interval']}, order {s['max_order']}, {s['warmup_steps']} warm-up"
+        f" steps where a cache has them; medians over {s['repeats']} runs after a first one, ratios taken within each run",
+        record["units"],
+        run_conditions(record["conditions"]),
+    )
+    return "\n\n".join([*parts, made])
+
+
 def dit_training(results: Path) -> str:
     """How the embedded model was trained: the facts that train.py wrote beside it."""
     record = read(
@@ -1202,6 +1226,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "flux-flops": flux_flops,
     "flux-benchmark": flux_benchmark,
     "flux-op-counts": flux_op_counts,
+    "diffusers-fronts": diffusers_fronts,
     "flux-samples": flux_samples,
     "flux-quality": flux_quality,
     "flux-nearest": flux_nearest,

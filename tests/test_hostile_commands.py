@@ -87,6 +87,7 @@ BASES = {
     "eval/score.py": "in/samples/uncached --measures psnr --pairs in/samples/uncached --allow-duplicates --work out",
     "eval/report.py": "--results {results} --runs in --out out/report",
     "TaylorSeers-Diffusers/run.py": "--interval 2 --prompt 'red apple, noto' --num-steps 3 --device cpu --output-dir out",
+    "eval/compare_fronts.py": "--sizes flux-tiny --num-steps 10 --repeats 1 --dropped 0 --no-compile --out out/fronts.json",
     "eval/tables.py": "--results {results} --readme in/README.md",
     "eval/train_classifier.py": "--data {clothes} --out out/c.safetensors --epochs 1 --batch-size 16 --device cpu",
     "eval/train_scorer.py": "--data {emoji} --out out/s.safetensors --features {features} --steps 1 --batch-size 8"
@@ -94,7 +95,7 @@ BASES = {
     "eval/vbench.py": f"in/folder --full-info {ROOT}/eval/vbench_embedded.json --dry-run --out out/vbench.json",
 }
 """By command, flags of a run that takes little; {names} are of `materials`."""
-SLOW = {"eval/busy_machine.py": 1.0, "eval/op_counts.py": 1.0, "eval/benchmark.py": 0.8}
+SLOW = {"eval/busy_machine.py": 1.0, "eval/compare_fronts.py": 1.0, "eval/op_counts.py": 1.0, "eval/benchmark.py": 0.8}
 """Commands whose good runs take seconds, and the share of their command lines that are only refused numbers."""
 AFFORDED = {"debug", "flux-debug", "hidream-debug", "hunyuan-debug", "wan-debug", "flux-dev", "hidream-full"}
 """Models that the commands which make weights are tried with: the small ones, and two that do not fit."""

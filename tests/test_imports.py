@@ -135,7 +135,7 @@ def test_a_front_stands_on_the_toolkit_and_backbones(front):
 
 def test_the_evaluation_imports_configurations_of_backbones_alone():
     """A model, its sampler and its adapter are imported by name, when they are asked for."""
-    assert outside("evaluation", "seerkit", "cache_dic", *BACKBONES) == {}
+    assert outside("evaluation", "seerkit", "cache_dic", *FRONTS, *BACKBONES) == {}
     of_backbones = {
         name for names in importers("evaluation").values() for name in names if package_of(name) in BACKBONES
     }

@@ -123,3 +123,37 @@ def partial_cells(record: Mapping[str, Any]) -> list[list[str]]:
 def cost_errors(record: Mapping[str, Any]) -> list[str]:
     """Methods of a record of times that could not be timed, and why."""
     return [f"{row['label']}: {row['error']}" for row in record["rows"] if "error" in row]
+
+
+FRONTS_HEADER = [
+    "",
+    "operations",
+    "full step ms",
+    "forecast step ms",
+    "forecast / full",
+    "kept MiB",
+    "graphs",
+    "breaks",
+]
+
+
+def front_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `FRONTS_HEADER`."""
+    label = row["label"] + (f", {row['package']}" if row.get("package") else "")
+    if "skipped" in row:
+        return [f"{label}: {row['skipped']}", *["–"] * (len(FRONTS_HEADER) - 1)]
+    ratio, kept = row.get("forecast_over_full"), row.get("kept_bytes")
+    return [
+        label,
+        number(row["operations"] if row.get("operations") else row["full_operations"], 0),
+        _milliseconds(row.get("full_step")),
+        _milliseconds(row.get("forecast_step")),
+        f"{ratio['median']:.3f} ({ratio['min']:.3f}-{ratio['max']:.3f})" if ratio else "–",
+        number(None if kept is None else kept / 2**20, 2),
+        "fails" if row.get("compiling") else number(row.get("graphs"), 0),
+        number(row.get("graph_breaks"), 0),
+    ]
+
+
+def _milliseconds(timing: Mapping[str, float] | None) -> str:
+    return number(timing["median_s"] * 1e3 if timing else None, 1)

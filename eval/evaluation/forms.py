@@ -198,6 +198,23 @@ OP_COUNTS: Form = {
     "rows": [{"label": str, "package": (None, str), "operations": (None, positive)}],
     "conditions": CONDITIONS,
 }
+_STEP: Form = (None, {"median_s": positive})
+FRONTS: Form = {
+    "settings": {
+        "num_steps": int, "repeats": int, "interval": int, "max_order": int, "warmup_steps": int,
+        "sizes": {str: {"double_blocks": int, "single_blocks": int, "width": int, "tokens": int}},
+    },
+    "units": str,
+    "rows": [
+        {
+            "model": str, "label": str, "package": (None, str), "skipped": (None, str), "compiling": (None, str),
+            "operations": (None, int), "full_operations": (None, int), "full_step": _STEP, "forecast_step": _STEP,
+            "forecast_over_full": (None, {"median": positive, "min": positive, "max": positive}),
+            "kept_bytes": (None, int), "graphs": (None, int), "graph_breaks": (None, int),
+        }
+    ],
+    "conditions": CONDITIONS,
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- eval/validate_measures.py

@@ -35,7 +35,7 @@ _activations_product._get_raw = True  # tells FlopCounterMode to hand over tenso
 _BATCHED = dict.fromkeys((torch.ops.aten.bmm, torch.ops.aten.baddbmm), _activations_product)
 
 
-class _Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
@@ -58,7 +58,7 @@ def count_operations(function: Callable[[], Any]) -> int:
     of dtype and a value brought to the host are. The count is the same on every device, the meta device too, wherever they
     take composite operations apart alike; each is at least one kernel on an accelerator that runs eagerly.
     """
-    with _Operations() as operations:
+    with Operations() as operations:
         function()
     return operations.count
 

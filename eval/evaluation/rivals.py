@@ -61,7 +61,7 @@ def diffusers_hook_lite(backbone: Backbone, case: Case, max_order: int) -> Advan
     return diffusers_hook(backbone, case, max_order, lite=True)
 
 
-def enable_dbcache(model: nn.Module, preset: Preset, max_order: int, *, blocks: int = 1) -> None:
+def enable_dbcache(model: nn.Module, preset: Preset, max_order: int, *, blocks: int = 1, num_steps: int = 50) -> None:
     """cache-dit's DBCache with its TaylorSeer calibrator on diffusers' model: the first `blocks` blocks computed, the others
     forecast in every step after the warm-up."""
     import cache_dit
@@ -75,7 +75,7 @@ def enable_dbcache(model: nn.Module, preset: Preset, max_order: int, *, blocks: 
             Bn_compute_blocks=0,
             max_warmup_steps=preset.warmup_steps,
             residual_diff_threshold=float("inf"),
-            num_inference_steps=50,
+            num_inference_steps=num_steps,
         ),
         calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=max_order),
     )

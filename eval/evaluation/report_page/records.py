@@ -19,6 +19,7 @@ WEIGHTS = {
     "method-costs": "random",
     "partial-steps": "random",
     "op-counts": "random",
+    "fronts": "random",
     "gpu": "random",
 }
 """By the beginning of a record's name, where the record does not say which weights a model had and they are not trained."""

@@ -737,7 +737,7 @@ def kinds(stored: Iterable[Stored]) -> list[Kind]:
         Kind(pattern=backbone + r"schedules\.json", form=GAINS, tables=[schedules]),
         Kind(pattern=backbone + r"features-.*\.json", form=FEATURES, tables=[features]),
         Kind(
-            pattern=backbone + r"(?!reproduced|gpu|.*-(nearest|training)\.json|op-counts|busy-machine).*\.json",
+            pattern=backbone + r"(?!reproduced|gpu|.*-(nearest|training)\.json|op-counts|fronts|busy-machine).*\.json",
             form=SAMPLED,
             tables=[sampled],
         ),
