@@ -18,7 +18,7 @@ ROOTS = [
     for name in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["where"]
 ]
 BACKBONES = sorted(set(PACKAGES.values()))
-FRONTS = ["taylorseers_diffusers"]
+FRONTS = ["taylorseers_diffusers", "taylorseers_xdit"]
 """The forecaster on models of other libraries; of ours they know the toolkit, and backbones whose weights they convert."""
 TOOLKIT = ("layers", "devices", "sampling", "io", "weights", "data", "text", "command", "training")
 """Packages of seerkit; each may import those before it. What lies in seerkit itself comes first of all."""
