@@ -8,8 +8,8 @@ from taylorseers_xdit import command
 from taylorseers_xdit.families import HUNYUAN
 
 EXAMPLES = """
-torchrun --nproc_per_node=8 TaylorSeers-xDiT/run_hunyuan.py --ulysses-degree 8 --prompt "a dog on the grass" --interval 6 --max-order 1
-torchrun --nproc_per_node=2 TaylorSeers-xDiT/run_hunyuan.py --ring-degree 2 --prompt "a dog on the grass" --method first_block_cache
+torchrun --nproc_per_node=8 TaylorSeers-xDiT/run_hunyuan.py --ulysses-degree 8 --prompt "a fox" --interval 6 --max-order 1
+torchrun --nproc_per_node=2 TaylorSeers-xDiT/run_hunyuan.py --ring-degree 2 --prompt "a fox" --method first_block_cache
 """
 
 

@@ -64,7 +64,8 @@ def find(model: str) -> Mapping[str, Any]:
     except OSError as error:
         where = "has no model_index.json" if Path(model).is_dir() else "is no folder, and the hub does not give it"
         raise UserError(
-            f"--model {model} {where}: fetch all of the pipeline by `hf download NAME --local-dir FOLDER` and give --model FOLDER"
+            f"--model {model} {where}: fetch all of the pipeline by `hf download NAME --local-dir FOLDER`, then give --model "
+            "FOLDER"
         ) from error
 
 

@@ -26,8 +26,8 @@ def xfuser_class(family: Family) -> type[nn.Module]:
         return getattr(importlib.import_module(f"xfuser.model_executor.models.transformers.{module}"), name)
     except (ImportError, RuntimeError, AttributeError) as error:  # without an accelerator: NotImplementedError
         raise UserError(
-            f"xfuser is not usable here ({type(error).__name__}: {error}): install it by pip install 'xfuser>=0.7,<0.8' beside a "
-            "torch for CUDA, or take --backend diffusers"
+            f"xfuser is not usable here ({type(error).__name__}: {error}): install it by pip install 'xfuser>=0.7,<0.8' beside "
+            "a torch for CUDA, or take --backend diffusers"
         ) from error
 
 
@@ -117,8 +117,8 @@ class LengthHook(ModelHook):
         if mask is not None and not bool((mask == mask[:1]).all()):
             lengths = ", ".join(str(int(row.sum())) for row in mask)
             raise UserError(
-                f"texts of {lengths} tokens in one batch need a mask, which {self.backend} has not: it would attend to padding; "
-                "sample prompts one by one"
+                f"texts of {lengths} tokens in one batch need a mask, which {self.backend} has not: it would attend to "
+                "padding; sample prompts one by one"
             )
         return args, kwargs
 

@@ -1,5 +1,5 @@
-"""xfuser's transformers in diffusers' pipelines, two processes on CPU (`xfuser_on_cpu` says what is put in). Under torchrun, this
-file prints what its tests look at.
+"""xfuser's transformers in diffusers' pipelines, two processes on CPU (`xfuser_on_cpu` says what is put in). Under torchrun,
+this file prints what its tests look at.
 
 Not run: xfuser's kernels, NCCL, and pipelines at published size, which need GPUs.
 """
