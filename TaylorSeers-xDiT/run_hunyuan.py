@@ -4,7 +4,7 @@ Flags are those of xfuser's examples and of the caches; what caches do not go wi
 """
 
 from seerkit.command.cli import run_command
-from taylorseers_xdit import command
+from taylorseers_xdit import flags
 from taylorseers_xdit.families import HUNYUAN
 
 EXAMPLES = """
@@ -14,7 +14,7 @@ torchrun --nproc_per_node=2 TaylorSeers-xDiT/run_hunyuan.py --ring-degree 2 --pr
 
 
 def main(argv: list[str] | None = None) -> None:
-    command.main(HUNYUAN, __doc__, EXAMPLES, argv)
+    flags.main(HUNYUAN, __doc__, EXAMPLES, argv)
 
 
 if __name__ == "__main__":

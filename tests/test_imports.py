@@ -24,7 +24,7 @@ TOOLKIT = ("layers", "devices", "sampling", "io", "weights", "data", "text", "co
 """Packages of seerkit; each may import those before it. What lies in seerkit itself comes first of all."""
 OF_COMMANDS = {f"{backbone}.{module}" for backbone in BACKBONES for module in ("flags", "pipeline")}
 """Modules that the commands of a backbone are made of."""
-PARSING = OF_COMMANDS | {
+PARSING = OF_COMMANDS | {"taylorseers_xdit.flags"} | {
     f"evaluation.{module}"
     for module in (
         "flags",
