@@ -101,7 +101,9 @@ def ungathered(transformer: nn.Module) -> Iterator[None]:
         for module in transformer.modules():
             for hook in _hooks(module, "ContextParallelGatherHook"):
                 config = hook.parallel_config
-                if not (config.ulysses_anything or config.ring_anything):  # parts of lengths that only their owners know
+                if not (
+                    config.ulysses_anything or config.ring_anything
+                ):  # parts of lengths that only their owners know
                     gather = _repeated(hook.metadata, config._flattened_mesh.size())
                     stack.enter_context(_replaced(hook.fn_ref, "post_forward", gather))
         if _of_xfuser(transformer):
