@@ -18,26 +18,30 @@ ROOTS = [
     for name in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["where"]
 ]
 BACKBONES = sorted(set(PACKAGES.values()))
-FRONTS = ["taylorseers_diffusers"]
+FRONTS = ["taylorseers_diffusers", "taylorseers_xdit"]
 """The forecaster on models of other libraries; of ours they know the toolkit, and backbones whose weights they convert."""
 TOOLKIT = ("layers", "devices", "sampling", "io", "weights", "data", "text", "command", "training")
 """Packages of seerkit; each may import those before it. What lies in seerkit itself comes first of all."""
 OF_COMMANDS = {f"{backbone}.{module}" for backbone in BACKBONES for module in ("flags", "pipeline")}
 """Modules that the commands of a backbone are made of."""
-PARSING = OF_COMMANDS | {
-    f"evaluation.{module}"
-    for module in (
-        "flags",
-        "video_flags",
-        "families",
-        "calibration",
-        "images",
-        "videos",
-        "fid_samples",
-        "validation.generated",
-        "gpu.measure",
-    )
-}
+PARSING = (
+    OF_COMMANDS
+    | {"taylorseers_xdit.flags"}
+    | {
+        f"evaluation.{module}"
+        for module in (
+            "flags",
+            "video_flags",
+            "families",
+            "calibration",
+            "images",
+            "videos",
+            "fid_samples",
+            "validation.generated",
+            "gpu.measure",
+        )
+    }
+)
 """What may import the parser and its flags, seerkit's own packages aside."""
 
 

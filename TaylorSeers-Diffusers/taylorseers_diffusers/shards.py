@@ -7,7 +7,7 @@ classes do both in their forward. Each process keeps features of its own tokens;
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,19 +97,34 @@ def already_split(block: nn.Module) -> Iterator[None]:
 @contextmanager
 def ungathered(transformer: nn.Module) -> Iterator[None]:
     """While a pass is made whose output nobody looks at: nothing is exchanged for it, and only its shape is right."""
-    found = [hook for module in transformer.modules() for hook in _hooks(module, "ContextParallelGatherHook")]
-    kept = [hook.fn_ref.post_forward for hook in found]
-    for hook in found:
-        config = hook.parallel_config
-        if not (
-            config.ulysses_anything or config.ring_anything
-        ):  # parts of other lengths, which only their owners know
-            hook.fn_ref.post_forward = _repeated(hook.metadata, config._flattened_mesh.size())
+    with ExitStack() as stack:
+        for module in transformer.modules():
+            for hook in _hooks(module, "ContextParallelGatherHook"):
+                config = hook.parallel_config
+                if not (
+                    config.ulysses_anything or config.ring_anything
+                ):  # parts of lengths that only their owners know
+                    gather = _repeated(hook.metadata, config._flattened_mesh.size())
+                    stack.enter_context(_replaced(hook.fn_ref, "post_forward", gather))
+        if _of_xfuser(transformer):
+            from xfuser.core.distributed import get_sp_group
+
+            group = get_sp_group()
+            stack.enter_context(_replaced(group, "all_gather", lambda x, dim: torch.cat([x] * group.world_size, dim)))
+        yield
+
+
+@contextmanager
+def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    own = vars(holder).get(name)
+    setattr(holder, name, value)
     try:
         yield
     finally:
-        for hook, gather in zip(found, kept, strict=True):
-            hook.fn_ref.post_forward = gather
+        if own is None:
+            delattr(holder, name)
+        else:
+            setattr(holder, name, own)
 
 
 def _repeated(metadata: Sequence[Any], size: int) -> Callable[[nn.Module, Any], Any]:

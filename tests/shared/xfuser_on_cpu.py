@@ -20,8 +20,8 @@ def start(pipe: Any, ulysses: int, ring: int) -> None:
     import xfuser.config.config as config
     import xfuser.core.distributed.runtime_state as states
     from xfuser import envs, xFuserArgs
-    from xfuser.core.distributed import init_distributed_environment, initialize_model_parallel
     from xfuser.core.distributed import group_coordinator as coordinator
+    from xfuser.core.distributed import init_distributed_environment, initialize_model_parallel
     from xfuser.core.distributed import parallel_state as groups
     from xfuser.core.distributed.attention_backend import ATTENTION_FUNCTION_REGISTRY, AttentionBackendType
     from xfuser.model_executor.layers import usp

@@ -20,6 +20,8 @@ from cache_dic import UserError
 from seerkit.devices.distributed import start_world, stop_world
 from seerkit.devices.parallel import attend_with_lse
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = 2
 LAYOUTS = {"ulysses": {"ulysses_degree": 2}, "ring": {"ring_degree": 2}}
 METHODS = {

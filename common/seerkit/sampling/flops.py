@@ -186,9 +186,13 @@ def tells_flops(run: Any) -> bool:
 
 
 def run_flops(run: Any) -> tuple[int, int]:
-    """Operations of what a run, or the runs of its guidance branches, really computed, and of the same steps uncached."""
+    """Operations of what a run, or the runs of its guidance branches, really computed, and of the same steps uncached.
+
+    A branch that another process computed counts as much as this one's.
+    """
     counts = [_run_flops(branch) for branch in getattr(run, "runs", [run])]
-    return sum(cached for cached, _ in counts), sum(uncached for _, uncached in counts)
+    times = 1 + getattr(run, "elsewhere", 0)
+    return times * sum(cached for cached, _ in counts), times * sum(uncached for _, uncached in counts)
 
 
 class _Replay(Site):

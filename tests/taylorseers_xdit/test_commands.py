@@ -1,0 +1,76 @@
+"""run_flux.py, run_hunyuan.py and run_wan.py: what they refuse before anything is loaded, and what they would do."""
+
+import pytest
+
+from seerkit.command.cli import run_command
+
+FLUX, HUNYUAN, WAN = (f"TaylorSeers-xDiT/run_{name}.py" for name in ("flux", "hunyuan", "wan"))
+
+
+@pytest.fixture
+def run(load_command, capsys, monkeypatch):
+    """`run(script, flags, processes)` -> exit code, stdout, stderr."""
+
+    def call(script: str, flags: str, processes: int = 2) -> tuple[int, str, str]:
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        with pytest.raises(SystemExit) as stop:
+            run_command(load_command(script).main, flags.split())
+        return (stop.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.mark.parametrize("script", [FLUX, HUNYUAN, WAN])
+@pytest.mark.parametrize(
+    ("flags", "refusal"),
+    [
+        ("--pipefusion_parallel_degree 2", "PipeFusion spreads the blocks of a step over processes"),
+        ("--use_cfg_parallel", "generate.py has --guidance-parallel"),
+        ("--tensor_parallel_degree 2", "it spreads the features of a token over processes"),
+        ("--ulysses_degree 4", "ulysses degree 4 does not divide the number of processes, 2"),
+        ("--ulysses_degree 2 --ring_degree 2", "must make up the number of processes, 2"),
+        ("--height 1000", "--height 1000 must be a multiple of 16"),
+        ("--interval 0", "argument --interval"),
+    ],
+)
+def test_what_does_not_go_with_caches_is_refused_before_anything_is_loaded(run, script, flags, refusal):
+    code, _, err = run(script, f"--prompt fox {flags}")
+    assert code == 2
+    assert refusal in err
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "processes", "refusal"),
+    [
+        (
+            FLUX,
+            "--height 1040 --width 1040",
+            2,
+            "4225 tokens of the image or video are not the same number for each of 2",
+        ),
+        (
+            FLUX,
+            "--max-sequence-length 255",
+            2,
+            "255 tokens of the text (--max-sequence-length) are not the same number",
+        ),
+        (WAN, "", 16, "32760 tokens of the image or video"),
+        (WAN, "--num-frames 80", 2, "--num-frames 80 must be 4n + 1, such as 81"),
+        (HUNYUAN, "--backend diffusers", 2, "ContextParallelConfig has no plan for HunyuanVideoTransformer3DModel"),
+        (FLUX, "", 2, "xfuser attends on GPUs, and torch"),
+    ],
+)
+def test_uneven_lengths_and_machines_without_a_gpu_are_refused_by_name(run, script, flags, processes, refusal):
+    if "on GPUs" in refusal:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU, and xfuser would attend on it")
+    code, _, err = run(script, f"--prompt fox {flags}", processes)
+    assert code == 2
+    assert refusal in err
+
+
+def test_a_plan_tells_full_steps_and_tokens(run):
+    code, out, _ = run(WAN, "--prompt fox --num_inference_steps 12 --interval 3 --warmup-steps 1 --dry-run")
+    assert code == 0
+    assert "full steps (0, 3, 6, 9) of 12, 32760 tokens" in out
