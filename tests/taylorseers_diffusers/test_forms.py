@@ -26,13 +26,14 @@ SETTINGS = {"interval": 3, "max_order": 1, "warmup_steps": 2}
 STEPS = 6
 OTHERS = [*MORE, *(pytest.param(name, marks=pytest.mark.slow) for name in RARER)]
 """Besides this repository's families."""
+PIPELINES = [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 
 
 def passes_of(model: Tiny):
     return model.transformer._diffusers_hook.get_hook("taylorseers_cache").passes
 
 
-@pytest.mark.parametrize("name", [*OTHERS, *VARIANTS])
+@pytest.mark.parametrize("name", [*OTHERS, *PIPELINES])
 def test_folded_forecasts_are_those_of_each_site_and_full_steps_the_model(name: str) -> None:
     model = tiny(name)
     before = model(STEPS)
