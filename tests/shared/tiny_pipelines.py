@@ -244,6 +244,18 @@ def qwen_image() -> Tiny:
     return quiet(built("QwenImagePipeline", transformer), **inputs)
 
 
+def qwen_image_edit() -> Tiny:
+    """Tokens of an image to be edited beside those of the new one, at the time of clean data."""
+    transformer = randomised(
+        diffusers.QwenImageTransformer2DModel(
+            patch_size=2, in_channels=16, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=16, axes_dims_rope=(4, 6, 6), zero_cond_t=True,
+        )
+    )  # fmt: skip
+    inputs = {"encoder_hidden_states": torch.randn(1, 6, 16), "img_shapes": [[(1, 2, 4), (1, 2, 4)]]}
+    return Tiny(Loop(transformer, 1, 16, 16), inputs)
+
+
 def sd3() -> Tiny:
     """The first block has a second attention, the last one makes nothing of its text."""
     transformer = randomised(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import ALL, MAKERS, MORE, RARER, VARIANTS, WHOLE, Tiny, latte, tiny
+from tiny_pipelines import ALL, MAKERS, MORE, RARER, VARIANTS, WHOLE, Tiny, latte, qwen_image_edit, tiny
 from torch import Tensor, nn
 
 from cache_dic import METHODS, UserError, make_cache
@@ -25,13 +26,14 @@ SETTINGS = {"interval": 3, "max_order": 1, "warmup_steps": 2}
 STEPS = 6
 OTHERS = [*MORE, *(pytest.param(name, marks=pytest.mark.slow) for name in RARER)]
 """Besides this repository's families."""
+PIPELINES = [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 
 
 def passes_of(model: Tiny):
     return model.transformer._diffusers_hook.get_hook("taylorseers_cache").passes
 
 
-@pytest.mark.parametrize("name", [*OTHERS, *VARIANTS])
+@pytest.mark.parametrize("name", [*OTHERS, *PIPELINES])
 def test_folded_forecasts_are_those_of_each_site_and_full_steps_the_model(name: str) -> None:
     model = tiny(name)
     before = model(STEPS)
@@ -190,25 +192,30 @@ def test_streams_are_read_from_what_a_forward_gives() -> None:
     assert form_of(Sound()).x_out is None, "sound would have to be forecast, too"
 
 
-def test_tokens_with_times_of_their_own_are_refused_by_name() -> None:
+def ltx_of_given_frames() -> Tiny:
+    """A video whose first tokens are given."""
     model = tiny("ltx")
-    time = model.pipe.transformer.time_embed.forward
+    embed = model.transformer.time_embed.forward
 
     def by_token(timestep: Tensor, batch_size: int, hidden_dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Times of a video whose first tokens are given."""
         each = timestep.view(batch_size, 1).expand(batch_size, 8).clone()
         each[:, :2] = 0
-        return time(each.flatten(), batch_size=batch_size, hidden_dtype=hidden_dtype)
+        return embed(each.flatten(), batch_size=batch_size, hidden_dtype=hidden_dtype)
 
-    model.pipe.transformer.time_embed.forward = by_token
+    model.transformer.time_embed.forward = by_token
+    return model
+
+
+@pytest.mark.parametrize("make", [ltx_of_given_frames, qwen_image_edit])
+def test_tokens_with_times_of_their_own_are_refused_by_name(make: Callable[[], Tiny]) -> None:
+    model = make()
     before = model(STEPS)
     enable(model.pipe, "taylorseer", **SETTINGS)
-    with pytest.raises(
-        UserError, match=r"each token of LTXVideoTransformer3DModel has a time of its own.*engine='stack'"
-    ):
+    kind = type(model.transformer).__name__
+    with pytest.raises(UserError, match=rf"each token of {kind} has a time of its own.*engine='stack'"):
         model(STEPS)
     enable(model.pipe, "taylorseer", engine="stack", **SETTINGS)
-    assert 0 < (model(STEPS) - before).norm() < 0.2 * before.norm()
+    assert 0 < (model(STEPS) - before).norm() < 0.3 * before.norm()
 
 
 class Kept:
