@@ -22,7 +22,9 @@ from taylorseers_diffusers.shards import shared_tokens
 from taylorseers_diffusers.transformers import known, published_name
 
 HOOK = "taylorseers_cache"
+"""Name of the hook."""
 RESET = "_reset_stateful_cache"
+"""What pipelines call at their end, where a transformer has it: those that may have a cache of diffusers'."""
 TIME_NAMES = ("timestep", "timesteps", "t")
 """Arguments by which transformers take the timestep."""
 TRANSFORMERS = ("transformer", "transformer_2")
@@ -243,9 +245,7 @@ def install(pipe: Any, *caches: Cache) -> Any:
         put_on(module, hook, HOOK)
         if passes.site_form:
             passes.watch()
-        if not hasattr(
-            module, RESET
-        ):  # which pipelines call at their end, of transformers that have caches of diffusers'
+        if not hasattr(module, RESET):
             setattr(module, RESET, lambda hook=hook: hook.reset_state(None))
         module._diffusers_hook.invalidate_child_registries_cache()
     pipe.cache_report = _reporter(weakref.ref(pipe))

@@ -1,6 +1,7 @@
 """A diffusers transformer as the caches see a backbone, for one run of one guidance branch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -143,7 +144,15 @@ class CachedTransformer:
         return type(self.passes.transformer).__name__
 
     def tokens(self, latents: Tensor) -> Tokens:
-        x = self.enter().x
+        walk = Walk(stop=0, before_blocks=[], has_output=False)
+        self.walked(walk)
+        if not self.partial and _laid_out_anew(walk.before_blocks or []):
+            raise UserError(
+                f"{self.name} lays out its tokens anew between blocks, by frame and by place, so what the blocks add is no "
+                "sum; take a method that computes a part of each block, such as 'pab'"
+            )
+        assert walk.entered is not None, "a transformer calls its blocks"
+        x = walk.entered.x
         return Tokens(
             batch=len(x), length=x.shape[1], dim=x.shape[-1], dtype=x.dtype, output_numel=latents.numel(),
             num_sites=sum(map(len, self.block_sites())),
@@ -259,6 +268,14 @@ def latents_of(arguments: Mapping[str, Any]) -> Tensor:
         if isinstance(value, Tensor) or (isinstance(value, list) and value and isinstance(value[0], Tensor))
     )
     return as_batch(first)
+
+
+def _laid_out_anew(before_blocks: Sequence[Tensor]) -> bool:
+    """Whether tokens that no block has changed, before each of them, are in other places before some."""
+    first, last = before_blocks[0], before_blocks[-1]
+    others = [(a, b) for a, b in pairwise(before_blocks) if a is not b and a.shape == b.shape and not torch.equal(a, b)]
+    moved = (torch.equal(a.flatten().sort().values, b.flatten().sort().values) for a, b in others)
+    return first.shape != last.shape or any(moved)
 
 
 def _show_ends(site: Site, before: Streams | None, after: Streams | None) -> None:

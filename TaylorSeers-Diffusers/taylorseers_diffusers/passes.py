@@ -48,6 +48,7 @@ class Walk:
     start, stop: blocks start … stop - 1 are computed. inject: the state put in before block `start`. last: makes the tokens
     after the last block of those before the first block and those that came through. site: what features are handed to.
     gates: of all sites at this step, to check that the blocks have the form that their table says. skipped: as above.
+    before_blocks: if a list, is filled with the tokens before each block.
     has_output: False where nobody looks at the output, which processes that share the tokens then need not put together.
     blocks: those called so far. entered, left: the state before block 0 and after block stop - 1, once the pass has ended.
     """
@@ -59,6 +60,7 @@ class Walk:
     site: Site = residual
     gates: Tensor | None = None
     skipped: Skipped | None = None
+    before_blocks: list[Tensor] | None = None
     has_output: bool = True
     entered: Streams | None = None
     left: Streams | None = None
@@ -288,6 +290,8 @@ class Passes:
         index = len(walk.blocks)
         walk.blocks.append(block)
         call = BlockCall(block, form, *split(block, args, kwargs), self.length)
+        if walk.before_blocks is not None:
+            walk.before_blocks.append(call.streams().x)
         inside = 0 < index < len(self.blocks) - 1 and not walk.start - 1 <= index < walk.stop
         if inside and walk.skipped is None:
             return call.passed()

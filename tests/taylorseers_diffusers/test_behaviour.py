@@ -358,6 +358,36 @@ def test_guidance_by_skipped_layers_is_refused_by_name() -> None:
     assert torch.equal(model(8), whole)
 
 
+def test_blocks_of_two_layouts_in_turn_are_cached_in_part_or_refused() -> None:
+    """Latte's go from frames to places and back: by turns from one list and the other, and never one stream to add up."""
+    torch.manual_seed(0)
+    transformer = randomised(
+        diffusers.LatteTransformer3DModel(
+            sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
+            in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, activation_fn="gelu-approximate",
+            num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False,
+        )
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=1)
+    pipe = diffusers.LattePipeline(
+        tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=diffusers.DDIMScheduler()
+    )
+    embeds = {"prompt_embeds": torch.randn(1, 6, 32), "negative_prompt_embeds": torch.randn(1, 6, 32)}
+    model = quiet(pipe, negative_prompt=None, clean_caption=False, height=8, width=8, **embeds)
+    before = model(8)
+    for engine in ("folded", "stack", "hidden"):  # 16 frames of 16 places: both layouts have one shape
+        enable(pipe, engine=engine, **SETTINGS)
+        with pytest.raises(UserError, match="LatteTransformer3DModel lays out its tokens anew between blocks"):
+            model(8)
+    enable(pipe, "pab", spatial_range=2)
+    found = model(8)
+    assert full_steps(model) == {"call 1": [(0, [0, 2, 4, 6, 7])]}
+    assert 0 < (found - before).norm() < 0.3 * before.norm()
+    spatial, temporal = transformer.transformer_blocks, transformer.temporal_transformer_blocks
+    hook = transformer._diffusers_hook.get_hook("taylorseers_cache")
+    assert hook.passes.blocks == [spatial[0], temporal[0], spatial[1], temporal[1]]
+
+
 # ------------------------------------------------------------------------------------------------------------------- placement
 
 
