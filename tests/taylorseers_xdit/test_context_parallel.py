@@ -25,8 +25,8 @@ pytestmark = pytest.mark.slow
 PROCESSES = 2
 LAYOUTS = {"ulysses": {"ulysses_degree": 2}, "ring": {"ring_degree": 2}}
 METHODS = {
-    "flux": ("taylorseer", "first_block_cache", "magcache", "seacache", "teacache"),
-    "wan": ("taylorseer", "first_block_cache"),
+    "flux": ("taylorseer", "first_block_cache", "magcache", "seacache", "teacache", "speca"),
+    "wan": ("taylorseer", "first_block_cache", "easycache", "pab"),
 }
 REFUSED = {
     "seacache": (
