@@ -50,7 +50,7 @@ from evaluation.forms import (
     VALIDATION,
     VIDEO_COUNTS,
 )  # fmt: skip
-from evaluation.front_table import transformers
+from evaluation.front_table import hooks, transformers
 from evaluation.gpu import report as gpu
 from evaluation.method_table import methods, presets, recipes
 from evaluation.metrics import mean_interval
@@ -1253,6 +1253,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "method-costs": method_costs,
     "partial-steps": partial_steps,
     "diffusers-transformers": transformers,
+    "diffusers-hooks": hooks,
     "measure-validation": measure_validation,
     "measure-noise": measure_noise,
     **{f"gpu-{name}": functools.partial(gpu.document_table, name=name) for name in gpu.TABLES},

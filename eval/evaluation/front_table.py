@@ -1,5 +1,6 @@
-"""The table of diffusers' transformers: in which form each is kept, and what it is tested with."""
+"""Tables of the diffusers front: in which form each transformer is kept, and which settings are those of diffusers' hooks."""
 
+import ast
 import importlib
 import importlib.util
 from collections import defaultdict
@@ -8,7 +9,9 @@ from typing import Any
 
 from seerkit.io.tables import markdown_table
 
-TINY = Path(__file__).resolve().parents[2] / "tests" / "shared" / "tiny_pipelines.py"
+TESTS = Path(__file__).resolve().parents[2] / "tests"
+TINY = TESTS / "shared" / "tiny_pipelines.py"
+DECISIONS = TESTS / "taylorseers_diffusers" / "test_decisions.py"
 
 
 def transformers(_: Path) -> str:
@@ -40,3 +43,9 @@ def _tiny_models() -> list[Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return [make() for make in module.ALL.values()]
+
+
+def hooks(_: Path) -> str:
+    """The settings that the tests hold to diffusers' hooks, as those have them in their docstring."""
+    said = ast.get_docstring(ast.parse(DECISIONS.read_text(encoding="utf-8"))) or ""
+    return "\n".join(line for line in said.splitlines() if line.startswith("|"))
