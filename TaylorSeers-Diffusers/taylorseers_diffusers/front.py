@@ -140,7 +140,7 @@ class CacheHook(ModelHook):
         moment = self.clock.now(arguments[time])
         branch = self._branch(module, moment, arguments, time, forward)
         model = branch.model
-        model.arguments, model.moment, model.raw, model.forward = arguments, moment, None, forward
+        model.arguments, model.moment, model.forward = arguments, moment, forward
         return model.answer(model.step(branch.run, moment.step - branch.first))
 
     def _branch(

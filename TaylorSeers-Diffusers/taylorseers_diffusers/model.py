@@ -56,7 +56,7 @@ class CachedTransformer:
         self.passes, self.forward, self.clock, self.first, self.time = passes, forward, clock, moment, time
         self.moment, self.arguments = moment, arguments
         self.partial = partial
-        self.raw: Any = None  # what the forward gave last, whose form an answer takes
+        self.answers: dict[bool, tuple[type, bool]] = {}  # by whether a dictionary is wanted, what the forward gives
         if shard is not None:
             self.shard = shard
 
@@ -64,15 +64,21 @@ class CachedTransformer:
 
     def walked(self, walk: Walk, arguments: Mapping[str, Any] | None = None) -> Tensor:
         """The output of a pass."""
-        self.raw = self.passes.run(self.forward, self.arguments if arguments is None else arguments, walk)
-        return as_batch(self.raw[0])
+        given = self.passes.run(self.forward, self.arguments if arguments is None else arguments, walk)
+        self.answers[self._wants_dictionary] = type(given), isinstance(given[0], Tensor)
+        return as_batch(given[0])
+
+    @property
+    def _wants_dictionary(self) -> bool:
+        return bool(self.arguments.get("return_dict", True))
 
     def answer(self, output: Tensor) -> Any:
-        """An output in the form that the caller wants."""
-        if self.raw is None:  # no pass has been made for this step: one by which no block is computed shows the form
+        """An output in the form that the caller wants, as any pass for such a caller shows it."""
+        if self._wants_dictionary not in self.answers:
             self.walked(Walk(stop=0, has_output=False))
-        sample = output if isinstance(self.raw[0], Tensor) else list(output.unbind(0))
-        return (sample,) if isinstance(self.raw, tuple) else type(self.raw)(sample=sample)
+        kind, is_tensor = self.answers[self._wants_dictionary]
+        sample = output if is_tensor else list(output.unbind(0))
+        return (sample,) if kind is tuple else kind(sample=sample)
 
     def step(self, run: Run, step: int) -> Tensor:
         """The output of the call at hand, as a step of its run."""
@@ -194,9 +200,7 @@ class CachedTransformer:
 
         given = self.arguments[self.time]
         then = self.moment.argument(self.first.step + step, given)
-        raw = self.raw
         self.walked(Walk(stop=0, skipped=skipped, has_output=False), {**self.arguments, self.time: then})
-        self.raw = raw
         return as_rows(found, self.name)
 
     # ------------------------------------------------------------------------------------------------------ observable

@@ -92,3 +92,13 @@ def test_diffusers_own_cache_is_refused_beside_it() -> None:
 def test_methods_for_tokens_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="method 'toca' computes some tokens"):
         enable(tiny("flux").pipe, "toca")
+
+
+def test_a_forecast_of_the_output_calls_nothing_of_the_transformer() -> None:
+    model = tiny("flux")
+    enable(model.pipe, "taylorseer", engine="output", **SETTINGS)
+    embedded: list[int] = []
+    handle = model.transformer.x_embedder.register_forward_hook(lambda *_: embedded.append(1))
+    model(12)
+    handle.remove()
+    assert len(embedded) == len(FULL) + 1, "a full step each, and a look at the first tokens"
