@@ -45,11 +45,13 @@ class Branch:
     first: int
 
     def fits(self, moment: Moment, arguments: Mapping[str, Any]) -> bool:
-        """Whether its next step is at hand, for latents of the same form."""
+        """Whether its next step is at hand, for latents of the same form, and decided where another run decides."""
         latents, before = latents_of(arguments), self.model.latents
-        is_next = moment.step - self.first == len(self.run.steps) and not self.run.broken
+        step, leader = moment.step - self.first, self.run.leader
         return (
-            is_next
+            step == len(self.run.steps)
+            and not self.run.broken
+            and (leader is None or len(leader.steps) > step)
             and latents.shape == before.shape
             and latents.dtype == before.dtype
             and latents.device == before.device
