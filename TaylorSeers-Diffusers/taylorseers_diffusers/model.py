@@ -57,6 +57,7 @@ class CachedTransformer:
         self.moment, self.arguments = moment, arguments
         self.partial = partial
         self.answers: dict[bool, tuple[type, bool]] = {}  # by whether a dictionary is wanted, what the forward gives
+        self.gates: Tensor | None = None  # of all sites at the call at hand, where its blocks are to be checked
         if shard is not None:
             self.shard = shard
 
@@ -84,14 +85,14 @@ class CachedTransformer:
         """The output of the call at hand, as a step of its run."""
         needs_gates = run.engine.needs_gates
         caches = step == 0 and needs_gates and run.plan.least_full < run.plan.num_steps
-        gates = run.table.gates([step])[0] if caches else None
+        self.gates = run.table.gates([step])[0] if caches else None
 
         def forecast(advance: Forecast) -> Tensor:
             if isinstance(run.engine, LayerwiseEngine):
                 run.table.gates([step])  # which it would else ask for within the pass
             return self.forecast_step(advance, needs_gates)
 
-        return run.at(step)(run.tokens, lambda site: self.full_step(site, gates), forecast, self.parts())
+        return run.at(step)(run.tokens, self.full_step, forecast, self.parts())
 
     def enter(self) -> Streams:
         """The state before block 0."""
@@ -100,9 +101,9 @@ class CachedTransformer:
         assert walk.entered is not None, "a transformer calls its blocks"
         return walk.entered
 
-    def full_step(self, site: Site, gates: Tensor | None) -> Tensor:
+    def full_step(self, site: Site) -> Tensor:
         """The output through all blocks."""
-        walk = Walk(site=site, gates=gates)
+        walk = Walk(site=site, gates=self.gates)
         output = self.walked(walk)
         _show_ends(site, walk.entered, walk.left)
         return output
@@ -127,7 +128,8 @@ class CachedTransformer:
             stop = len(self.passes.blocks) if stop is None else stop
             if start == stop:
                 return streams
-            walk = Walk(start, stop, inject=streams, site=site, has_output=False)
+            gates = None if self.gates is None else self.gates[sum(map(len, self.block_sites()[:start])) :]
+            walk = Walk(start, stop, inject=streams, site=site, gates=gates, has_output=False)
             self.walked(walk)
             _show_ends(site, streams, walk.left)
             assert walk.left is not None, "a transformer calls its blocks"
