@@ -6,7 +6,7 @@ by its timestep where the scheduler has none. So an interrupted run, another num
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,9 @@ from cache_dic import UserError
 SPAN = 1000.0
 """Timesteps of training."""
 
-READINGS: tuple[Callable[[Tensor], Tensor], ...] = (
+Reading = Callable[[Tensor], Tensor]
+
+READINGS: tuple[Reading, ...] = (
     lambda t: t,
     lambda t: t / SPAN,
     lambda t: (SPAN - t) / SPAN,
@@ -34,19 +36,29 @@ NEARLY = 1e-2
 class Moment:
     """A step of a run: its number in the scheduler's list, the list (S,), and the noise levels where it is that of a flow.
 
-    reading: what the pipeline makes of timesteps, None where it is something else.
+    reading: what the pipeline makes of timesteps, None where it is something else. certain: False where it could be another of
+    `READINGS`, as at the middle of the time, which t and 1000 - t are alike.
     """
 
     step: int
     timesteps: Tensor
     sigmas: Tensor | None
-    reading: Callable[[Tensor], Tensor] | None
+    reading: Reading | None
+    certain: bool = True
 
     def argument(self, step: int, given: Tensor) -> Tensor:
         """The transformer's argument at another step, like the one `given` at this one; entries of another time stay."""
         assert self.reading is not None, "checked where gates of other steps are wanted"
         now, then = (self.reading(self.timesteps[s].to(given.device, given.dtype)) for s in (self.step, step))
         return torch.where((given - now).abs() <= NEARLY * now.abs().clamp(min=1e-3), then.to(given.dtype), given)
+
+    def is_known(self, given: Tensor) -> bool:
+        """Whether every entry of the argument is at this step's time or without noise, so that others' are known, too."""
+        assert self.reading is not None, "checked where gates of other steps are wanted"
+        entries = given.detach().flatten().double().cpu()
+        times = torch.stack([self.timesteps[self.step].double().cpu(), torch.zeros((), dtype=torch.float64)])
+        wanted = self.reading(times)[:, None]
+        return bool(((entries - wanted).abs() <= NEARLY * wanted.abs().clamp(min=1e-3)).any(dim=0).all())
 
 
 class Clock:
@@ -75,22 +87,25 @@ class Clock:
         """The step that the transformer is called for with this timestep; UserError where no scheduler is at it.
 
         Within a run whose scheduler has an index the timestep is not read, which a device would be waited for; `check` does.
+        It is until there is one reading of it. Of several, the one by which the least of the run has passed stands.
         """
-        schedulers, last = self._set_up(), self._last
+        schedulers, last, readings = self._set_up(), self._last, READINGS
         if last is not None and schedulers[0].timesteps is last.timesteps:
             step = _index(schedulers[0])
-            if step is not None and step < len(last.timesteps):
+            if step is not None and step < len(last.timesteps) and (last.certain or step == last.step):
                 return replace(last, step=step)
+            if last.certain and last.reading is not None:
+                readings = (last.reading,)
         value = _first(given)
-        found = [(s, *_matching(s, value)) for s in schedulers]
-        at_it = sorted((entry for entry in found if entry[2] is not None), key=lambda entry: entry[1] is None)
-        if not at_it:
+        found = [(scheduler, *match) for scheduler in schedulers for match in _matches(scheduler, value, readings)]
+        if not found:
             raise _nowhere(value)
-        scheduler, reading, at = at_it[0]
+        scheduler, reading, at = min(found, key=lambda match: (match[1] is None, match[2]))
         self._current, timesteps = scheduler, scheduler.timesteps
         sigmas = getattr(scheduler, "sigmas", None)
         is_flow = sigmas is not None and not hasattr(scheduler, "alphas_cumprod") and len(sigmas) >= len(timesteps)
-        self._last = Moment(at, timesteps, sigmas[: len(timesteps)] if is_flow else None, reading)
+        certain = sum(match[0] is scheduler for match in found) == 1
+        self._last = Moment(at, timesteps, sigmas[: len(timesteps)] if is_flow else None, reading, certain)
         return self._last
 
     def check(self, moment: Moment, given: Tensor) -> None:
@@ -149,20 +164,18 @@ def _nowhere(value: float) -> UserError:
     )
 
 
-def _matching(scheduler: Any, value: float) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
-    """What makes the scheduler's timestep the transformer's, and the step; a step that is known stands."""
-    timesteps, step = scheduler.timesteps, _index(scheduler)
-    if step is not None:
-        if step >= len(timesteps):
-            return None, None
-        here = timesteps[step].to(torch.float64)
-        return next((reading for reading in READINGS if _near(float(reading(here)), value)), None), step
-    for reading in READINGS:
-        wanted = reading(timesteps.to(torch.float64))
-        nearest = int((wanted - value).abs().argmin())
-        if _near(float(wanted[nearest]), value):
-            return reading, nearest
-    return None, None
+def _matches(scheduler: Any, value: float, readings: Sequence[Reading]) -> list[tuple[Reading | None, int]]:
+    """What makes the scheduler's timestep the transformer's, and the step; a step that is known stands without a reading."""
+    timesteps, step = scheduler.timesteps.to(torch.float64), _index(scheduler)
+    if step is not None and step >= len(timesteps):
+        return []
+    found: list[tuple[Reading | None, int]] = []
+    for reading in readings:
+        wanted = reading(timesteps)
+        at = int((wanted - value).abs().argmin()) if step is None else step
+        if _near(float(wanted[at]), value):
+            found.append((reading, at))
+    return found or ([] if step is None else [(None, step)])
 
 
 def _near(wanted: float, value: float) -> bool:

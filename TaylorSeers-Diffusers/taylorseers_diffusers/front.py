@@ -45,11 +45,15 @@ class Branch:
     first: int
 
     def fits(self, moment: Moment, arguments: Mapping[str, Any]) -> bool:
-        """Whether its next step is at hand, for latents of the same form, and decided where another run decides."""
+        """Whether its next step is at hand, for latents of the same form, and decided where another run decides.
+
+        Not once timesteps turn out to be given in another form than at its first step.
+        """
         latents, before = latents_of(arguments), self.model.latents
         step, leader = moment.step - self.first, self.run.leader
         return (
             step == len(self.run.steps)
+            and moment.reading is self.model.first.reading
             and not self.run.broken
             and (leader is None or len(leader.steps) > step)
             and latents.shape == before.shape
@@ -169,6 +173,8 @@ class CacheHook(ModelHook):
             _transformers(pipe)
         others = [b for k, b in self.sampling.branches.items() if k != key and b.first == moment.step]
         leader, cache = None, self.cache
+        if moment.step:  # where what is left may be less than the warm-up
+            cache = replace(cache, default_warmup=True)
         if others:
             leader, cache = others[0].run, replace(cache, branches=len(others) + 1)
             leader.inputs = replace(leader.inputs, branches=cache.branches)

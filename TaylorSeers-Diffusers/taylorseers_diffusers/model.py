@@ -189,6 +189,11 @@ class CachedTransformer:
                 f"what the pipeline makes of its timesteps before it calls {self.name} is not known, so gates of other steps "
                 "cannot be had; take engine='stack'"
             )
+        if gated and not self.moment.is_known(self.arguments[self.time]):
+            raise UserError(
+                f"{self.name} was called with several timesteps at once, of which the scheduler tells one, so gates of other "
+                "steps cannot be had; take engine='stack'"
+            )
         return GateTable(self)
 
     def gates_at(self, step: int) -> Tensor:

@@ -9,8 +9,10 @@ import torch
 from tiny_pipelines import Tiny, tiny
 from torch import Tensor
 
-from cache_dic import UserError
-from taylorseers_diffusers import disable, enable
+from cache_dic import Run, UserError
+from taylorseers_diffusers import enable
+from taylorseers_diffusers.model import CachedTransformer, as_rows
+from taylorseers_diffusers.passes import Walk
 
 SETTINGS = {"interval": 3, "max_order": 1, "warmup_steps": 2}
 
@@ -69,3 +71,88 @@ def test_blocks_that_are_always_computed_go_with_every_engine(method: str, engin
         hook.passes.forms[other] = form
     with pytest.raises(UserError, match="added something else than its gates times its features"):
         model(8)
+
+
+@pytest.mark.parametrize("method", ["taylorseer", "fora"])
+def test_a_branch_that_comes_back_late_has_a_shorter_warmup(method: str) -> None:
+    model = tiny("wan")
+    enable(model.pipe, method, interval=3, warmup_steps=3)
+
+    def guide(pipe: Any, step: int, _: Any, given: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 1.0 if 2 <= step < 6 else 3.0
+        return given
+
+    model(8, callback_on_step_end=guide)
+    assert runs(model)["uncond"] == [(0, [0, 1, 2]), (7, [0])]
+    with pytest.raises(UserError, match="warmup_steps = 3 must lie between 1 and the number of steps, 2"):
+        model(2)
+
+
+# ------------------------------------------------------------------------------------------------------------- timesteps
+
+
+@pytest.mark.parametrize("name", ["lumina2", "z_image", "qwen_image"])
+def test_a_run_that_begins_in_the_middle_of_the_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There t and 1000 - t are alike; the next step tells which of them the pipeline gives, and gates are those of it."""
+    model, foretold, given = tiny(name), {}, {}
+    gates_at, step_of = CachedTransformer.gates_at, CachedTransformer.step
+
+    def watched_gates(self: CachedTransformer, step: int) -> Tensor:
+        foretold[self.first.step + step] = gates = gates_at(self, step)
+        return gates
+
+    def watched_step(self: CachedTransformer, run: Run, step: int) -> Tensor:
+        gates: list[Tensor | None] = []
+        self.walked(Walk(stop=0, skipped=lambda block, form, now: gates.extend(form.gates(block, *now))))
+        given[self.moment.step] = as_rows(gates, name)
+        return step_of(self, run, step)
+
+    monkeypatch.setattr(CachedTransformer, "gates_at", watched_gates)
+    monkeypatch.setattr(CachedTransformer, "step", watched_step)
+    enable(model.pipe, interval=4, max_order=1, warmup_steps=1)
+    model(5, sigmas=[0.5, 0.42, 0.3, 0.2, 0.1])
+    for step in (2, 3):
+        torch.testing.assert_close(foretold[step], given[step], rtol=1e-4, atol=1e-5)
+
+
+def over_time(model: Tiny, time_of: Callable[[list[Tensor], int], Tensor], batch: int = 1) -> None:
+    """Have a loop over a transformer give it another form of the timesteps."""
+    loop = type(model.pipe)
+
+    class Other(loop):  # type: ignore[valid-type, misc]
+        def __call__(
+            self, num_inference_steps: int, generator: torch.Generator, output_type: str, **inputs: Any
+        ) -> tuple[Tensor]:
+            self.scheduler.set_timesteps(num_inference_steps)
+            x = torch.randn(self.shape, generator=generator).expand(batch, -1, -1)
+            inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].expand(batch, -1, -1)
+            for step, t in enumerate(self.scheduler.timesteps):
+                time = time_of(list(self.scheduler.timesteps), step)
+                (output,) = self.transformer(hidden_states=x, timestep=time, **inputs, return_dict=False)
+                x = self.scheduler.step(output, t, x, return_dict=False)[0]
+            return (x,)
+
+    model.pipe.__class__ = Other
+
+
+def test_a_timestep_that_could_be_the_last_one_in_another_form_is_the_first() -> None:
+    """1000 of 1000 is 1, which the scheduler's list ends with."""
+    model = tiny("longcat")
+    over_time(model, lambda times, step: times[step].reshape(1) / 1000)
+    enable(model.pipe, **SETTINGS)
+    folded = model(8)
+    assert model.pipe.scheduler.timesteps[-1] == 1
+    assert runs(model) == {"call 1": [(0, [0, 1, 4, 7])]}
+    enable(model.pipe, engine="layerwise", **SETTINGS)
+    torch.testing.assert_close(model(8), folded, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_at_times_of_their_own_are_refused_where_their_gates_are_wanted() -> None:
+    model = tiny("longcat")
+    over_time(model, lambda times, step: torch.stack([times[step], times[step] / 2]), batch=2)
+    enable(model.pipe, **SETTINGS)
+    with pytest.raises(UserError, match=r"called with several timesteps at once, .* take engine='stack'"):
+        model(8)
+    enable(model.pipe, engine="stack", **SETTINGS)
+    model(8)
+    assert runs(model) == {"call 1": [(0, [0, 1, 4, 7])]}
