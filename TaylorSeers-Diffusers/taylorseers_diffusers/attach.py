@@ -26,8 +26,15 @@ def take_off(module: nn.Module, name: str) -> None:
     registry = getattr(module, "_diffusers_hook", None)
     if registry is None or registry.get_hook(name) is None:
         return
+    after = registry._fn_refs[registry._hook_order.index(name) + 1 :][
+        :1
+    ]  # the hook around it, whose own call would be lost
+    calls = [outer.forward for outer in after]
     with _inside(module):
         registry.remove_hook(name, recurse=False)
+    for outer, call in zip(after, calls, strict=True):
+        if outer.original_forward is not None:
+            outer.original_forward, outer.forward = outer.forward, call
     if not registry.hooks:
         if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
             del module.forward

@@ -87,10 +87,12 @@ class Clock:
         """The step that the transformer is called for with this timestep; UserError where no scheduler is at it.
 
         Within a run whose scheduler has an index the timestep is not read, which a device would be waited for; `check` does.
-        It is until there is one reading of it. Of several, the one by which the least of the run has passed stands.
+        It is until there is one reading of it. Of several that of the step before stands; at first one by which a run begins.
         """
         schedulers, last, readings = self._set_up(), self._last, READINGS
-        if last is not None and schedulers[0].timesteps is last.timesteps:
+        if last is not None and schedulers[0].timesteps is not last.timesteps:
+            last = None
+        if last is not None:
             step = _index(schedulers[0])
             if step is not None and step < len(last.timesteps) and (last.certain or step == last.step):
                 return replace(last, step=step)
@@ -100,7 +102,9 @@ class Clock:
         found = [(scheduler, *match) for scheduler in schedulers for match in _matches(scheduler, value, readings)]
         if not found:
             raise _nowhere(value)
-        scheduler, reading, at = min(found, key=lambda match: (match[1] is None, match[2]))
+        scheduler, reading, at = min(
+            found, key=lambda match: (match[1] is None, match[2] > 0 if last is None else match[1] is not last.reading)
+        )
         self._current, timesteps = scheduler, scheduler.timesteps
         sigmas = getattr(scheduler, "sigmas", None)
         is_flow = sigmas is not None and not hasattr(scheduler, "alphas_cumprod") and len(sigmas) >= len(timesteps)

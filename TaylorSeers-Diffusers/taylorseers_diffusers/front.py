@@ -142,6 +142,8 @@ class CacheHook(ModelHook):
         time = next((name for name in TIME_NAMES if arguments.get(name) is not None), None)
         if time is None:
             raise UserError(f"{type(module).__name__} was called without a timestep")
+        if not isinstance(arguments[time], Tensor):
+            arguments[time] = torch.as_tensor([arguments[time]], device=latents_of(arguments).device)
         self.passes.refresh()
         moment = self.clock.now(arguments[time])
         branch = self._branch(module, moment, arguments, time, forward)
@@ -215,6 +217,11 @@ def _check_module(module: nn.Module) -> None:
         raise UserError(
             f"{type(module).__name__} is compiled as a whole, one graph in which no block can be left out; compile its blocks "
             "instead: transformer.compile_repeated_blocks()"
+        )
+    if torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False):
+        raise UserError(
+            f"gradient checkpointing of {type(module).__name__} computes blocks once more outside of a step; call "
+            "transformer.disable_gradient_checkpointing(), or disable() the cache first"
         )
 
 
@@ -290,7 +297,8 @@ def report(pipe: Any) -> Report:
 
 def _transformers(pipe: Any) -> list[nn.Module]:
     """Those of a pipeline, without what torch.compile puts around them."""
-    found = [part for name in TRANSFORMERS if isinstance(part := getattr(pipe, name, None), nn.Module)]
+    parts = [part for name in TRANSFORMERS if isinstance(part := getattr(pipe, name, None), nn.Module)]
+    found = list(dict.fromkeys(parts))
     if not found:
         raise UserError(
             f"{type(pipe).__name__} has no transformer; what is supported are pipelines of diffusers with one, such as "

@@ -1,10 +1,11 @@
 """Diffusers' hooks at the submodules whose results are features."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from diffusers.hooks.hooks import ModelHook
 from torch import nn
 
+from cache_dic import UserError
 from taylorseers_diffusers.passes import Passes
 
 
@@ -14,6 +15,10 @@ class FeatureHook(ModelHook):
     def __init__(self, module: str, passes: Passes) -> None:
         super().__init__()
         self.module, self.passes = module, passes
+
+    def __reduce__(self) -> NoReturn:
+        name = type(self.passes.transformer).__name__
+        raise UserError(f"blocks of {name} cannot be copied or pickled with a cache on it; disable() it first")
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         hand = self.passes.hand

@@ -25,7 +25,7 @@ from taylorseers_diffusers.forms import IMAGE_FIRST, MIXED_BETWEEN, BlockForm, F
 from taylorseers_diffusers.shards import already_split, split, ungathered
 
 HOOK = "taylorseers_site"
-"""Name of the hooks at the features of blocks."""
+"""Name of the hooks at the features of blocks, before a number: models that share blocks have one each."""
 
 SITE_TOLERANCE = 0.02
 """Of what a block adds, by which the sum of gate times feature may miss it; rounding of the stream comes on top."""
@@ -195,6 +195,7 @@ class Passes:
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
+        self.hook = f"{HOOK}_{id(self)}"
         self.stands: dict[str, nn.ModuleList] = {}
         self.watched: list[nn.Module] = []
         self.forms: dict[int, BlockForm] = {}
@@ -245,16 +246,16 @@ class Passes:
         features = {id(module): (module, feature) for module, feature in self.features()}
         for module in self.watched:
             if id(module) not in features:
-                take_off(module, HOOK)
+                take_off(module, self.hook)
         for module, feature in features.values():
-            if hook_on(module, HOOK) is None:
-                put_on(module, FeatureHook(feature.module, self), HOOK)
+            if hook_on(module, self.hook) is None:
+                put_on(module, FeatureHook(feature.module, self), self.hook)
         self.watched = [module for module, _ in features.values()]
 
     def unwatch(self) -> None:
         """Take them away."""
         for module in self.watched:
-            take_off(module, HOOK)
+            take_off(module, self.hook)
         self.watched = []
 
     # ---------------------------------------------------------------------------------------------------------- a pass
@@ -276,6 +277,11 @@ class Passes:
         finally:
             modules.update(real)
             self.walk, self.hand, self.collected = Walk(), None, []  # what they hold is the run's
+        if isinstance(output, tuple | Mapping) and len(output) != 1:
+            raise UserError(
+                f"{type(self.transformer).__name__} gave {len(output)} values in this call, of which a cache forecasts one; "
+                "leave out what asks for the others, or disable the cache"
+            )
         if len(walk.blocks) != len(self.blocks):
             raise UserError(
                 f"{type(self.transformer).__name__} called {len(walk.blocks)} of its {len(self.blocks)} blocks; a call that "

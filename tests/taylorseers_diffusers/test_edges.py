@@ -1,6 +1,7 @@
 """Uses at the edges of what a cache on a pipeline is for: each is right, or refused by name."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -10,7 +11,7 @@ from tiny_pipelines import Tiny, tiny
 from torch import Tensor
 
 from cache_dic import Run, UserError
-from taylorseers_diffusers import enable
+from taylorseers_diffusers import disable, enable
 from taylorseers_diffusers.model import CachedTransformer, as_rows
 from taylorseers_diffusers.passes import Walk
 
@@ -156,3 +157,83 @@ def test_samples_at_times_of_their_own_are_refused_where_their_gates_are_wanted(
     enable(model.pipe, engine="stack", **SETTINGS)
     model(8)
     assert runs(model) == {"call 1": [(0, [0, 1, 4, 7])]}
+
+
+def test_timesteps_that_mirror_each_other_without_an_index() -> None:
+    """DDIM's of three steps: 666 is nearly 1000 - 333, and the other way round."""
+    model = tiny("dit")
+    enable(model.pipe, **SETTINGS)
+    model(3)
+    assert model.pipe.scheduler.timesteps.tolist() == [666, 333, 0]
+    assert runs(model) == {"call 1": [(0, [0, 1])]}
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+def test_gradient_checkpointing_is_refused_where_gradients_are_wanted() -> None:
+    model = tiny("flux")
+    enable(model.pipe, **SETTINGS)
+    without = model(4)
+    model.transformer.enable_gradient_checkpointing()
+    assert torch.equal(model(4), without), "no gradients, nothing is computed once more"
+    call = type(model.pipe).__call__.__wrapped__
+    with torch.enable_grad(), pytest.raises(UserError, match=r"transformer\.disable_gradient_checkpointing\(\)"):
+        call(model.pipe, num_inference_steps=4, output_type="latent", **model.inputs)
+
+
+def test_a_model_is_not_pickled_with_a_cache_on_it(tmp_path: Path) -> None:
+    for name in ("flux", "dit"):
+        model = tiny(name)
+        enable(model.pipe, **SETTINGS)
+        with pytest.raises(UserError, match="cannot be copied or pickled with a cache on it; disable"):
+            torch.save(model.transformer, tmp_path / "model.pt")
+        disable(model.pipe)
+        torch.save(model.transformer, tmp_path / "model.pt")
+
+
+def test_models_that_share_their_blocks_have_hooks_of_their_own() -> None:
+    model = tiny("wan22")
+    first, second = model.pipe.transformer, model.pipe.transformer_2
+    second.blocks = first.blocks
+    plain = model(16)
+    enable(model.pipe, **SETTINGS)
+    folded = model(16)
+    enable(model.pipe, engine="layerwise", **SETTINGS)
+    torch.testing.assert_close(model(16), folded, rtol=1e-5, atol=1e-5)
+    disable(model.pipe)
+    assert torch.equal(model(16), plain)
+    assert not any(hasattr(module, "_diffusers_hook") for module in first.blocks.modules())
+
+
+def test_one_transformer_in_both_places_has_one_cache() -> None:
+    model = tiny("wan22")
+    model.pipe.register_modules(transformer_2=model.pipe.transformer)
+    enable(model.pipe, **SETTINGS)
+    model(8)
+    assert model.pipe.cache_report().second is None
+    assert runs(model)["cond"] == [(0, [0, 1, 4, 7])]
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_a_call_that_asks_for_more_than_the_output_is_refused(return_dict: bool) -> None:
+    model = tiny("flux2")
+    enable(model.pipe, **SETTINGS)
+    forward = model.transformer.forward
+
+    def extracting(**given: Any) -> Any:
+        return forward(**{**given, "kv_cache_mode": "extract", "num_ref_tokens": 1, "return_dict": return_dict})
+
+    model.transformer.forward = extracting
+    with pytest.raises(UserError, match="Flux2Transformer2DModel gave 2 values in this call"):
+        model(4)
+
+
+def test_a_timestep_may_be_a_number() -> None:
+    model = tiny("hunyuan_dit")
+    plain = model(4)
+    enable(model.pipe, "uncached")
+    forward = model.transformer.forward
+    model.transformer.forward = lambda **given: forward(**{**given, "timestep": float(given["timestep"][0])})
+    assert torch.equal(model(4), plain)
+    assert runs(model) == {"call 1": [(0, [0, 1, 2, 3])]}
