@@ -6,7 +6,7 @@ from typing import Any
 
 from cache_dic import UserError
 from cache_dic.calibration import MEASURED, calibration_of, measured_steps, measuring
-from cache_dic.errors import check_choice
+from cache_dic.errors import check_choice, shown
 from cache_dic.methods.teacache import SIGNALS
 from seerkit.io.files import writable_file, write_json
 from taylorseers_diffusers.front import disable, hooks_of, install, report
@@ -33,6 +33,9 @@ def calibrate(
     check_choice("signal", signal, SIGNALS)
     if not calls:
         raise UserError("calibrate() needs what to measure; give it a call of the pipeline, as lambda: pipe('a fox')")
+    for call in calls:
+        if not callable(call):
+            raise UserError(f"calibrate() takes calls of the pipeline, as lambda: pipe('a fox'), not {shown(call)}")
     if getattr(pipe, "transformer_2", None) is not None:
         raise UserError(
             f"{type(pipe).__name__} has two transformers, of which each would need a calibration of its own"
@@ -48,7 +51,12 @@ def calibrate(
         disable(pipe)
         if before:
             install(pipe, *before)
-    num_steps = 1 + len(measured[0][0])
+    counts = sorted({1 + len(branch) for sample in measured for branch in sample})
+    if len(counts) > 1:
+        raise UserError(
+            f"samples of {' and '.join(map(str, counts))} steps cannot be measured together; take one number"
+        )
+    (num_steps,) = counts
     made = calibration_of(
         method, measured, source=f"taylorseers_diffusers.calibrate, {len(calls)} samples of {type(pipe).__name__}",
         made_with={"transformer": model, "num_steps": num_steps}, signal=signal, num_steps=num_steps,

@@ -241,6 +241,8 @@ def enable(pipe: Any, method: str | Cache = "taylorseer", **settings: Any) -> An
     form, what all blocks together add, of others. A cache that is on already is replaced. Raises UserError for a pipeline
     without a transformer with blocks, and for one with diffusers' own cache on.
     """
+    if isinstance(method, Cache) and settings:
+        raise UserError(f"{', '.join(settings)} cannot be set of a cache that is made; give make_cache() the settings")
     caches = [_made_cache(pipe, Passes(module), method, settings) for module in _transformers(pipe)]
     return install(pipe, *caches)
 

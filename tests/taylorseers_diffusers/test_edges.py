@@ -10,8 +10,8 @@ import torch
 from tiny_pipelines import Tiny, tiny
 from torch import Tensor
 
-from cache_dic import Run, UserError
-from taylorseers_diffusers import disable, enable
+from cache_dic import Run, UserError, make_cache
+from taylorseers_diffusers import calibrate, disable, enable
 from taylorseers_diffusers.model import CachedTransformer, as_rows
 from taylorseers_diffusers.passes import Walk
 
@@ -237,3 +237,20 @@ def test_a_timestep_may_be_a_number() -> None:
     model.transformer.forward = lambda **given: forward(**{**given, "timestep": float(given["timestep"][0])})
     assert torch.equal(model(4), plain)
     assert runs(model) == {"call 1": [(0, [0, 1, 2, 3])]}
+
+
+# ---------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_settings_of_a_cache_that_is_made_are_refused() -> None:
+    with pytest.raises(UserError, match="interval cannot be set of a cache that is made"):
+        enable(tiny("flux").pipe, make_cache("fora"), interval=3)
+
+
+@pytest.mark.parametrize("method", ["teacache", "magcache"])
+def test_samples_that_cannot_be_measured_together_are_refused(method: str) -> None:
+    model = tiny("flux")
+    with pytest.raises(UserError, match="samples of 6 and 8 steps cannot be measured together"):
+        calibrate(model.pipe, lambda: model(6), lambda: model(8), method=method)
+    with pytest.raises(UserError, match="takes calls of the pipeline"):
+        calibrate(model.pipe, "a fox", method=method)
