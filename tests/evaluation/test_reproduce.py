@@ -462,7 +462,7 @@ def test_prompts_are_asked_for_and_their_digest_is_checked(tmp_path):
     [
         (["flux", "--smoke", "--num-steps", "20"], "--num-steps 20 is not taken here, the tables are of 50"),
         (["flux", "--width", "512"], "--width 512 is not taken here, the tables are of 1024"),
-        (["wan", "--height", "720"], "--height 720 is not taken here, the tables are of 480"),
+        (["wan", "--num-frames", "33"], "--num-frames 33 is not taken here, the tables are of 81"),
         (["hunyuan", "--num-frames", "33"], "--num-frames 33 is not taken here, the tables are of 65"),
         (["dit", "--image-size", "512"], "--image-size 512 is not taken here, the tables are of 256"),
     ],
