@@ -139,8 +139,8 @@ def show_estimate(args: argparse.Namespace) -> None:
 
 
 def device_of(args: argparse.Namespace) -> str:
-    """The processor's name, asked in another process, so that this one holds no memory of a GPU."""
-    flags = ["--device", args.device, "--name-device"]
+    """The processor's name, asked in another process, so that this one holds no memory of a GPU; UserError for none."""
+    flags = ["--device", args.device, "--name-device", *(["--tiny"] if args.tiny else [])]
     done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True, env=child_environment())
     if done.returncode:
         told = done.stderr.strip().splitlines() or ["no word"]
@@ -196,7 +196,10 @@ def main(argv: list[str] | None = None) -> None:
         from seerkit.devices.distributed import resolve_device
         from seerkit.io.records import device_name
 
-        print(device_name(resolve_device(args.device)))
+        device = resolve_device(args.device)
+        if device.type == "cpu" and not args.tiny:
+            raise UserError("published sizes take a GPU, and here is a CPU; try the whole with --device cpu --tiny")
+        print(device_name(device))
         return
     begun = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a process of a slice is ended with this one

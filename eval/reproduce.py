@@ -35,6 +35,8 @@ python eval/reproduce.py flux --prompt-file DrawBench200.txt --rows hyca 'taylor
 torchrun --nproc_per_node=8 eval/reproduce.py dit --reference VIRTUAL_imagenet256_labeled.npz --rows paper
 python eval/reproduce.py flux --prompt-file DrawBench200.txt --plugin docs/examples/damped_predictor.py --rows own uncached
 """
+FIXED = ("num_steps", "image_size", "height", "width", "num_frames", "size")
+"""Flags of sampling commands that would make samples of another table than the one that is set beside them."""
 VBENCH_EMBEDDED = Path(__file__).with_name("vbench_embedded.json")
 
 
@@ -49,7 +51,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Protocol]:
     family = FAMILIES[protocol.package]
     parser = Parser(__doc__, EXAMPLES)
     family.add_flags(parser)
-    parser.hide("--model")
+    fixed = [one for title in ("model", "sampling") for one in parser.flags_in(title) if one.dest in FIXED]
+    parser.hide("--model", *(action.option_strings[0] for action in fixed))
     hide_caching(parser)
     given = sys.argv[1:] if argv is None else argv
     parser.set_defaults(**(smoke_defaults(protocol) if "--smoke" in given else published_defaults(protocol)))
@@ -115,6 +118,13 @@ def settle(args: argparse.Namespace, protocol: Protocol) -> None:
     args.output_dir = args.output_dir or Path("outputs/reproduce") / f"{protocol.name}{'-smoke' if args.smoke else ''}"
     args.quiet = args.json
     FAMILIES[protocol.package].fill(args)
+    fixed = smoke_defaults(protocol) if args.smoke else published_defaults(protocol)
+    for name in FIXED:
+        if name in fixed and (given := getattr(args, name)) != fixed[name]:
+            raise UserError(
+                f"--{name.replace('_', '-')} {given} is not taken here, the tables are of {fixed[name]}; sample others by "
+                f"scripts/run_{protocol.name}.sh"
+            )
 
 
 def chosen_prompts(args: argparse.Namespace, protocol: Protocol) -> tuple[list[str], list[str] | None, str | None]:
@@ -213,25 +223,27 @@ def main(argv: list[str] | None = None) -> None:
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
     from evaluation.reproduction.estimate import estimate, estimate_text
-    from evaluation.reproduction.running import reproduce
+    from evaluation.reproduction.running import check_ahead, reproduce
     from evaluation.reproduction.tables import write_tables
-    from seerkit.devices.distributed import start_world
+    from seerkit.devices.distributed import on_main, start_world
 
     plan = make_plan(args, protocol, own)
     if args.estimate or args.dry_run:
         told = estimate(plan)
         print(json.dumps(told, indent=2) if args.dry_run else estimate_text(told))
         return
+    copied = args.results and args.results / protocol.name / f"reproduced{'-smoke' if args.smoke else ''}.json"
     world = start_world(args.device)
+    on_main(world, lambda: check_ahead(plan, copied))
     if world.is_main and not args.json:
         show_log()
     record = reproduce(plan, world)
     if record is None:
         return
     text, files = write_tables(record, plan)
-    if args.results:
-        files["copied"] = args.results / protocol.name / f"reproduced{'-smoke' if args.smoke else ''}.json"
-        write_json(files["copied"], record)
+    if copied:
+        files["copied"] = copied
+        write_json(copied, record)
     print(
         json.dumps(record)
         if args.json

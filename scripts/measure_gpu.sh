@@ -16,7 +16,10 @@ python="${TAYLORSEER_PYTHON:-}"
 arguments=()
 while [[ $# -gt 0 ]]; do
   case "$1" in
-    --python) python="${2:?--python needs the path of a Python}" && shift 2 ;;
+    --python)
+      [[ -n "${2-}" ]] || { echo "measure_gpu.sh: error: --python needs the path of a Python" >&2 && exit 2; }
+      python="$2" && shift 2
+      ;;
     --python=*) python="${1#*=}" && shift ;;
     *) arguments+=("$1") && shift ;;
   esac

@@ -25,7 +25,8 @@ while [[ $# -gt 0 ]]; do
   case "$1" in
     --dry-run) dry=(--dry-run) ;;
     --prompt-file)
-      prompts=(--prompt-file "${2:?"--prompt-file needs a file"}")
+      [[ -n "${2-}" ]] || { echo "reproduce_figures.sh: error: --prompt-file needs a file" >&2 && exit 2; }
+      prompts=(--prompt-file "$2")
       shift
       ;;
     -*)

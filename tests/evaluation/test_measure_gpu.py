@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -559,3 +560,20 @@ def test_mistakes(capsys, flags, message):
     with pytest.raises(SystemExit, match="2"):
         MAIN(flags)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_published_sizes_are_not_begun_on_a_cpu(device):
+    with pytest.raises(
+        UserError, match="published sizes take a GPU, and here is a CPU; try the whole with --device cpu --tiny"
+    ):
+        MAIN.__globals__["device_of"](SimpleNamespace(device=device, tiny=False))
+    assert MAIN.__globals__["device_of"](SimpleNamespace(device=device, tiny=True))
+
+
+def test_the_script_asks_for_the_python_that_is_to_be_named():
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "measure_gpu.sh", "--python"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "measure_gpu.sh: error: --python needs the path of a Python\n")

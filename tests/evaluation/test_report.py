@@ -100,6 +100,32 @@ def test_a_record_that_belies_its_name_says_so(results, tmp_path):
     assert "It is not as its name says" in read_text(tmp_path / "index.html")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "is_named"),
+    [
+        ("paper/flux", lambda record: record.update(flops=True), True),
+        ("paper/flux", lambda record: record["flops"][0].pop("method"), True),
+        ("paper/flux", lambda record: record["flops"][1].update(source=[[]]), True),
+        ("flux/compare-flux-tiny", lambda record: record["rows"][2]["psnr"].pop("high_db"), True),
+        ("flux/method-costs", lambda record: record["rows"][1].pop("forecast_step_s"), True),
+        ("flux/features-flux-tiny", lambda record: record["sites"][0]["similarity"]["mean"].pop(), True),
+        ("flux/flux-tiny", lambda record: record.update(command_line=0), False),
+        ("flux/flux-tiny", lambda record: record.update(command_line="python 'never ends " + 50 * "--flag "), False),
+        ("flux/flux-tiny", lambda record: record.update(runs={"a": {"why": [[]]}}), False),
+    ],
+)
+def test_a_damaged_record_spoils_no_other(results, tmp_path, name, change, is_named):
+    record = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    change(record)
+    path = results / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record))
+    write_report(results, tmp_path / "index.html", [])
+    page = read_text(tmp_path / "index.html")
+    assert page.count("It is not as its name says") == 1 + is_named  # wan/something-new is not, either
+    assert "fora-6" in page
+
+
 def test_columns_are_sorted_as_the_numbers_that_cells_begin_with():
     cells = [["a", "3.50x", "–", "x"], ["b", "identical", "-2 %", "1"], ["c", "10/50", "+1.5 ± 2", "2"]]
     lines = [Line(cells=line, backbone="", method="", place="") for line in cells]

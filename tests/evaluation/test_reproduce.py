@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,12 +20,12 @@ import numpy as np
 import pytest
 
 from cache_dic import UserError
-from evaluation.reproduction import real
+from evaluation.reproduction import real, running
 from evaluation.reproduction.protocols import COLUMNS, COSTS, DRAWBENCH, PROTOCOLS, Prompts, measure_of
 from evaluation.reproduction.real import RealImages
 from evaluation.reproduction.rows import UNCACHED, chosen, make_rows, make_run, published_rows, runs_of
 from evaluation.reproduction.running import reference_of
-from evaluation.reproduction.tables import Sheet, csv_text, extras, figure, latex, markdown, our_value
+from evaluation.reproduction.tables import Sheet, csv_text, extras, figure, latex, make_sheet, markdown, our_value
 from evaluation.scoring.extractors import find_extractor
 from evaluation.scoring.measures import NAMES
 from seerkit.data.fashion_mnist import load_fashion_mnist
@@ -454,6 +455,52 @@ def test_prompts_are_asked_for_and_their_digest_is_checked(tmp_path):
     digest = hashlib.sha256(b"a fox\n").hexdigest()[:8]
     assert f"has 1 different prompts and SHA-256 {digest}…; DrawBench has 200" in done.stderr
     assert all(known[:8] in done.stderr for known in DRAWBENCH.digests)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["flux", "--smoke", "--num-steps", "20"], "--num-steps 20 is not taken here, the tables are of 50"),
+        (["flux", "--width", "512"], "--width 512 is not taken here, the tables are of 1024"),
+        (["wan", "--num-frames", "33"], "--num-frames 33 is not taken here, the tables are of 81"),
+        (["hunyuan", "--num-frames", "33"], "--num-frames 33 is not taken here, the tables are of 65"),
+        (["dit", "--image-size", "512"], "--image-size 512 is not taken here, the tables are of 256"),
+    ],
+)
+def test_samples_of_other_sizes_are_not_set_beside_the_published_ones(given, message, load_command):
+    """They were counted at the published size all the same, and steps were those of the table whatever was asked for."""
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_command("eval/reproduce.py").main([*given, "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "place", "message"),
+    [
+        ("--reference", "typo.npz", "is no batch of images"),
+        ("--output-dir", "file", "cannot be written"),
+        ("--results", "file", "cannot be written"),
+    ],
+)
+def test_what_would_end_a_run_is_told_before_it_begins(flag, place, message, load_command, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    command = load_command("eval/reproduce.py")
+    monkeypatch.setattr(running, "count", lambda *_: pytest.fail("it has begun"))
+    given = {"--output-dir": tmp_path / "out", flag: tmp_path / place}
+    with pytest.raises(UserError, match=message):
+        command.main(["dit", "--smoke", "--rows", "uncached", *(str(part) for pair in given.items() for part in pair)])
+
+
+def test_another_protocol_is_named_below_the_tables():
+    flux = PROTOCOLS["flux"]
+    conditions = {"device": "X", "dtype": "bf16", "versions": {"torch": "2.15.0"}, "date": "2026-11-29"}
+    made = {"conditions": conditions, "counts_conditions": conditions, "prompts": {"note": None}}
+    rows = [row_of(flux, "taylorseer")]
+    notes = [
+        make_sheet(flux.tables[0], rows, record_of(flux, **made, settings={**flux.flags, **changed}), flux).below
+        for changed in ({}, {"guidance_scale": 5.0})
+    ]
+    assert not any("another protocol" in line for line in notes[0])
+    assert "Sampled by another protocol: guidance_scale 5.0 instead of 3.5." in notes[1]
 
 
 def test_the_lists_of_prompts_are_known_by_count_and_digest():

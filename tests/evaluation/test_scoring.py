@@ -155,6 +155,16 @@ class TestSets:
         with pytest.raises(UserError, match=r"images and videos \(one\.png, two\.mp4\)"):
             open_samples(tmp_path)
 
+    @pytest.mark.parametrize(
+        "put", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("gone.png"), lambda path: path.symlink_to(path)]
+    )
+    def test_what_is_called_like_a_sample_and_is_no_file_is_refused(self, tmp_path, put):
+        """Nothing of it is in the digest, so that shards of the others were taken for those of the set."""
+        write_images(tmp_path, random_images(0, 2))
+        put(tmp_path / "000007.png")
+        with pytest.raises(UserError, match=r"holds 000007\.png: no files, or links to none"):
+            open_samples(tmp_path)
+
     def test_a_run_s_own_folder_and_two_images_of_a_sample_are_refused(self, tmp_path):
         write_images(tmp_path, random_images(0, 2))
         (tmp_path / "000001.jpg").write_bytes(b"")
@@ -219,6 +229,16 @@ class TestNpz:
         np.savez(path, arr_0=random_images(0))
         path.write_bytes(path.read_bytes()[:kept])
         with pytest.raises(UserError, match=r"x\.npz is no batch of images"):
+            open_samples(path)
+
+    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+    def test_damaged_pixels_are_refused(self, tmp_path, save):
+        path = tmp_path / "x.npz"
+        save(path, arr_0=random_images(0))
+        data = bytearray(path.read_bytes())
+        data[900:910] = bytes(10)
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"x\.npz is no batch of images: Bad CRC-32"):
             open_samples(path)
 
 
@@ -427,6 +447,21 @@ class TestFaults:
         (tmp_path / "b" / "img_4.png").rename(tmp_path / "b" / "img_40.png")
         with pytest.raises(UserError, match=r"000004\.png would be compared with .*img_5\.png"):
             Task(samples=ours, pairs=open_samples(tmp_path / "b"))
+
+    @pytest.mark.parametrize(
+        ("ours", "theirs"),
+        [
+            (["a cat-0", "a dog-0"], ["a cat-0", "an emu-0"]),  # the first ones of other prompts
+            (["a cat-0", "a dog-1"], ["a cat-0", "an emu-1"]),
+            (["000001_512", "000002_512"], ["000001_512", "000003_512"]),  # of one size
+        ],
+    )
+    def test_a_number_that_is_not_the_sample_s_makes_no_pair(self, tmp_path, ours, theirs):
+        for folder, names in (("a", ours), ("b", theirs)):
+            for name, pixels in zip(names, random_images(0), strict=False):
+                save_png(tmp_path / folder / f"{name}.png", pixels)
+        with pytest.raises(UserError, match=rf"{ours[1]}\.png would be compared with .*{theirs[1]}\.png"):
+            Task(samples=open_samples(tmp_path / "a"), pairs=open_samples(tmp_path / "b"))
 
     def test_pairs_of_other_sizes_are_named(self, tmp_path):
         ours = open_samples(write_images(tmp_path / "a", random_images(0)))

@@ -233,11 +233,15 @@ def _runs(record: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]
 
 
 def broken(command_line: str) -> str:
-    """A long command with its options on lines of their own, as a shell takes it."""
+    """A long command with its options on lines of their own, as a shell takes it; as it is where none would."""
     if len(command_line) <= LONG_LINE:
         return command_line
+    try:
+        words = shlex.split(command_line)
+    except ValueError:
+        return command_line
     lines: list[list[str]] = [[]]
-    for word in shlex.split(command_line):
+    for word in words:
         if word.startswith("--"):
             lines.append([])
         lines[-1].append(word)

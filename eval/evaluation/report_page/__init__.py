@@ -20,6 +20,7 @@ from evaluation.report_page.plots import HEIGHT, WIDTH, look, plot_of
 from evaluation.report_page.records import Stored, read_results
 from evaluation.report_page.tables import (
     NOTHING,
+    Kind,
     Line,
     Table,
     facts,
@@ -37,6 +38,8 @@ FIGURES = {
     "published": "Published quality over published speed-ups, for every source",
 }
 """By the beginning of their names, what figures show."""
+COMPARED = "compare-"
+"""How names of records begin that a plot is drawn of."""
 MOST_DEEP = 4
 """Folders between one that is given for runs and a page in it."""
 
@@ -58,7 +61,7 @@ def write_report(results: Path, out: Path, runs: Sequence[Path]) -> dict[str, in
     if not stored:
         raise UserError(f"{results} has no record that can be read; name the results folder of the repository")
     tables, rest = _tables(stored)
-    compared = [one for one in stored if one.name not in rest and one.stem.startswith("compare-")]
+    compared = [one for one in stored if one.name not in rest and one.stem.startswith(COMPARED)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(page.__file__).parent]),
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
@@ -74,7 +77,7 @@ def write_report(results: Path, out: Path, runs: Sequence[Path]) -> dict[str, in
         "figures": _figures(results, out),
         "others": unknown,
         "missing": _missing(stored, unread),
-        "unmeasured": _unmeasured(stored),
+        "unmeasured": _unmeasured([one for one in stored if one.name not in rest]),
         "pages": _pages(runs, out),
         "making": [(one, one.command) for one in compared if one.command],
         "runs_named": [str(folder) for folder in runs],
@@ -105,13 +108,25 @@ def _tables(stored: Sequence[Stored]) -> tuple[list[Table], dict[str, str]]:
             if one.name in taken or not kind.takes(one):
                 continue
             taken.add(one.name)
-            if found := one.misfit(kind.form):
+            if found := one.misfit(kind.form) or _fault(one, kind):
                 rest[one.name] = f"It is not as its name says: {found}."
             else:
                 fitting.append(one)
         tables += [table(fitting) for table in kind.tables]
     rest |= {one.name: "" for one in stored if one.name not in taken}
     return tables, rest
+
+
+def _fault(one: Stored, kind: Kind) -> str | None:
+    """Why there is no table of a record that has the form of its kind, as lists of unequal lengths; None where there is."""
+    try:
+        for table in kind.tables:
+            table([one])
+        if one.stem.startswith(COMPARED):
+            plot_of(one)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        return f"{type(error).__name__} {error}"
+    return None
 
 
 # -------------------------------------------------------------------------------------------------------------- overview
@@ -201,9 +216,9 @@ def _missing(stored: Sequence[Stored], unread: Mapping[str, str]) -> list[Missin
     for one in stored:
         runs = one.value.get("runs")
         whys = [run.get("why") for run in runs.values() if isinstance(run, dict)] if isinstance(runs, dict) else []
-        for why in dict.fromkeys(filter(None, whys)):
+        for why in dict.fromkeys(why for why in whys if why and isinstance(why, str)):
             what = f"{one.name}: {whys.count(why)} of {counted(len(whys), 'run')}"
-            found.append(Missing(what=what, why=str(why), command=one.command))
+            found.append(Missing(what=what, why=why, command=one.command))
     found += [Missing(what=name, why=why) for name, why in unread.items()]
     names = [Path(one.name) for one in stored]
     found += [

@@ -109,8 +109,8 @@ class Stored:
         return found
 
     def _of_run(self, row: Row) -> dict[str, Any]:
-        own = {name: row[name] for name in OF_RUN if row.get(name) is not None}
-        return {name: self.value[name] for name in OF_RUN if self.value.get(name) is not None} | own
+        found = {name: place[name] for place in (self.value, row) for name in OF_RUN if place.get(name) is not None}
+        return {name: value for name, value in found.items() if name != "command_line" or isinstance(value, str)}
 
     @cached_property
     def runs(self) -> list[Run]:

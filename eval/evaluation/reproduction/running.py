@@ -38,7 +38,7 @@ from evaluation.videos import VideoJob
 from seerkit.devices.distributed import World, on_main
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.claims import state_folder
-from seerkit.io.files import read_json, write_json
+from seerkit.io.files import read_json, writable_directory, writable_file, write_json
 from seerkit.io.records import conditions
 from seerkit.io.report import decided_costs
 from seerkit.sampling.flops import run_flops
@@ -93,6 +93,14 @@ class Plan:
 
 
 COMMAND = "eval/reproduce.py"
+
+
+def check_ahead(plan: Plan, copied: Path | None) -> None:
+    """UserError for what would end a run after hours of sampling: a reference that is none, folders that cannot be written."""
+    reference_of(plan)
+    writable_directory(plan.out)
+    if copied:
+        writable_file(copied)
 
 
 # -------------------------------------------------------------------------------------------------------------- count
@@ -386,7 +394,7 @@ def reproduce(plan: Plan, world: World) -> dict[str, Any] | None:
             "note": plan.prompts_note,
             "digest": hashlib.sha256("\n".join(plan.prompts).encode()).hexdigest()[:16],
         },
-        "settings": {name: value for name, value in plan.protocol.flags.items() if not plan.is_smoke},
+        "settings": {name: getattr(plan.args, name) for name in plan.protocol.flags if not plan.is_smoke},
         "counts": counted,
         "runs": {label: _run_record(runs[label], one, base, scores.get(label, {})) for label, one in sampled.items()},
         "reference": _told(reference_of(plan)),

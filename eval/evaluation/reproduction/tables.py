@@ -268,6 +268,9 @@ def _below(
         found += [f"Not run: {told}"]
     found += [f"Not scored: {reason}" for reason in record["not_scored"].values()]
     if not record["is_smoke"] and not lacks_all(record):
+        others = {key: value for key, value in record["settings"].items() if value != protocol.flags[key]}
+        told = ", ".join(f"{key} {value} instead of {protocol.flags[key]}" for key, value in others.items())
+        found += [f"Sampled by another protocol: {told}."] if told else []
         found += [f"Prompts: {record['prompts']['note']}." if record["prompts"]["note"] else ""]
         found += [f"Ours on {made['device']}, {made['dtype']}, torch {made['versions']['torch']}, {made['date'][:10]}."]
     return [line for line in found if line]

@@ -55,6 +55,10 @@ def open_samples(path: str | Path) -> Samples:
     files = sorted((file for file in path.iterdir() if not file.name.startswith(".")), key=_in_order)
     images = [file for file in files if file.suffix.lower() in IMAGES]
     videos = [file for file in files if file.suffix.lower() == VIDEO]
+    if others := [file.name for file in (*images, *videos) if not file.is_file()]:
+        raise UserError(
+            f"{path} holds {in_words(others)}: no files, or links to none; move them elsewhere or make them anew"
+        )
     if images and videos:
         raise UserError(
             f"{path} holds images and videos ({images[0].name}, {videos[0].name}); name a folder of one kind"
@@ -79,17 +83,26 @@ def _in_order(file: Path) -> tuple[list[str | int], str]:
 
 
 def check_pairs(samples: Samples, pairs: Samples) -> None:
-    """UserError unless files that would be compared have one name, or one number, such as 000007.png and img_7.jpg."""
+    """UserError unless files that would be compared have one name, or one number, such as 000007.png and img_7.jpg.
+
+    A number counts where the names of a folder differ in it alone: a cat-0.mp4 and a dog-0.mp4 are no pair.
+    """
     if not isinstance(samples, _Files) or not isinstance(pairs, _Files):
         return
-    for ours, theirs in zip(samples.files, pairs.files, strict=True):
-        numbers = [NUMBER.findall(file.stem)[-1:] for file in (ours, theirs)]
-        alike = ours.stem == theirs.stem or (all(numbers) and int(numbers[0][0]) == int(numbers[1][0]))
-        if not alike:
+    numbers = [_numbers(one.files) for one in (samples, pairs)]
+    for ours, theirs, number, other in zip(samples.files, pairs.files, *numbers, strict=True):
+        if ours.stem != theirs.stem and (number is None or number != other):
             raise UserError(
                 f"{ours} would be compared with {theirs}; pairs are files of one name or one number, rename or remove what "
                 "belongs to no pair"
             )
+
+
+def _numbers(files: Sequence[Path]) -> list[int | None]:
+    """The last number in the name of each file, None of all where the names differ in more than that."""
+    parts = [NUMBER.split(file.stem) for file in files]  # texts at even places, numbers at odd ones
+    rests = {(*one[:-2], one[-1]) for one in parts}
+    return [int(one[-2]) if len(rests) == 1 and len(one) > 1 else None for one in parts]
 
 
 class _Files:
@@ -151,8 +164,10 @@ class NpzBatch:
             with zipfile.ZipFile(path) as archive:
                 members = archive.namelist()
                 info = archive.getinfo("arr_0.npy")
+                if is_stored := info.compress_type == zipfile.ZIP_STORED:
+                    _read_through(archive, info)
             self.keys = {Path(name).stem for name in members}
-            if info.compress_type == zipfile.ZIP_STORED:
+            if is_stored:
                 self.images = _mapped(path, info)
             else:  # nothing can be read in its midst
                 with np.load(path, allow_pickle=False) as arrays:
@@ -193,6 +208,13 @@ class NpzBatch:
                 f"{'finite' if finite else 'not all of it finite'}; they must be a mean (D,) and a covariance (D, D)"
             )
         return found
+
+
+def _read_through(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """BadZipFile where the bytes of a member are not those of its checksum, which a map of it does not look at."""
+    with archive.open(info) as file:
+        while file.read(2**24):
+            pass
 
 
 def _mapped(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
