@@ -226,7 +226,7 @@ def enable(pipe: Any, method: str | Cache = "taylorseer", **settings: Any) -> An
     out, the method's own, "folded" for taylorseer; "stack", which keeps what all blocks together add, where that needs gates
     that cannot be read from the transformer's modules. A cache that is on already is replaced.
 
-    Other pipelines that share the transformer run with the cache, too; `report(pipe)` is for those, which have no `cache_report`.
+    Other pipelines that share the transformer run with the cache, too; they have no `cache_report`, but `report(pipe)` works.
     Raises UserError for a pipeline without a transformer with blocks, for one with diffusers' own cache on, and for methods
     that diffusers' blocks do not allow.
     """

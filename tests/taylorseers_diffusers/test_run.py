@@ -1,6 +1,7 @@
 """run.py: the embedded FLUX inside diffusers' pipeline gives the images of sample.py; a pipeline's folder is taken, too."""
 
 import json
+import re
 from pathlib import Path
 
 import diffusers
@@ -111,6 +112,16 @@ def test_any_folder_of_a_pipeline_is_taken(folder, load_command, capsys, tmp_pat
     assert rows[1]["label"] in (tmp_path / "out" / "index.html").read_text()
     assert Image.open(tmp_path / "out" / "uncached" / "000000.png").size == (16, 16)
     assert "–" in out
+
+
+def test_what_the_readme_shows_is_what_is_printed(capsys) -> None:
+    text = (Path(__file__).parents[2] / "TaylorSeers-Diffusers" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- runs -->\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (shown,) = re.findall(r"<!-- printed -->\n```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert capsys.readouterr().out == shown
+    assert names["image"].size == (32, 32)
 
 
 class TestErrors:

@@ -90,3 +90,22 @@ def test_the_name_of_a_model_on_the_hub_finds_what_is_published_for_it(run, scri
     code, out, _ = run(script, f"--prompt fox --method teacache --dry-run {flags}")
     assert code == 0
     assert f"calibration={published}: full steps decided while sampling" in out
+
+
+def test_sharing_needs_a_transformer_and_a_process_group():
+    nn = pytest.importorskip("torch.nn")
+    pytest.importorskip("diffusers")
+    from cache_dic import UserError
+    from taylorseers_xdit import share
+
+    class Pipeline:
+        transformer = nn.Linear(2, 2)
+
+    with pytest.raises(UserError, match="'xfusr' is unknown; choose from xfuser, diffusers; did you mean 'xfuser'"):
+        share(Pipeline(), "xfusr")
+    with pytest.raises(UserError, match="object has no transformer; give a pipeline of one of FluxTransformer2DModel"):
+        share(object(), "xfuser")
+    with pytest.raises(
+        UserError, match=r"start the program by torchrun, and call torch\.distributed\.init_process_group"
+    ):
+        share(Pipeline(), "diffusers", ulysses=2)
