@@ -226,9 +226,9 @@ def enable(pipe: Any, method: str | Cache = "taylorseer", **settings: Any) -> An
     out, the method's own, "folded" for taylorseer; "stack", which keeps what all blocks together add, where that needs gates
     that cannot be read from the transformer's modules. A cache that is on already is replaced.
 
-    Other pipelines that share the transformer run with the cache, too; they have no `cache_report`, but `report(pipe)` works.
-    Raises UserError for a pipeline without a transformer with blocks, for one with diffusers' own cache on, and for methods
-    that diffusers' blocks do not allow.
+    Another pipeline with the same transformer and scheduler runs with the cache, too, and `report(pipe)` tells what it did; one
+    with a scheduler of its own needs `enable`. Raises UserError for a pipeline without a transformer with blocks, for one with
+    diffusers' own cache on, and for methods that diffusers' blocks do not allow.
     """
     caches = [_made_cache(pipe, Passes(module), method, settings) for module in _transformers(pipe)]
     return install(pipe, *caches)
