@@ -82,7 +82,7 @@ class Clock:
             if step is not None and step < len(last.timesteps):
                 return replace(last, step=step)
         value = _first(given)
-        found = [(s, *_matching(s, value)) for s in schedulers]
+        found = [(s, *_matching(s, value, last)) for s in schedulers]
         at_it = sorted((entry for entry in found if entry[2] is not None), key=lambda entry: entry[1] is None)
         if not at_it:
             raise _nowhere(value)
@@ -149,20 +149,27 @@ def _nowhere(value: float) -> UserError:
     )
 
 
-def _matching(scheduler: Any, value: float) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
-    """What makes the scheduler's timestep the transformer's, and the step; a step that is known stands."""
+def _matching(
+    scheduler: Any, value: float, last: Moment | None
+) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
+    """What makes the scheduler's timestep the transformer's, and the step; a step that is known stands, and so does what made
+    timesteps of the same list before. Otherwise it is the earliest step: 1 may be the first of 1000 … 1 in thousandths, or the
+    last of them as it is.
+    """
     timesteps, step = scheduler.timesteps, _index(scheduler)
     if step is not None:
         if step >= len(timesteps):
             return None, None
         here = timesteps[step].to(torch.float64)
         return next((reading for reading in READINGS if _near(float(reading(here)), value)), None), step
-    for reading in READINGS:
+    before = last.reading if last is not None and last.timesteps is timesteps else None
+    at_it: list[tuple[Callable[[Tensor], Tensor], int]] = []
+    for reading in READINGS if before is None else (before,):
         wanted = reading(timesteps.to(torch.float64))
         nearest = int((wanted - value).abs().argmin())
         if _near(float(wanted[nearest]), value):
-            return reading, nearest
-    return None, None
+            at_it.append((reading, nearest))
+    return min(at_it, key=lambda found: found[1], default=(None, None))
 
 
 def _near(wanted: float, value: float) -> bool:

@@ -268,6 +268,22 @@ def test_a_scheduler_that_is_set_after_enable_tells_the_steps(
     assert list(full_steps(model).values()) == [[(0, full)]] * (2 if name == "wan" else 1)
 
 
+def test_a_loop_of_ones_own_over_timesteps_from_1000_to_1_in_thousandths() -> None:
+    """Its first call is at 1, which is the scheduler's last timestep, too."""
+    model = cached()
+    scheduler, latents = model.pipe.scheduler, torch.randn(1, 64, 4)
+    scheduler.set_timesteps(8)
+    assert (float(scheduler.timesteps[0]), float(scheduler.timesteps[-1])) == (1000, 1)
+    given = {
+        "encoder_hidden_states": model.inputs["prompt_embeds"], "pooled_projections": model.inputs["pooled_prompt_embeds"],
+        "img_ids": torch.zeros(64, 3), "txt_ids": torch.zeros(8, 3), "guidance": torch.tensor([3.5]), "return_dict": False,
+    }  # fmt: skip
+    for t in scheduler.timesteps:
+        (velocity,) = model.transformer(hidden_states=latents, timestep=t[None] / 1000, **given)
+        latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+    assert full_steps(model) == {"call 1": [(0, [0, 1, 4, 7])]}
+
+
 def test_timesteps_that_come_twice_without_an_index_are_computed() -> None:
     """PNDM has no index to tell them apart by: what cannot be told is full, and so right."""
     model = tiny("dit")
