@@ -6,6 +6,7 @@ TaylorSeer-FLUX/sample.py: PNGs, a page, a table, a record.
 """
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flux.config import REPOS, USAGE, Usage, latent_shape
@@ -88,9 +89,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def caches_of(args: argparse.Namespace) -> "dict[str, Cache]":
-    """The caches that the flags ask for, of known models with what is known of them."""
-    named = argparse.Namespace(**{**vars(args), "model": OWN.get(args.model, args.model)})
-    return caches_from_flags(named, "flux", num_steps=args.num_steps)
+    """The caches that the flags ask for, of known models with what is published for them; UserError for methods that diffusers'
+    blocks do not allow.
+    """
+    from taylorseers_diffusers.methods import check_method
+    from taylorseers_diffusers.transformers import published_in
+
+    name = OWN.get(args.model) or published_in(Path(args.model)) or args.model
+    caches = caches_from_flags(argparse.Namespace(**{**vars(args), "model": name}), "flux", num_steps=args.num_steps)
+    for cache in caches.values():
+        check_method(cache)
+    return caches
 
 
 def make_job(args: argparse.Namespace, prompts: list[str], caches: "dict[str, Cache]") -> "ImageJob":

@@ -160,3 +160,5 @@ def latent_shape(name: str, height: int, width: int, frames: int) -> tuple[int, 
 
 REPOS = {"hunyuan-video": "tencent/HunyuanVideo"}
 """Hub repositories of the published models, by name."""
+DIFFUSERS_REPOS = {"hunyuan-video": "hunyuanvideo-community/HunyuanVideo"}
+"""Those of diffusers' pipelines."""

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from hunyuan_video.config import REPOS
-from hunyuan_video.weights import DIFFUSERS_REPOS
+from hunyuan_video.config import DIFFUSERS_REPOS, REPOS
 from seerkit.weights.autoencoders import VideoAutoencoder, load_diffusers_model
 from seerkit.weights.checkpoints import Published, find_weights
 

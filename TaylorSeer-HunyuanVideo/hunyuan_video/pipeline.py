@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from cache_dic import Cache, Run
-from hunyuan_video.config import REPOS, USAGE, hunyuan_video_config, latent_shape
+from hunyuan_video.config import DIFFUSERS_REPOS, REPOS, USAGE, hunyuan_video_config, latent_shape
 from hunyuan_video.decode import ENV as VAE
 from hunyuan_video.decode import PUBLISHED as PUBLISHED_VAE
 from hunyuan_video.decode import find_autoencoder, load_autoencoder
 from hunyuan_video.sampler import Sampler
 from hunyuan_video.text import CLIP, LLM, TextEncoders
-from hunyuan_video.weights import DIFFUSERS_REPOS, ENV, PUBLISHED, find_hunyuan_video, load_hunyuan_video
+from hunyuan_video.weights import ENV, PUBLISHED, find_hunyuan_video, load_hunyuan_video
 from seerkit.command.videos import sequence_parallel
 from seerkit.data.moving_objects import encode, pooled
 from seerkit.devices.compile import compile_steps

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hunyuan_video.weights import DIFFUSERS_REPOS
+from hunyuan_video.config import DIFFUSERS_REPOS
 from seerkit.text.encoders import (
     CLIP_LENGTH,
     Embedding,

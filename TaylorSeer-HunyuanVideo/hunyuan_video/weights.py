@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hunyuan_video.config import CONFIGS, REPOS, HunyuanVideoConfig, hunyuan_video_config
+from hunyuan_video.config import CONFIGS, DIFFUSERS_REPOS, REPOS, HunyuanVideoConfig, hunyuan_video_config
 from hunyuan_video.model import HunyuanVideo
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
 from seerkit.weights.counterparts import Counterpart
 from seerkit.weights.layouts import Layout, Rule, State, swap_halves
 
-DIFFUSERS_REPOS = {"hunyuan-video": "hunyuanvideo-community/HunyuanVideo"}
 ENV = {CONFIGS["hunyuan-video"]: "HUNYUAN_VIDEO"}  # names a checkpoint file or folder
 PUBLISHED = {
     CONFIGS[name]: (

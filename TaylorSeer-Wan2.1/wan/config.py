@@ -164,3 +164,5 @@ REPOS = {
     "wan-i2v-14B-720P": "Wan-AI/Wan2.1-I2V-14B-720P",
 }
 """Hub repositories of the published models, by name."""
+DIFFUSERS_REPOS = {name: f"{repo}-Diffusers" for name, repo in REPOS.items()}
+"""Those of diffusers' pipelines, which have text encoder and VAE, too."""

@@ -8,8 +8,7 @@ import torch
 from seerkit.weights.autoencoders import VideoAutoencoder, load_diffusers_model
 from seerkit.weights.checkpoints import Published, find_weights
 from seerkit.weights.layouts import Layout, Rule
-from wan.config import REPOS
-from wan.weights import DIFFUSERS_REPOS
+from wan.config import DIFFUSERS_REPOS, REPOS
 
 ENV = "WAN_VAE"  # names the autoencoder's file, or a folder with it
 OFFICIAL_FILE = "Wan2.1_VAE.pth"  # beside the transformer's

@@ -13,7 +13,7 @@ from cache_dic import UserError
 from seerkit.io.media import read_picture
 from seerkit.text.encoders import Encoder, Source, find_encoder, from_folder
 from seerkit.weights.autoencoders import VideoAutoencoder
-from wan.weights import DIFFUSERS_REPOS
+from wan.config import DIFFUSERS_REPOS
 
 CLIP = Encoder(
     "image encoder CLIP ViT-H/14",

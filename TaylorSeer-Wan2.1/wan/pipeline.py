@@ -24,14 +24,14 @@ from seerkit.text.prompts import Batch
 from seerkit.weights.autoencoders import Pixels, autoencoder_files
 from seerkit.weights.checkpoints import Published, checkpoint_files
 from seerkit.weights.missing import Part, find_parts
-from wan.config import CONFIGS, REPOS, USAGE, latent_shape
+from wan.config import CONFIGS, DIFFUSERS_REPOS, REPOS, USAGE, latent_shape
 from wan.decode import ENV as VAE
 from wan.decode import OFFICIAL_FILE as VAE_FILE
 from wan.decode import find_autoencoder, load_autoencoder
 from wan.image import CLIP, ImageEncoder, first_frame_condition, read_image
 from wan.sampler import Branches, Sampler
 from wan.text import T5, TextEncoder
-from wan.weights import DIFFUSERS_REPOS, ENV, find_wan, load_wan, published
+from wan.weights import ENV, find_wan, load_wan, published
 
 
 def autoencoder_of(args: argparse.Namespace) -> Path | None:

@@ -19,7 +19,7 @@ from seerkit.text.encoders import (
     tokenize,
     warn_if_cut,
 )
-from wan.weights import DIFFUSERS_REPOS
+from wan.config import DIFFUSERS_REPOS
 
 MAX_LENGTH = 512  # tokens, beyond which a prompt is cut
 # The same encoder in each.

@@ -11,10 +11,9 @@ from torch import Tensor
 from seerkit.weights.checkpoints import Published, find_checkpoint, load_checkpoint
 from seerkit.weights.counterparts import Counterpart, Settings
 from seerkit.weights.layouts import Layout, Rule, State
-from wan.config import REPOS, WanConfig, wan_config
+from wan.config import DIFFUSERS_REPOS, REPOS, WanConfig, wan_config
 from wan.model import Wan
 
-DIFFUSERS_REPOS = {name: f"{repo}-Diffusers" for name, repo in REPOS.items()}  # with text encoder and VAE
 ENV = {name: name.upper().replace("-", "_").replace(".", "_") for name in REPOS}  # name a checkpoint file or folder
 EMBEDDED = {"wan-tiny": Path(__file__).resolve().parents[1] / "weights" / "wan-tiny.safetensors"}
 

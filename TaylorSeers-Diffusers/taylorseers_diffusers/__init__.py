@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from cache_dic.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from taylorseers_diffusers.calibrate import calibrate
+    from taylorseers_diffusers.calibration import calibrate
     from taylorseers_diffusers.front import disable, enable, report
-    from taylorseers_diffusers.report import Report
+    from taylorseers_diffusers.reports import Report
 
 __all__ = ["Report", "calibrate", "disable", "enable", "report"]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"calibrate": ("calibrate",), "front": ("disable", "enable", "report"), "report": ("Report",)}
+    __name__, {"calibration": ("calibrate",), "front": ("disable", "enable", "report"), "reports": ("Report",)}
 )

@@ -145,7 +145,7 @@ class Clock:
         if not any(self._current is scheduler for scheduler in schedulers):
             raise UserError(
                 "the transformer was called outside of a run of a pipeline that the cache is enabled for, whose scheduler "
-                "would tell the step; call the pipeline, or disable() the cache first"
+                "would tell the step; enable() it for the pipeline that you call, too, or disable() it first"
             )
         return [self._current]
 

@@ -11,13 +11,14 @@ import torch
 from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor, nn
 
-from cache_dic import Cache, Partial, Run, UserError, make_cache
+from cache_dic import Cache, Run, UserError, make_cache
 from cache_dic.engine import PartialEngine, engine_class
 from taylorseers_diffusers.attach import hook_on, put_on, take_off
 from taylorseers_diffusers.clock import Clock, Moment
+from taylorseers_diffusers.methods import check_method
 from taylorseers_diffusers.model import CachedTransformer, latents_of
 from taylorseers_diffusers.passes import Passes
-from taylorseers_diffusers.report import Record, Report
+from taylorseers_diffusers.reports import Record, Report
 from taylorseers_diffusers.shards import shared_tokens
 from taylorseers_diffusers.transformers import known, published_name
 
@@ -235,14 +236,15 @@ def enable(pipe: Any, method: str | Cache = "taylorseer", **settings: Any) -> An
         image = pipe("a fox").images[0]
         print(pipe.cache_report())
 
-    method, settings: as in `cache_dic.make_cache`, or what that has made, without settings; published settings of the model are
-    the usual ones where there are any, and model="flux-dev" says which it is where its configuration does not.
-    engine: None for the site form, kept folded, of transformers whose gates can be read from their modules, and for the stack
-    form, what all blocks together add, of others. A cache that is on already is replaced. Raises UserError for a pipeline
-    without a transformer with blocks, and for one with diffusers' own cache on.
+    method, settings: as `cache_dic.make_cache` takes them; or, as method, a cache that it has made, without settings. What is
+    published for the model is the default; model="flux-dev" says which it is where its configuration does not. engine: left
+    out, the method's own, "folded" for taylorseer; "stack", which keeps what all blocks together add, where that needs gates
+    that cannot be read from the transformer's modules. A cache that is on already is replaced.
+
+    Another pipeline with the same transformer and scheduler runs with the cache, too, and `report(pipe)` tells what it did; one
+    with a scheduler of its own needs `enable`. Raises UserError for a pipeline without a transformer with blocks, for one with
+    diffusers' own cache on, and for methods that diffusers' blocks do not allow.
     """
-    if isinstance(method, Cache) and settings:
-        raise UserError(f"{', '.join(settings)} cannot be set of a cache that is made; give make_cache() the settings")
     caches = [_made_cache(pipe, Passes(module), method, settings) for module in _transformers(pipe)]
     return install(pipe, *caches)
 
@@ -290,7 +292,7 @@ def disable(pipe: Any) -> Any:
 
 
 def report(pipe: Any) -> Report:
-    """What the cache of a pipeline has done in the last run."""
+    """What the cache of a pipeline has done in the run under way, or else the last one; UserError where there is none."""
     reports = [hook.cache_report() for hook in hooks_of(pipe)]
     if not reports:
         raise UserError(f"{type(pipe).__name__} has no cache; call enable(pipe, ...) first")
@@ -301,6 +303,10 @@ def _transformers(pipe: Any) -> list[nn.Module]:
     """Those of a pipeline, without what torch.compile puts around them."""
     parts = [part for name in TRANSFORMERS if isinstance(part := getattr(pipe, name, None), nn.Module)]
     found = list(dict.fromkeys(parts))
+    if not found and isinstance(pipe, nn.Module):
+        raise UserError(
+            f"{type(pipe).__name__} is a model; give the pipeline that calls it, whose scheduler tells the steps"
+        )
     if not found:
         raise UserError(
             f"{type(pipe).__name__} has no transformer; what is supported are pipelines of diffusers with one, such as "
@@ -341,15 +347,15 @@ def _made_cache(pipe: Any, passes: Passes, method: str | Cache, settings: Mappin
     transformer = passes.transformer
     given = {"preset": known(transformer).preset, "model": published_name(transformer, pipe), **settings}
     if isinstance(method, Cache):
+        if settings:
+            raise UserError(
+                f"{', '.join(settings)} would have no effect on a cache that is made already; give it to make_cache instead"
+            )
         cache, method, settings = method, method.method, {"engine": method.engine}
     else:
         cache = make_cache(method, **given)
-    engine, decider = engine_class(cache.engine), cache.decider()
-    if isinstance(decider, Partial) and (decider.selects_tokens or decider.observes is not None):
-        raise UserError(
-            f"method {method!r} computes some tokens of a block or looks into its attention, which diffusers' blocks do not "
-            "allow; the backbones of this repository do, or take another method"
-        )
+    check_method(cache)
+    engine = engine_class(cache.engine)
     if passes.site_form or not (engine.needs_gates or engine.walks):
         return cache
     name = type(passes.transformer).__name__

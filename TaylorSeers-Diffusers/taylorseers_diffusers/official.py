@@ -64,11 +64,11 @@ def official_scheduler(transformer: nn.Module, shift: float | None = None) -> An
     takes its shift from the size of the image, and none where it is not guided. HiDream's distilled models are sampled by
     diffusers' FlowMatchLCMScheduler, as published. Raises UserError for another class and for a shift where there is none.
     """
-    family, config = known(transformer).preset, transformer.config
+    family = known(transformer).preset
     if family in ("flux", "dit") and shift is not None:
         raise UserError(f"shift = {shift} has no effect on {type(transformer).__name__}; leave it out")
     if family == "flux":
-        return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=config.guidance_embeds)
+        return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=transformer.config.guidance_embeds)
     if family == "dit":
         return OfficialDDIM()
     if family == "hunyuan_video":

@@ -48,19 +48,25 @@ def find_folder(model: str) -> Path:
             raise UserError(f"--model {model} is no folder of a pipeline: it has no {INDEX}; give the one that has it")
         return folder
     if model.count("/") != 1:
-        raise UserError(
-            f"--model {model} is neither {NAME}, a folder nor a name on the hub, such as {REPOS['flux-dev']}"
-        )
+        meant = f"; did you mean {REPOS[model]}?" if model in REPOS else f", such as {REPOS['flux-dev']}"
+        raise UserError(f"--model {model} is neither {NAME}, a folder nor a name on the hub{meant}")
     try:
         return Path(DiffusionPipeline.download(model))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(_cause(error)).strip().splitlines()[0]
         hint = f"; {licence_hint(model)}" if model in REPOS.values() else ""
         size = " (FLUX.1: 34 GB)" if model in REPOS.values() else ""
         raise UserError(
-            f"the pipeline {model}{size} is neither in the hub's cache nor to be had: {reason}; where there is a network, "
-            f"`hf download {model} --local-dir DIR`, then give --model DIR{hint}"
+            f"--model {model}{size} is no folder here, nor in the hub's cache, and not to be had: {reason}; where there is a "
+            f"network, `hf download {model} --local-dir DIR`, then give --model DIR{hint}"
         ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an error began with."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def load_pipeline(args: argparse.Namespace, device: torch.device) -> Any:

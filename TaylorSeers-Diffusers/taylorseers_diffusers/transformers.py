@@ -1,8 +1,10 @@
 """What is known of diffusers' transformers beside their blocks: published models of the class, grid, signals of time."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +43,10 @@ class Known:
     grid: Grid | None = None
     signals: Signals | None = None
     models: tuple[Published, ...] = ()
+
+    def name_of(self, config: Mapping[str, Any], where: str) -> str | None:
+        """The published model of this configuration; where: its pipeline's class and the place that it was loaded from."""
+        return next((model.name for model in self.models if model.is_that(config, where)), None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- grids
@@ -229,5 +235,17 @@ def published_name(transformer: nn.Module, pipe: Any) -> str | None:
     if getattr(pipe, "transformer_2", None) is not None:  # Wan2.2, with the configurations of Wan2.1
         return None
     config = dict(getattr(transformer, "config", {}))
-    where = f"{type(pipe).__name__} {config.get('_name_or_path', '')}"
-    return next((model.name for model in known(transformer).models if model.is_that(config, where)), None)
+    return known(transformer).name_of(config, f"{type(pipe).__name__} {config.get('_name_or_path', '')}")
+
+
+def published_in(folder: Path) -> str | None:
+    """`published_name` of a pipeline's folder, by its files of JSON; None where it has none of these."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        config = json.loads((folder / "transformer" / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if index.get("transformer_2", [None])[0] is not None:
+        return None
+    found = KNOWN.get(config.get("_class_name", ""), Known())
+    return found.name_of(config, f"{index.get('_class_name', '')} {folder.resolve()}")

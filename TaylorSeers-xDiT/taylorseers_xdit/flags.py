@@ -3,12 +3,16 @@ before anything is loaded; needs no torch until then."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, non_negative_float, positive_int
 from seerkit.command.flags import add_dry_run_flag, add_seed_flag, spellings
 from seerkit.text.prompts import require
 from taylorseers_xdit.families import BACKENDS, XFUSER, Family
+
+if TYPE_CHECKING:
+    from cache_dic import Cache
 
 ALSO = {"--num-steps": "--num-inference-steps"}
 """Spellings of xfuser's command line where they are others."""
@@ -94,14 +98,28 @@ def check(args: argparse.Namespace, family: Family) -> int:
     return num_tokens
 
 
+def caches_of(args: argparse.Namespace, family: Family) -> "dict[str, Cache]":
+    """The caches that the flags ask for, of a known model with what is published for it; UserError for methods that diffusers'
+    blocks do not allow.
+    """
+    from taylorseers_diffusers.methods import check_method
+
+    named = argparse.Namespace(**{**vars(args), "model": family.name_of(args.model)})
+    caches = caches_from_flags(named, family.preset, num_steps=args.num_steps)
+    for cache in caches.values():
+        check_method(cache)
+    return caches
+
+
 def main(family: Family, description: str, examples: str, argv: list[str] | None = None) -> None:
     args = parser_of(family, description, examples).parse_args(argv)
-    chosen = caches_from_flags(args, family.preset, num_steps=args.num_steps)
+    chosen = caches_of(args, family)
     num_tokens = check(args, family)
     if args.dry_run:
         for label, cache in chosen.items():
             plan = cache.plan(args.num_steps)
-            print(f"{label}: full steps {getattr(plan, 'full_steps', ())} of {args.num_steps}, {num_tokens} tokens")
+            full = f"{plan.full_steps} of {args.num_steps}" if plan.foreseen else "decided while sampling"
+            print(f"{label}: full steps {full}, {num_tokens} tokens")
         return
 
     from taylorseers_xdit.sampling import run  # only now, so that --help and mistakes are answered before it is loaded

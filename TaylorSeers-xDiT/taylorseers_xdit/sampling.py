@@ -17,6 +17,7 @@ from seerkit.devices.parallel import sequence_degrees
 from seerkit.io.files import writable_directory
 from seerkit.io.media import save_mp4, save_png
 from seerkit.sampling.compare import UNCACHED
+from seerkit.sampling.seeds import generator
 from taylorseers_diffusers import enable
 from taylorseers_xdit.families import XFUSER, Family
 from taylorseers_xdit.shared import PARTS, share, xfuser_class
@@ -40,8 +41,8 @@ def run(args: argparse.Namespace, family: Family, caches: Mapping[str, Cache]) -
     plain: dict[int, np.ndarray] = {}  # uncached, where that is asked for
     for label, cache in caches.items():
         enable(pipe, cache)
-        for number, prompt in enumerate(args.prompt):
-            pixels, seconds = sample(pipe, args, prompt, world)
+        for number in range(len(args.prompt)):
+            pixels, seconds = sample(pipe, args, number, world)
             if label == UNCACHED:
                 plain[number] = pixels
             if world.is_main:
@@ -86,14 +87,16 @@ def load(
     return pipe.to(device)
 
 
-def sample(pipe: Any, args: argparse.Namespace, prompt: str, world: World) -> tuple[np.ndarray, float]:
-    """One image (H, W, 3) or video (F, H, W, 3) as uint8, and the seconds that it took."""
+def sample(pipe: Any, args: argparse.Namespace, number: int, world: World) -> tuple[np.ndarray, float]:
+    """Image (H, W, 3) or video (F, H, W, 3) of a prompt as uint8, and the seconds that it took."""
     chosen = ("height", "width", "guidance_scale", "num_frames", "max_sequence_length", "negative_prompt")
     given = {name: value for name in chosen if (value := vars(args).get(name)) is not None}
-    generator = torch.Generator().manual_seed(args.seed)
+    noise = generator(args.seed, number)
     pipe.set_progress_bar_config(disable=not world.is_main)
     began = time.perf_counter()
-    output = pipe(prompt, num_inference_steps=args.num_steps, generator=generator, output_type="np", **given)[0][0]
+    output = pipe(args.prompt[number], num_inference_steps=args.num_steps, generator=noise, output_type="np", **given)[
+        0
+    ][0]
     return (output * 255).round().astype("uint8"), time.perf_counter() - began
 
 

@@ -36,10 +36,18 @@ def share(pipe: Any, backend: str, *, ulysses: int | None = None, ring: int | No
 
     backend: "xfuser" or "diffusers". ulysses, ring: degrees, whose product is the number of processes; left out, Ulysses takes
     what the ring leaves. With xfuser the transformer is to be of its class (`xfuser_class`), and xfuser's groups are made here
-    where they are not yet. UserError for models that the backend cannot split, and later for calls that it cannot.
+    where they are not yet. UserError where there is no process group, for models that the backend cannot split, and later for
+    calls that it cannot split.
     """
     check_choice("backend", backend, BACKENDS)
     found = [part for name in PARTS if isinstance(part := getattr(pipe, name, None), nn.Module)]
+    if not found:
+        raise UserError(f"{type(pipe).__name__} has no transformer; give a pipeline of one of {', '.join(FAMILIES)}")
+    if not dist.is_initialized():
+        raise UserError(
+            "share() is called by every process of a group, and there is none: start the program by torchrun, and call "
+            "torch.distributed.init_process_group() first"
+        )
     for part in found:
         family = family_of(part)
         heads = part.config.num_attention_heads

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -138,7 +139,7 @@ def test_a_wrapper_that_was_there_is_still_called() -> None:
 
 
 @pytest.mark.slow
-def test_the_folder_is_loaded_without_diffusers_and_says_what_must_be_importable() -> None:
+def test_the_folder_is_loaded_without_diffusers_and_says_what_must_be_importable(tmp_path: Path) -> None:
     code = (
         "import importlib.util, sys\n"
         "sys.modules.update(dict.fromkeys({0!r}))\n"
@@ -148,16 +149,18 @@ def test_the_folder_is_loaded_without_diffusers_and_says_what_must_be_importable
         "import custom_nodes_x.sampling\n"
         "print(*module.NODE_CLASS_MAPPINGS)"
     )
-    init = str(FOLDER / "__init__.py")
 
-    def load(*missing: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code.format(missing, init, str(FOLDER))]
+    def load(*missing: str, folder: Path = FOLDER) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code.format(missing, str(folder / "__init__.py"), str(folder))]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = load("diffusers", "transformers", "seerkit", "einops")
     assert done.stdout.split() == ["TaylorSeer"], done.stderr
     done = load("cache_dic")
     assert f"pip install --no-deps -e {FOLDER.parents[2]}" in done.stderr.splitlines()[-1]
+    copied = shutil.copytree(FOLDER, tmp_path / "ComfyUI" / "custom_nodes" / "taylorseers")
+    done = load("cache_dic", folder=copied)
+    assert done.stderr.splitlines()[-1].endswith("pip install --no-deps -e ROOT-OF-THE-REPOSITORY")
 
 
 # -------------------------------------------------------------------------------------------------- steps and forecasts

@@ -190,7 +190,7 @@ def test_a_pipeline_with_its_own_scheduler_needs_enable_too() -> None:
     model = cached()
     other = sibling(model, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
     for _ in range(2):  # before the first run of the pipeline with the cache, and after it
-        with pytest.raises(UserError, match="outside of a run of a pipeline that the cache is enabled for"):
+        with pytest.raises(UserError, match=r"outside of a run of .* enable\(\) it for the pipeline that you call"):
             other(4)
         model(4)
     enable(other.pipe, **SETTINGS)
@@ -266,6 +266,22 @@ def test_a_scheduler_that_is_set_after_enable_tells_the_steps(
     model.pipe.scheduler = scheduler()
     model(8)
     assert list(full_steps(model).values()) == [[(0, full)]] * (2 if name == "wan" else 1)
+
+
+def test_a_loop_of_ones_own_over_timesteps_from_1000_to_1_in_thousandths() -> None:
+    """Its first call is at 1, which is the scheduler's last timestep, too."""
+    model = cached()
+    scheduler, latents = model.pipe.scheduler, torch.randn(1, 64, 4)
+    scheduler.set_timesteps(8)
+    assert (float(scheduler.timesteps[0]), float(scheduler.timesteps[-1])) == (1000, 1)
+    given = {
+        "encoder_hidden_states": model.inputs["prompt_embeds"], "pooled_projections": model.inputs["pooled_prompt_embeds"],
+        "img_ids": torch.zeros(64, 3), "txt_ids": torch.zeros(8, 3), "guidance": torch.tensor([3.5]), "return_dict": False,
+    }  # fmt: skip
+    for t in scheduler.timesteps:
+        (velocity,) = model.transformer(hidden_states=latents, timestep=t[None] / 1000, **given)
+        latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+    assert full_steps(model) == {"call 1": [(0, [0, 1, 4, 7])]}
 
 
 def test_timesteps_that_come_twice_without_an_index_are_computed() -> None:

@@ -243,7 +243,7 @@ def test_a_timestep_may_be_a_number() -> None:
 
 
 def test_settings_of_a_cache_that_is_made_are_refused() -> None:
-    with pytest.raises(UserError, match="interval cannot be set of a cache that is made"):
+    with pytest.raises(UserError, match="interval would have no effect on a cache that is made"):
         enable(tiny("flux").pipe, make_cache("fora"), interval=3)
 
 

@@ -312,7 +312,7 @@ def test_models_whose_gates_are_not_known_are_kept_as_a_stack(name: str) -> None
     assert not torch.equal(model(STEPS), before)
     assert len(stacks) == STEPS // 2
     report = model.pipe.cache_report()
-    assert (report.engine, report.form) == ("stack", "blocks")
+    assert (report.engine, report.form) == ("stack", "stack")
     with pytest.raises(UserError, match="needs the gates of all sites, which are not known"):
         enable(model.pipe, "taylorseer", engine="folded", **SETTINGS)
 

@@ -5,7 +5,7 @@ import torch
 from tiny_pipelines import MAKERS, tiny
 
 from cache_dic import UserError, make_cache
-from taylorseers_diffusers import disable, enable
+from taylorseers_diffusers import disable, enable, report
 
 SETTINGS = {"interval": 3, "max_order": 1, "warmup_steps": 2}
 FULL = [0, 1, 4, 7, 10]
@@ -19,9 +19,9 @@ def test_the_site_form_is_exact_and_disabling_leaves_the_model_as_it_was(name: s
     assert torch.equal(model(), before)
 
     enable(model.pipe, "taylorseer", **SETTINGS)
-    folded, report = model(), model.pipe.cache_report()
-    assert (report.engine, report.form) == ("folded", "site")
-    assert all(record["full_steps"] == FULL for records in report.branches.values() for record in records)
+    folded, done = model(), model.pipe.cache_report()
+    assert (done.engine, done.form) == ("folded", "site")
+    assert all(record["full_steps"] == FULL for records in done.branches.values() for record in records)
     enable(model.pipe, "taylorseer", engine="layerwise", **SETTINGS)
     layerwise = model()
     assert (folded - before).norm() > 1e-4 * before.norm(), "nothing was forecast"
@@ -102,3 +102,47 @@ def test_a_forecast_of_the_output_calls_nothing_of_the_transformer() -> None:
     model(12)
     handle.remove()
     assert len(embedded) == len(FULL) + 1, "a full step each, and a look at the first tokens"
+
+
+def test_names_of_the_package_are_what_it_lends_and_not_modules_of_it() -> None:
+    """A module of the same name would stand in a function's place once it was imported."""
+    import taylorseers_diffusers.calibration
+    import taylorseers_diffusers.reports
+
+    assert all(callable(getattr(taylorseers_diffusers, name)) for name in taylorseers_diffusers.__all__)
+    model = tiny("flux")
+    with pytest.raises(UserError, match="FluxPipeline has no cache; call enable"):
+        report(model.pipe)
+    enable(model.pipe)
+    assert str(report(model.pipe)) == str(model.pipe.cache_report())
+
+
+def test_a_report_says_what_every_step_was_and_what_was_kept() -> None:
+    model = tiny("flux")
+    enable(model.pipe, "taylorseer", **SETTINGS)
+    head = "FluxTransformer2DModel (site form): taylorseer-N3-W2-O1, folded engine\n"
+    assert str(model.pipe.cache_report()) == f"{head}  no run yet"
+    model()
+    assert str(model.pipe.cache_report()) == (
+        f"{head}  cond: 5 of 12 steps full (0 1 4 7 10), 7 forecast\n  kept from step to step: 32.00 KiB"
+    )
+    enable(model.pipe, "pab")
+    model(8)
+    assert "cond: 5 of 8 steps full (0 1 2 4 6), 3 partial\n" in str(model.pipe.cache_report())
+
+
+def test_the_report_of_two_transformers_names_the_second() -> None:
+    model = tiny("wan22")
+    enable(model.pipe, "taylorseer", **SETTINGS)
+    model(10)
+    first, second = str(model.pipe.cache_report()).split("\ntransformer_2, ")
+    assert "cond: 2 of 4 steps full (0 1), 2 forecast" in first
+    assert "cond, from step 4: 3 of 6 steps full (4 5 8), 3 forecast" in second
+
+
+def test_settings_beside_a_ready_cache_and_a_transformer_without_its_pipeline_are_refused() -> None:
+    model = tiny("flux")
+    with pytest.raises(UserError, match="interval would have no effect on a cache that is made already"):
+        enable(model.pipe, make_cache("fora", preset="flux"), interval=3)
+    with pytest.raises(UserError, match="FluxTransformer2DModel is a model; give the pipeline that calls it"):
+        enable(model.transformer)

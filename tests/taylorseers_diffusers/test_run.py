@@ -1,6 +1,7 @@
 """run.py: the embedded FLUX inside diffusers' pipeline gives the images of sample.py; a pipeline's folder is taken, too."""
 
 import json
+import re
 from pathlib import Path
 
 import diffusers
@@ -113,6 +114,16 @@ def test_any_folder_of_a_pipeline_is_taken(folder, load_command, capsys, tmp_pat
     assert "–" in out
 
 
+def test_what_the_readme_shows_is_what_is_printed(capsys) -> None:
+    text = (Path(__file__).parents[2] / "TaylorSeers-Diffusers" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- runs -->\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (shown,) = re.findall(r"<!-- printed -->\n```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert capsys.readouterr().out == shown
+    assert names["image"].size == (32, 32)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("flags", "message"),
@@ -121,6 +132,11 @@ class TestErrors:
                 "--model nosuch --prompt fox",
                 "--model nosuch is neither flux-tiny, a folder nor a name on the hub, such as",
             ),
+            (
+                "--model flux-dev --prompt fox --height 1024 --width 1024",
+                "; did you mean black-forest-labs/FLUX.1-dev?",
+            ),
+            ("--method toca --prompt fox --dry-run", "method 'toca' computes some tokens of a block"),
             ("--model {tmp} --prompt fox", "is no folder of a pipeline: it has no model_index.json"),
             ("--model a/b", 'a/b needs --prompt "…" or --prompt-file'),
             ("--offload model", "--offload model has no effect on the CPU"),
@@ -171,3 +187,19 @@ def test_a_plan_needs_no_weights_or_network(load_command, capsys, tmp_path, monk
     plan = json.loads(capsys.readouterr().out)
     assert plan["batch"]["taylorseer-N10-W3-O2"]["full_steps"] == [0, 1, 2, 12, 22, 32, 42]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_tells_by_its_files_which_published_model_it_holds(load_command, capsys, tmp_path) -> None:
+    (tmp_path / "transformer").mkdir()
+    config = {"_class_name": "FluxTransformer2DModel", "num_layers": 19, "num_single_layers": 38, "in_channels": 64}
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({**config, "guidance_embeds": True}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    flags = ["--model", tmp_path, "--prompt", "fox", "--method", "teacache", "--dry-run"]
+    code, out, _ = run(load_command(COMMAND), capsys, *flags)
+    assert code == 0
+    assert list(json.loads(out)["batch"]) == ["teacache-threshold=0.25-calibration=flux+2Ddev"]
+
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({**config, "num_layers": 8}))
+    code, _, err = run(load_command(COMMAND), capsys, *flags)
+    assert code == 2
+    assert "teacache has no polynomial for this model" in err

@@ -15,7 +15,7 @@ import flux
 import hidream
 import hunyuan_video
 import wan
-from cache_dic import Cache, make_cache
+from cache_dic import Cache, UserError, make_cache
 from cache_dic.plan import Plan
 from dit.diffusion import Diffusion
 from flux.latents import pack, unpack
@@ -246,3 +246,8 @@ def test_a_difference_shows() -> None:
     pair = of_wan()
     pair.pipe.scheduler = PUBLISHED["wan"][1]()
     assert (pair.piped() - pair.sampled(None)).abs().max() > 1e-2
+
+
+def test_a_model_without_an_official_sampler_here_is_refused() -> None:
+    with pytest.raises(UserError, match="the official sampler of Linear is not known; keep the pipeline's scheduler"):
+        official_scheduler(torch.nn.Linear(2, 2))

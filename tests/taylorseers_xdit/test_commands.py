@@ -31,6 +31,7 @@ def run(load_command, capsys, monkeypatch):
         ("--ulysses_degree 2 --ring_degree 2", "must make up the number of processes, 2"),
         ("--height 1000", "--height 1000 must be a multiple of 16"),
         ("--interval 0", "argument --interval"),
+        ("--method toca --dry-run", "method 'toca' computes some tokens of a block"),
     ],
 )
 def test_what_does_not_go_with_caches_is_refused_before_anything_is_loaded(run, script, flags, refusal):
@@ -74,3 +75,37 @@ def test_a_plan_tells_full_steps_and_tokens(run):
     code, out, _ = run(WAN, "--prompt fox --num_inference_steps 12 --interval 3 --warmup-steps 1 --dry-run")
     assert code == 0
     assert "full steps (0, 3, 6, 9) of 12, 32760 tokens" in out
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "published"),
+    [
+        (FLUX, "", "flux+2Ddev"),
+        (HUNYUAN, "", "hunyuan+2Dvideo"),
+        (WAN, "", "wan+2Dt2v+2D14B"),
+        (WAN, "--model Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan+2Dt2v+2D1.3B"),
+    ],
+)
+def test_the_name_of_a_model_on_the_hub_finds_what_is_published_for_it(run, script, flags, published):
+    code, out, _ = run(script, f"--prompt fox --method teacache --dry-run {flags}")
+    assert code == 0
+    assert f"calibration={published}: full steps decided while sampling" in out
+
+
+def test_sharing_needs_a_transformer_and_a_process_group():
+    nn = pytest.importorskip("torch.nn")
+    pytest.importorskip("diffusers")
+    from cache_dic import UserError
+    from taylorseers_xdit import share
+
+    class Pipeline:
+        transformer = nn.Linear(2, 2)
+
+    with pytest.raises(UserError, match="'xfusr' is unknown; choose from xfuser, diffusers; did you mean 'xfuser'"):
+        share(Pipeline(), "xfusr")
+    with pytest.raises(UserError, match="object has no transformer; give a pipeline of one of FluxTransformer2DModel"):
+        share(object(), "xfuser")
+    with pytest.raises(
+        UserError, match=r"start the program by torchrun, and call torch\.distributed\.init_process_group"
+    ):
+        share(Pipeline(), "diffusers", ulysses=2)

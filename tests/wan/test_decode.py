@@ -9,9 +9,8 @@ import torch
 from seerkit.weights import checkpoints as weights
 from seerkit.weights.autoencoders import Pixels
 from wan import decode
-from wan.config import REPOS
+from wan.config import DIFFUSERS_REPOS, REPOS
 from wan.decode import CONFIG, ENV, load_autoencoder
-from wan.weights import DIFFUSERS_REPOS
 
 SMALL = CONFIG | {"base_dim": 4, "num_res_blocks": 1}
 

@@ -13,9 +13,8 @@ from seerkit.devices.distributed import start_world, stop_world
 from seerkit.text.encoders import find_encoder
 from seerkit.weights import checkpoints as weights
 from wan import text
-from wan.config import NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V
+from wan.config import DIFFUSERS_REPOS, NEGATIVE_PROMPT, NEGATIVE_PROMPT_I2V
 from wan.text import MAX_LENGTH, T5, TextEncoder, clean
-from wan.weights import DIFFUSERS_REPOS
 
 WIDTH, LENGTH = 20, 24
 PROMPTS = ["a red fox", "", "two birds and a very long tail of words " * 6]
