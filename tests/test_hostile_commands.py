@@ -87,16 +87,22 @@ BASES = {
     "eval/score.py": "in/samples/uncached --measures psnr --pairs in/samples/uncached --allow-duplicates --work out",
     "eval/report.py": "--results {results} --runs in --out out/report",
     "TaylorSeers-Diffusers/run.py": "--interval 2 --prompt 'red apple, noto' --num-steps 3 --device cpu --output-dir out",
+    "TaylorSeers-xDiT/run_flux.py": "--model in/folder --prompt fox --interval 2 --num-steps 3 --output-dir out --dry-run",
+    "TaylorSeers-xDiT/run_hunyuan.py": "--model in/folder --prompt fox --num-frames 5 --output-dir out --dry-run",
+    "TaylorSeers-xDiT/run_wan.py": "--model in/folder --prompt fox --num-frames 5 --output-dir out --dry-run",
     "eval/compare_fronts.py": "--sizes flux-tiny --num-steps 10 --repeats 1 --dropped 0 --no-compile --out out/fronts.json",
     "eval/tables.py": "--results {results} --readme in/README.md",
     "eval/train_classifier.py": "--data {clothes} --out out/c.safetensors --epochs 1 --batch-size 16 --device cpu",
     "eval/train_scorer.py": "--data {emoji} --out out/s.safetensors --features {features} --steps 1 --batch-size 8"
     " --device cpu",
+    "eval/weights/prepare_squeezenet.py": "in/garbage --out out/squeezenet.safetensors",
     "eval/vbench.py": f"in/folder --full-info {ROOT}/eval/vbench_embedded.json --dry-run --out out/vbench.json",
 }
 """By command, flags of a run that takes little; {names} are of `materials`."""
 SLOW = {"eval/busy_machine.py": 1.0, "eval/compare_fronts.py": 1.0, "eval/op_counts.py": 1.0, "eval/benchmark.py": 0.8}
 """Commands whose good runs take seconds, and the share of their command lines that are only refused numbers."""
+OF_DOWNLOADS = {"common/emoji/prepare_data.py", "eval/validate_measures.py", "eval/weights/prepare_squeezenet.py"}
+"""Commands that a good run of needs what was downloaded."""
 AFFORDED = {"debug", "flux-debug", "hidream-debug", "hunyuan-debug", "wan-debug", "flux-dev", "hidream-full"}
 """Models that the commands which make weights are tried with: the small ones, and two that do not fit."""
 LEFT_OUT = {"--compile", "--against-diffusers", "--check"}
@@ -542,7 +548,7 @@ def test_every_command_is_tried():
 def test_base_lines_are_good(drawers, runner, materials, tmp_path):
     """So that what is added to them gets somewhere; of trainings, a run of one stands for the others."""
     for drawer in drawers:
-        if drawer.script in {*SLOW, "common/emoji/prepare_data.py"}:
+        if drawer.script in {*SLOW, *OF_DOWNLOADS}:
             continue
         shown = drawer.script.endswith("/train.py") and "DiT" not in drawer.script
         shutil.copytree(materials["in"], tmp_path / drawer.script / "in", symlinks=True)

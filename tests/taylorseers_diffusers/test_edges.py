@@ -10,7 +10,7 @@ import torch
 from tiny_pipelines import Tiny, tiny
 from torch import Tensor
 
-from cache_dic import Run, UserError, make_cache
+from cache_dic import Run, UserError
 from taylorseers_diffusers import calibrate, disable, enable
 from taylorseers_diffusers.model import CachedTransformer, as_rows
 from taylorseers_diffusers.passes import Walk
@@ -240,11 +240,6 @@ def test_a_timestep_may_be_a_number() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- settings
-
-
-def test_settings_of_a_cache_that_is_made_are_refused() -> None:
-    with pytest.raises(UserError, match="interval would have no effect on a cache that is made"):
-        enable(tiny("flux").pipe, make_cache("fora"), interval=3)
 
 
 @pytest.mark.parametrize("method", ["teacache", "magcache"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import ALL, MAKERS, MORE, RARER, VARIANTS, WHOLE, Tiny, latte, qwen_image_edit, tiny
+from tiny_pipelines import ALL, MAKERS, MORE, RARER, VARIANTS, WHOLE, Tiny, qwen_image_edit, tiny
 from torch import Tensor, nn
 
 from cache_dic import METHODS, UserError, make_cache
@@ -150,11 +150,14 @@ def test_methods_that_reuse_attention_leave_it_out(name: str) -> None:
     assert (reused - before).norm() > 1e-6 * before.norm()
 
 
-def test_a_transformer_whose_tokens_change_their_shape_is_refused_by_name() -> None:
-    model = latte()
-    enable(model.pipe, "fora", interval=2)
+def test_tokens_that_come_out_in_another_shape_are_refused_by_name() -> None:
+    model = tiny("flux")
+    enable(model.pipe, "fora", interval=2, engine="stack")
+    model.transformer.single_transformer_blocks[-1].register_forward_hook(
+        lambda *call: (call[2][0], call[2][1][:, :-1])
+    )
     with pytest.raises(
-        UserError, match=r"LatteTransformer3DModel have the shape \(2, 16, 24\) before its blocks and \(16, 2, 24"
+        UserError, match=r"FluxTransformer2DModel have the shape \(1, 64, 32\) before its blocks and \(1, 63"
     ):
         model(2)
 
