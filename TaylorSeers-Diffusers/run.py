@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         ALSO,
         sample="image",
         num_steps="50; FLUX.1-schnell: 4",
-        guidance="as the pipeline takes it (default: 3.5; flux-tiny: 3)",
+        guidance="as the pipeline takes it (default: 3.5 for FLUX.1, 3 for flux-tiny, the pipeline's own for others)",
         batch_size="1; flux-tiny: 8",
     )
     for side in ("--width", "--height"):
@@ -80,7 +80,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     own = OWN.get(args.model)
+    guidance = args.guidance_scale
     fill_image_settings(args, USAGE[own] if own else Usage())
+    if own is None:
+        args.guidance_scale = guidance  # what is usual for another pipeline, it knows itself
     if own:
         check_sizes(
             args, lambda: latent_shape(own, args.height, args.width), embedded=EMBEDDED, published=REPOS["flux-dev"]

@@ -123,9 +123,10 @@ class Pipeline:
             disable(self.pipe)
         else:
             enable(self.pipe, cache)
+        guidance = {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
         result = self.pipe(
             prompt=list(batch.prompts), height=args.height, width=args.width, num_inference_steps=args.num_steps,
-            guidance_scale=args.guidance_scale, output_type="pt", callback_on_step_end=after_step, **self._noise(batch),
+            output_type="pt", callback_on_step_end=after_step, **guidance, **self._noise(batch),
         )  # fmt: skip
         if not hasattr(result, "images"):
             raise UserError(

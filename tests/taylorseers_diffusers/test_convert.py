@@ -139,6 +139,15 @@ class TestErrors:
         ):
             from_diffusers(nn.Linear(1, 1))
 
+    def test_fields_that_nobody_leaves_unsaid(self) -> None:
+        flux, wan = (to_diffusers(random_backbone(name)) for name in ("flux", "wan"))
+        with pytest.raises(
+            UserError, match="nope cannot be said of FluxTransformer2DModel, whose configuration has the rest"
+        ):
+            from_diffusers(flux, nope=3)
+        with pytest.raises(UserError, match="depth cannot be said of WanTransformer3DModel, .*; that is text_len"):
+            from_diffusers(wan, depth=3)
+
     def test_settings_of_ours_that_diffusers_lacks(self) -> None:
         model = random_backbone("flux", mlp_ratio=2.0)
         with pytest.raises(

@@ -112,6 +112,8 @@ def test_any_folder_of_a_pipeline_is_taken(folder, load_command, capsys, tmp_pat
     assert rows[1]["label"] in (tmp_path / "out" / "index.html").read_text()
     assert Image.open(tmp_path / "out" / "uncached" / "000000.png").size == (16, 16)
     assert "–" in out
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["settings"]["guidance"] is None, "the pipeline's own"
 
 
 def test_what_the_readme_shows_is_what_is_printed(capsys) -> None:

@@ -51,7 +51,10 @@ class Counterpart:
         return model
 
     def read(self, settings: Settings, **untold: Any) -> Any:
-        """Our configuration of one of theirs. UserError for a setting that no model of ours has."""
+        """Our configuration of one of theirs. UserError for a setting that no model of ours has, or no `untold`."""
+        if strange := ", ".join(sorted(untold.keys() - set(self.untold))):
+            told = f"that is {', '.join(self.untold)}" if self.untold else "nothing is left to say"
+            raise UserError(f"{strange} cannot be said of {self.kind}, whose configuration has the rest; {told}")
         given = {ours: settings[theirs] for theirs, ours in self.settings.items()} | self.to_ours(settings)
         config = self.config(**given, **untold)
         defaults = {
