@@ -145,7 +145,7 @@ class TestErrors:
             UserError, match="nope cannot be said of FluxTransformer2DModel, whose configuration has the rest"
         ):
             from_diffusers(flux, nope=3)
-        with pytest.raises(UserError, match="depth cannot be said of WanTransformer3DModel, .*; that is text_len"):
+        with pytest.raises(UserError, match=r"depth cannot be said of WanTransformer3DModel, .*; that is text_len"):
             from_diffusers(wan, depth=3)
 
     def test_settings_of_ours_that_diffusers_lacks(self) -> None:
