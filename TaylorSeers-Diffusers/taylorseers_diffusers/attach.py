@@ -26,9 +26,8 @@ def take_off(module: nn.Module, name: str) -> None:
     registry = getattr(module, "_diffusers_hook", None)
     if registry is None or registry.get_hook(name) is None:
         return
-    after = registry._fn_refs[registry._hook_order.index(name) + 1 :][
-        :1
-    ]  # the hook around it, whose own call would be lost
+    place = registry._hook_order.index(name)
+    after = registry._fn_refs[place + 1 : place + 2]  # the hook around it, whose own call would be lost
     calls = [outer.forward for outer in after]
     with _inside(module):
         registry.remove_hook(name, recurse=False)

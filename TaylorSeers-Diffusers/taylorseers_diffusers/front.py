@@ -11,9 +11,10 @@ import torch
 from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor, nn
 
-from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic import Cache, UserError, make_cache
 from cache_dic.engine import PartialEngine, engine_class
 from taylorseers_diffusers.attach import hook_on, put_on, take_off
+from taylorseers_diffusers.branches import TIME_NAMES, Branch, Branches, Key
 from taylorseers_diffusers.clock import Clock, Moment
 from taylorseers_diffusers.methods import check_method
 from taylorseers_diffusers.model import CachedTransformer, latents_of
@@ -26,8 +27,6 @@ HOOK = "taylorseers_cache"
 """Name of the hook."""
 RESET = "_reset_stateful_cache"
 """What pipelines call at their end, where a transformer has it: those that may have a cache of diffusers'."""
-TIME_NAMES = ("timestep", "timesteps", "t")
-"""Arguments by which transformers take the timestep."""
 TRANSFORMERS = ("transformer", "transformer_2")
 """Names of a pipeline's parts that may be cached; Wan 2.2 has two, each for a part of the steps."""
 
@@ -38,58 +37,12 @@ class _NoState(BaseState):
 
 
 @dataclass
-class Branch:
-    """A guidance branch's run: which step of the scheduler its first step is, and the model as the run sees it."""
-
-    model: CachedTransformer
-    run: Run
-    first: int
-
-    def fits(self, moment: Moment, arguments: Mapping[str, Any]) -> bool:
-        """Whether its next step is at hand, for latents of the same form, and decided where another run decides.
-
-        Not once timesteps turn out to be given in another form than at its first step.
-        """
-        latents, before = latents_of(arguments), self.model.latents
-        step, leader = moment.step - self.first, self.run.leader
-        return (
-            step == len(self.run.steps)
-            and moment.reading is self.model.first.reading
-            and not self.run.broken
-            and (leader is None or len(leader.steps) > step)
-            and latents.shape == before.shape
-            and latents.dtype == before.dtype
-            and latents.device == before.device
-        )
-
-    def record(self) -> Record:
-        return {"first_step": self.first, **self.run.record()}
-
-
-Key = tuple[str | None, int]
-"""Of a guidance branch: its cache context, and which call of a step in it."""
-
-
-@dataclass
-class Sampling:
-    """Runs of one list of timesteps: those under way by guidance branch, and records of those that a branch had before.
-
-    step: of the scheduler, the last one that was taken; calls: how many it had so far, by cache context.
-    """
+class Sampling(Branches):
+    """Runs of one list of timesteps, by the cache context that calls are made in; ended: records of those that a branch had
+    before."""
 
     timesteps: Tensor
-    branches: dict[Key, Branch] = field(default_factory=dict)
     ended: dict[Key, list[Record]] = field(default_factory=dict)
-    step: int = -1
-    calls: dict[str | None, int] = field(default_factory=dict)
-
-    def key(self, moment: Moment, name: str | None) -> Key:
-        """The branch that a call at a step belongs to."""
-        if moment.step != self.step:
-            self.step, self.calls = moment.step, {}
-        number = self.calls.get(name, 0)
-        self.calls[name] = number + 1
-        return name, number
 
     def begin(self, key: Key, branch: Branch) -> None:
         before = self.branches.get(key)
@@ -159,9 +112,13 @@ class CacheHook(ModelHook):
         if self.sampling is None or self.sampling.timesteps is not moment.timesteps or moment.step < self.sampling.step:
             self.sampling = Sampling(moment.timesteps)
         sampling, context = self.sampling, self.state_manager._context
-        key = sampling.key(moment, None if context is None else context.name)
+        key = sampling.key(moment.step, None if context is None else context.name)
         branch = sampling.branches.get(key)
-        if branch is None or not branch.fits(moment, arguments):
+        if (
+            branch is None
+            or moment.reading is not branch.model.first.reading  # as which timesteps turn out to be given only later
+            or not branch.fits(moment.step, latents_of(arguments))
+        ):
             branch = self._begun(module, moment, arguments, time, forward, key)
             sampling.begin(key, branch)
         return branch

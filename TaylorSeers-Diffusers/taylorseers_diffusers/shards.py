@@ -97,13 +97,13 @@ def already_split(block: nn.Module) -> Iterator[None]:
 @contextmanager
 def ungathered(transformer: nn.Module) -> Iterator[None]:
     """While a pass is made whose output nobody looks at: nothing is exchanged for it, and only its shape is right."""
+    shared = getattr(transformer, "_parallel_config", None) is not None
     with ExitStack() as stack:
-        for module in transformer.modules():
+        for module in transformer.modules() if shared else ():
             for hook in _hooks(module, "ContextParallelGatherHook"):
                 config = hook.parallel_config
-                if not (
-                    config.ulysses_anything or config.ring_anything
-                ):  # parts of lengths that only their owners know
+                # Of parts of any length only their owners know how long they are.
+                if not (config.ulysses_anything or config.ring_anything):
                     gather = _repeated(hook.metadata, config._flattened_mesh.size())
                     stack.enter_context(_replaced(hook.fn_ref, "post_forward", gather))
         if _of_xfuser(transformer):

@@ -18,7 +18,7 @@ from cache_dic.errors import UserError
 from cache_dic.forecast import Reuse
 from cache_dic.look import Look
 from cache_dic.methods.magcache import BRANCHES
-from cache_dic.methods.teacache import OF_TIME, SIGNALS
+from cache_dic.methods.teacache import SIGNALS, signal_of
 from cache_dic.schedule import SCHEDULES
 
 DEGREE = 4
@@ -43,10 +43,7 @@ class Measure(Decider):
     sees_ends = True
 
     def decide(self, look: Look) -> bool:
-        if self.signal in OF_TIME:
-            signal = look.time_signal(self.signal)
-        else:
-            signal = look.modulated() if self.signal == "modulated" else look.parts.enter().x
+        signal = signal_of(look, self.signal)
         if self.of_signal is not None:
             look.report(change=look.change(signal, self.of_signal))
         self.of_signal = signal

@@ -48,6 +48,13 @@ HOW = (
 GIVEN_BY_CALIBRATION = ("coefficients", "signal", "forced_first", "forced_last")
 
 
+def signal_of(look: "Look", signal: str) -> "Tensor":
+    """What one of SIGNALS is at a step."""
+    if signal in OF_TIME:
+        return look.time_signal(signal)
+    return look.modulated() if signal == "modulated" else look.parts.enter().x
+
+
 @dataclass(frozen=True, kw_only=True)
 class Polynomial:
     """coefficients: highest power first. signal: one of SIGNALS, the change of which they are of.
@@ -215,9 +222,7 @@ class TeaCache(Decider):
         return 0 if self.of_time else 1
 
     def seen(self, look: "Look") -> "Tensor":
-        if self.of_time:
-            return look.time_signal(self.polynomial.signal)
-        return look.modulated() if self.signal == "modulated" else look.parts.enter().x
+        return signal_of(look, self.polynomial.signal)
 
     def kept_bytes(self, tokens: "Tokens") -> int:
         return 0 if self.of_time else tokens.stream_bytes

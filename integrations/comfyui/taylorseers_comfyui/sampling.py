@@ -8,16 +8,17 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cache_dic import Cache, Run, UserError, make_cache
+from cache_dic import Cache, UserError, make_cache
 from cache_dic.engine import engine_class
 from cache_dic.plan import describe_steps
+from taylorseers_diffusers.branches import TIME_NAMES, Branch, Branches
 from taylorseers_diffusers.clock import Moment
 
 from .models import ComfyModel, ComfyPasses, replaced_forward
@@ -35,9 +36,6 @@ NEARLY = 1e-4
 
 ADDING = {"double_block", "single_block"}
 """Names of patches that are called with the tokens after a block."""
-
-TIME_NAMES = ("timestep", "timesteps", "t")
-"""Arguments by which transformers take the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,50 +76,20 @@ class Window:
 
 
 @dataclass
-class Branch:
-    """A run for certain conditions; first: the step of the sampling that is its first one."""
+class Sampling(Branches):
+    """Runs of one sampling, by the conditions that calls are made for.
 
-    model: ComfyModel
-    run: Run
-    first: int
-
-    def fits(self, step: int, latents: Tensor) -> bool:
-        """Whether its next step is at hand, for latents of the same form, and decided where another run decides."""
-        before, leader = self.model.latents, self.run.leader
-        return (
-            step - self.first == len(self.run.steps)
-            and not self.run.broken
-            and (leader is None or len(leader.steps) > step - self.first)
-            and (latents.shape, latents.dtype, latents.device) == (before.shape, before.dtype, before.device)
-        )
-
-
-@dataclass
-class Sampling:
-    """Runs of one sampling; sigmas (S,): noise levels of its steps on the CPU. cached: steps of the window.
-
-    step: the last that a call was made for; calls: how many there have been in it, by conditions.
+    sigmas (S,): noise levels of its steps on the CPU. cached: steps of the window.
     """
 
     sigmas: Tensor
     cached: range
-    branches: dict[Hashable, Branch] = field(default_factory=dict)
-    step: int = -1
-    calls: dict[Hashable, int] = field(default_factory=dict)
 
     def step_of(self, sigma: float) -> int | None:
         """None for a noise level between those of the steps."""
         distance = (self.sigmas - sigma).abs()
         nearest = int(distance.argmin())
         return nearest if float(distance[nearest]) <= NEARLY * float(self.sigmas[nearest]) else None
-
-    def key(self, step: int, conditions: Hashable) -> Hashable:
-        """The branch that a call for these conditions belongs to."""
-        if step != self.step:
-            self.step, self.calls = step, {}
-        number = self.calls.get(conditions, 0)
-        self.calls[conditions] = number + 1
-        return conditions, number
 
 
 class SamplingCache:
