@@ -22,7 +22,7 @@ WEIGHTS = {
     "wan": wan.weights.EMBEDDED["wan-tiny"],
     "hunyuan": hunyuan_video.weights.EMBEDDED[HUNYUAN_CONFIGS["hunyuan-tiny"]],
 }
-PROMPTS = ["red sneaker moving left on black", "cyan t-shirt moving up on brown"]
+PROMPTS = ["red star moving left on black", "cyan heart moving up on brown"]
 
 pytestmark = pytest.mark.slow
 
