@@ -1,7 +1,7 @@
 """Say how often clips of the embedded video models show what their captions ask for, by following the object in them.
 
 The captions are held out: no training clip had one of them. Beside the model's uncached samples stand real clips of the same
-captions, the ceiling of the measure, and the samples under other captions than their own, its floor. Rules and thresholds are in
+captions, the ceiling of the measure, and the samples under other captions than their own, its floor. The rules stand in
 `evaluation.tracking`. Samples are kept: a killed run goes on where it stopped, and one of more captions adds to them.
 """
 

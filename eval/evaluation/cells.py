@@ -59,8 +59,8 @@ TRACKING_HEADER = [
     "by chance %",
 ]  # fmt: skip
 TRACKING_MEANING = (
-    "moves as asked: by the path and extent of the object, which is followed in the clip; real clips: the same captions, drawn; "
-    "by chance: clips under other captions than their own; in brackets: 95 % interval of the share (Wilson)"
+    "moves as asked: by the path and extent of the object, which is followed in the clip; real clips: drawn ones of "
+    "the same captions; by chance: clips under other captions than their own; in brackets: 95 % interval of the share (Wilson)"
 )
 
 

@@ -3,8 +3,8 @@
 The background is the median colour of a clip. What a pixel differs from it, over what the object differs, is how much of the
 pixel the object covers; from that come the object's place and extent in each frame, and from these the motion (`motion_of`).
 Colour and background are the nearest of the captions' in RGB; the object is the one whose drawing, laid over what is covered at
-the same centre and area, agrees best. The captions' words alone can be told: whatever else is shown gets the nearest of them, but
-a motion is none of them where no rule holds.
+the same centre and area, agrees best. Whatever else is shown gets the nearest of the captions' words, but a motion
+is none of them where no rule holds.
 """
 
 import math
@@ -184,10 +184,8 @@ def held_out_captions(per_motion: int, seed: int) -> list[str]:
 def rates(shown: Sequence[Mapping[str, str | None]], captions: Sequence[str]) -> list[dict[str, Any]]:
     """How often clips show what their captions ask for, by motion and then of all.
 
-    shown: what is told of each clip. `right_` with each of FACTS, and with `everything` for all four together: how many clips of
-    `num` show it.
-    `chance`: the share of the other clips, averaged over captions, that move as the caption asks, so what clips do that do not
-    heed theirs.
+    shown: what is told of each clip. A row has `right_` and each of FACTS, or `everything` for all four: how many of its
+    `num` clips show that; and `chance`: the share of other clips that move as a caption asks, averaged over captions.
     """
     wanted = [asked(caption) for caption in captions]
     rows = []
