@@ -132,7 +132,7 @@ class Usage:
 
 _PIXELS = Usage(
     latent_channels=3, spatial_factor=1, temporal_factor=1, text_tokens=8, height=24, width=24, frames=8, fps=8,
-    guidance=3.0, flow_shift=5.0, batch_size=4, precision="fp32",
+    guidance=3.0, flow_shift=3.0, batch_size=4, precision="fp32",
 )  # fmt: skip
 USAGE: dict[str, Usage] = {"hunyuan-video": Usage(), "hunyuan-tiny": _PIXELS, "hunyuan-debug": _PIXELS}
 

@@ -120,7 +120,7 @@ class Usage:
 _480P, _720P = ((832, 480), (480, 832)), ((1280, 720), (720, 1280))
 _PIXELS = Usage(
     latent_channels=3, factor=1, frame_factor=1, text_tokens=_TINY.text_len, sizes=((24, 24),), frames=8, fps=8,
-    guidance=2.0, shift=5.0, batch_size=4, precision="fp32", negative_prompt="",
+    guidance=2.0, shift=3.0, batch_size=4, precision="fp32", negative_prompt="",
 )  # fmt: skip
 USAGE: dict[str, Usage] = {
     "wan-t2v-1.3B": Usage(sizes=_480P),

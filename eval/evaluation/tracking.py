@@ -26,11 +26,11 @@ LEAST_COVER = 0.25  # of a pixel; below it noise and compression are taken for b
 LEAST_AREA = 4.0  # pixels in every frame; below it the object is lost
 SOLID = 0.8  # cover of the pixels that the colour is read from
 
-GROWTH = 1.5  # of the extent, first frame to last, from which an object grows; real clips have 1.8 and more
+GROWTH = 1.5  # of the extent, first frame to last, from which an object grows; real clips have 2 and more
 SAME_SIZE = (
     1.3  # ratio of extents, largest to smallest, up to which an object that goes straight or is still keeps its size
 )
-DISTANCE = 4.0  # pixels that a straight motion, or a jump, goes; real clips have 7 and more
+DISTANCE = 4.0  # pixels that a straight motion, or a jump, goes; real clips have 8 and more
 SIDEWAYS = 2.5  # pixels that the other coordinate may span, and both of an object that is still or changes its size
 DETOUR = 1.25  # way gone over distance, up to which a motion is straight
 TURNS = 2  # turning points of a bounce, at the least

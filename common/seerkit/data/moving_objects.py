@@ -28,6 +28,8 @@ FRAME_SIZE = 24  # edge in pixels
 FPS = 8  # at which the clips are meant to be watched
 TEXT_DIM = 48  # of the one-hot words; those beyond the vocabulary stay zero
 
+SWAY = 2.0  # pixels to each side of the middle, where an object may be that does not move that way
+
 _CAPTION_INDEX = {caption: index for index, caption in enumerate(CAPTIONS)}
 
 
@@ -176,27 +178,28 @@ def _caption_index(caption: str) -> int:
 def _paths(motions: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Centre x, y and size of the object in each frame, in pixels, (B, NUM_FRAMES) each.
 
-    motions: (B,) indices of MOTIONS. draws: (B, 5) uniform in [0, 1). The object keeps inside the frame. All motions but
+    motions: (B,) indices of MOTIONS. draws: (B, 5) uniform in [0, 1). The object keeps inside the frame, and within SWAY of
+    the middle where it does not move. All motions but
     bouncing, which is two jumps from the floor, are at constant speed.
     """
     size_draw, offset_x, offset_y, speed, change = draws.unsqueeze(-1).unbind(1)  # (B, 1) each
     motion = {name: (motions == index).float()[:, None] for index, name in enumerate(MOTIONS)}
     time = torch.linspace(0, 1, NUM_FRAMES)[None]  # 0 at the first frame, 1 at the last
 
-    small, large = 5 + 2 * speed, 13 + 4 * change
+    small, large = 5.5 + speed, 14 + 2 * change
     growth = motion["growing"] * time + motion["shrinking"] * (1 - time)
     resizing = motion["growing"] + motion["shrinking"]
-    size = (1 - resizing) * (9.5 + 3 * size_draw) + resizing * (small + (large - small) * growth)
+    size = (1 - resizing) * (10 + 2 * size_draw) + resizing * (small + (large - small) * growth)
     room = (FRAME_SIZE - size.amax(dim=1, keepdim=True)) / 2 - 0.5  # how far the centre may be from the frame's
 
-    reach = 0.75 + 0.25 * speed  # of the room, in a straight motion or a bounce
+    reach = (0.8 + 0.2 * speed) * room  # in a straight motion or a bounce
     direction = torch.zeros(len(MOTIONS), 2)
     direction[: len(DIRECTIONS)] = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)
     step_x, step_y = direction[motions].unsqueeze(-1).unbind(1)
     jump = 2 * time % 1
-    height = 1 - 2 * reach * 4 * jump * (1 - jump)  # 1 on the floor, -1 at the ceiling
-    x = (1 - step_x.abs()) * (2 * offset_x - 1) + step_x * reach * (2 * time - 1)
-    y = (1 - step_y.abs()) * (2 * offset_y - 1) + step_y * reach * (2 * time - 1)
+    height = reach * (1 - 8 * jump * (1 - jump))  # from the floor, below the middle, to as far above it
+    x = (1 - step_x.abs()) * SWAY * (2 * offset_x - 1) + step_x * reach * (2 * time - 1)
+    y = (1 - step_y.abs()) * SWAY * (2 * offset_y - 1) + step_y * reach * (2 * time - 1)
     y = torch.lerp(y, height, motion["bouncing"])
     middle = FRAME_SIZE / 2
-    return middle + x * room, middle + y * room, size.expand(-1, NUM_FRAMES)
+    return middle + x, middle + y, size.expand(-1, NUM_FRAMES)

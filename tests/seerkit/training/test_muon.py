@@ -29,10 +29,13 @@ def test_singular_values_come_near_one_and_singular_vectors_stay():
 
 
 def test_steps_are_those_of_torch():
-    """Which multiplies in bf16; three steps, so that momentum counts, for tall, wide and square matrices."""
+    """Which multiplies in bf16 and whose steps are half as long; three of them, so that momentum counts.
+
+    The matrices are tall, wide and square.
+    """
     ours, theirs, began = matrices(1), matrices(1), matrices(1)
     one = Muon(ours, lr=0.1)
-    other = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    other = torch.optim.Muon(theirs, lr=0.2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     for step in range(3):
         for a, b, gradient in zip(ours, theirs, matrices(step + 2), strict=True):
             a.grad, b.grad = gradient.detach(), gradient.detach().clone()
