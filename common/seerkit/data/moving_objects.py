@@ -178,9 +178,8 @@ def _caption_index(caption: str) -> int:
 def _paths(motions: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Centre x, y and size of the object in each frame, in pixels, (B, NUM_FRAMES) each.
 
-    motions: (B,) indices of MOTIONS. draws: (B, 5) uniform in [0, 1). The object keeps inside the frame, and within SWAY of
-    the middle where it does not move. All motions but
-    bouncing, which is two jumps from the floor, are at constant speed.
+    motions: (B,) indices of MOTIONS. draws: (B, 5) uniform in [0, 1). The object keeps inside the frame, and within SWAY of the
+    middle where it does not move. All motions but bouncing, which is two jumps from the floor, are at constant speed.
     """
     size_draw, offset_x, offset_y, speed, change = draws.unsqueeze(-1).unbind(1)  # (B, 1) each
     motion = {name: (motions == index).float()[:, None] for index, name in enumerate(MOTIONS)}
