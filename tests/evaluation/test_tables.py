@@ -379,7 +379,7 @@ def test_wan_is_compared_without_attention(results):
     assert shown["ours without attention"] == f"{without:.2f}"
     assert shown["ours to published, both without"] == f"{100 * (without / 8210 - 1):+.2f} %"
     assert "of taylorseer-N5-W1-O1, in TFLOPs of the run" in table, "the run with a goal"
-    assert "wan-debug at 32×32, 16 frames" in table
+    assert "wan-debug at 24×24, 8 frames" in table
     assert table.count("published figures") == 1, "none for the larger model"
 
 
@@ -388,7 +388,7 @@ def test_kept_features_of_videos_stand_beside_their_goals(results):
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| hunyuan-video, 640×480, 65 frames",
         "| wan-t2v-1.3B, 832×480, 81 frames",
-        "| wan-debug, 32×32, 16 frames",
+        "| wan-debug, 24×24, 8 frames",
     ]
     assert " | 1 × 20400 | 4 | 1.87 | < 1.9, met | 0.93 | 0.5x |" in lines[2]
     assert " | 2 × 32760 | 3 | 2.25 | < 1.9, not met | " in lines[3]
