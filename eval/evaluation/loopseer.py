@@ -1,0 +1,570 @@
+"""LoopSeer's calibration: lists that the model of a run proposes, sampled for real; then corrections, fitted in the closed loop.
+
+1. The calibration samples are drawn without a cache; of every step some coordinates of the latents are kept, no features.
+2. A few lists are sampled, which says how the network answers to a distance of its input (`loop_model.Sensitivity`).
+3. For each basis the best list is sought in the model of a run and sampled; what that teaches of the sensitivity goes into a
+   second round. The best are sampled in every form, and the best of all is moved step by step, in the order in which the model
+   thinks well of the moves, while samples come nearer to the uncached ones.
+4. Corrections of the weights are fitted to final latents by Gauss-Newton steps; the derivatives are differences of sampled runs.
+   How far a step goes, and whether one is taken, is decided on samples that it was not fitted to.
+
+What was sampled is kept in a folder beside the output; a killed calibration goes through it again and goes on where it ended.
+"""
+
+import argparse
+import hashlib
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from cache_dic import PRESETS, Cache, UserError, make_cache
+from cache_dic.methods.loopseer import Calibration
+from cache_dic.plan import describe_steps
+from evaluation.backbones import PACKAGES
+from evaluation.calibration import Family, Sampler, even_steps
+from evaluation.jobs import digests
+from evaluation.loop_model import Key, LoopModel, Sensitivity, Steps, best_list, correction_keys, moved, ridged
+from evaluation.search import COORDINATES, EXACT_DB, LEAST_GAIN_DB, State, finished, published_steps, similarity_db
+from seerkit.devices.distributed import resolve_device
+from seerkit.devices.dtypes import torch_dtype
+from seerkit.io.files import write_json
+from seerkit.io.records import conditions
+from seerkit.text.prompts import Batch, make_batches
+from seerkit.weights.checkpoints import save_tensors
+
+FORMS = ("folded", "hidden", "output")
+FITS = ("none", "teacher", "model", "closed")
+REACH = 3
+"""Full steps back that corrections reach."""
+ORDERS = {"taylor": (1, 2, 3, 4), "newton": (1, 2, 3)}
+FINALISTS = 3
+"""Lists that go into the second round, and that are sampled in every form."""
+RIDGES = (0.01, 0.1, 1.0)
+ROUNDS = 2
+"""Of Gauss-Newton steps."""
+DIFFERENCE = 0.03
+"""Of a weight, by which derivatives are taken."""
+FOLDS = 2
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A run: coordinates of the final latents (B, n), and by step |e|², e·d and |d|² as `Sensitivity.measured` takes them."""
+
+    final: Tensor
+    moments: np.ndarray
+    similarity_db: list[float]
+
+    @property
+    def mean_db(self) -> float:
+        return float(np.mean(self.similarity_db))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a command line asks for.
+
+    args: of the model's own flags, with the seed of the calibration noise. count: of full steps. forms, bases: to choose from.
+    full_steps: a list that is taken and not sought. limit: of lists that are sampled. fit: one of FITS. seed: of the search.
+    """
+
+    args: argparse.Namespace
+    family: Family
+    prompts: list[str]
+    count: int
+    forms: tuple[str, ...]
+    bases: tuple[tuple[str, int], ...]
+    full_steps: Steps | None
+    limit: int
+    fit: str
+    seed: int
+    out: Path
+    command_line: str
+
+    @property
+    def num_steps(self) -> int:
+        return self.args.num_steps
+
+    @property
+    def batches(self) -> list[Batch]:
+        return make_batches(self.prompts, self.args.batch_size)
+
+    @property
+    def warmup_steps(self) -> int:
+        return PRESETS[PACKAGES[self.args.model]].warmup_steps
+
+    def corrections_at_most(self) -> int:
+        return sum(min(REACH, i + 1) for i in range(self.count))
+
+    def runs_at_most(self) -> dict[str, int]:
+        """Sampled runs with so many full steps, by stage."""
+        fits = {"none": 0, "teacher": len(RIDGES), "model": len(RIDGES)}
+        per_round = self.corrections_at_most() + len(RIDGES) * (FOLDS + 1)
+        return {"lists": self.limit, "corrections": fits.get(self.fit, ROUNDS * per_round)}
+
+    def plan(self) -> dict[str, Any]:
+        """What a calibration takes: network evaluations, with all branches of guidance, in all and for one sample; bytes that
+        are held at most beside the model's, and kept on disk."""
+        samples, runs = len(self.prompts), self.runs_at_most()
+        evaluations = {"uncached": self.num_steps, **{stage: self.count * number for stage, number in runs.items()}}
+        row = COORDINATES * 4
+        return {
+            "model": self.args.model,
+            "num_steps": self.num_steps,
+            "full_steps": self.count,
+            "forms": list(self.forms),
+            "bases": [f"{basis} {order}" for basis, order in self.bases],
+            "fit": self.fit,
+            "samples": samples,
+            "runs_at_most": runs,
+            "evaluations_per_sample_at_most": evaluations,
+            "uncached_runs_at_most": sum(evaluations.values()) / self.num_steps,
+            "held_bytes_at_most": samples * row * (self.num_steps + 1 + self.corrections_at_most()),
+            "disk_bytes_at_most": samples * row * (self.num_steps + 1 + sum(runs.values())),
+            "output": str(self.out),
+        }
+
+    def claim(self, contents: Mapping[str, str]) -> dict[str, Any]:
+        """Everything that the outcome depends on."""
+        left_out = ("prompts", "seed", "batch_size", "model", "num_steps")
+        settings = {key: value for key, value in self.family.settings(self.args).items() if key not in left_out}
+        return {
+            "model": self.args.model,
+            "num_steps": self.num_steps,
+            "count": self.count,
+            "searched_for": {
+                "method": "loopseer",
+                "forms": list(self.forms),
+                "bases": [list(base) for base in self.bases],
+                "given": None if self.full_steps is None else list(self.full_steps),
+                "fit": self.fit,
+                "lists": self.limit,
+                "seed": self.seed,
+            },
+            "made_with": {"prompts": self.prompts, "seed": self.args.seed},
+            "settings": settings,
+            "contents": dict(contents),
+        }
+
+
+def describe_plan(plan: Mapping[str, Any]) -> str:
+    evaluations, runs = plan["evaluations_per_sample_at_most"], plan["runs_at_most"]
+    parts = [f"{evaluations['uncached']} uncached"]
+    parts += [f"{evaluations[stage]} for {number} runs ({stage})" for stage, number in runs.items() if number]
+    return "\n".join(
+        [
+            f"{plan['model']}: {plan['full_steps']} of {plan['num_steps']} steps full; forms {', '.join(plan['forms'])}; bases "
+            f"{', '.join(plan['bases'])}; fit {plan['fit']}",
+            f"network evaluations of each of {plan['samples']} samples, at most: {', then '.join(parts)}; as many as "
+            f"{plan['uncached_runs_at_most']:.1f} uncached runs",
+            f"held beside the model, at most: {plan['held_bytes_at_most'] / 2**20:.0f} MiB of latents, no features; on disk "
+            f"{plan['disk_bytes_at_most'] / 2**20:.0f} MiB, which are removed at the end",
+            f"calibration: {plan['output']}",
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- samples
+
+
+class Levels:
+    """Scales of data and noise, a and b, at every step and at the end: y = x / (a + b), u = b / (a + b)."""
+
+    def __init__(self, levels: Sequence[tuple[float, float]]) -> None:
+        pairs = [*levels, (1.0, 0.0)]
+        self.scales = [a + b for a, b in pairs]
+        self.moves = np.diff([b / (a + b) for a, b in pairs])
+
+
+class Sampling:
+    """Real runs, with progress; what a folder has is not sampled again."""
+
+    def __init__(self, job: Job, state: State, device: torch.device) -> None:
+        self.job, self.state, self.device = job, state, device
+        self.done: dict[Calibration, Sampled] = {}
+        self._opened: Sampler | None = None
+        stages = job.runs_at_most()
+        self.bar = tqdm(
+            total=len(job.batches) * job.num_steps * (1 + sum(stages.values())),
+            unit="step", mininterval=0.5, disable=None, desc="uncached",
+        )  # fmt: skip
+        self.reference = self._uncached()
+        finite = torch.isfinite(self.reference["latents"]).all() and torch.isfinite(self.reference["final"]).all()
+        if not finite:
+            raise UserError("the uncached run came out with NaN or infinity; take --precision fp32 or a lower guidance")
+
+    @property
+    def pipeline(self) -> Sampler:
+        """Opened when it is first needed."""
+        if self._opened is None:
+            self._opened = self.job.family.open(self.job.args, self.job.batches, self.device)
+        return self._opened
+
+    # -------------------------------------------------------------------------------------------------- uncached runs
+
+    def _uncached(self) -> dict[str, Tensor]:
+        """latents (B, T, n): coordinates after each step; final (B, N): the whole of the last; levels (T, 2)."""
+        found = self._read("uncached")
+        if found is not None:
+            self.bar.update(len(self.job.batches) * self.job.num_steps)
+            return found
+        parts = [self._trajectory(make_cache("uncached"), batch, first=number == 0) for number, batch in enumerate(self.job.batches)]
+        made = {name: torch.cat([part[name] for part in parts]) for name in ("latents", "final")}
+        made["levels"] = parts[0]["levels"]
+        save_tensors(self._path("uncached"), made)
+        return made
+
+    def _trajectory(self, cache: Cache, batch: Batch, *, first: bool = False) -> dict[str, Tensor]:
+        kept: list[Tensor] = []
+        begun = [time.perf_counter()]
+
+        def keep(_: int, latents: Tensor) -> None:
+            kept.append(coordinates(latents))
+            begun.append(time.perf_counter())
+            if first and len(kept) == 2:
+                self._tell_time(begun[2] - begun[1])
+            self.bar.update()
+
+        latents, run = self.pipeline.sample(cache, batch, keep)
+        inputs = getattr(run, "runs", [run])[0].inputs
+        return {
+            "latents": torch.stack(kept, dim=1),
+            "final": latents.float().cpu().flatten(1).contiguous(),
+            "levels": torch.tensor(inputs.noise_levels, dtype=torch.float64),
+        }
+
+    def _tell_time(self, seconds: float) -> None:
+        """Estimate from the second step of the first batch, the first one having work that is done once."""
+        job, batches = self.job, len(self.job.batches)
+        most = job.num_steps + job.count * sum(job.runs_at_most().values())
+        tqdm.write(
+            f"a full step of a batch takes {seconds:.2g} s on {self.device}: at most "
+            f"{seconds * batches * most / 60:.1f} minutes in all",
+            file=sys.stderr,
+        )
+
+    @property
+    def levels(self) -> Levels:
+        return Levels([(a, b) for a, b in self.reference["levels"].tolist()])
+
+    def gram(self) -> np.ndarray:
+        """Inner products (B, T, T) of v, in parts of the final latents' energy; that of step 0, of whose start the runs do not
+        tell, is taken from the next two in a line."""
+        v = self._velocities(self.reference["latents"])
+        energy = self.reference["latents"][:, -1].double().square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
+        return ((v @ v.mT) / energy[:, None, None]).numpy()
+
+    def _velocities(self, latents: Tensor) -> Tensor:
+        """(B, T, n) in float64, from coordinates of latents (B, T, n)."""
+        levels = self.levels
+        y = latents.double() / torch.tensor(levels.scales[1:], dtype=torch.float64)[:, None]
+        later = y.diff(dim=1) / torch.tensor(levels.moves[1:])[:, None]  # of steps 1, 2, …
+        first = 2 * later[:, :1] - later[:, 1:2] if later.shape[1] > 1 else later[:, :1]
+        return torch.cat([first, later], dim=1)
+
+    # ---------------------------------------------------------------------------------------------------- cached runs
+
+    def __call__(self, calibration: Calibration) -> Sampled:
+        if calibration not in self.done:
+            name = hashlib.sha256(repr(calibration).encode()).hexdigest()[:24]
+            found = self._read(name)
+            if found is None:
+                found = self._sampled(calibration)
+                save_tensors(self._path(name), found)
+            else:
+                self.bar.update(len(self.job.batches) * self.job.num_steps)
+            self.done[calibration] = Sampled(
+                found["final"], found["moments"].numpy(), found["similarity_db"].tolist()
+            )
+            best = max(self.done.values(), key=lambda one: one.mean_db)
+            self.bar.set_description(f"run {len(self.done)}, best {best.mean_db:.2f} dB")
+        return self.done[calibration]
+
+    def _sampled(self, calibration: Calibration) -> dict[str, Tensor]:
+        cache = cache_of(calibration)
+        parts = [self._trajectory(cache, batch) for batch in self.job.batches]
+        latents, final = (torch.cat([part[name] for part in parts]) for name in ("latents", "final"))
+        return {
+            "final": latents[:, -1].contiguous(),
+            "moments": self._moments(latents),
+            "similarity_db": torch.tensor(similarity_db(final, self.reference["final"]), dtype=torch.float64),
+        }
+
+    def _moments(self, latents: Tensor) -> Tensor:
+        scales = torch.tensor(self.levels.scales[1:], dtype=torch.float64)[:, None]
+        distance = (latents.double() - self.reference["latents"].double()) / scales  # after each step
+        before = torch.cat([torch.zeros_like(distance[:, :1]), distance[:, :-1]], dim=1)
+        answer = (distance - before) / torch.tensor(self.levels.moves)[:, None]
+        return torch.stack([before.square().sum(2), (before * answer).sum(2), answer.square().sum(2)], dim=2)
+
+    def _path(self, name: str) -> Path:
+        return self.state.folder / f"{name}.safetensors"
+
+    def _read(self, name: str) -> dict[str, Tensor] | None:
+        try:
+            return load_file(self._path(name))
+        except (OSError, SafetensorError):
+            return None
+
+
+def coordinates(latents: Tensor) -> Tensor:
+    """(B, n) in float32 on the CPU: all, or as many as COORDINATES, drawn once and for all."""
+    flat = latents.flatten(1).float()
+    if flat.shape[1] > COORDINATES:
+        draw = torch.Generator().manual_seed(0)
+        flat = flat[:, torch.randint(flat.shape[1], (COORDINATES,), generator=draw).to(flat.device)]
+    return flat.cpu()
+
+
+def cache_of(calibration: Calibration) -> Cache:
+    """The cache that follows a calibration which is in no file yet."""
+    plain = make_cache("taylorseer", full_steps=calibration.full_steps, max_order=0, engine=calibration.engine)
+    return replace(plain, forecaster=calibration)
+
+
+# -------------------------------------------------------------------------------------------------------------- search
+
+
+class Search:
+    """The stages of the calibration, over real runs that `sample` gives."""
+
+    def __init__(self, job: Job, sample: Sampling) -> None:
+        self.job, self.sample = job, sample
+        self.gram, self.moves = sample.gram(), sample.levels.moves
+        self.lists: list[Calibration] = []
+        self.stages: list[dict[str, Any]] = []
+
+    def make(self, full_steps: Steps, base: tuple[str, int], form: str) -> Calibration:
+        basis, order = base
+        return Calibration(
+            model=self.job.args.model, num_steps=self.job.num_steps, full_steps=full_steps, engine=form, basis=basis,
+            max_order=order, warmup_steps=self.job.warmup_steps, corrections=((),) * len(full_steps),
+        )  # fmt: skip
+
+    def quality(self, calibration: Calibration) -> float:
+        """Mean similarity in dB of a run that is sampled, where one may be; -EXACT_DB for weights that no plan takes."""
+        try:
+            cache_of(calibration).plan(self.job.num_steps)
+        except UserError:
+            return -EXACT_DB
+        if calibration not in self.sample.done:
+            self.lists.append(calibration)
+        return self.sample(calibration).mean_db
+
+    def more(self) -> bool:
+        return len(self.lists) < self.job.limit
+
+    def sensitivity(self) -> Sensitivity:
+        """Of all runs that were sampled in the form that enters the model."""
+        runs = [(one.full_steps, found.moments) for one, found in self.sample.done.items()]
+        return Sensitivity.measured(runs, self.job.num_steps)
+
+    def model(self, calibration: Calibration) -> LoopModel:
+        return LoopModel(self.gram, self.moves, self.sensitivity(), calibration.uncorrected)
+
+    def note(self, stage: str, calibration: Calibration) -> None:
+        self.stages.append(
+            {
+                "stage": stage,
+                "similarity_db": self.quality(calibration),
+                "full_steps": list(calibration.full_steps),
+                "engine": calibration.engine,
+                "basis": calibration.basis,
+                "max_order": calibration.max_order,
+                "runs": len(self.sample.done),
+            }
+        )
+
+    def found(self) -> Calibration:
+        """The best list with its form and basis."""
+        job = self.job
+        usual = self._usual_base()
+        probes = {"published": published_steps(job.num_steps, job.count, job.warmup_steps), "even": even_steps(job.num_steps, job.count)}
+        for name, steps in probes.items():
+            self.note(name, self.make(steps, usual, job.forms[0]))
+        if job.full_steps is not None:
+            candidates = [self.make(job.full_steps, base, form) for base in job.bases for form in job.forms]
+            return max(candidates, key=self.quality)
+        self.quality(self.make(ending_steps(job.num_steps, job.count), usual, job.forms[0]))
+        bases: Sequence[tuple[str, int]] = job.bases
+        for name in ("proposed", "proposed again"):
+            proposed = [self._proposed(base) for base in bases if self.more()]
+            ranked = sorted(proposed, key=self.quality, reverse=True)
+            bases = [(one.basis, one.max_order) for one in ranked[:FINALISTS]]
+            self.note(name, self.best())
+        finalists = sorted(self.lists, key=self.quality, reverse=True)[:FINALISTS]
+        for one, form in itertools.product(finalists, job.forms):
+            if self.more():
+                self.quality(replace(one, engine=form))
+        self.note("form", self.best())
+        self._move()
+        self.note("moved", self.best())
+        return self.best()
+
+    def best(self) -> Calibration:
+        return max(self.lists, key=self.quality)
+
+    def _usual_base(self) -> tuple[str, int]:
+        """The published order, where it is among those to choose from."""
+        usual = ("taylor", PRESETS[PACKAGES[self.job.args.model]].max_order)
+        return usual if usual in self.job.bases else self.job.bases[0]
+
+    def _proposed(self, base: tuple[str, int]) -> Calibration:
+        model = self.model(self.make((0,), base, self.job.forms[0]))
+        best = best_list(
+            model.similarity_db, even_steps(self.job.num_steps, self.job.count), self.job.num_steps, self.job.seed
+        )
+        return self.make(best, base, self.job.forms[0])
+
+    def _move(self) -> None:
+        """Sample moves of single full steps of the best, those first of which the model thinks well, while one gains."""
+        while self.more():
+            best, model = self.best(), self.model(self.best())
+            options = sorted(moved(best.full_steps, self.job.num_steps), key=model.similarity_db, reverse=True)
+            for steps in options:
+                if not self.more() or self.quality(replace(best, full_steps=steps)) > self.quality(best) + LEAST_GAIN_DB:
+                    break
+            else:
+                return
+
+    # ---------------------------------------------------------------------------------------------------- corrections
+
+    def fitted(self, start: Calibration) -> Calibration:
+        """With the corrections of the job's fit; as it was where none helps."""
+        keys = correction_keys(start.full_steps, self.job.num_steps, REACH)
+        if self.job.fit == "none" or not keys:
+            return start
+        if self.job.fit == "closed":
+            best = start
+            for _ in range(ROUNDS):
+                better = self._gauss_newton(best, keys)
+                if better == best:
+                    break
+                best = better
+            return best
+        model = self.model(start)
+        solve = model.teacher_forced if self.job.fit == "teacher" else model.fitted
+        options = [with_corrections(start, solve(start.full_steps, keys, ridge)) for ridge in RIDGES]
+        return max([start, *options], key=self._trial)
+
+    def _trial(self, calibration: Calibration) -> float:
+        try:
+            return self.sample(calibration).mean_db
+        except UserError:  # weights that no plan takes
+            return -EXACT_DB
+
+    def _gauss_newton(self, start: Calibration, keys: Sequence[Key]) -> Calibration:
+        """One step along the corrections; its ridge is the one that samples gain by which it was not fitted to."""
+        here, values = self.sample(start), corrections_of(start)
+        final = self.sample.reference["latents"][:, -1].double()
+        residual = here.final.double() - final
+        columns = []
+        for key in keys:
+            changed = with_corrections(start, {**values, key: values.get(key, 0.0) + DIFFERENCE})
+            columns.append((self.sample(changed).final.double() - here.final.double()) / DIFFERENCE)
+        derivative = torch.stack(columns, dim=2)  # (B, n, P)
+        curvatures = (derivative.mT @ derivative).numpy()
+        slopes = (derivative.mT @ residual[:, :, None])[:, :, 0].numpy()
+        weights = 1 / residual.square().sum(1).clamp_min(1e-12).numpy()  # so that a mean of decibels falls
+
+        def stepped(rows: np.ndarray, ridge: float) -> Calibration:
+            curvature = np.einsum("b,bpq->pq", weights[rows], curvatures[rows])
+            slope = np.einsum("b,bp->p", weights[rows], slopes[rows])
+            by = dict(zip(keys, -ridged(curvature, slope, ridge), strict=True))
+            return with_corrections(start, {key: values.get(key, 0.0) + by[key] for key in keys})
+
+        rows = np.arange(len(residual))
+        folds = [rows % FOLDS == fold for fold in range(FOLDS)] if len(rows) >= FOLDS else []
+
+        def unseen(ridge: float) -> float:
+            """The mean gain in dB on the samples that a step was not fitted to."""
+            gains = np.zeros(len(rows))
+            for fold in folds:
+                found = self.sample(stepped(~fold, ridge)).similarity_db
+                gains[fold] = np.subtract(found, here.similarity_db)[fold]
+            return float(gains.mean())
+
+        gains = {ridge: unseen(ridge) for ridge in RIDGES} if folds else {RIDGES[-1]: 0.0}
+        ridge = max(gains, key=gains.__getitem__)
+        self.stages.append({"stage": "ridge", "gains_on_unseen_db": {str(r): gain for r, gain in gains.items()}})
+        if folds and gains[ridge] <= 0:
+            return start
+        better = stepped(rows >= 0, ridge)
+        return better if self._trial(better) > here.mean_db else start
+
+
+def ending_steps(num_steps: int, count: int) -> Steps:
+    """Even full steps of which the last is the last step, a list that a search learns from beside those that begin so."""
+    if count == 1:
+        return (0,)
+    return tuple(i * (num_steps - 1) // (count - 1) for i in range(count))
+
+
+def corrections_of(calibration: Calibration) -> dict[Key, float]:
+    return {
+        (step, back): value
+        for step, row in zip(calibration.full_steps, calibration.corrections, strict=True)
+        for back, value in enumerate(reversed(row))
+    }
+
+
+def with_corrections(calibration: Calibration, corrections: Mapping[Key, float]) -> Calibration:
+    rows = []
+    for step in calibration.full_steps:
+        reach = max((back + 1 for of, back in corrections if of == step), default=0)
+        rows.append(tuple(float(corrections.get((step, back), 0.0)) for back in reversed(range(reach))))
+    return replace(calibration, corrections=tuple(rows))
+
+
+def run(job: Job, *, resume: bool) -> dict[str, Any]:
+    """The calibration that is found, written to its output."""
+    device = resolve_device(job.args.device)
+    claim = job.claim(digests(job.family.find(job.args)))
+    if resume and (made := finished(job.out, claim)) is not None:
+        return made
+    state = State(job.out.with_suffix(".search"), claim, resume=resume)
+    sampling = Sampling(job, state, device)
+    search = Search(job, sampling)
+    listed = search.found()
+    final = search.fitted(listed)
+    search.note("fitted", final)
+    sampling.bar.close()
+    made = {
+        "method": "loopseer",
+        **asdict(final),
+        **claim,
+        "stages": search.stages,
+        "similarity_db": {"list": sampling(listed).mean_db, "fitted": sampling(final).mean_db},
+        "units": "similarity_db: energy of the uncached final latents over that of the difference, mean over calibration samples",
+        "runs_sampled": len(sampling.done),
+        "command": "eval/calibrate_loopseer.py",
+        "command_line": job.command_line,
+        "conditions": conditions(device, torch_dtype(job.args.precision)),
+    }
+    write_json(job.out, made)
+    state.remove()
+    return made
+
+
+def describe(made: Mapping[str, Any]) -> str:
+    found = made["similarity_db"]
+    lines = [
+        f"{made['model']}: {len(made['full_steps'])} of {made['num_steps']} steps full: {describe_steps(made['full_steps'])}",
+        f"form {made['engine']}, {made['basis']} weights of order {made['max_order']}",
+    ]
+    for stage in made["stages"]:
+        if "similarity_db" in stage:
+            lines.append(f"{stage['stage']}: {stage['similarity_db']:.2f} dB after {stage['runs']} runs")
+    lines.append(f"corrections: {found['list']:.2f} dB -> {found['fitted']:.2f} dB on the calibration samples")
+    return "\n".join(lines)
