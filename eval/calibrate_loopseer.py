@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
         "--fit", choices=FITS, default="closed", help="of corrections: none, to uncached runs, to the model of a run, or to sampled runs (default: closed)"
     )  # fmt: skip
     caching.add_argument(
-        "--lists", type=integer(5, 10**6), default=36, metavar="N", help="runs that are sampled for the list, at most (default: 36)"
+        "--lists", type=integer(5, 10**6), default=24, metavar="N", help="runs that are sampled for the list, at most (default: 24)"
     )  # fmt: skip
     add_record_flags(parser, out="JSON file of the calibration (default: outputs/loopseer/MODEL-N-of-STEPS.json)")
     add_dry_run_flag(parser, "network evaluations and memory that a calibration takes")

@@ -34,7 +34,7 @@ NOTHING = 1e-20
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """κ and ρ at every step, (T,) each."""
+    """κ at every step, (T,), and ρ of every sample, (B, T): some samples fall into another picture where others stay."""
 
     coherent: np.ndarray
     incoherent: np.ndarray
@@ -42,7 +42,7 @@ class Sensitivity:
     @classmethod
     def measured(cls, moments: Sequence[tuple[Sequence[int], np.ndarray]], num_steps: int) -> "Sensitivity":
         """From runs: their full steps, and (B, T, 3) with |e|², e·d and |d|² at a step, d being p - v. Between steps, a line."""
-        by_step: dict[int, list[tuple[float, float]]] = {}
+        by_step: dict[int, list[tuple[float, np.ndarray]]] = {}
         for full_steps, values in moments:
             for step in full_steps:
                 square, product, other = values[:, step].T
@@ -50,13 +50,13 @@ class Sensitivity:
                     continue
                 kappa = float((product / square).mean())
                 rest = (other - 2 * kappa * product + kappa**2 * square) / square
-                by_step.setdefault(step, []).append((kappa, float(max(rest.mean(), 0.0))))
+                by_step.setdefault(step, []).append((kappa, np.maximum(rest, 0.0)))
         if not by_step:
-            return cls(np.zeros(num_steps), np.zeros(num_steps))
-        steps = sorted(by_step)
-        kappas, rests = np.array([np.mean(by_step[step], axis=0) for step in steps]).T
-        every = range(num_steps)
-        return cls(np.interp(every, steps, kappas), np.interp(every, steps, np.sqrt(rests)))
+            return cls(np.zeros(num_steps), np.zeros((1, num_steps)))
+        steps, every = sorted(by_step), range(num_steps)
+        kappas = [np.mean([kappa for kappa, _ in by_step[step]]) for step in steps]
+        sizes = np.sqrt([np.mean([rest for _, rest in by_step[step]], axis=0) for step in steps])  # (steps, B)
+        return cls(np.interp(every, steps, kappas), np.array([np.interp(every, steps, of) for of in sizes.T]))
 
 
 @dataclass
@@ -105,9 +105,12 @@ class LoopModel:
     def energies(self, full_steps: Steps, corrections: Mapping[Key, float] | None = None) -> np.ndarray:
         """Expected energy of the final distance, (B,), in parts of that of the latents."""
         distance, before, influence = self.run(full_steps, corrections)
-        scattered = (influence * self.sensitivity.incoherent[list(full_steps)]) ** 2
-        spread = np.einsum("kt,k,ku->tu", before, scattered, before)
-        return np.einsum("btu,tu->b", self.gram, spread + np.outer(distance, distance))
+        path = np.einsum("bkt,kt->bk", before @ self.gram, before)
+        return (self._scattered(full_steps, influence) * path).sum(1) + np.einsum("bt,t->b", distance @ self.gram, distance)
+
+    def _scattered(self, full_steps: Steps, influence: np.ndarray) -> np.ndarray:
+        """What the final energy gets of |e|² before each full step, (B or 1, K)."""
+        return (influence * self.sensitivity.incoherent[:, list(full_steps)]) ** 2
 
     def similarity_db(self, full_steps: Steps, corrections: Mapping[Key, float] | None = None) -> float:
         """The mean over samples, the higher the better; -inf for weights that no plan takes."""
@@ -128,7 +131,7 @@ class LoopModel:
     def fitted(self, full_steps: Steps, keys: Sequence[Key], ridge: float) -> dict[Key, float]:
         """Corrections of the least expected energy; ridge: in parts of the curvature along each."""
         start, before, influence = self.run(full_steps)
-        scattered = (influence * self.sensitivity.incoherent[list(full_steps)]) ** 2
+        scattered = self._scattered(full_steps, influence).mean(0)
         ends, paths = [], []
         for key in keys:
             end, path, _ = self.run(full_steps, {key: 1.0})

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,12 @@ from seerkit.weights.checkpoints import save_tensors
 
 FORMS = ("folded", "hidden", "output")
 FITS = ("none", "teacher", "model", "closed")
-REACH = 3
+REACH = 2
 """Full steps back that corrections reach."""
-ORDERS = {"taylor": (1, 2, 3, 4), "newton": (1, 2, 3)}
 FINALISTS = 3
 """Lists that go into the second round, and that are sampled in every form."""
 RIDGES = (0.01, 0.1, 1.0)
-ROUNDS = 2
+ROUNDS = 1
 """Of Gauss-Newton steps."""
 DIFFERENCE = 0.03
 """Of a weight, by which derivatives are taken."""
