@@ -25,7 +25,7 @@ python eval/calibrate_loopseer.py --model wan-tiny --full-steps 7 --samples 4 --
 python eval/calibrate_loopseer.py --model flux-dev --full-steps 10 --calibration-prompts prompts.txt --offload --dry-run
 """
 FORMS, FITS = ("folded", "hidden", "output"), ("none", "teacher", "model", "closed")
-BASES = {"taylor": (1, 2, 3, 4), "newton": (1, 2, 3)}
+BASES = {"taylor": (1, 2, 3, 4), "newton": (2,)}
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], Parser]:
@@ -41,11 +41,18 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
     caching.add_argument("--basis", choices=BASES, help="of the weights (default: the best)")
     caching.add_argument("--max-order", type=integer(1, 4), metavar="N", help="of the weights (default: the best)")
     caching.add_argument(
-        "--fit", choices=FITS, default="closed", help="of corrections: none, to uncached runs, to the model of a run, or to sampled runs (default: closed)"
-    )  # fmt: skip
+        "--fit",
+        choices=FITS,
+        default="closed",
+        help="of corrections: none, to uncached runs, to the model of a run, or to sampled runs (default: closed)",
+    )
     caching.add_argument(
-        "--lists", type=integer(5, 10**6), default=24, metavar="N", help="runs that are sampled for the list, at most (default: 24)"
-    )  # fmt: skip
+        "--lists",
+        type=integer(5, 10**6),
+        default=28,
+        metavar="N",
+        help="runs that are sampled for the list, at most (default: 28)",
+    )
     add_record_flags(parser, out="JSON file of the calibration (default: outputs/loopseer/MODEL-N-of-STEPS.json)")
     add_dry_run_flag(parser, "network evaluations and memory that a calibration takes")
     parser.section("output").add_argument("--resume", action="store_true", help="go on with one that was killed")

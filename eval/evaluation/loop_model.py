@@ -4,7 +4,8 @@ In the coordinates u = b / (a + b), y = x / (a + b), a and b being the scales of
 diffusion or of a flow moves along dy = v du. With e the distance of a cached run from the uncached one, and w the weights of
 its forecasts,
 
-    e_{s+1} = e_s + Δu_s (p_s - v_s),    p_s = Σ_m w_m(s) p_m at a forecast step,    p_m = v_m + κ_m e_m + ρ_m |e_m| ξ at a full one:
+    e_{s+1} = e_s + Δu_s (p_s - v_s),    p_s = Σ_m w_m(s) p_m at a forecast step,
+                                         p_m = v_m + κ_m e_m + ρ_m |e_m| ξ at a full one:
 
 the network answers to its input's distance with κ of it and with something of size ρ that points elsewhere. Everything but ξ
 is a combination of the v_s, so that a T x T matrix of inner products tells the energy of the final distance; ξ adds to it by
@@ -41,7 +42,10 @@ class Sensitivity:
 
     @classmethod
     def measured(cls, moments: Sequence[tuple[Sequence[int], np.ndarray]], num_steps: int) -> "Sensitivity":
-        """From runs: their full steps, and (B, T, 3) with |e|², e·d and |d|² at a step, d being p - v. Between steps, a line."""
+        """From runs: their full steps, and (B, T, 3) with |e|², e·d and |d|² at a step, d being p - v.
+
+        Between steps that were full in some run, a line.
+        """
         by_step: dict[int, list[tuple[float, np.ndarray]]] = {}
         for full_steps, values in moments:
             for step in full_steps:
@@ -106,7 +110,9 @@ class LoopModel:
         """Expected energy of the final distance, (B,), in parts of that of the latents."""
         distance, before, influence = self.run(full_steps, corrections)
         path = np.einsum("bkt,kt->bk", before @ self.gram, before)
-        return (self._scattered(full_steps, influence) * path).sum(1) + np.einsum("bt,t->b", distance @ self.gram, distance)
+        return (self._scattered(full_steps, influence) * path).sum(1) + np.einsum(
+            "bt,t->b", distance @ self.gram, distance
+        )
 
     def _scattered(self, full_steps: Steps, influence: np.ndarray) -> np.ndarray:
         """What the final energy gets of |e|² before each full step, (B or 1, K)."""
@@ -224,7 +230,11 @@ def _neighbour(full_steps: Steps, num_steps: int, draw: random.Random) -> Steps 
         return None
     place, kind = draw.randrange(1, len(full_steps)), draw.random()
     if kind < 0.75:
-        changed = {*full_steps[:place], *full_steps[place + 1 :], full_steps[place] + draw.choice((-3, -2, -1, 1, 2, 3))}
+        changed = {
+            *full_steps[:place],
+            *full_steps[place + 1 :],
+            full_steps[place] + draw.choice((-3, -2, -1, 1, 2, 3)),
+        }
     elif kind < 0.88:
         by = draw.choice((-1, 1))
         changed = {*full_steps[:place], *(step + by for step in full_steps[place:])}

@@ -1,11 +1,11 @@
-"""LoopSeer's calibration: lists that the model of a run proposes, sampled for real; then corrections, fitted in the closed loop.
+"""LoopSeer's calibration: lists that the model of a run proposes, sampled for real; corrections, fitted in the closed loop.
 
 1. The calibration samples are drawn without a cache; of every step some coordinates of the latents are kept, no features.
 2. A few lists are sampled, which says how the network answers to a distance of its input (`loop_model.Sensitivity`).
 3. For each basis the best list is sought in the model of a run and sampled; what that teaches of the sensitivity goes into a
    second round. The best are sampled in every form, and the best of all is moved step by step, in the order in which the model
    thinks well of the moves, while samples come nearer to the uncached ones.
-4. Corrections of the weights are fitted to final latents by Gauss-Newton steps; the derivatives are differences of sampled runs.
+4. Corrections of the weights are fitted to final latents by a Gauss-Newton step; derivatives are differences of sampled runs.
    How far a step goes, and whether one is taken, is decided on samples that it was not fitted to.
 
 What was sampled is kept in a folder beside the output; a killed calibration goes through it again and goes on where it ended.
@@ -31,7 +31,8 @@ from tqdm import tqdm
 from cache_dic import PRESETS, Cache, UserError, make_cache
 from cache_dic.methods.loopseer import Calibration
 from cache_dic.plan import describe_steps
-from evaluation.backbones import PACKAGES
+from cache_dic.searched import read_schedule
+from evaluation.backbones import PACKAGES, shipped_schedules
 from evaluation.calibration import Family, Sampler, even_steps
 from evaluation.jobs import digests
 from evaluation.loop_model import Key, LoopModel, Sensitivity, Steps, best_list, correction_keys, moved, ridged
@@ -47,8 +48,11 @@ FORMS = ("folded", "hidden", "output")
 FITS = ("none", "teacher", "model", "closed")
 REACH = 2
 """Full steps back that corrections reach."""
-FINALISTS = 3
-"""Lists that go into the second round, and that are sampled in every form."""
+FINALISTS = 2
+"""Lists whose bases go into the second round, and that are sampled in every form."""
+CAUTION = (1.0, 2.0, 4.0)
+"""What ρ is taken for beside what was measured: the network answers to small distances as it was seen to, to large ones more
+than in proportion, and then early steps want to lie closer. Which holds for a model its samples decide."""
 RIDGES = (0.01, 0.1, 1.0)
 ROUNDS = 1
 """Of Gauss-Newton steps."""
@@ -103,6 +107,11 @@ class Job:
     def warmup_steps(self) -> int:
         return PRESETS[PACKAGES[self.args.model]].warmup_steps
 
+    def searched(self) -> list[Steps]:
+        """The lists that `eval/search_schedule.py` has found for the model and ship with it, with as many full steps."""
+        shipped = map(read_schedule, shipped_schedules(self.args.model, self.num_steps))
+        return [file.full_steps for file in shipped if len(file.full_steps) == self.count]
+
     def corrections_at_most(self) -> int:
         return sum(min(REACH, i + 1) for i in range(self.count))
 
@@ -147,6 +156,7 @@ class Job:
                 "forms": list(self.forms),
                 "bases": [list(base) for base in self.bases],
                 "given": None if self.full_steps is None else list(self.full_steps),
+                "searched": [list(steps) for steps in self.searched()],
                 "fit": self.fit,
                 "lists": self.limit,
                 "seed": self.seed,
@@ -218,7 +228,10 @@ class Sampling:
         if found is not None:
             self.bar.update(len(self.job.batches) * self.job.num_steps)
             return found
-        parts = [self._trajectory(make_cache("uncached"), batch, first=number == 0) for number, batch in enumerate(self.job.batches)]
+        parts = [
+            self._trajectory(make_cache("uncached"), batch, first=number == 0)
+            for number, batch in enumerate(self.job.batches)
+        ]
         made = {name: torch.cat([part[name] for part in parts]) for name in ("latents", "final")}
         made["levels"] = parts[0]["levels"]
         save_tensors(self._path("uncached"), made)
@@ -283,9 +296,7 @@ class Sampling:
                 save_tensors(self._path(name), found)
             else:
                 self.bar.update(len(self.job.batches) * self.job.num_steps)
-            self.done[calibration] = Sampled(
-                found["final"], found["moments"].numpy(), found["similarity_db"].tolist()
-            )
+            self.done[calibration] = Sampled(found["final"], found["moments"].numpy(), found["similarity_db"].tolist())
             best = max(self.done.values(), key=lambda one: one.mean_db)
             self.bar.set_description(f"run {len(self.done)}, best {best.mean_db:.2f} dB")
         return self.done[calibration]
@@ -364,13 +375,12 @@ class Search:
     def more(self) -> bool:
         return len(self.lists) < self.job.limit
 
-    def sensitivity(self) -> Sensitivity:
-        """Of all runs that were sampled in the form that enters the model."""
+    def model(self, calibration: Calibration, caution: float = CAUTION[0]) -> LoopModel:
+        """With the sensitivity that all runs so far have shown."""
         runs = [(one.full_steps, found.moments) for one, found in self.sample.done.items()]
-        return Sensitivity.measured(runs, self.job.num_steps)
-
-    def model(self, calibration: Calibration) -> LoopModel:
-        return LoopModel(self.gram, self.moves, self.sensitivity(), calibration.uncorrected)
+        seen = Sensitivity.measured(runs, self.job.num_steps)
+        seen = replace(seen, incoherent=caution * seen.incoherent)
+        return LoopModel(self.gram, self.moves, seen, calibration.uncorrected)
 
     def note(self, stage: str, calibration: Calibration) -> None:
         self.stages.append(
@@ -389,19 +399,28 @@ class Search:
         """The best list with its form and basis."""
         job = self.job
         usual = self._usual_base()
-        probes = {"published": published_steps(job.num_steps, job.count, job.warmup_steps), "even": even_steps(job.num_steps, job.count)}
+        probes = {
+            "published": published_steps(job.num_steps, job.count, job.warmup_steps),
+            "even": even_steps(job.num_steps, job.count),
+        }
         for name, steps in probes.items():
             self.note(name, self.make(steps, usual, job.forms[0]))
         if job.full_steps is not None:
             candidates = [self.make(job.full_steps, base, form) for base in job.bases for form in job.forms]
             return max(candidates, key=self.quality)
         self.quality(self.make(ending_steps(job.num_steps, job.count), usual, job.forms[0]))
-        bases: Sequence[tuple[str, int]] = job.bases
-        for name in ("proposed", "proposed again"):
-            proposed = [self._proposed(base) for base in bases if self.more()]
-            ranked = sorted(proposed, key=self.quality, reverse=True)
-            bases = [(one.basis, one.max_order) for one in ranked[:FINALISTS]]
-            self.note(name, self.best())
+        for steps in job.searched():
+            self.note("searched schedule", self.make(steps, usual, job.forms[0]))
+        for base in job.bases:
+            if self.more():
+                self.quality(self._proposed(base, CAUTION[0]))
+        self.note("proposed", self.best())
+        ranked = sorted(self.lists, key=self.quality, reverse=True)
+        bases = dict.fromkeys((one.basis, one.max_order) for one in ranked)
+        for base, caution in itertools.product(list(bases)[:FINALISTS], CAUTION):
+            if self.more():
+                self.quality(self._proposed(base, caution))
+        self.note("proposed again", self.best())
         finalists = sorted(self.lists, key=self.quality, reverse=True)[:FINALISTS]
         for one, form in itertools.product(finalists, job.forms):
             if self.more():
@@ -419,8 +438,9 @@ class Search:
         usual = ("taylor", PRESETS[PACKAGES[self.job.args.model]].max_order)
         return usual if usual in self.job.bases else self.job.bases[0]
 
-    def _proposed(self, base: tuple[str, int]) -> Calibration:
-        model = self.model(self.make((0,), base, self.job.forms[0]))
+    def _proposed(self, base: tuple[str, int], caution: float) -> Calibration:
+        """The best list by the model of a run."""
+        model = self.model(self.make((0,), base, self.job.forms[0]), caution)
         best = best_list(
             model.similarity_db, even_steps(self.job.num_steps, self.job.count), self.job.num_steps, self.job.seed
         )
@@ -432,7 +452,10 @@ class Search:
             best, model = self.best(), self.model(self.best())
             options = sorted(moved(best.full_steps, self.job.num_steps), key=model.similarity_db, reverse=True)
             for steps in options:
-                if not self.more() or self.quality(replace(best, full_steps=steps)) > self.quality(best) + LEAST_GAIN_DB:
+                if (
+                    not self.more()
+                    or self.quality(replace(best, full_steps=steps)) > self.quality(best) + LEAST_GAIN_DB
+                ):
                     break
             else:
                 return
@@ -545,7 +568,7 @@ def run(job: Job, *, resume: bool) -> dict[str, Any]:
         **claim,
         "stages": search.stages,
         "similarity_db": {"list": sampling(listed).mean_db, "fitted": sampling(final).mean_db},
-        "units": "similarity_db: energy of the uncached final latents over that of the difference, mean over calibration samples",
+        "units": "similarity_db: energy of the uncached final latents over that of the difference, mean over samples",
         "runs_sampled": len(sampling.done),
         "command": "eval/calibrate_loopseer.py",
         "command_line": job.command_line,

@@ -152,9 +152,7 @@ def _presets() -> dict[str, list[dict[str, Any]]]:
     for name in calibration_names():
         if match := _SHIPPED.fullmatch(f"loopseer-{name}"):
             found.setdefault(match["model"], []).append((int(match["count"]), name))
-    return {
-        model: [{"calibration": name} for _, name in sorted(rows, reverse=True)] for model, rows in found.items()
-    }
+    return {model: [{"calibration": name} for _, name in sorted(rows, reverse=True)] for model, rows in found.items()}
 
 
 @register("loopseer", schedule="loopseer", presets=_presets())
