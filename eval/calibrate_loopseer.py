@@ -108,9 +108,10 @@ def main(argv: list[str] | None = None) -> None:
 def listed_steps(text: str, num_steps: int) -> tuple[int, ...]:
     """UserError for what is no list of full steps of such a run."""
     try:
-        steps = full_steps_tuple([int(part) for part in text.split(",")])
+        numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"--list {text} is no list of steps, such as 0,4,9") from error
+    steps = full_steps_tuple(numbers)
     if steps[-1] >= num_steps:
         raise UserError(f"--list {text} ends past the last step, {num_steps - 1}")
     return steps
