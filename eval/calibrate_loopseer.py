@@ -24,7 +24,7 @@ python TaylorSeer-FLUX/sample.py --method loopseer --set calibration=outputs/loo
 python eval/calibrate_loopseer.py --model wan-tiny --full-steps 7 --samples 4 --form output --out outputs/seven.json
 python eval/calibrate_loopseer.py --model flux-dev --full-steps 10 --calibration-prompts prompts.txt --offload --dry-run
 """
-FORMS, FITS = ("folded", "hidden", "output"), ("none", "teacher", "model", "closed")
+ALL_FORMS, FITS = ("folded", "hidden", "output"), ("none", "teacher", "model", "closed")
 BASES = {"taylor": (1, 2, 3, 4), "newton": (2,)}
 
 
@@ -37,7 +37,9 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
     budget = caching.add_mutually_exclusive_group(required=True)
     budget.add_argument("--full-steps", type=positive_int, metavar="N", help="how many, step 0 included")
     budget.add_argument("--list", metavar="0,4,9", help="these full steps; only form and weights are sought")
-    caching.add_argument("--form", choices=FORMS, help="the form that is kept (default: the best of them)")
+    caching.add_argument(
+        "--form", choices=ALL_FORMS, help="the form that is kept (default: the better of folded and output)"
+    )
     caching.add_argument("--basis", choices=BASES, help="of the weights (default: the best)")
     caching.add_argument("--max-order", type=integer(1, 4), metavar="N", help="of the weights (default: the best)")
     caching.add_argument(
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     prompts = asked_prompts(asked, args)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
-    from evaluation.loopseer import Job, describe, describe_plan, run
+    from evaluation.loopseer import FORMS, Job, describe, describe_plan, run
 
     job = Job(
         args=args,

@@ -44,7 +44,8 @@ from seerkit.io.records import conditions
 from seerkit.text.prompts import Batch, make_batches
 from seerkit.weights.checkpoints import save_tensors
 
-FORMS = ("folded", "hidden", "output")
+FORMS = ("folded", "output")
+"""Chosen from where none is asked for."""
 FITS = ("none", "teacher", "model", "closed")
 REACH = 2
 """Full steps back that corrections reach."""
@@ -54,6 +55,8 @@ CAUTION = (1.0, 2.0, 4.0)
 """What ρ is taken for beside what was measured: the network answers to small distances as it was seen to, to large ones more
 than in proportion, and then early steps want to lie closer. Which holds for a model its samples decide."""
 RIDGES = (0.01, 0.1, 1.0)
+SHARES = (0.5, 1.0)
+"""Of a Gauss-Newton step, that may be taken: the network answers to large changes less than in proportion."""
 ROUNDS = 1
 """Of Gauss-Newton steps."""
 DIFFERENCE = 0.03
@@ -118,8 +121,8 @@ class Job:
     def runs_at_most(self) -> dict[str, int]:
         """Sampled runs with so many full steps, by stage."""
         fits = {"none": 0, "teacher": len(RIDGES), "model": len(RIDGES)}
-        per_round = self.corrections_at_most() + len(RIDGES) * (FOLDS + 1)
-        return {"lists": self.limit, "corrections": fits.get(self.fit, ROUNDS * per_round)}
+        per_round = self.corrections_at_most() + FOLDS * len(RIDGES) * len(SHARES) + 1
+        return {"lists": self.limit, "corrections": len(self.forms) * fits.get(self.fit, ROUNDS * per_round)}
 
     def plan(self) -> dict[str, Any]:
         """What a calibration takes: network evaluations, with all branches of guidance, in all and for one sample; bytes that
@@ -433,6 +436,17 @@ class Search:
     def best(self) -> Calibration:
         return max(self.lists, key=self.quality)
 
+    def by_form(self) -> list[Calibration]:
+        """The best list of every form, a given list with its best basis: corrections make up for more in one than another."""
+        ranked = sorted(self.lists, key=self.quality, reverse=True)
+        if self.job.full_steps is not None:
+            ranked = [one for one in ranked if one.full_steps == self.job.full_steps]
+        return [
+            next(one for one in ranked if one.engine == form)
+            for form in self.job.forms
+            if form in {o.engine for o in ranked}
+        ]
+
     def _usual_base(self) -> tuple[str, int]:
         """The published order, where it is among those to choose from."""
         usual = ("taylor", PRESETS[PACKAGES[self.job.args.model]].max_order)
@@ -500,29 +514,33 @@ class Search:
         slopes = (derivative.mT @ residual[:, :, None])[:, :, 0].numpy()
         weights = 1 / residual.square().sum(1).clamp_min(1e-12).numpy()  # so that a mean of decibels falls
 
-        def stepped(rows: np.ndarray, ridge: float) -> Calibration:
+        def stepped(rows: np.ndarray, ridge: float, share: float) -> Calibration:
             curvature = np.einsum("b,bpq->pq", weights[rows], curvatures[rows])
             slope = np.einsum("b,bp->p", weights[rows], slopes[rows])
             by = dict(zip(keys, -ridged(curvature, slope, ridge), strict=True))
-            return with_corrections(start, {key: values.get(key, 0.0) + by[key] for key in keys})
+            return with_corrections(start, {key: values.get(key, 0.0) + share * by[key] for key in keys})
 
         rows = np.arange(len(residual))
         folds = [rows % FOLDS == fold for fold in range(FOLDS)] if len(rows) >= FOLDS else []
 
-        def unseen(ridge: float) -> float:
+        def unseen(ridge: float, share: float) -> float:
             """The mean gain in dB on the samples that a step was not fitted to."""
             gains = np.zeros(len(rows))
             for fold in folds:
-                found = self.sample(stepped(~fold, ridge)).similarity_db
+                found = self.sample(stepped(~fold, ridge, share)).similarity_db
                 gains[fold] = np.subtract(found, here.similarity_db)[fold]
             return float(gains.mean())
 
-        gains = {ridge: unseen(ridge) for ridge in RIDGES} if folds else {RIDGES[-1]: 0.0}
-        ridge = max(gains, key=gains.__getitem__)
-        self.stages.append({"stage": "ridge", "gains_on_unseen_db": {str(r): gain for r, gain in gains.items()}})
-        if folds and gains[ridge] <= 0:
+        options = list(itertools.product(RIDGES, SHARES)) if folds else [(RIDGES[-1], SHARES[0])]
+        gains = [unseen(*option) if folds else 0.0 for option in options]
+        tried = [
+            {"ridge": ridge, "share": share, "gain_on_unseen_db": gain}
+            for (ridge, share), gain in zip(options, gains, strict=True)
+        ]
+        self.stages.append({"stage": "step", "engine": start.engine, "tried": tried})
+        if folds and max(gains) <= 0:
             return start
-        better = stepped(rows >= 0, ridge)
+        better = stepped(rows >= 0, *options[gains.index(max(gains))])
         return better if self._trial(better) > here.mean_db else start
 
 
@@ -559,7 +577,7 @@ def run(job: Job, *, resume: bool) -> dict[str, Any]:
     sampling = Sampling(job, state, device)
     search = Search(job, sampling)
     listed = search.found()
-    final = search.fitted(listed)
+    final = max([search.fitted(one) for one in search.by_form()], key=search.quality)
     search.note("fitted", final)
     sampling.bar.close()
     made = {

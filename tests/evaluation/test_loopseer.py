@@ -139,9 +139,8 @@ def test_a_plan_tells_what_a_calibration_takes(main, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["evaluations_per_sample_at_most"]["uncached"] == 50
     assert plan["evaluations_per_sample_at_most"]["lists"] == 200
-    assert (
-        plan["runs_at_most"]["corrections"] == 19 + 3 * 3
-    )  # corrections of two full steps back, ridges on two folds and all
+    # In two forms: two full steps back, three ridges with two shares on two folds, and the whole.
+    assert plan["runs_at_most"]["corrections"] == 2 * (19 + 2 * 6 + 1)
     assert plan["held_bytes_at_most"] == 4 * 2**18 * 4 * (50 + 1 + 19)
     main(["--model", "wan-t2v-1.3B", "--full-steps", "10", "--fit", "none", "--dry-run"])
     assert "of latents, no features" in capsys.readouterr().out
