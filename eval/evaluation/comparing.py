@@ -281,7 +281,7 @@ class Contest:
 
     def run(self) -> None:
         """Sample and measure whatever is not there; what fails leaves its error in its entry."""
-        pipeline: Any = _Later(self)
+        pipeline: Any = LatePipeline(self)
         samples = {entry.label: (Videos if self.is_video else Images)(entry, pipeline) for entry in self.whole()}
         pending = [
             (batch, waiting)
@@ -426,7 +426,7 @@ class Contest:
         }
 
 
-class _Later:
+class LatePipeline:
     """A family's pipeline that is loaded when something is to be sampled, with a sampler for every variant."""
 
     def __init__(self, contest: Contest) -> None:

@@ -1,0 +1,158 @@
+"""Files of calibrations of LoopSeer: which ship for a model, what of them is read here, and others made of them for trials."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_dic import UserError
+from evaluation.backbones import ROOT
+from seerkit.io.files import write_json
+from seerkit.io.records import read_record
+
+FOLDER = ROOT / "common" / "cache_dic" / "methods" / "calibrations"
+MADE_BY = "eval/calibrate_loopseer.py"
+PUBLISHED = "published"
+"""Ends the name of a calibration whose full steps are those of TaylorSeer's rule."""
+CALIBRATION = {
+    "method": "loopseer",
+    "model": str,
+    "num_steps": int,
+    "full_steps": [int],
+    "engine": (None, str),
+    "max_order": (None, int),
+    "weights": (None, {str: [float]}),
+    "calibration": (None, {"prompts": (None, [str]), "seed": (None, int)}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A file. data: what it holds."""
+
+    path: Path
+    data: Mapping[str, Any]
+
+    @property
+    def full_steps(self) -> tuple[int, ...]:
+        return tuple(self.data["full_steps"])
+
+    @property
+    def count(self) -> int:
+        return len(self.full_steps)
+
+    @property
+    def num_steps(self) -> int:
+        return self.data["num_steps"]
+
+    @property
+    def setting(self) -> str:
+        """What `make_cache("loopseer", calibration=…)` takes: the name of a file that ships, the path of another."""
+        return self.path.stem.removeprefix("loopseer-") if self.path.parent == FOLDER else str(self.path)
+
+    @property
+    def seen(self) -> set[str]:
+        """The prompts of its samples."""
+        return set((self.data.get("calibration") or {}).get("prompts") or ())
+
+    def told(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {
+            "name": self.path.stem,
+            "digest": hashlib.sha256(self.path.read_bytes()).hexdigest()[:16],
+            **{name: self.data.get(name) for name in ("full_steps", "engine", "max_order")},
+            "num_samples": len((self.data.get("calibration") or {}).get("prompts") or ()),
+        }
+
+
+def read(path: Path) -> Calibration:
+    """UserError naming what of a file is no calibration."""
+    return Calibration(path=path, data=read_record(path, CALIBRATION, MADE_BY))
+
+
+def shipped(model: str, num_steps: int, *, ending: str = "", folder: Path = FOLDER) -> dict[int, Calibration]:
+    """By number of full steps, most first, the calibrations of a model that ship for runs of so many steps."""
+    name, end = f"loopseer-{model.replace('/', '-')}-", f"-of-{num_steps}{ending and f'-{ending}'}"
+    counts = {path.stem.removeprefix(name).removesuffix(end): path for path in folder.glob(f"{name}*{end}.json")}
+    found = [read(path) for text, path in counts.items() if text.isdecimal()]
+    return {one.count: one for one in sorted(found, key=lambda one: -one.count)}
+
+
+def by_budget(model: str, num_steps: int, budgets: Sequence[int], given: Sequence[Path] = ()) -> dict[int, Calibration]:
+    """By budget, the calibration that is shown: of those given, or else of those that ship.
+
+    UserError for one of another model or number of steps, and naming the budgets that none is for, with how to make one.
+    """
+    found = {one.count: one for one in map(read, given)} if given else shipped(model, num_steps)
+    for one in found.values():
+        if (one.data["model"], one.num_steps) != (model, num_steps):
+            raise UserError(
+                f"calibration {one.path} is for {one.num_steps} steps of {one.data['model']}, not for {num_steps} of "
+                f"{model}; name others by --calibrations"
+            )
+    missing = [count for count in budgets if count not in found]
+    if missing:
+        raise UserError(
+            f"no calibration of LoopSeer for {num_steps} steps of {model} has {', '.join(map(str, missing))} full steps; make "
+            f"one with {MADE_BY}, or ask for others by --budgets"
+            + (f" ({', '.join(map(str, found))} are there)" if found else "")
+        )
+    return {count: found[count] for count in budgets}
+
+
+# ------------------------------------------------------------------------------------------------------- made for trials
+
+
+def of_another(one: Calibration, model: str, folder: Path) -> Calibration:
+    """The file with another model's name, as if it had been made for that."""
+    return _written({**one.data, "model": model}, folder / f"{one.path.stem}-for-{model.replace('/', '-')}.json")
+
+
+def mapped(one: Calibration, num_steps: int, folder: Path) -> Calibration:
+    """The list and the weights for another number of steps, by place in the run and within the gaps.
+
+    A full step goes to the nearest step at the same share of the run; one that would meet the one before it goes after it. A
+    weight is that of the old gap at the same share of its length, on the line between the steps beside it; at its start the
+    latest feature counts 1. UserError where the full steps do not fit.
+    """
+    if num_steps <= one.count:
+        raise UserError(f"{one.count} full steps leave nothing to forecast of {num_steps}; take more steps")
+    scale = (num_steps - 1) / (one.num_steps - 1)
+    steps: list[int] = []
+    for place, step in enumerate(one.full_steps):
+        least, most = (steps[-1] + 1 if steps else 0), num_steps - (one.count - place)
+        steps.append(min(max(round(step * scale), least), most))
+    rows = one.data.get("weights") or {}
+    weights: dict[str, list[float]] = {}
+    for old, new, old_end, new_end in zip(
+        one.full_steps, steps, (*one.full_steps[1:], one.num_steps), (*steps[1:], num_steps), strict=True
+    ):
+        for step in range(new + 1, new_end):
+            weights[str(step)] = _between(rows, old, old_end, (step - new) / (new_end - new))
+    made = {**one.data, "num_steps": num_steps, "full_steps": steps, "weights": weights}
+    return _written(made, folder / f"{one.path.stem}-for-{num_steps}.json")
+
+
+def _between(rows: Mapping[str, Sequence[float]], start: int, end: int, share: float) -> list[float]:
+    """Weights at a share of the way from the full step at `start` to the one at `end`, between those of the steps beside it."""
+    place = start + share * (end - start)
+    before = min(int(place), end - 1)
+    after = min(before + 1, end - 1)
+    low, high = (_row(rows, start, step) for step in (before, after))
+    length = max(len(low), len(high))
+    low, high = ([0.0] * (length - len(row)) + row for row in (low, high))
+    part = place - before
+    return [(1 - part) * a + part * b for a, b in zip(low, high, strict=True)]
+
+
+def _row(rows: Mapping[str, Sequence[float]], start: int, step: int) -> list[float]:
+    """Weights at an old step; at a full one the latest feature is the forecast."""
+    return [1.0] if step == start else list(rows[str(step)])
+
+
+def _written(data: Mapping[str, Any], path: Path) -> Calibration:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, json.loads(json.dumps(data)))
+    return Calibration(path=path, data=data)
