@@ -1,5 +1,5 @@
-"""The evidence for LoopSeer on one model: at every budget of full steps beside TaylorSeer with as many, the other methods at equal
-operations and fewer steps, on samples that no calibration has seen, with differences sample by sample.
+"""The evidence for LoopSeer on one model: at every budget of full steps beside TaylorSeer with as many, the other methods at
+equal operations and fewer steps, on samples that no calibration has seen, with differences sample by sample.
 
 --ablations: with parts of its calibration left out. --transfer: used on what it was not calibrated for. Flags of sampling and
 device are those of the model's own command, and --help with --model shows them. A killed run goes on where it stopped.
@@ -16,11 +16,12 @@ from typing import Any
 
 from cache_dic import UserError
 from evaluation.beyond.calibrations import by_budget
+from evaluation.beyond.samples import HELD_OUT
 from evaluation.families import FAMILIES, Family, all_models, asked_model
 from evaluation.flags import EMBEDDED, hide_caching, refuse_caching
 from evaluation.variants import setup_of
 from seerkit.command.cache_flags import load_plugin
-from seerkit.command.cli import Parser, non_negative_int, positive_int, run_command, show_log
+from seerkit.command.cli import Parser, non_negative_int, positive_int, run_command
 from seerkit.command.flags import add_dry_run_flag
 
 COMMAND = "eval/beyond.py"
@@ -162,7 +163,7 @@ def run_evidence(
     """The record of the evidence, its text, and what draws its figures; None for a plan."""
     from evaluation.beyond.cells import evidence_text
     from evaluation.beyond.evidence import Budget, Evidence, plan
-    from evaluation.beyond.samples import HELD_OUT, check_unseen
+    from evaluation.beyond.samples import check_unseen
     from evaluation.jobs import print_json
     from seerkit.devices.distributed import num_processes, start_world
 
@@ -194,8 +195,6 @@ def run_evidence(
     if args.dry_run:
         print_json(plan(evidence, evidence.entries(args, prompts, evidence.variants())))
         return None
-    if not args.json:
-        show_log()
     record = evidence.run(start_world(args.device))
 
     def draw(record: dict[str, Any], folder: Path) -> list[Path]:
@@ -209,7 +208,44 @@ def run_evidence(
 def run_study(
     argv: list[str] | None, args: argparse.Namespace, family: Family, out: Path, budgets: Sequence[int]
 ) -> Any:
-    raise NotImplementedError
+    """As `run_evidence`, of a study."""
+    from evaluation.beyond import studies
+    from evaluation.beyond.cells import study_text
+    from evaluation.beyond.evidence import Evidence
+    from evaluation.jobs import print_json
+    from seerkit.devices.distributed import start_world
+
+    if len(budgets) > 1:
+        raise UserError(f"a study is of one budget, and --budgets names {len(budgets)}; give one")
+    study = studies.ABLATIONS if args.ablations else studies.TRANSFER
+    seed, count = args.seed, args.num_samples or NUM_SAMPLES[family.makes][1]
+    command_line = shlex.join(["python", COMMAND, *args.command_line])
+
+    def open_evidence(group: studies.Contestants) -> Evidence:
+        own, _ = parse_args(argv, group.flags)
+        prompts = settle(own, family, kind=group.kind, seed=seed, count=count, out=out / studies.slug(group))
+        return Evidence(
+            args=own,
+            prompts=prompts,
+            rival_args=None,
+            rival_prompts=[],
+            family=family,
+            setup=setup_of(own, family),
+            budgets=[],
+            kept=0,
+            resume=args.resume,
+            command_line=command_line,
+        )
+
+    settle(args, family, kind=HELD_OUT, seed=seed, count=count, out=out)
+    (one,) = by_budget(args.model, args.num_steps, budgets, args.calibrations).values()
+    cases = studies.STUDIES[study](one, args.model, setup_of(args, family), out / "calibrations")
+    if args.dry_run:
+        print_json(studies.plan(cases, args.model))
+        return None
+    failed = studies.make_missing(cases, args.model)
+    record = studies.run(study, one.count, cases, failed, open_evidence, start_world(args.device), command_line, out)
+    return record, f"{study_text(record)}\nrecord: {out / 'beyond.json'}", lambda *_: []
 
 
 if __name__ == "__main__":

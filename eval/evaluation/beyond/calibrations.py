@@ -1,7 +1,6 @@
 """Files of calibrations of LoopSeer: which ship for a model, what of them is read here, and others made of them for trials."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 from cache_dic import UserError
 from evaluation.backbones import ROOT
-from seerkit.io.files import write_json
 from seerkit.io.records import read_record
 
 FOLDER = ROOT / "common" / "cache_dic" / "methods" / "calibrations"
@@ -105,13 +103,13 @@ def by_budget(model: str, num_steps: int, budgets: Sequence[int], given: Sequenc
 # ------------------------------------------------------------------------------------------------------- made for trials
 
 
-def of_another(one: Calibration, model: str, folder: Path) -> Calibration:
-    """The file with another model's name, as if it had been made for that."""
-    return _written({**one.data, "model": model}, folder / f"{one.path.stem}-for-{model.replace('/', '-')}.json")
+def of_another(one: Calibration, model: str) -> dict[str, Any]:
+    """What a calibration holds with another model's name, as if it had been made for that."""
+    return {**one.data, "model": model}
 
 
-def mapped(one: Calibration, num_steps: int, folder: Path) -> Calibration:
-    """The list and the weights for another number of steps, by place in the run and within the gaps.
+def mapped(one: Calibration, num_steps: int) -> dict[str, Any]:
+    """What a calibration holds, the list and the weights for another number of steps, by place in the run and within the gaps.
 
     A full step goes to the nearest step at the same share of the run; one that would meet the one before it goes after it. A
     weight is that of the old gap at the same share of its length, on the line between the steps beside it; at its start the
@@ -131,8 +129,7 @@ def mapped(one: Calibration, num_steps: int, folder: Path) -> Calibration:
     ):
         for step in range(new + 1, new_end):
             weights[str(step)] = _between(rows, old, old_end, (step - new) / (new_end - new))
-    made = {**one.data, "num_steps": num_steps, "full_steps": steps, "weights": weights}
-    return _written(made, folder / f"{one.path.stem}-for-{num_steps}.json")
+    return {**one.data, "num_steps": num_steps, "full_steps": steps, "weights": weights}
 
 
 def _between(rows: Mapping[str, Sequence[float]], start: int, end: int, share: float) -> list[float]:
@@ -150,9 +147,3 @@ def _between(rows: Mapping[str, Sequence[float]], start: int, end: int, share: f
 def _row(rows: Mapping[str, Sequence[float]], start: int, step: int) -> list[float]:
     """Weights at an old step; at a full one the latest feature is the forecast."""
     return [1.0] if step == start else list(rows[str(step)])
-
-
-def _written(data: Mapping[str, Any], path: Path) -> Calibration:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, json.loads(json.dumps(data)))
-    return Calibration(path=path, data=data)

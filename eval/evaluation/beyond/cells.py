@@ -5,7 +5,7 @@ from typing import Any
 
 from evaluation.beyond.paired import verdict
 from evaluation.beyond.rivals import OURS
-from evaluation.beyond.rows import EVEN, FEWER, OF_LIST, PUBLISHED, RIVAL, RIVAL_ON_LIST, ROLES
+from evaluation.beyond.rows import EVEN, FEWER, OF_LIST, ON_LIST, PUBLISHED, RIVAL, RIVAL_ON_LIST, ROLES, WHOLE
 from evaluation.cells import plus_minus
 from seerkit.io.tables import counted, number, psnr_cell, text_table
 
@@ -210,6 +210,78 @@ def tried_cell(tried: Mapping[str, Any]) -> str:
         return "failed"
     psnr = "identical" if tried["psnr_db"] is None else number(tried["psnr_db"], 1)
     return f"{psnr} ({number(tried['flops_ratio'], 2, 'x')})"
+
+
+# -------------------------------------------------------------------------------------------------------------- studies
+
+ABLATIONS_HEADER = [
+    "what is changed", "to", "PSNR dB", "less the whole method dB", "over TaylorSeer's published rule dB", "full steps",
+]  # fmt: skip
+TRANSFER_HEADER = [
+    "what is changed", "to", "TaylorSeer, published rule dB", "LoopSeer dB", "gain over it dB",
+    "over TaylorSeer on the same full steps dB",
+]  # fmt: skip
+
+
+def ablation_cells(record: Record) -> list[list[str]]:
+    """A line for every case that could be run."""
+    lines = []
+    for case, row in _run(record):
+        over = case["over"]
+        lines.append(
+            [
+                case["group"], case["label"], psnr_cell(row["psnr"]), _over(over, WHOLE), _over(over, PUBLISHED),
+                " ".join(map(str, case["calibration"]["full_steps"])),
+            ]
+        )  # fmt: skip
+    return lines
+
+
+def transfer_cells(record: Record) -> list[list[str]]:
+    """A line for every case that could be run; the rows that it is set beside are of its own flags and prompts."""
+    lines = []
+    for case, row in _run(record):
+        contest = record["contests"][case["contest"]]
+        rows, over = {one["label"]: one for one in contest["rows"]}, case["over"]
+        published = rows.get(contest["against"][PUBLISHED], {})
+        lines.append(
+            [
+                case["group"], case["label"], psnr_cell(published.get("psnr")), psnr_cell(row["psnr"]), _over(over, PUBLISHED),
+                _over(over, ON_LIST),
+            ]
+        )  # fmt: skip
+    return lines
+
+
+def _run(record: Record) -> list[tuple[Row, Row]]:
+    """Cases with figures, each with its row."""
+    found = []
+    for case in record["cases"]:
+        if "error" not in case:
+            rows = {row["label"]: row for row in record["contests"][case["contest"]]["rows"]}
+            found.append((case, rows[case["row"]]))
+    return found
+
+
+def _over(over: Mapping[str, Any], name: str) -> str:
+    return gain(over.get(name, {}).get("psnr_db"))
+
+
+def not_run(record: Record) -> list[str]:
+    """Cases without figures, and why."""
+    return [
+        f"{case['group']}, {case['label']}, not run: {case['error']}" for case in record["cases"] if "error" in case
+    ]
+
+
+def study_text(record: Record) -> str:
+    """What the command prints of a study."""
+    header, cells = (
+        (ABLATIONS_HEADER, ablation_cells(record))
+        if record["study"] == "ablations"
+        else (TRANSFER_HEADER, transfer_cells(record))
+    )
+    return "\n\n".join([facts(record), text_table(header, cells), *not_run(record)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- text

@@ -9,7 +9,7 @@ from typing import Any
 from cache_dic import METHODS, UserError, make_cache
 from evaluation.backbones import BACKBONES, count_case, workload
 from evaluation.beyond.calibrations import Calibration
-from evaluation.beyond.rivals import Choice, Settings, choose, forecasters, knob_of, rivals, start_of
+from evaluation.beyond.rivals import LEAST_SHARE, Choice, Settings, choose, forecasters, knob_of, rivals, start_of
 from evaluation.beyond.rows import RIVAL, RIVAL_ON_LIST, Placed, cached
 from evaluation.comparing import Contest, Entry, LatePipeline
 from evaluation.variants import Setup, Variant
@@ -40,15 +40,14 @@ class Ratios:
         self._pipeline: LatePipeline | None = None
         self._uncached: int | None = None
 
-    def counted(self, cache: Any) -> float | None:
-        """None where full steps are decided while sampling."""
-        return count_case(self.backbone, self.case, cache, self.num_steps)["flops_ratio"]
-
-    def of(self, cache: Any) -> float | None:
-        """None where a run fails."""
-        found = self.counted(cache)
-        if found is not None:
-            return found
+    def of(self, cache: Any, least: float) -> float | None:
+        """None where a run fails; where full steps are decided while sampling and `least` is out of reach, the bound."""
+        found = count_case(self.backbone, self.case, cache, self.num_steps)
+        if found["flops_ratio"] is not None:
+            return found["flops_ratio"]
+        _, most = found["flops_ratio_bounds"]
+        if most < least:
+            return most
         if cache.label not in self.measured:
             self.measured[cache.label] = self._measure(cache)
             write_json(self.path, self.measured)
@@ -84,7 +83,7 @@ def choices(ratios: Ratios, setup: Setup, target: float) -> list[Choice]:
             try:
                 cache = make_cache(method, preset=setup.package, model=setup.model, **settings)
                 cache.plan(setup.num_steps)
-                return ratios.of(cache)
+                return ratios.of(cache, LEAST_SHARE * target)
             except UserError:
                 return None
 

@@ -17,10 +17,12 @@ NEAR = 1.07
 KNOBS = ("interval", "threshold", "residual_diff_threshold", "base", "alpha")
 """Settings that move a method's operations, all of them upwards in FLOPs ratio: the first that a method has."""
 MOST_INTERVAL = 16
+FLAT = 2
+"""Doublings in a row without effect, after which a method has reached what it can."""
 DOUBLINGS, HALVINGS = 8, 6
 """Of a setting that is no interval: how often it is doubled or halved to enclose a budget, and then how often the enclosure is
 cut in two."""
-OURS = "loopseer"
+OURS, TAYLORSEER = "loopseer", "taylorseer"
 
 Settings = Mapping[str, Any]
 Ratio = Callable[[Settings], float | None]
@@ -85,10 +87,13 @@ def _bisected(base: Settings, knob: str, start: float, ratio: Ratio, target: flo
     factor = 2.0 if made < target else 0.5
     low = high = start
     for _ in range(DOUBLINGS):
+        before = [made for _, made in tried[-FLAT:]]
         low, high = (high, high * 2) if factor > 1 else (low / 2, low)
         reached = at(high if factor > 1 else low)
         if reached is None or (reached >= target) == (factor > 1):
             break
+        if before == [reached] * FLAT:
+            return tried
     for _ in range(HALVINGS):
         if (best := nearest(tried, target)) is not None and best[1] <= target / LEAST_SHARE:
             break
@@ -107,14 +112,16 @@ def knob_of(method: str) -> str | None:
 
 
 def rivals(setup: Setup) -> dict[str, list[dict[str, Any]]]:
-    """Published rows, or those of the usual intervals, of every other method that is defined for a model and has some."""
-    names = [name for name in METHODS if name not in (UNCACHED, OURS)]
+    """Published rows, or those of the usual intervals, of every other method that is defined for a model and has some.
+
+    TaylorSeer has rows of its own at every budget.
+    """
+    names = [name for name in METHODS if name not in (UNCACHED, OURS, TAYLORSEER)]
     return {name: rows for name in names if (rows := method_rows(name, setup))}
 
 
 def forecasters(setup: Setup) -> list[str]:
-    """The methods that forecast on any list of full steps, each kind of forecast once; TaylorSeer, which has a row of its own,
-    is not among them."""
+    """The methods among `rivals` that forecast on any list of full steps, each kind of forecast once."""
     seen: set[tuple[Any, str]] = set()
     found = []
     for name in rivals(setup):
@@ -122,7 +129,7 @@ def forecasters(setup: Setup) -> list[str]:
         rule = SCHEDULES[method.schedule]
         decides = isinstance(rule, type) or issubclass(method.forecaster, Partial)
         reuses_again = method.forecaster is Reuse and (Reuse, method.engine) in seen
-        if decides or reuses_again or name == "taylorseer":
+        if decides or reuses_again:
             continue
         seen.add((method.forecaster, method.engine))
         found.append(name)

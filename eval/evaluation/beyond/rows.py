@@ -6,7 +6,7 @@ from typing import Any
 
 from cache_dic import PRESETS, UserError, make_cache
 from evaluation.beyond.calibrations import Calibration
-from evaluation.beyond.rivals import LEAST_SHARE, OURS
+from evaluation.beyond.rivals import LEAST_SHARE, OURS, TAYLORSEER
 from evaluation.calibration import even_steps
 from evaluation.variants import BASELINES, UNCACHED, Setup, Variant
 
@@ -23,8 +23,8 @@ ROLES = {
     RIVAL_ON_LIST: "the best other published forecast on LoopSeer's full steps",
 }
 """What a row is at a budget."""
-OWN = (OURS, FITTED)
-"""Roles that are no baselines."""
+WHOLE = "the whole method"
+"""Of a study, LoopSeer as it ships."""
 OF_LIST = (ON_LIST, RIVAL_ON_LIST)
 """Roles of baselines that have LoopSeer's full steps."""
 REFERENCE_INTERVAL = 4
@@ -61,7 +61,7 @@ def published_list(setup: Setup, count: int) -> tuple[int, ...]:
 
 
 def fixed_rows(one: Calibration, fitted: Calibration | None, setup: Setup) -> Iterator[Placed]:
-    """LoopSeer and TaylorSeer with as many full steps; fitted: LoopSeer's calibration for the published list, if there is one."""
+    """LoopSeer and TaylorSeer with as many full steps; fitted: LoopSeer's calibration for the published list, or None."""
     count = one.count
     yield Placed(role=OURS, variant=ours(one, setup))
     lists: dict[str, Sequence[int]] = {
@@ -71,7 +71,7 @@ def fixed_rows(one: Calibration, fitted: Calibration | None, setup: Setup) -> It
     }
     for role, full_steps in lists.items():
         name, series = f"taylorseer-{role.replace(' ', '-')}-{count}", f"taylorseer, {role}"
-        yield Placed(role=role, variant=cached(name, series, "taylorseer", setup, full_steps=list(full_steps)))
+        yield Placed(role=role, variant=cached(name, series, TAYLORSEER, setup, full_steps=list(full_steps)))
     if fitted is not None:
         yield Placed(role=FITTED, variant=ours(fitted, setup, f"{OURS}-published-{count}"))
 
@@ -92,4 +92,4 @@ def fewer_steps(ratio: float, setup: Setup) -> Iterator[Placed]:
 def reference(setup: Setup) -> Variant:
     """TaylorSeer at the published setting that is to be reached with fewer full steps."""
     name = f"taylorseer-N{REFERENCE_INTERVAL}"
-    return cached(name, "taylorseer, own interval", "taylorseer", setup, interval=REFERENCE_INTERVAL)
+    return cached(name, "taylorseer, own interval", TAYLORSEER, setup, interval=REFERENCE_INTERVAL)
