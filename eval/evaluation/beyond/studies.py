@@ -1,11 +1,11 @@
-"""Ablations and transfer: LoopSeer with a calibration that lacks something, or on what it was not calibrated for. Either is a list
-of cases, each a calibration file and changed flags of sampling, that one comparison runs."""
+"""Ablations and transfer: LoopSeer with a calibration that lacks something, or on what it was not calibrated for. Either is a
+list of cases, each a calibration file and changed flags of sampling, that one comparison runs."""
 
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,12 @@ UNITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A calibration and what it is used on. group: what is varied. make: flags of the calibration command that make the file,
-    where it is to be made. flags: of sampling, that stand against those of the command. kind: of prompts."""
+    """A calibration and what it is used on. group: what is varied. flags: of sampling, that stand against those of the command.
+    kind: of prompts.
+
+    make: flags of the calibration command that make the file where it is not there. holds: what is written into the file, of
+    one that is made of another.
+    """
 
     group: str
     label: str
@@ -42,6 +46,7 @@ class Case:
     make: tuple[str, ...] | None = None
     flags: tuple[str, ...] = ()
     kind: str = HELD_OUT
+    holds: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def command(self, model: str) -> list[str]:
         """What makes the calibration."""
@@ -100,9 +105,9 @@ def transfers(one: Calibration, model: str, setup: Setup, folder: Path) -> list[
         for group, label, flags in CHANGES[setup.package]
     ]
     for num_steps in OTHER_STEPS:
-        path = mapped(one, num_steps, folder).path
-        flags = ("--num-steps", str(num_steps))
-        cases.append(Case(group="steps", label=f"{num_steps} steps", calibration=path, flags=flags))
+        path, flags = folder / f"{one.path.stem}-for-{num_steps}.json", ("--num-steps", str(num_steps))
+        holds = mapped(one, num_steps)
+        cases.append(Case(group="steps", label=f"{num_steps} steps", calibration=path, flags=flags, holds=holds))
     if drawn_by(model) in KINDS[UNUSUAL]:
         cases.append(Case(group="prompts", label=KINDS[UNUSUAL][drawn_by(model)], calibration=one.path, kind=UNUSUAL))
     return cases + list(_wrong(one, model, setup, folder))
@@ -113,8 +118,8 @@ def _wrong(one: Calibration, model: str, setup: Setup, folder: Path) -> Iterator
     for other in (name for name in EMBEDDED if name != model and name in PACKAGES):
         found = shipped(other, setup.num_steps).get(one.count)
         if found is not None:
-            path = of_another(found, model, folder).path
-            yield Case(group="another model's calibration", label=other, calibration=path)
+            path, holds = folder / f"{found.path.stem}-for-{model.replace('/', '-')}.json", of_another(found, model)
+            yield Case(group="another model's calibration", label=other, calibration=path, holds=holds)
 
 
 STUDIES: Mapping[str, Callable[[Calibration, str, Setup, Path], list[Case]]] = {
@@ -132,6 +137,10 @@ def make_missing(cases: Sequence[Case], model: str) -> dict[Path, str]:
     missing = [case for case in cases if case.make is not None and not case.calibration.is_file()]
     if missing and not (ROOT / MADE_BY).is_file():
         raise UserError(f"{MADE_BY} is not there to make {missing[0].calibration}")
+    for case in cases:
+        if case.holds is not None:
+            case.calibration.parent.mkdir(parents=True, exist_ok=True)
+            write_json(case.calibration, dict(case.holds))
     for case in missing:
         case.calibration.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(ROOT / MADE_BY), *case.command(model)[1:]]
@@ -271,7 +280,5 @@ def _contest(
 
 def slug(group: Contestants) -> str:
     """The folder of a contest in the output."""
-    return (
-        "-".join([*(part.strip("-") for part in group.flags), *([] if group.kind == HELD_OUT else [group.kind])])
-        or "as-calibrated"
-    )
+    parts = [part.strip("-") for part in group.flags] + ([] if group.kind == HELD_OUT else [group.kind])
+    return "-".join(parts) or "as-calibrated"
