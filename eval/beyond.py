@@ -188,6 +188,7 @@ def run_evidence(
         setup=setup_of(args, family),
         budgets=[Budget(calibration=calibrations[count]) for count in budgets],
         kept=args.rivals,
+        seed=seed,
         resume=args.resume,
         command_line=shlex.join(["python", COMMAND, *args.command_line]),
     )
@@ -233,6 +234,7 @@ def run_study(
             setup=setup_of(own, family),
             budgets=[],
             kept=0,
+            seed=seed,
             resume=args.resume,
             command_line=command_line,
         )
@@ -244,7 +246,9 @@ def run_study(
         print_json(studies.plan(cases, args.model))
         return None
     failed = studies.make_missing(cases, args.model)
-    record = studies.run(study, one.count, cases, failed, open_evidence, start_world(args.device), command_line, out)
+    record = studies.run(
+        study, one.count, cases, failed, open_evidence, start_world(args.device), command_line, out, seed
+    )
     return record, f"{study_text(record)}\nrecord: {out / 'beyond.json'}", lambda *_: []
 
 

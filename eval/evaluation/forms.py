@@ -144,6 +144,57 @@ COMPARISON: Form = {
 }
 
 
+# ------------------------------------------------------------------------------------------------------- eval/beyond.py
+
+_DIFFERENCE_OF_PAIRS: Form = {
+    **dict.fromkeys(("mean", "low", "high", "wins", "losses"), (None, float)), "num": int
+}  # fmt: skip
+_DIFFERENCES: Form = {"psnr_db": _DIFFERENCE_OF_PAIRS}
+_CALIBRATED: Form = {"name": str, "digest": str, "full_steps": [int]}
+_PLACED: Form = {"role": str, "label": str, "name": str}
+_ROWS: Form = [({**_COMPARED, "full_steps": list}, {"name": str, "error": str})]
+BEYOND: Form = {
+    "seed": int,
+    "settings": {"model": str, "num_steps": int, "seed": int},
+    "num_samples": int,
+    "num_rival_samples": int,
+    "batch_size": int,
+    "reference": str,
+    "budgets": [
+        {
+            "full_steps": int,
+            "flops_ratio": positive,
+            "calibration": _CALIBRATED,
+            "rows": [({**_PLACED, "differences": (None, _DIFFERENCES)}, {**_PLACED, "error": str})],
+            "over_reference": (None, _DIFFERENCES),
+            "parts": ({str: _DIFFERENCE_OF_PAIRS}, dict),
+            "tried": list,
+            "not_tried": dict,
+        }
+    ],
+    "rows": _ROWS,
+    "conditions": CONDITIONS,
+}
+STUDY: Form = {
+    "study": str,
+    "seed": int,
+    "settings": {"model": str, "num_steps": int, "seed": int},
+    "full_steps": int,
+    "num_samples": int,
+    "contests": [{"flags": list, "prompts": str, "against": {str: str}, "rows": _ROWS}],
+    "cases": [
+        (
+            {
+                "group": str, "label": str, "contest": int, "row": str, "calibration": _CALIBRATED,
+                "over": ({str: _DIFFERENCES}, dict),
+            },
+            {"group": str, "label": str, "error": str},
+        )
+    ],
+    "conditions": CONDITIONS,
+}  # fmt: skip
+
+
 # -------------------------------------------------------------------------- eval/schedule_gains.py, eval/method_costs.py
 
 GAINS: Form = {

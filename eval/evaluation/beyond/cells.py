@@ -18,6 +18,7 @@ MEANING = (
     "dB: PSNR to the uncached sample of the same noise; gains: LoopSeer less the other, sample by sample; ±: half of Student's "
     f"95 % interval; yes, no: beyond the interval, {OPEN}: within it; nearer: share of the samples on which LoopSeer is nearer"
 )
+TIME_MEANING = "time ratio: of the uncached batch to this one, on a CPU of what its processors spent, else on the clock"
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -150,7 +151,7 @@ def reference_cells(record: Record) -> list[list[str]]:
 # -------------------------------------------------------------------------------------------------------------- budgets
 
 BUDGETS_HEADER = [
-    "full steps", "row", "FLOPs ratio", "latency ratio", "cache MiB", "PSNR dB", "LoopSeer less it dB", "nearer",
+    "full steps", "row", "FLOPs ratio", "time ratio", "cache MiB", "PSNR dB", "LoopSeer less it dB", "nearer",
     "SSIM", "LoopSeer less it", "Lite0 distance", "LoopSeer less it",
 ]  # fmt: skip
 MIB = 2**20
@@ -290,7 +291,7 @@ def study_text(record: Record) -> str:
 def facts(record: Record) -> str:
     s = record["settings"]
     kind = "video" if "frames" in s else "image"
-    return f"{s['model']}, {s['num_steps']} steps, {counted(record['num_samples'], kind)}, seed {s['seed']}"
+    return f"{s['model']}, {s['num_steps']} steps, {counted(record['num_samples'], kind)}, --seed {record['seed']}"
 
 
 def failures(record: Record) -> list[str]:

@@ -77,7 +77,7 @@ class Evidence:
     """What a command line asks for.
 
     args, prompts: of the samples that are judged; rival_args, rival_prompts: of those on which the best rivals are found, None
-    for no rivals. kept: how many of either role. command_line: what repeats it.
+    for no rivals. kept: how many of either role. seed: of the command. command_line: what repeats it.
     """
 
     args: argparse.Namespace
@@ -88,6 +88,7 @@ class Evidence:
     setup: Setup
     budgets: list[Budget]
     kept: int
+    seed: int
     resume: bool
     command_line: str
 
@@ -161,6 +162,7 @@ class Evidence:
             "command_line": self.command_line,
             "settings": job.settings,
             "units": UNITS,
+            "seed": self.seed,
             "roles": ROLES,
             "num_samples": len(self.prompts),
             "batch_size": job.args.batch_size,

@@ -194,6 +194,7 @@ def run(
     world: World,
     command_line: str,
     out: Path,
+    seed: int,
 ) -> dict[str, Any]:
     """The record of a study, written to out/beyond.json. open_evidence: what samples cases that belong together."""
     told: list[dict[str, Any]] = []
@@ -215,6 +216,7 @@ def run(
         "command_line": command_line,
         "study": study,
         "units": UNITS,
+        "seed": seed,
         "settings": settings,
         "full_steps": count,
         "num_samples": contests[0]["num_samples"],
