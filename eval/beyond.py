@@ -18,7 +18,7 @@ from cache_dic import UserError
 from evaluation.beyond.calibrations import by_budget
 from evaluation.beyond.samples import HELD_OUT
 from evaluation.families import FAMILIES, Family, all_models, asked_model
-from evaluation.flags import EMBEDDED, hide_caching, refuse_caching
+from evaluation.flags import hide_caching, refuse_caching
 from evaluation.variants import setup_of
 from seerkit.command.cache_flags import load_plugin
 from seerkit.command.cli import Parser, non_negative_int, positive_int, run_command
@@ -107,25 +107,29 @@ def parse_args(argv: Sequence[str] | None, more: Sequence[str] = ()) -> tuple[ar
     parser.set_defaults(model=DEFAULT_MODEL)
     args = parser.parse_args([*given, *more])
     refuse_caching(parser, args, "where every row has its own settings: name full steps by --budgets")
-    for name in ("prompt", "prompt_file"):
-        if getattr(args, name, None):
-            parser.error(
-                f"--{name.replace('_', '-')} is not taken here: samples are those that no calibration has seen"
-            )
-    if args.model not in EMBEDDED:
-        raise UserError(f"{args.model} has no held-out prompts of its own, and was not run on official weights; take one of "
-                        f"{', '.join(EMBEDDED)}")  # fmt: skip
     return args, family
 
 
-def settle(args: argparse.Namespace, family: Family, *, kind: str, seed: int, count: int, out: Path) -> list[str]:
-    """Fill in defaults and the seed of the noise; the prompts, one per sample. seed: of prompts and noise."""
-    from evaluation.beyond.samples import drawn, sample_seed
+def settle(
+    args: argparse.Namespace, family: Family, *, kind: str, seed: int, count: int | None, out: Path
+) -> list[str]:
+    """Fill in defaults and the seed of the noise; the prompts, one per sample.
+
+    seed: of prompts and noise. count: None for as many as there are prompts, where those are given.
+    """
+    from evaluation.beyond.samples import drawn, repeated, sample_seed
 
     args.batch_size = args.batch_size or BATCH[family.makes]
     family.fill(args)
-    args.seed, args.output_dir, args.num_samples = sample_seed(seed), out, count
-    return drawn(args, count, seed, kind)
+    given = family.prompts(args) if is_given(args) else None
+    args.seed, args.output_dir = sample_seed(seed), out
+    args.num_samples = count or (len(given) if given else NUM_SAMPLES[family.makes][args.ablations or args.transfer])
+    return repeated(given, args.num_samples) if given else drawn(args, args.num_samples, seed, kind)
+
+
+def is_given(args: argparse.Namespace) -> bool:
+    """Whether the command line has prompts of its own."""
+    return any(getattr(args, name, None) for name in ("prompt", "prompt_file"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -169,7 +173,7 @@ def run_evidence(
 
     if num_processes() > 1:
         raise UserError("the evidence is timed by one process; start it without torchrun")
-    seed, count = args.seed, args.num_samples or NUM_SAMPLES[family.makes][0]
+    seed, count = args.seed, args.num_samples
     rival_args = parse_args(argv)[0] if args.rivals else None
     prompts = settle(args, family, kind=HELD_OUT, seed=seed, count=count, out=out)
     rival_prompts: list[str] = []
@@ -219,7 +223,7 @@ def run_study(
     if len(budgets) > 1:
         raise UserError(f"a study is of one budget, and --budgets names {len(budgets)}; give one")
     study = studies.ABLATIONS if args.ablations else studies.TRANSFER
-    seed, count = args.seed, args.num_samples or NUM_SAMPLES[family.makes][1]
+    seed, count = args.seed, args.num_samples
     command_line = shlex.join(["python", COMMAND, *args.command_line])
 
     def open_evidence(group: studies.Contestants) -> Evidence:

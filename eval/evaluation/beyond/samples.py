@@ -1,13 +1,14 @@
 """The samples that LoopSeer is judged on: prompts and noise that no calibration draws."""
 
 import argparse
+import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cache_dic import UserError
 from evaluation.backbones import PACKAGES
 from evaluation.beyond.calibrations import Calibration
-from evaluation.calibration import SHOWN_SEED, noise_seed, shown_prompts
+from evaluation.calibration import SHOWN_SEED, family_of, noise_seed, shown_prompts
 
 SEED_KEY = 0xB3701D
 """Of `derive_seed`, from --seed to that of the noise: neither a calibration's (`evaluation.calibration.SEED_KEY`) nor shown."""
@@ -34,6 +35,8 @@ def drawn_by(model: str) -> str:
 
 def pool(args: argparse.Namespace, kind: str = HELD_OUT) -> list[str]:
     """All prompts of a kind; of DiT names of its classes. UserError where a model has no prompts of the kind."""
+    if family_of(args.model).published(args.model):
+        raise UserError(f"{args.model} needs --prompt-file FILE with one prompt per line, none of a calibration's")
     drawn = drawn_by(args.model)
     if drawn not in KINDS[kind]:
         raise UserError(f"{args.model} has no {kind} prompts, only its classes")
@@ -56,10 +59,14 @@ def pool(args: argparse.Namespace, kind: str = HELD_OUT) -> list[str]:
 def drawn(args: argparse.Namespace, count: int, seed: int, kind: str = HELD_OUT) -> list[str]:
     """So many prompts of a kind drawn by `seed`, each once before any comes again; classes of DiT in their order."""
     prompts = pool(args, kind)
-    if drawn_by(args.model) == "dit":
-        return (prompts * -(-count // len(prompts)))[:count]
-    random.Random(f"{seed} {kind}").shuffle(prompts)
-    return (prompts * -(-count // len(prompts)))[:count]
+    if drawn_by(args.model) != "dit":
+        random.Random(f"{seed} {kind}").shuffle(prompts)
+    return repeated(prompts, count)
+
+
+def repeated(prompts: Sequence[str], count: int) -> list[str]:
+    """So many prompts, which begin anew where there are fewer."""
+    return list(itertools.islice(itertools.cycle(prompts), count))
 
 
 def sample_seed(seed: int) -> int:

@@ -108,7 +108,7 @@ def transfers(one: Calibration, model: str, setup: Setup, folder: Path) -> list[
         path, flags = folder / f"{one.path.stem}-for-{num_steps}.json", ("--num-steps", str(num_steps))
         holds = mapped(one, num_steps)
         cases.append(Case(group="steps", label=f"{num_steps} steps", calibration=path, flags=flags, holds=holds))
-    if drawn_by(model) in KINDS[UNUSUAL]:
+    if model in EMBEDDED and drawn_by(model) in KINDS[UNUSUAL]:
         cases.append(Case(group="prompts", label=KINDS[UNUSUAL][drawn_by(model)], calibration=one.path, kind=UNUSUAL))
     return cases + list(_wrong(one, model, setup, folder))
 
