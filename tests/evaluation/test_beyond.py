@@ -170,7 +170,7 @@ def test_prompts_are_drawn_once_each_by_the_seed():
 
 
 def test_a_calibration_that_has_seen_a_prompt_is_refused():
-    one = Calibration(path=Path("loopseer-x.json"), data={"calibration": {"prompts": ["red apple, noto"]}})
+    one = Calibration(path=Path("loopseer-x.json"), data={"made_with": {"prompts": ["red apple, noto"]}})
     with pytest.raises(UserError, match=r"loopseer-x\.json was made with 'red apple, noto'"):
         check_unseen("flux-tiny", ["key, noto", "red apple, noto"], [one])
     check_unseen("flux-tiny", ["key, noto"], [one])
@@ -181,9 +181,9 @@ def test_a_calibration_that_has_seen_a_prompt_is_refused():
 
 
 def calibration(full_steps: list[int], num_steps: int, **more) -> dict:
-    rows = {str(step): [-0.5, 1.5] for step in range(num_steps) if step not in full_steps}
     return {
-        "method": "loopseer", "model": "flux-tiny", "num_steps": num_steps, "full_steps": full_steps, "weights": rows, **more,
+        "model": "flux-tiny", "num_steps": num_steps, "full_steps": full_steps, "engine": "folded", "basis": "taylor",
+        "max_order": 2, "warmup_steps": 3, "corrections": [[0.1]] * len(full_steps), **more,
     }  # fmt: skip
 
 
@@ -210,34 +210,20 @@ def test_budgets_without_a_calibration_are_named(tmp_path):
     with pytest.raises(UserError, match="is for 10 steps of flux-tiny, not for 50 of flux-tiny"):
         by_budget("flux-tiny", 50, [3], [path])
     with pytest.raises(UserError, match=r'is not a record of `eval/calibrate_loopseer\.py`: it lacks "full_steps"'):
-        read(written(tmp_path, "other", {"method": "loopseer", "model": "flux-tiny", "num_steps": 10}))
+        read(written(tmp_path, "other", {"model": "flux-tiny", "num_steps": 10}))
 
 
-def test_list_and_weights_are_carried_over_by_their_place():
-    data = calibration([0, 4], 7)
-    data["weights"] = {"1": [1.0], "2": [2.0], "3": [3.0], "5": [0.0, 1.0], "6": [-1.0, 2.0]}
-    one = Calibration(path=Path("x.json"), data=data)
-    same = mapped(one, 7)
-    assert (same["full_steps"], same["weights"]) == ([0, 4], data["weights"])
-    found = mapped(one, 13)  # twice as many steps between the first and the last
-    assert (found["num_steps"], found["full_steps"]) == (13, [0, 8])
-    assert found["weights"]["2"] == [1.0]
-    assert found["weights"]["3"] == pytest.approx([1.5])
-    assert found["weights"]["1"] == pytest.approx([1.0]), (
-        "half way from the full step, which counts 1, to the step after it"
-    )
-    # a gap of 3 steps is one of 5 now: step 9 lies at 0.6 of an old step, between (0, 1) at its start and (0, 1)
-    assert found["weights"]["9"] == pytest.approx([0.0, 1.0])
-    assert found["weights"]["10"] == pytest.approx([-0.2, 1.2])
-    assert {int(step) for step in found["weights"]} == {*range(13)} - {0, 8}
+def test_a_list_is_carried_over_by_its_place():
+    found = mapped(Calibration(path=Path("x.json"), data=calibration([0, 4], 7)), 13)
+    assert (found["num_steps"], found["full_steps"], found["corrections"]) == (13, [0, 8], [[0.1], [0.1]])
     with pytest.raises(UserError, match="2 full steps leave nothing to forecast of 2"):
-        mapped(one, 2)
+        mapped(Calibration(path=Path("x.json"), data=calibration([0, 4], 7)), 2)
 
 
 def test_full_steps_that_would_meet_are_kept_apart():
-    found = mapped(Calibration(path=Path("x.json"), data=calibration([0, 1, 2, 8], 10)), 5)
-    assert found["full_steps"] == [0, 1, 2, 4]
-    assert [*found["weights"]] == ["3"]
+    one = Calibration(path=Path("x.json"), data=calibration([0, 1, 2, 8], 10))
+    assert mapped(one, 5)["full_steps"] == [0, 1, 2, 4]
+    assert mapped(Calibration(path=Path("x.json"), data=calibration([0, 7, 8, 9], 10)), 5)["full_steps"] == [0, 2, 3, 4]
 
 
 # ------------------------------------------------------------------------------------------------------------- records
@@ -350,13 +336,21 @@ def whole(tmp_path: Path) -> Calibration:
 
 
 def test_ablations_change_one_part_each(tmp_path):
-    cases = studies.ablations(whole(tmp_path), "flux-tiny", FLUX, tmp_path / "made")
-    assert cases[0].group == WHOLE
-    assert cases[0].make is None
+    stages = [{"stage": "proposed", "full_steps": [*range(10)]}, {"stage": "moved", "full_steps": [*range(0, 50, 5)]}]
+    one = read(written(tmp_path, "x", calibration([*range(0, 50, 5)], 50, stages=stages)))
+    cases = studies.ablations(one, "flux-tiny", FLUX, tmp_path / "made")
+    assert (cases[0].group, cases[0].make) == (WHOLE, None)
     made = {(case.group, case.label): case.make for case in cases[1:]}
-    assert made["weights", "Taylor's"] == ("--full-steps", "10", "--fit", "none")
-    listed = " ".join(map(str, published_list(FLUX, 10)))
-    assert made["full steps", "the published rule's"] == ("--full-steps", listed)
+    listed = ("--list", "0,5,10,15,20,25,30,35,40,45")
+    fixed = (*listed, "--form", "folded", "--basis", "taylor")
+    assert made["weights", "Taylor's or Newton's"] == (*fixed, "--max-order", "2", "--fit", "none")
+    assert made["form", "hidden"] == (*listed, "--form", "hidden")
+    assert [label for group, label in made if group == "order"] == ["1", "3", "4"]
+    published = ",".join(map(str, published_list(FLUX, 10)))
+    assert made["full steps", "of the published rule"] == ("--list", published)
+    assert made["full steps", "as proposed"] == ("--list", "0,1,2,3,4,5,6,7,8,9")
+    assert ("full steps", "as moved") not in made, "it is the outcome"
+    assert made["calibration samples", "4"] == ("--full-steps", "10", "--samples", "4")
     assert len({case.calibration for case in cases}) == len(cases)
     assert len(grouped(cases)) == 1, "one contest for all"
 

@@ -15,15 +15,17 @@ MADE_BY = "eval/calibrate_loopseer.py"
 PUBLISHED = "published"
 """Ends the name of a calibration whose full steps are those of TaylorSeer's rule."""
 CALIBRATION = {
-    "method": "loopseer",
     "model": str,
     "num_steps": int,
     "full_steps": [int],
-    "engine": (None, str),
-    "max_order": (None, int),
-    "weights": (None, {str: [float]}),
-    "calibration": (None, {"prompts": (None, [str]), "seed": (None, int)}),
+    "engine": str,
+    "basis": str,
+    "max_order": int,
+    "corrections": list,
+    "stages": (None, [{"stage": str, "full_steps": (None, [int])}], list),
+    "made_with": (None, {"prompts": (None, [str])}),
 }
+"""What is read here of a file, which `cache_dic.methods.loopseer` reads for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +53,25 @@ class Calibration:
         return self.path.stem.removeprefix("loopseer-") if self.path.parent == FOLDER else str(self.path)
 
     @property
-    def seen(self) -> set[str]:
+    def seen(self) -> list[str]:
         """The prompts of its samples."""
-        return set((self.data.get("calibration") or {}).get("prompts") or ())
+        return (self.data.get("made_with") or {}).get("prompts") or []
 
     def told(self) -> dict[str, Any]:
         """What a record says of it."""
         return {
             "name": self.path.stem,
             "digest": hashlib.sha256(self.path.read_bytes()).hexdigest()[:16],
-            **{name: self.data.get(name) for name in ("full_steps", "engine", "max_order")},
-            "num_samples": len((self.data.get("calibration") or {}).get("prompts") or ()),
+            **{name: self.data[name] for name in ("full_steps", "engine", "basis", "max_order")},
+            "num_samples": len(self.seen),
         }
+
+    def lists_by_stage(self) -> dict[str, tuple[int, ...]]:
+        """The list of full steps that was best after each stage of the search, those alone that differ from the outcome."""
+        stages = {
+            one["stage"]: tuple(one["full_steps"]) for one in self.data.get("stages") or () if one.get("full_steps")
+        }
+        return {stage: steps for stage, steps in stages.items() if steps != self.full_steps}
 
 
 def read(path: Path) -> Calibration:
@@ -100,20 +109,11 @@ def by_budget(model: str, num_steps: int, budgets: Sequence[int], given: Sequenc
     return {count: found[count] for count in budgets}
 
 
-# ------------------------------------------------------------------------------------------------------- made for trials
-
-
-def of_another(one: Calibration, model: str) -> dict[str, Any]:
-    """What a calibration holds with another model's name, as if it had been made for that."""
-    return {**one.data, "model": model}
-
-
 def mapped(one: Calibration, num_steps: int) -> dict[str, Any]:
-    """What a calibration holds, the list and the weights for another number of steps, by place in the run and within the gaps.
+    """What a calibration holds, with its list carried over to another number of steps; corrections stay with their gaps.
 
-    A full step goes to the nearest step at the same share of the run; one that would meet the one before it goes after it. A
-    weight is that of the old gap at the same share of its length, on the line between the steps beside it; at its start the
-    latest feature counts 1. UserError where the full steps do not fit.
+    A full step goes to the nearest step at the same share of the run; one that would meet the one before it goes after it.
+    UserError where the full steps do not fit.
     """
     if num_steps <= one.count:
         raise UserError(f"{one.count} full steps leave nothing to forecast of {num_steps}; take more steps")
@@ -122,28 +122,4 @@ def mapped(one: Calibration, num_steps: int) -> dict[str, Any]:
     for place, step in enumerate(one.full_steps):
         least, most = (steps[-1] + 1 if steps else 0), num_steps - (one.count - place)
         steps.append(min(max(round(step * scale), least), most))
-    rows = one.data.get("weights") or {}
-    weights: dict[str, list[float]] = {}
-    for old, new, old_end, new_end in zip(
-        one.full_steps, steps, (*one.full_steps[1:], one.num_steps), (*steps[1:], num_steps), strict=True
-    ):
-        for step in range(new + 1, new_end):
-            weights[str(step)] = _between(rows, old, old_end, (step - new) / (new_end - new))
-    return {**one.data, "num_steps": num_steps, "full_steps": steps, "weights": weights}
-
-
-def _between(rows: Mapping[str, Sequence[float]], start: int, end: int, share: float) -> list[float]:
-    """Weights at a share of the way from the full step at `start` to the one at `end`, between those of the steps beside it."""
-    place = start + share * (end - start)
-    before = min(int(place), end - 1)
-    after = min(before + 1, end - 1)
-    low, high = (_row(rows, start, step) for step in (before, after))
-    length = max(len(low), len(high))
-    low, high = ([0.0] * (length - len(row)) + row for row in (low, high))
-    part = place - before
-    return [(1 - part) * a + part * b for a, b in zip(low, high, strict=True)]
-
-
-def _row(rows: Mapping[str, Sequence[float]], start: int, step: int) -> list[float]:
-    """Weights at an old step; at a full one the latest feature is the forecast."""
-    return [1.0] if step == start else list(rows[str(step)])
+    return {**one.data, "num_steps": num_steps, "full_steps": steps}

@@ -84,7 +84,7 @@ def check_unseen(model: str, prompts: Iterable[str], calibrations: Iterable[Cali
         return
     asked = set(prompts)
     for one in calibrations:
-        if both := sorted(asked & one.seen):
+        if both := sorted(asked.intersection(one.seen)):
             raise UserError(
                 f"calibration {one.path.name} was made with {both[0]!r}, which it would be judged on; calibrate on others"
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 from cache_dic import UserError
 from evaluation.backbones import PACKAGES, ROOT
-from evaluation.beyond.calibrations import MADE_BY, Calibration, mapped, of_another, read, shipped
+from evaluation.beyond.calibrations import MADE_BY, Calibration, mapped, read, shipped
 from evaluation.beyond.evidence import COMMAND, Evidence, short
 from evaluation.beyond.paired import differences
 from evaluation.beyond.rows import ON_LIST, PUBLISHED, WHOLE, fixed_rows, ours, published_list
@@ -58,26 +58,44 @@ class Case:
 
 def ablations(one: Calibration, model: str, setup: Setup, folder: Path) -> list[Case]:
     """The whole method, and calibrations for as many full steps with one part changed each."""
-    count = one.count
-    lists = {"the published rule's": published_list(setup, count), "even": even_steps(setup.num_steps, count)}
+    listed = ("--list", _written(one.full_steps))
+    form, basis, order = (str(one.data[name]) for name in ("engine", "basis", "max_order"))
+    fixed = (*listed, "--form", form, "--basis", basis)
+    lists = {
+        "of the published rule": published_list(setup, one.count),
+        "evenly spaced": even_steps(setup.num_steps, one.count),
+        **{f"as {stage}": steps for stage, steps in one.lists_by_stage().items() if stage not in ("published", "even")},
+    }
+    budget = ("--full-steps", str(one.count))
     lacking: list[tuple[str, str, tuple[str, ...]]] = [
-        ("weights", "Taylor's", ("--fit", "none")),
-        ("weights", "fitted on uncached runs", ("--fit", "teacher")),
-        ("weights", "fitted step by step", ("--fit", "greedy")),
-        *[("form", form, ("--form", form)) for form in ("folded", "hidden", "output")],
-        *[("order", str(order), ("--max-order", str(order))) for order in range(4)],
-        *[("full steps", name, ("--full-steps", " ".join(map(str, steps)))) for name, steps in lists.items()],
-        *[("full steps", f"of stage {stage}", ("--stage", str(stage))) for stage in (1, 2)],
-        *[("ridge", value, ("--ridge", value)) for value in ("0", "1e-3", "1e-1")],
-        *[("calibration samples", str(number), ("--samples", str(number))) for number in (2, 4, 8, 32)],
+        *[("weights", what, (*fixed, "--max-order", order, "--fit", fit)) for fit, what in FITS.items()],
+        *[("form", other, (*listed, "--form", other)) for other in FORMS if other != form],
+        *[("order", other, (*fixed, "--max-order", other)) for other in ORDERS[basis] if other != order],
+        *[("basis", other, (*listed, "--form", form, "--basis", other)) for other in ORDERS if other != basis],
+        *[("full steps", name, ("--list", _written(steps))) for name, steps in lists.items()],
+        *[("calibration samples", number, (*budget, "--samples", number)) for number in ("2", "4", "8", "32")],
+        ("calibration seed", "1", (*budget, "--seed", "1")),
     ]
     cases = [Case(group=WHOLE, label=WHOLE, calibration=one.path)]
     for group, label, flags in lacking:
-        name = "-".join(part.strip("-").replace(" ", "_") for part in flags)
-        path = folder / f"loopseer-{model.replace('/', '-')}-{count}-{name}.json"
-        budget = () if flags[0] == "--full-steps" else ("--full-steps", str(count))
-        cases.append(Case(group=group, label=label, calibration=path, make=(*budget, *flags)))
+        name = f"{model}-{one.count}-{group}-{label}".replace("/", "-").replace(" ", "-").replace("'", "")
+        cases.append(Case(group=group, label=label, calibration=folder / f"{name}.json", make=flags))
     return cases
+
+
+FITS = {
+    "none": "Taylor's or Newton's",
+    "teacher": "fitted to uncached runs",
+    "model": "fitted to the model of a run",
+}
+"""Ways to fit that the whole method does not take."""
+FORMS = ("folded", "hidden", "output")
+ORDERS = {"taylor": ("1", "2", "3", "4"), "newton": ("1", "2", "3")}
+
+
+def _written(full_steps: Sequence[int]) -> str:
+    """As --list takes them."""
+    return ",".join(map(str, full_steps))
 
 
 CHANGES: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
@@ -110,16 +128,15 @@ def transfers(one: Calibration, model: str, setup: Setup, folder: Path) -> list[
         cases.append(Case(group="steps", label=f"{num_steps} steps", calibration=path, flags=flags, holds=holds))
     if model in EMBEDDED and drawn_by(model) in KINDS[UNUSUAL]:
         cases.append(Case(group="prompts", label=KINDS[UNUSUAL][drawn_by(model)], calibration=one.path, kind=UNUSUAL))
-    return cases + list(_wrong(one, model, setup, folder))
+    return cases + list(_wrong(one, model, setup))
 
 
-def _wrong(one: Calibration, model: str, setup: Setup, folder: Path) -> Iterator[Case]:
+def _wrong(one: Calibration, model: str, setup: Setup) -> Iterator[Case]:
     """Those that ship for other embedded models, of as many full steps."""
     for other in (name for name in EMBEDDED if name != model and name in PACKAGES):
         found = shipped(other, setup.num_steps).get(one.count)
         if found is not None:
-            path, holds = folder / f"{found.path.stem}-for-{model.replace('/', '-')}.json", of_another(found, model)
-            yield Case(group="another model's calibration", label=other, calibration=path, holds=holds)
+            yield Case(group="another model's calibration", label=other, calibration=found.path)
 
 
 STUDIES: Mapping[str, Callable[[Calibration, str, Setup, Path], list[Case]]] = {
