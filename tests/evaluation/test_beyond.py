@@ -92,6 +92,15 @@ def test_a_published_row_that_is_near_stands():
     assert asked == [{"interval": 4}, {"interval": 6}]
 
 
+def test_what_was_tried_for_another_budget_serves_where_no_row_is_near():
+    def ratio(settings):
+        return 10 * settings["threshold"]
+
+    rows, earlier = [{"threshold": 0.2}], [{"threshold": 0.51}]
+    assert choose("m", rows, "threshold", 0.2, ratio, 5.0, earlier).settings == {"threshold": 0.51}
+    assert choose("m", [{"threshold": 0.49}], "threshold", 0.2, ratio, 5.0, earlier).settings == {"threshold": 0.49}
+
+
 def test_an_interval_is_turned_on_the_nearest_row():
     rows = [{"interval": 3, "max_order": 1}, {"interval": 10, "max_order": 2}]
     choice = choose("m", rows, "interval", None, lambda settings: float(settings["interval"]), 7.2)

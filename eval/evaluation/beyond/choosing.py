@@ -15,12 +15,16 @@ from evaluation.comparing import Contest, Entry, LatePipeline
 from evaluation.variants import Setup, Variant
 from seerkit.io.files import read_json, write_json
 from seerkit.sampling.flops import run_flops
+from seerkit.text.prompts import make_batches
+
+NUM_SAMPLES = 4
+"""That ratios are measured on: a decision is one for a batch, and differs little between batches."""
 
 
 class Ratios:
-    """FLOPs ratios of caches on a model, counted where full steps are foreseen, else measured on the first batch of a contest.
+    """FLOPs ratios of caches on a model, counted where full steps are foreseen, else measured on a few samples of a contest.
 
-    What was measured is kept in a file.
+    What was measured is kept in a file. tried: settings by method, of which the next budget begins with the nearest.
     """
 
     def __init__(self, contest: Contest, path: Path) -> None:
@@ -29,10 +33,13 @@ class Ratios:
         self.contest, self.path = contest, path
         job = contest.job
         self.model, self.num_steps = job.settings["model"], job.num_steps
-        samples = len(job.batches()[0].indices)
+        self.batch = make_batches(job.prompts, NUM_SAMPLES)[0]
+        self.tried: dict[str, list[Settings]] = {}
         self.backbone = BACKBONES[self.model]
         with torch.device("meta"):
-            self.case = self.backbone.build(workload(self.model, num_samples=samples, **job.sizes), job.dtype)
+            self.case = self.backbone.build(
+                workload(self.model, num_samples=len(self.batch.indices), **job.sizes), job.dtype
+            )
         try:
             self.measured: dict[str, float | None] = read_json(path)
         except UserError:
@@ -62,13 +69,12 @@ class Ratios:
             return None
 
     def _flops(self, cache: Any) -> int:
-        batch = self.contest.job.batches()[0]
         if self._pipeline is None:
             self._pipeline = LatePipeline(self.contest)
-            self._pipeline.load([batch])
+            self._pipeline.load([self.batch])
         variant = Variant(label=cache.label, series=cache.method, cache=cache)
         entry = Entry(variant=variant, job=self.contest.job)
-        return run_flops(self._pipeline.sample(entry, batch, lambda *_: None)[1])[0]
+        return run_flops(self._pipeline.sample(entry, self.batch, lambda *_: None)[1])[0]
 
     def close(self) -> None:
         if self._pipeline is not None:
@@ -79,7 +85,11 @@ def choices(ratios: Ratios, setup: Setup, target: float) -> list[Choice]:
     """Every other method's settings nearest to a FLOPs ratio."""
 
     def ratio_of(method: str) -> Any:
+        tried = ratios.tried.setdefault(method, [])
+
         def ratio(settings: Settings) -> float | None:
+            if settings not in tried:
+                tried.append(settings)
             try:
                 cache = make_cache(method, preset=setup.package, model=setup.model, **settings)
                 cache.plan(setup.num_steps)
@@ -93,7 +103,8 @@ def choices(ratios: Ratios, setup: Setup, target: float) -> list[Choice]:
     for method, rows in rivals(setup).items():
         knob = knob_of(method)
         start = None if knob in (None, "interval") else start_of(method, setup, rows[0], knob)
-        found.append(choose(method, rows, knob, start, ratio_of(method), target))
+        earlier = [one for one in ratios.tried.get(method, ()) if one not in rows]
+        found.append(choose(method, rows, knob, start, ratio_of(method), target, earlier))
     return found
 
 

@@ -46,17 +46,26 @@ def nearest(found: Sequence[tuple[Settings, float]], target: float) -> tuple[Set
 
 
 def choose(
-    method: str, rows: Sequence[Settings], knob: str | None, start: float | None, ratio: Ratio, target: float
+    method: str,
+    rows: Sequence[Settings],
+    knob: str | None,
+    start: float | None,
+    ratio: Ratio,
+    target: float,
+    earlier: Sequence[Settings] = (),
 ) -> Choice:
     """A method's settings for a FLOPs ratio.
 
-    A published row that is near stands as it is. Otherwise the method's knob is turned on the row that is nearest from either
-    side, an interval through its whole range, another setting by doubling and halving its value from `start`.
+    A published row that is near stands as it is, or else other settings that were tried `earlier` and are. Otherwise the
+    method's knob is turned on what is nearest from either side, an interval through its whole range, another setting by doubling
+    and halving its value from `start`.
     """
-    known = [(row, made) for row in rows if (made := ratio(row)) is not None]
-    best = nearest(known, target)
-    if best is not None and best[1] <= NEAR * target:
-        return Choice(method=method, settings=best[0], ratio=best[1])
+    known: list[tuple[Settings, float]] = []
+    for given in (rows, earlier):
+        known += [(row, made) for row in given if (made := ratio(row)) is not None]
+        best = nearest(known, target)
+        if best is not None and best[1] <= NEAR * target:
+            return Choice(method=method, settings=best[0], ratio=best[1])
     if not known:
         return Choice(method=method, why="none of its settings can be had here")
     base = min(known, key=lambda one: abs(math.log(one[1] / target)))[0]
