@@ -57,8 +57,8 @@ def choose(
     """A method's settings for a FLOPs ratio.
 
     A published row that is near stands as it is, or else other settings that were tried `earlier` and are. Otherwise the
-    method's knob is turned on what is nearest from either side, an interval through its whole range, another setting by doubling
-    and halving its value from `start`.
+    method's knob is turned on what is nearest from either side, an interval through its whole range, another setting by
+    doubling and halving its value from `start`.
     """
     known: list[tuple[Settings, float]] = []
     for given in (rows, earlier):
