@@ -209,7 +209,7 @@ def rival_cells(record: Record) -> tuple[list[str], list[list[str]]]:
 def tried_cell(tried: Mapping[str, Any]) -> str:
     if "error" in tried:
         return "failed"
-    psnr = "identical" if tried["psnr_db"] is None else number(tried["psnr_db"], 1)
+    psnr = "identical" if tried.get("psnr_db") is None else number(tried["psnr_db"], 1)
     return f"{psnr} ({number(tried['flops_ratio'], 2, 'x')})"
 
 
@@ -226,46 +226,40 @@ TRANSFER_HEADER = [
 
 def ablation_cells(record: Record) -> list[list[str]]:
     """A line for every case that could be run."""
-    lines = []
-    for case, row in _run(record):
-        over = case["over"]
-        lines.append(
-            [
-                case["group"], case["label"], psnr_cell(row["psnr"]), _over(over, WHOLE), _over(over, PUBLISHED),
-                " ".join(map(str, case["calibration"]["full_steps"])),
-            ]
-        )  # fmt: skip
-    return lines
+    return [
+        [
+            case["group"], case["label"], psnr_cell(row["psnr"]), _over(case, WHOLE), _over(case, PUBLISHED),
+            " ".join(map(str, case["calibration"]["full_steps"])),
+        ]
+        for case, row, _ in _run(record)
+    ]  # fmt: skip
 
 
 def transfer_cells(record: Record) -> list[list[str]]:
     """A line for every case that could be run; the rows that it is set beside are of its own flags and prompts."""
-    lines = []
-    for case, row in _run(record):
-        contest = record["contests"][case["contest"]]
-        rows, over = {one["label"]: one for one in contest["rows"]}, case["over"]
-        published = rows.get(contest["against"][PUBLISHED], {})
-        lines.append(
-            [
-                case["group"], case["label"], psnr_cell(published.get("psnr")), psnr_cell(row["psnr"]), _over(over, PUBLISHED),
-                _over(over, ON_LIST),
-            ]
-        )  # fmt: skip
-    return lines
+    return [
+        [
+            case["group"], case["label"], psnr_cell(others.get(PUBLISHED, {}).get("psnr")), psnr_cell(row["psnr"]),
+            _over(case, PUBLISHED), _over(case, ON_LIST),
+        ]
+        for case, row, others in _run(record)
+    ]  # fmt: skip
 
 
-def _run(record: Record) -> list[tuple[Row, Row]]:
-    """Cases with figures, each with its row."""
+def _run(record: Record) -> list[tuple[Row, Row, Mapping[str, Row]]]:
+    """Cases with figures, each with its row and, by role, the rows of its contest that it is set beside."""
     found = []
-    for case in record["cases"]:
-        if "error" not in case:
-            rows = {row["label"]: row for row in record["contests"][case["contest"]]["rows"]}
-            found.append((case, rows[case["row"]]))
+    for number_of, contest in enumerate(record["contests"]):
+        rows = by_label(contest)
+        others = {role: rows[label] for role, label in contest["against"].items() if label in rows}
+        own = [case for case in record["cases"] if "error" not in case and case["contest"] == number_of]
+        found += [(case, rows[case["row"]], others) for case in own if case["row"] in rows]
     return found
 
 
-def _over(over: Mapping[str, Any], name: str) -> str:
-    return gain(over.get(name, {}).get("psnr_db"))
+def _over(case: Row, name: str) -> str:
+    """What a case gains over one of the rows that it is set beside."""
+    return gain(case["over"].get(name, {}).get("psnr_db"))
 
 
 def not_run(record: Record) -> list[str]:
