@@ -9,6 +9,7 @@ import argparse
 import json
 import shlex
 import shutil
+import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,6 @@ def make_parser(family: Family) -> Parser:
 
 def parse_args(argv: Sequence[str] | None, more: Sequence[str] = ()) -> tuple[argparse.Namespace, Family]:
     """more: flags of sampling that stand against those of the command line."""
-    import sys
-
     given = list(sys.argv[1:] if argv is None else argv)
     family = FAMILIES[all_models()[asked_model(given, DEFAULT_MODEL)]]
     parser = make_parser(family)
@@ -108,6 +107,18 @@ def parse_args(argv: Sequence[str] | None, more: Sequence[str] = ()) -> tuple[ar
     args = parser.parse_args([*given, *more])
     refuse_caching(parser, args, "where every row has its own settings: name full steps by --budgets")
     return args, family
+
+
+def passed_on(argv: Sequence[str] | None, family: Family) -> list[str]:
+    """The flags of model, sampling and device on the command line, which a calibration takes, too; its seed is its own."""
+    parser, kept, keeps = make_parser(family), [], False
+    shared = {action.dest for title in ("model", "sampling", "device") for action in parser.flags_in(title)}
+    for text in sys.argv[1:] if argv is None else argv:
+        if text.startswith("--"):
+            action = parser._option_string_actions.get(text.partition("=")[0].replace("_", "-"))
+            keeps = action is not None and action.dest in shared - {"model", "seed", "batch_size"}
+        kept += [text] if keeps else []
+    return kept
 
 
 def settle(
@@ -245,7 +256,9 @@ def run_study(
 
     settle(args, family, kind=HELD_OUT, seed=seed, count=count, out=out)
     (one,) = by_budget(args.model, args.num_steps, budgets, args.calibrations).values()
-    cases = studies.STUDIES[study](one, args.model, setup_of(args, family), out / "calibrations")
+    cases = studies.STUDIES[study](
+        one, args.model, setup_of(args, family), out / "calibrations", passed_on(argv, family)
+    )
     if args.dry_run:
         print_json(studies.plan(cases, args.model))
         return None

@@ -19,11 +19,13 @@ from evaluation.beyond.rows import EVEN, FEWER, ON_LIST, PUBLISHED, RIVAL, WHOLE
 from evaluation.beyond.samples import HELD_OUT, UNUSUAL, check_unseen, drawn, pool, sample_seed
 from evaluation.beyond.studies import Case, grouped, make_missing, slug
 from evaluation.calibration import noise_seed
+from evaluation.families import FAMILIES
 from evaluation.forms import BEYOND, STUDY
 from evaluation.variants import Setup, Variant
 from seerkit.io.records import misfit
 
 ROOT = Path(__file__).parents[2]
+COMMAND = runpy.run_path(str(ROOT / "eval" / "beyond.py"))
 TABLES = runpy.run_path(str(ROOT / "eval" / "tables.py"))
 FLUX = Setup(model="flux-tiny", package="flux", num_steps=50)
 CONDITIONS = {
@@ -408,3 +410,23 @@ def test_a_case_without_a_command_to_make_it_is_said(tmp_path, monkeypatch):
     case = Case(group="form", label="hidden", calibration=tmp_path / "x.json", make=("--form", "hidden"))
     with pytest.raises(UserError, match=r"calibrate_loopseer\.py is not there to make .*x\.json"):
         make_missing([case], "flux-tiny")
+
+
+def test_a_calibration_gets_the_flags_of_model_sampling_and_device():
+    given = [
+        "--model",
+        "flux-debug",
+        "--ckpt",
+        "x",
+        "--ablations",
+        "--budgets",
+        "2",
+        "--num_steps=4",
+        "--device",
+        "cpu",
+        "--seed",
+        "3",
+        "--output-dir",
+        "out",
+    ]
+    assert COMMAND["passed_on"](given, FAMILIES["flux"]) == ["--ckpt", "x", "--num_steps=4", "--device", "cpu"]

@@ -56,8 +56,8 @@ class Case:
 # -------------------------------------------------------------------------------------------------------------- cases
 
 
-def ablations(one: Calibration, model: str, setup: Setup, folder: Path) -> list[Case]:
-    """The whole method, and calibrations for as many full steps with one part changed each."""
+def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: Sequence[str] = ()) -> list[Case]:
+    """The whole method, and calibrations for as many full steps with one part changed each. flags: of model and sampling."""
     listed = ("--list", _written(one.full_steps))
     form, basis, order = (str(one.data[name]) for name in ("engine", "basis", "max_order"))
     fixed = (*listed, "--form", form, "--basis", basis)
@@ -77,9 +77,9 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path) -> list[
         ("calibration seed", "1", (*budget, "--seed", "1")),
     ]
     cases = [Case(group=WHOLE, label=WHOLE, calibration=one.path)]
-    for group, label, flags in lacking:
+    for group, label, own in lacking:
         name = f"{model}-{one.count}-{group}-{label}".replace("/", "-").replace(" ", "-").replace("'", "")
-        cases.append(Case(group=group, label=label, calibration=folder / f"{name}.json", make=flags))
+        cases.append(Case(group=group, label=label, calibration=folder / f"{name}.json", make=(*own, *flags)))
     return cases
 
 
@@ -115,7 +115,7 @@ CHANGES: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
 OTHER_STEPS = (30, 40, 80)
 
 
-def transfers(one: Calibration, model: str, setup: Setup, folder: Path) -> list[Case]:
+def transfers(one: Calibration, model: str, setup: Setup, folder: Path, _: Sequence[str] = ()) -> list[Case]:
     """The calibration where it belongs, on other flags, numbers of steps and prompts, and another model's in its place."""
     cases = [Case(group=WHOLE, label="as calibrated", calibration=one.path)]
     cases += [
@@ -139,7 +139,7 @@ def _wrong(one: Calibration, model: str, setup: Setup) -> Iterator[Case]:
             yield Case(group="another model's calibration", label=other, calibration=found.path)
 
 
-STUDIES: Mapping[str, Callable[[Calibration, str, Setup, Path], list[Case]]] = {
+STUDIES: Mapping[str, Callable[[Calibration, str, Setup, Path, Sequence[str]], list[Case]]] = {
     ABLATIONS: ablations,
     TRANSFER: transfers,
 }
