@@ -162,7 +162,7 @@ _PLACED: Form = {"role": str, "label": str, "name": str}
 _ROWS: Form = [({**_COMPARED, "full_steps": list}, {"label": str, "name": str, "error": str})]
 BEYOND: Form = {
     "seed": int,
-    "settings": {"model": str, "num_steps": int, "seed": int},
+    "settings": {"model": str, "num_steps": int, "seed": int, "ckpt": (None, str)},
     "num_samples": int,
     "num_rival_samples": int,
     "batch_size": int,
@@ -185,7 +185,7 @@ BEYOND: Form = {
 STUDY: Form = {
     "study": str,
     "seed": int,
-    "settings": {"model": str, "num_steps": int, "seed": int},
+    "settings": {"model": str, "num_steps": int, "seed": int, "ckpt": (None, str)},
     "full_steps": int,
     "num_samples": int,
     "contests": [{"flags": list, "prompts": str, "against": {str: str}, "rows": _ROWS}],

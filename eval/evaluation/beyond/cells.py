@@ -1,6 +1,7 @@
 """Cells and words of the tables of LoopSeer's evidence, in the terminal and in documents; needs no torch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from evaluation.beyond.paired import verdict
@@ -285,7 +286,9 @@ def study_text(record: Record) -> str:
 def facts(record: Record) -> str:
     s = record["settings"]
     kind = "video" if "frames" in s else "image"
-    return f"{s['model']}, {s['num_steps']} steps, {counted(record['num_samples'], kind)}, --seed {record['seed']}"
+    weights = f" with the weights in {Path(s['ckpt']).name}" if s.get("ckpt") else ""
+    samples = counted(record["num_samples"], kind)
+    return f"{s['model']}{weights}, {s['num_steps']} steps, {samples}, --seed {record['seed']}"
 
 
 def failures(record: Record) -> list[str]:

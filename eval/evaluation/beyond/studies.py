@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from cache_dic import UserError
 from evaluation.backbones import PACKAGES, ROOT
 from evaluation.beyond.calibrations import MADE_BY, Calibration, mapped, read, shipped
@@ -158,7 +160,7 @@ def make_missing(cases: Sequence[Case], model: str) -> dict[Path, str]:
         if case.holds is not None:
             case.calibration.parent.mkdir(parents=True, exist_ok=True)
             write_json(case.calibration, dict(case.holds))
-    for case in missing:
+    for case in tqdm(missing, "calibrating", unit="file", disable=not missing):
         case.calibration.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(ROOT / MADE_BY), *case.command(model)[1:]]
         done = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, check=False)
