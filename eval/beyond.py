@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_dic import UserError
-from evaluation.beyond.calibrations import by_budget
+from evaluation.beyond.calibrations import by_budget, for_published
 from evaluation.beyond.samples import HELD_OUT
 from evaluation.families import FAMILIES, Family, all_models, asked_model
 from evaluation.flags import hide_caching, refuse_caching
@@ -193,7 +193,8 @@ def run_evidence(
             rival_args, family, kind=HELD_OUT, seed=seed + 1, count=args.rival_samples, out=out / "rivals"
         )
     calibrations = by_budget(args.model, args.num_steps, budgets, args.calibrations)
-    check_unseen(args.model, [*prompts, *rival_prompts], calibrations.values())
+    fitted = for_published(args.model, args.num_steps, args.calibrations)
+    check_unseen(args.model, [*prompts, *rival_prompts], [*calibrations.values(), *fitted.values()])
     evidence = Evidence(
         args=args,
         prompts=prompts,
@@ -201,7 +202,7 @@ def run_evidence(
         rival_prompts=rival_prompts,
         family=family,
         setup=setup_of(args, family),
-        budgets=[Budget(calibration=calibrations[count]) for count in budgets],
+        budgets=[Budget(calibration=calibrations[count], fitted=fitted.get(count)) for count in budgets],
         kept=args.rivals,
         seed=seed,
         resume=args.resume,

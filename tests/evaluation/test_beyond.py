@@ -10,7 +10,7 @@ import pytest
 
 from cache_dic import UserError
 from evaluation.beyond import studies
-from evaluation.beyond.calibrations import Calibration, by_budget, mapped, read, shipped
+from evaluation.beyond.calibrations import Calibration, by_budget, for_published, mapped, read, shipped
 from evaluation.beyond.cells import headline_cells, reference_cells, rival_cells
 from evaluation.beyond.evidence import Budget, budget_record
 from evaluation.beyond.paired import difference, differences, verdict
@@ -211,6 +211,13 @@ def test_those_that_ship_are_found_by_full_steps(tmp_path):
     assert [*shipped("flux-tiny", 10, folder=tmp_path)] == [3, 2]
     assert shipped("flux-tiny", 10, ending="published", folder=tmp_path)[2].full_steps == (0, 1)
     assert shipped("flux-tiny", 20, folder=tmp_path) == {}
+
+
+def test_those_for_the_published_list_stand_apart(tmp_path):
+    mine = written(tmp_path, "mine", calibration([0, 3, 6], 10))
+    other = written(tmp_path, "mine-published", calibration([0, 1, 6], 10))
+    assert by_budget("flux-tiny", 10, [3], [mine, other])[3].path == mine
+    assert {count: one.path for count, one in for_published("flux-tiny", 10, [mine, other]).items()} == {3: other}
 
 
 def test_budgets_without_a_calibration_are_named(tmp_path):

@@ -48,6 +48,11 @@ class Calibration:
         return self.data["num_steps"]
 
     @property
+    def is_published(self) -> bool:
+        """Whether it was made for the full steps of TaylorSeer's rule."""
+        return self.path.stem.endswith(f"-{PUBLISHED}")
+
+    @property
     def setting(self) -> str:
         """What `make_cache("loopseer", calibration=…)` takes: the name of a file that ships, the path of another."""
         return self.path.stem.removeprefix("loopseer-") if self.path.parent == FOLDER else str(self.path)
@@ -92,7 +97,7 @@ def by_budget(model: str, num_steps: int, budgets: Sequence[int], given: Sequenc
 
     UserError for one of another model or number of steps, and naming the budgets that none is for, with how to make one.
     """
-    found = {one.count: one for one in map(read, given)} if given else shipped(model, num_steps)
+    found = {one.count: one for one in map(read, given) if not one.is_published} if given else shipped(model, num_steps)
     for one in found.values():
         if (one.data["model"], one.num_steps) != (model, num_steps):
             raise UserError(
@@ -107,6 +112,13 @@ def by_budget(model: str, num_steps: int, budgets: Sequence[int], given: Sequenc
             + (f" ({', '.join(map(str, found))} are there)" if found else "")
         )
     return {count: found[count] for count in budgets}
+
+
+def for_published(model: str, num_steps: int, given: Sequence[Path] = ()) -> dict[int, Calibration]:
+    """By number of full steps, those for the lists of TaylorSeer's rule: of the files given, or else of those that ship."""
+    if given:
+        return {one.count: one for one in map(read, given) if one.is_published}
+    return shipped(model, num_steps, ending=PUBLISHED)
 
 
 def mapped(one: Calibration, num_steps: int) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cache_dic import UserError, make_cache
-from evaluation.beyond.calibrations import PUBLISHED as PUBLISHED_NAME
-from evaluation.beyond.calibrations import Calibration, shipped
+from evaluation.beyond.calibrations import Calibration
 from evaluation.beyond.choosing import Ratios, best, choices, placed_rivals, screened
 from evaluation.beyond.paired import differences
 from evaluation.beyond.rivals import OURS, Choice
@@ -58,9 +57,11 @@ PARTS = {
 
 @dataclass(kw_only=True)
 class Budget:
-    """A number of full steps. ratio: LoopSeer's FLOPs ratio there. tried: rivals on samples of their own."""
+    """A number of full steps. fitted: LoopSeer's calibration for the published rule's list, where there is one. ratio: LoopSeer's
+    FLOPs ratio there. tried: rivals on samples of their own."""
 
     calibration: Calibration
+    fitted: Calibration | None = None
     ratio: float = 0.0
     placed: list[Placed] = field(default_factory=list)
     rivals: list[Placed] = field(default_factory=list)
@@ -94,9 +95,8 @@ class Evidence:
 
     def prepare(self) -> None:
         """The rows that need no sampling to be named, and what LoopSeer costs."""
-        fitted = shipped(self.setup.model, self.setup.num_steps, ending=PUBLISHED_NAME)
         for budget in self.budgets:
-            budget.placed = list(fixed_rows(budget.calibration, fitted.get(budget.count), self.setup))
+            budget.placed = list(fixed_rows(budget.calibration, budget.fitted, self.setup))
         entries = self.entries(self.args, self.prompts, [budget.placed[0].variant for budget in self.budgets])
         for budget in self.budgets:
             ours = next(one for one in entries if one.label == budget.placed[0].variant.label)
