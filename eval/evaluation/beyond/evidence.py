@@ -57,7 +57,7 @@ PARTS = {
 
 @dataclass(kw_only=True)
 class Budget:
-    """A number of full steps. fitted: LoopSeer's calibration for the published rule's list, where there is one. ratio: LoopSeer's
+    """A number of full steps. fitted: LoopSeer's calibration for the published rule's list, if there is one. ratio: LoopSeer's
     FLOPs ratio there. tried: rivals on samples of their own."""
 
     calibration: Calibration
