@@ -311,6 +311,12 @@ def test_the_headline_says_plainly_what_is_not_above(tmp_path):
     assert reached == "equal within the interval"
 
 
+def test_a_loss_has_no_shares(tmp_path):
+    record = evidence_record(tmp_path)
+    record["budgets"][0]["parts"]["whole"] |= {"mean": -1.0, "low": -2.0, "high": -0.5}
+    assert headline_cells(record)[0][5:9] == ["-1.00 ± 0.75", "no", "+4.83 dB", "+2.17 dB"]
+
+
 def test_a_loss_beyond_the_interval_is_not_above(tmp_path):
     record = evidence_record(tmp_path)
     over = next(one for one in record["budgets"][0]["rows"] if one["role"] == RIVAL)["differences"]["psnr_db"]

@@ -103,11 +103,11 @@ def above(found: Mapping[str, Any]) -> str:
 
 
 def _share(parts: Mapping[str, Any], name: str) -> str:
-    """What a part of the gain is, in dB and of the whole."""
-    if name not in parts or not (whole := parts.get("whole", {}).get("mean")):
+    """What a part of the gain is in dB, and of the whole where that is one."""
+    mean, whole = (parts.get(one, {}).get("mean") for one in (name, "whole"))
+    if mean is None:
         return number(None)
-    mean = parts[name]["mean"]
-    return f"{mean:+.2f} dB, {percent(mean / whole)}"
+    return f"{mean:+.2f} dB" + (f", {percent(mean / whole)}" if whole and whole > 0 else "")
 
 
 def _role(budget: Record, rows: Mapping[str, Row], role: str) -> Row | None:
