@@ -17,6 +17,7 @@ from typing import Any
 
 from cache_dic import UserError
 from evaluation.beyond.calibrations import by_budget, for_published
+from evaluation.beyond.cells import evidence_text, failures, study_text
 from evaluation.beyond.samples import HELD_OUT
 from evaluation.families import FAMILIES, Family, all_models, asked_model
 from evaluation.flags import hide_caching, refuse_caching
@@ -170,13 +171,16 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(record) if args.json else text)
     if copied and not args.json:
         print(f"copied: {', '.join(map(str, copied))}")
+    if failed := failures(record):
+        raise UserError(
+            f"{len(failed)} of {len(record['rows'])} rows failed, the others are there: {'; '.join(failed)}"
+        )
 
 
 def run_evidence(
     argv: list[str] | None, args: argparse.Namespace, family: Family, out: Path, budgets: Sequence[int]
 ) -> Any:
     """The record of the evidence, its text, and what draws its figures; None for a plan."""
-    from evaluation.beyond.cells import evidence_text
     from evaluation.beyond.evidence import Budget, Evidence, plan
     from evaluation.beyond.samples import check_unseen
     from evaluation.jobs import print_json
@@ -227,7 +231,6 @@ def run_study(
 ) -> Any:
     """As `run_evidence`, of a study."""
     from evaluation.beyond import studies
-    from evaluation.beyond.cells import study_text
     from evaluation.beyond.evidence import Evidence
     from evaluation.jobs import print_json
     from seerkit.devices.distributed import start_world

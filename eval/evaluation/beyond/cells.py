@@ -293,7 +293,7 @@ def facts(record: Record) -> str:
 
 def failures(record: Record) -> list[str]:
     """Rows that are not there, and why."""
-    return [f"{row['name']} failed: {row['error']}" for row in record["rows"] if "error" in row]
+    return [f"{row['name']} failed: {row['error']}" for row in record.get("rows", ()) if "error" in row]
 
 
 def evidence_text(record: Record) -> str:
