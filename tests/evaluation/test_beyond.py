@@ -7,7 +7,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
+import flux
 from cache_dic import UserError
 from evaluation.beyond import studies
 from evaluation.beyond.calibrations import Calibration, by_budget, for_published, mapped, read, shipped
@@ -19,10 +21,12 @@ from evaluation.beyond.rows import EVEN, FEWER, ON_LIST, PUBLISHED, RIVAL, WHOLE
 from evaluation.beyond.samples import HELD_OUT, UNUSUAL, check_unseen, drawn, pool, sample_seed
 from evaluation.beyond.studies import Case, grouped, make_missing, slug
 from evaluation.calibration import noise_seed
+from evaluation.comparing import LatePipeline
 from evaluation.families import FAMILIES
 from evaluation.forms import BEYOND, STUDY
 from evaluation.variants import Setup, Variant
-from seerkit.io.records import misfit
+from seerkit.io.records import misfit, read_record
+from seerkit.weights.checkpoints import export_safetensors
 
 ROOT = Path(__file__).parents[2]
 COMMAND = runpy.run_path(str(ROOT / "eval" / "beyond.py"))
@@ -429,3 +433,87 @@ def test_a_calibration_gets_the_flags_of_model_sampling_and_device():
     mine = ["--model", "flux-debug", "--ablations", "--budgets", "2", "3", "--seed", "3", "--output-dir", "out"]
     passed = ["--ckpt", "x", "--num_steps=4", "--device", "cpu"]
     assert COMMAND["passed_on"]([*mine[:3], *passed, *mine[3:]], FAMILIES["flux"]) == passed
+
+
+# ---------------------------------------------------------------------------------------------------------- end to end
+
+
+@pytest.fixture
+def flags(tmp_path) -> list[str]:
+    """Of a FLUX with random weights in 8 steps, with a calibration for 3 of them."""
+    model, draw = flux.Flux(flux.flux_config("flux-debug")), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=draw))
+    export_safetensors(tmp_path / "flux.safetensors", model.state_dict())
+    found = calibration([0, 2, 5], 8, model="flux-debug", corrections=[[], [0.05], [0.0, 0.05]])
+    given = ["--calibrations", written(tmp_path, "three", found), "--budgets", 3, "--num-samples", 4, "--device", "cpu"]
+    return [
+        "--model",
+        "flux-debug",
+        "--ckpt",
+        tmp_path / "flux.safetensors",
+        "--num-steps",
+        8,
+        "--batch-size",
+        2,
+        *given,
+    ]
+
+
+@pytest.mark.slow
+def test_evidence_end_to_end_goes_on_where_it_was(flags, tmp_path, load_command, monkeypatch, capsys):
+    argv = [
+        *map(str, flags),
+        "--rivals",
+        "0",
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--results",
+        str(tmp_path / "results"),
+    ]
+    command = load_command("eval/beyond.py")
+    command.main(argv)
+    record = read_record(tmp_path / "results" / "flux" / "beyond-flux-debug.json", BEYOND, "eval/beyond.py")
+    (budget,) = record["budgets"]
+    assert [one["role"] for one in budget["rows"]] == ["loopseer", PUBLISHED, EVEN, ON_LIST, FEWER]
+    rows = {row["label"]: row for row in record["rows"]}
+    ours, other = rows[budget["rows"][0]["label"]], rows[budget["rows"][3]["label"]]
+    assert ours["full_steps"] == other["full_steps"] == [0, 2, 5]
+    by_hand = [a - b for a, b in zip(ours["samples"]["psnr_db"], other["samples"]["psnr_db"], strict=True)]
+    assert budget["parts"]["forecast"]["mean"] == pytest.approx(sum(by_hand) / 4, abs=1e-3)
+    assert "with the weights in flux.safetensors, 8 steps, 4 images" in capsys.readouterr().out
+    assert (tmp_path / "results" / "flux" / "beyond-flux-debug-lists.png").is_file()
+
+    monkeypatch.setattr(LatePipeline, "sample", lambda *_: pytest.fail("it is there already"))
+    command.main(argv)
+    again = read_record(tmp_path / "results" / "flux" / "beyond-flux-debug.json", BEYOND, "eval/beyond.py")
+    assert again["budgets"] == record["budgets"]
+
+
+@pytest.mark.slow
+def test_rivals_are_found_at_the_budget(flags, tmp_path, load_command):
+    rival = ["--rivals", 1, "--rival-samples", 2, "--output-dir", tmp_path / "out"]
+    load_command("eval/beyond.py").main([*map(str, flags), *map(str, rival)])
+    record = read_record(tmp_path / "out" / "beyond.json", BEYOND, "eval/beyond.py")
+    (budget,) = record["budgets"]
+    tried = {one["name"]: one for one in budget["tried"]}
+    assert {"fora-3", "hicache-3", "foca-on-the-list-3"} <= tried.keys()
+    assert all(one["flops_ratio"] >= 0.9 * budget["flops_ratio"] for one in tried.values() if "flops_ratio" in one)
+    assert budget["not_tried"]["pab"].startswith("reaches 1.")
+    best = max((one for one in tried.values() if one["role"] == RIVAL), key=lambda one: one.get("psnr_db") or 0.0)
+    assert best["name"] in [one["name"] for one in budget["rows"]]
+
+
+@pytest.mark.slow
+def test_transfer_end_to_end(flags, tmp_path, load_command, monkeypatch):
+    monkeypatch.setattr(studies, "OTHER_STEPS", (12,))
+    monkeypatch.setattr(studies, "CHANGES", {"flux": [("guidance weight", "5", ("--guidance-scale", "5"))]})
+    load_command("eval/beyond.py").main([*map(str, flags), "--transfer", "--output-dir", str(tmp_path / "out")])
+    record = read_record(tmp_path / "out" / "beyond.json", STUDY, "eval/beyond.py")
+    assert [(case["group"], case["label"]) for case in record["cases"]] == [
+        (WHOLE, "as calibrated"), ("guidance weight", "5"), ("steps", "12 steps"),
+    ]  # fmt: skip
+    assert [contest["settings"]["num_steps"] for contest in record["contests"]] == [8, 8, 12]
+    assert record["contests"][1]["settings"]["guidance"] == 5
+    assert record["cases"][2]["calibration"]["full_steps"] == [0, 3, 8]
