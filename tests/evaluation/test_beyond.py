@@ -365,7 +365,8 @@ def whole(tmp_path: Path) -> Calibration:
 
 def test_ablations_change_one_part_each(tmp_path):
     stages = [{"stage": "proposed", "full_steps": [*range(10)]}, {"stage": "moved", "full_steps": [*range(0, 50, 5)]}]
-    one = read(written(tmp_path, "x", calibration([*range(0, 50, 5)], 50, stages=stages)))
+    seen = {"prompts": ["red apple, noto"] * 16}
+    one = read(written(tmp_path, "x", calibration([*range(0, 50, 5)], 50, stages=stages, made_with=seen)))
     cases = studies.ablations(one, "flux-tiny", FLUX, tmp_path / "made")
     assert (cases[0].group, cases[0].make) == (WHOLE, None)
     made = {(case.group, case.label): case.make for case in cases[1:]}
@@ -379,6 +380,7 @@ def test_ablations_change_one_part_each(tmp_path):
     assert made["full steps", "as proposed"] == ("--list", "0,1,2,3,4,5,6,7,8,9")
     assert ("full steps", "as moved") not in made, "it is the outcome"
     assert made["calibration samples", "4"] == ("--full-steps", "10", "--samples", "4")
+    assert [label for group, label in made if group == "calibration samples"] == ["4", "8", "32"]
     assert len({case.calibration for case in cases}) == len(cases)
     assert len(grouped(cases)) == 1, "one contest for all"
 

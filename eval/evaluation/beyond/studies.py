@@ -52,7 +52,7 @@ class Case:
 
     def command(self, model: str) -> list[str]:
         """What makes the calibration."""
-        return [MADE_BY, "--model", model, *(self.make or ()), "--out", str(self.calibration)]
+        return [MADE_BY, "--model", model, *(self.make or ()), "--resume", "--out", str(self.calibration)]
 
 
 # -------------------------------------------------------------------------------------------------------------- cases
@@ -75,7 +75,7 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
         *[("order", other, (*fixed, "--max-order", other)) for other in ORDERS[basis] if other != order],
         *[("basis", other, (*listed, "--form", form, "--basis", other)) for other in ORDERS if other != basis],
         *[("full steps", name, ("--list", _written(steps))) for name, steps in lists.items()],
-        *[("calibration samples", number, (*budget, "--samples", number)) for number in ("2", "4", "8", "32")],
+        *[("calibration samples", number, (*budget, "--samples", number)) for number in sample_counts(len(one.seen))],
         ("calibration seed", "1", (*budget, "--seed", "1")),
     ]
     cases = [Case(group=WHOLE, label=WHOLE, calibration=one.path)]
@@ -93,6 +93,11 @@ FITS = {
 """Ways to fit that the whole method does not take."""
 FORMS = ("folded", "hidden", "output")
 ORDERS = {"taylor": ("1", "2", "3", "4"), "newton": ("1", "2", "3")}
+
+
+def sample_counts(usual: int) -> list[str]:
+    """A quarter, half and twice as many calibration samples as usual, as --samples takes them."""
+    return [str(count) for count in sorted({max(1, usual // 4), max(1, usual // 2), 2 * usual} - {0, usual})]
 
 
 def _written(full_steps: Sequence[int]) -> str:
