@@ -96,8 +96,10 @@ ORDERS = {"taylor": ("1", "2", "3", "4"), "newton": ("1", "2", "3")}
 
 
 def sample_counts(usual: int) -> list[str]:
-    """A quarter, half and twice as many calibration samples as usual, as --samples takes them."""
-    return [str(count) for count in sorted({max(1, usual // 4), max(1, usual // 2), 2 * usual} - {0, usual})]
+    """A quarter, half and twice as many calibration samples as usual, as --samples takes them; none where that is not known."""
+    if not usual:
+        return []
+    return [str(count) for count in sorted({max(1, usual // 4), max(1, usual // 2), 2 * usual} - {usual})]
 
 
 def _written(full_steps: Sequence[int]) -> str:
