@@ -81,6 +81,8 @@ BASES = {
     "eval/plot.py": "pareto in/samples/record.json --out out/plot.png",
     "eval/schedule_gains.py": "--model flux-debug --ckpt {flux} --num-steps 3 --samples 1 --device cpu"
     " --schedules in/schedule.json --out out/gains.json",
+    "eval/calibrate_loopseer.py": "--model flux-debug --ckpt {flux} --num-steps 5 --full-steps 2 --samples 1 --lists 5"
+    " --max-order 1 --fit none --width 16 --height 16 --device cpu --out out/loop.json",
     "eval/search_schedule.py": "--model flux-debug --ckpt {flux} --num-steps 4 --full-steps 2 --samples 1 --lists 3"
     " --device cpu --out out/found.json",
     "eval/measure_gpu.py": "--device cpu --tiny --list --output-dir out --results out",
