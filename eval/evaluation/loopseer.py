@@ -11,7 +11,6 @@
 What was sampled is kept in a folder beside the output; a killed calibration goes through it again and goes on where it ended.
 """
 
-import argparse
 import hashlib
 import itertools
 import sys
@@ -33,15 +32,25 @@ from cache_dic.methods.loopseer import Calibration
 from cache_dic.plan import describe_steps
 from cache_dic.searched import read_schedule
 from evaluation.backbones import PACKAGES, shipped_schedules
-from evaluation.calibration import Family, Sampler, even_steps
+from evaluation.calibration import Sampler, even_steps
 from evaluation.jobs import digests
 from evaluation.loop_model import Key, LoopModel, Sensitivity, Steps, best_list, correction_keys, moved, ridged
-from evaluation.search import COORDINATES, EXACT_DB, LEAST_GAIN_DB, State, finished, published_steps, similarity_db
+from evaluation.search import (
+    COORDINATES,
+    EXACT_DB,
+    LEAST_GAIN_DB,
+    Asked,
+    State,
+    coordinates,
+    finished,
+    published_steps,
+    similarity_db,
+)
 from seerkit.devices.distributed import resolve_device
 from seerkit.devices.dtypes import torch_dtype
 from seerkit.io.files import write_json
 from seerkit.io.records import conditions
-from seerkit.text.prompts import Batch, make_batches
+from seerkit.text.prompts import Batch
 from seerkit.weights.checkpoints import save_tensors
 
 FORMS = ("folded", "output")
@@ -78,33 +87,13 @@ class Sampled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a command line asks for.
+class Job(Asked):
+    """A calibration. forms, bases: to choose from. full_steps: a list that is taken and not sought. fit: one of FITS."""
 
-    args: of the model's own flags, with the seed of the calibration noise. count: of full steps. forms, bases: to choose from.
-    full_steps: a list that is taken and not sought. limit: of lists that are sampled. fit: one of FITS. seed: of the search.
-    """
-
-    args: argparse.Namespace
-    family: Family
-    prompts: list[str]
-    count: int
     forms: tuple[str, ...]
     bases: tuple[tuple[str, int], ...]
     full_steps: Steps | None
-    limit: int
     fit: str
-    seed: int
-    out: Path
-    command_line: str
-
-    @property
-    def num_steps(self) -> int:
-        return self.args.num_steps
-
-    @property
-    def batches(self) -> list[Batch]:
-        return make_batches(self.prompts, self.args.batch_size)
 
     @property
     def warmup_steps(self) -> int:
@@ -148,8 +137,6 @@ class Job:
 
     def claim(self, contents: Mapping[str, str]) -> dict[str, Any]:
         """Everything that the outcome depends on."""
-        left_out = ("prompts", "seed", "batch_size", "model", "num_steps")
-        settings = {key: value for key, value in self.family.settings(self.args).items() if key not in left_out}
         return {
             "model": self.args.model,
             "num_steps": self.num_steps,
@@ -165,7 +152,7 @@ class Job:
                 "seed": self.seed,
             },
             "made_with": {"prompts": self.prompts, "seed": self.args.seed},
-            "settings": settings,
+            "settings": self.settings(),
             "contents": dict(contents),
         }
 
@@ -329,15 +316,6 @@ class Sampling:
             return load_file(self._path(name))
         except (OSError, SafetensorError):
             return None
-
-
-def coordinates(latents: Tensor) -> Tensor:
-    """(B, n) in float32 on the CPU: all, or as many as COORDINATES, drawn once and for all."""
-    flat = latents.flatten(1).float()
-    if flat.shape[1] > COORDINATES:
-        draw = torch.Generator().manual_seed(0)
-        flat = flat[:, torch.randint(flat.shape[1], (COORDINATES,), generator=draw).to(flat.device)]
-    return flat.cpu()
 
 
 def cache_of(calibration: Calibration) -> Cache:

@@ -1,18 +1,14 @@
 """LoopSeer's calibration as a command: what it finds, that a killed one goes on, what it costs, what is refused."""
 
 import json
-from pathlib import Path
 
 import pytest
-import torch
 
-import flux
 from cache_dic import UserError, make_cache
 from cache_dic.methods.loopseer import Calibration, read_calibration
 from evaluation import loopseer
 from evaluation.loopseer import Levels, cache_of, corrections_of, with_corrections
 from seerkit.command.cli import run_command
-from seerkit.weights.checkpoints import export_safetensors
 
 CALIBRATION = Calibration(
     model="flux-debug", num_steps=9, full_steps=(0, 3, 6), engine="folded", basis="taylor", max_order=1, warmup_steps=1,
@@ -23,16 +19,6 @@ CALIBRATION = Calibration(
 @pytest.fixture(scope="module")
 def main(load_command):
     return load_command("eval/calibrate_loopseer.py").main
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    model, draw = flux.Flux(flux.flux_config("flux-debug")), torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=draw) * 0.1
-    path = tmp_path_factory.mktemp("weights") / "flux.safetensors"
-    export_safetensors(path, model.state_dict())
-    return path
 
 
 @pytest.fixture
