@@ -1,4 +1,4 @@
-"""For these tests: a random model; the legacy environment played by this one, with stubs of its libraries; and pages in Chromium."""
+"""For these tests: a random model, the legacy environment played by this one with stubs of its libraries, pages in Chromium."""
 
 import json
 import shutil
