@@ -45,8 +45,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
     caching.add_argument(
         "--fit",
         choices=FITS,
-        default="closed",
-        help="of corrections: none, to uncached runs, to the model of a run, or to sampled runs (default: closed)",
+        default="model",
+        help="of corrections: none, to uncached runs, to the model of a run, or to sampled runs (default: model)",
     )
     caching.add_argument(
         "--lists",

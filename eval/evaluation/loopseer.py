@@ -5,8 +5,9 @@
 3. For each basis the best list is sought in the model of a run and sampled; what that teaches of the sensitivity goes into a
    second round. The best are sampled in every form, and the best of all is moved step by step, in the order in which the model
    thinks well of the moves, while samples come nearer to the uncached ones.
-4. Corrections of the weights are fitted to final latents by a Gauss-Newton step; derivatives are differences of sampled runs.
-   How far a step goes, and whether one is taken, is decided on samples that it was not fitted to.
+4. Corrections of the weights are fitted: in the model of a run, with the ridge under which sampled runs come nearest; or, at
+   some ten times the cost, to the final latents of sampled runs, by a Gauss-Newton step whose derivatives are differences of
+   runs. How far that goes, and whether it is taken, is decided on samples that it was not fitted to.
 
 What was sampled is kept in a folder beside the output; a killed calibration goes through it again and goes on where it ended.
 """

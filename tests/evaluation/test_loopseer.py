@@ -57,7 +57,7 @@ def test_a_calibration_is_no_worse_than_what_it_began_with_and_its_file_is_a_cac
 
 @pytest.mark.parametrize("killed_at", [0, 1, 5, 12])
 def test_a_killed_calibration_goes_on_to_the_outcome_of_one_that_was_not(found, tmp_path, monkeypatch, killed_at):
-    flags = ("--basis", "taylor", "--max-order", 1)
+    flags = ("--basis", "taylor", "--max-order", 1, "--fit", "closed")
     whole = found(*flags)
     (tmp_path / "found.json").unlink()
     save, written = loopseer.save_tensors, []
@@ -92,7 +92,7 @@ def test_corrections_are_kept_only_where_they_help(found, fit):
 
 
 def test_the_closed_loop_takes_a_single_sample_too(found):
-    made = found("--list", "0,2,5", "--samples", 1, "--form", "output", "--max-order", 1)
+    made = found("--list", "0,2,5", "--samples", 1, "--form", "output", "--max-order", 1, "--fit", "closed")
     assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
 
 
@@ -121,7 +121,22 @@ def test_levels_of_a_flow_are_its_times_and_those_of_a_diffusion_lie_between():
 
 
 def test_a_plan_tells_what_a_calibration_takes(main, capsys):
-    main(["--model", "flux-dev", "--full-steps", "10", "--samples", "4", "--lists", "20", "--dry-run", "--json"])
+    main(
+        [
+            "--model",
+            "flux-dev",
+            "--full-steps",
+            "10",
+            "--samples",
+            "4",
+            "--lists",
+            "20",
+            "--fit",
+            "closed",
+            "--dry-run",
+            "--json",
+        ]
+    )
     plan = json.loads(capsys.readouterr().out)
     assert plan["evaluations_per_sample_at_most"]["uncached"] == 50
     assert plan["evaluations_per_sample_at_most"]["lists"] == 200

@@ -88,7 +88,7 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
 FITS = {
     "none": "Taylor's or Newton's",
     "teacher": "fitted to uncached runs",
-    "model": "fitted to the model of a run",
+    "closed": "fitted to sampled runs",
 }
 """Ways to fit that the whole method does not take."""
 FORMS = ("folded", "hidden", "output")
