@@ -7,6 +7,7 @@ import pytest
 from cache_dic import UserError, make_cache
 from cache_dic.methods.loopseer import Calibration, read_calibration
 from evaluation import loopseer
+from evaluation.flags import EMBEDDED
 from evaluation.loopseer import Levels, cache_of, corrections_of, with_corrections
 from seerkit.command.cli import run_command
 
@@ -169,3 +170,16 @@ def test_a_run_that_is_not_finite_is_refused(found, monkeypatch):
     monkeypatch.setattr(loopseer, "coordinates", lambda latents: latents.flatten(1).float() * float("nan"))
     with pytest.raises(UserError, match="NaN or infinity"):
         found()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_every_backbone_is_calibrated_and_samples_with_what_was_found(main, model, tmp_path):
+    """Guidance by two calls, by one batch and by the model; solvers of first and of second order; pictures and videos."""
+    out = tmp_path / "found.json"
+    flags = ["--num-steps", "6", "--full-steps", "3", "--samples", "2", "--lists", "6", "--max-order", "1"]
+    main(["--model", model, *flags, "--device", "cpu", "--out", str(out)])
+    made = json.loads(out.read_text())
+    assert made["full_steps"][0] == 0
+    assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
+    assert make_cache("loopseer", model=model, calibration=str(out)).plan(6).full_steps == tuple(made["full_steps"])
