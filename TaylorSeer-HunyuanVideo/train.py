@@ -1,4 +1,4 @@
-"""Train the embedded text-to-video model on clips of moving Fashion-MNIST objects, whose captions say all there is to see.
+"""Train the embedded text-to-video model on clips of moving objects, whose captions say all there is to see.
 
 The weight of guidance is an input of the model, learnt without a teacher (`seerkit.training.videos.ClipLoss`). Everything
 random is a function of --seed and the step, so a resumed run sees the batches of an uninterrupted one.

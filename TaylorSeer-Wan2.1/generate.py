@@ -16,7 +16,7 @@ from wan.flags import ALSO, QUALITY, add_flags, caches, fill_defaults, prompts_o
 
 EXAMPLES = """
 python TaylorSeer-Wan2.1/generate.py --compare
-python TaylorSeer-Wan2.1/generate.py --prompt "red sneaker moving left on black" --interval 5 --max-order 1
+python TaylorSeer-Wan2.1/generate.py --prompt "red star moving left on black" --interval 5 --max-order 1
 python TaylorSeer-Wan2.1/generate.py --model wan-t2v-1.3B --ckpt ./Wan2.1-T2V-1.3B --prompt "two cats boxing"
 torchrun --nproc_per_node=8 TaylorSeer-Wan2.1/generate.py --model wan-t2v-14B --ckpt ./Wan2.1-T2V-14B --dit-fsdp --ulysses-degree 8 --prompt "two cats boxing"
 """  # noqa: E501

@@ -1,4 +1,4 @@
-"""Train the embedded text-to-video model on clips of moving Fashion-MNIST objects, whose captions say all there is to see.
+"""Train the embedded text-to-video model on clips of moving objects, whose captions say all there is to see.
 
 A tenth of the captions is dropped, so that the model can be guided. Everything random is a function of --seed and the step,
 so a resumed run sees the batches of an uninterrupted one.

@@ -24,6 +24,8 @@ from evaluation.cells import (
     LITE0,
     PARTIAL_HEADER,
     PARTIAL_MEANING,
+    TRACKING_HEADER,
+    TRACKING_MEANING,
     change_cell,
     computed_cell,
     cost_cells,
@@ -31,6 +33,7 @@ from evaluation.cells import (
     front_cells,
     partial_cells,
     plus_minus,
+    tracking_cells,
 )
 from evaluation.forms import (
     BENCHMARK,
@@ -47,6 +50,7 @@ from evaluation.forms import (
     PARTIAL_STEPS,
     SAMPLES,
     SCORES,
+    TRACKING,
     TRAINING,
     VALIDATION,
     VIDEO_COUNTS,
@@ -69,6 +73,7 @@ from seerkit.environment import OPENMPS_OWN_SPINS, SPINS
 from seerkit.io.files import read_text, write_text
 from seerkit.io.records import Form, read_record
 from seerkit.io.tables import counted, markdown_table, number, psnr_cell
+from seerkit.training.flags import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -941,6 +946,24 @@ def searched_schedules(results: Path) -> str:
     )
 
 
+def tracked(results: Path, *, name: str) -> str:
+    """How often an embedded video model shows what held-out captions ask for."""
+    model = BACKBONES[name].embedded
+    out = f"results/{name}/tracking.json"
+    record = read(results / name / "tracking.json", TRACKING, f"python eval/track.py --model {model} --out {out}")
+    s = record["settings"]
+    return "\n\n".join(
+        [
+            markdown_table(TRACKING_HEADER, tracking_cells(record)),
+            made_with(
+                f"{model}, held-out captions, uncached, {s['num_steps']} steps, guidance {s['guidance']:g}, seed {s['seed']}",
+                TRACKING_MEANING,
+                run_conditions(record["conditions"]),
+            ),
+        ]
+    )
+
+
 def method_costs(results: Path) -> str:
     """What deciding and forecasting cost beside a full step of FLUX.1 at its full width, and what is kept at its full size."""
     path = results / "flux" / "method-costs.json"
@@ -1122,10 +1145,14 @@ def training_table(record: dict[str, Any], *, shape: str, images: int | None, fo
     """The facts of a training run; `images` are those of an epoch, None without end; `found` rows of what it led to."""
     t, made = record["training"], record["conditions"]
     epochs = "" if images is None else f" ({record['images_seen'] / images:.1f} epochs)"
+    optimizer = OPTIMIZERS[t.get("optimizer", "adamw")]  # runs that knew of no other do not say
     rows = [
         ["model", f"{shape}; {record['num_parameters'] / 1e6:.2f} M parameters"],
         ["steps × samples", f"{t['steps']} × {t['batch_size']}{epochs}"],
-        ["optimiser", f"AdamW, rate {t['lr']:g}, {t['lr_schedule']} after {t['lr_warmup_steps']} steps of warm-up"],
+        [
+            "optimiser",
+            f"{optimizer}, rate {t['lr']:g}, {t['lr_schedule']} after {t['lr_warmup_steps']} steps of warm-up",
+        ],
         ["average of weights", f"EMA, decay {t['ema_decay']}"],
         *found,
         ["precision", f"{t['precision']} products, float32 weights"],
@@ -1237,10 +1264,12 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "hunyuan-benchmark": hunyuan_benchmark,
     "hunyuan-samples": hunyuan_samples,
     "hunyuan-training": hunyuan_training,
+    "hunyuan-tracking": functools.partial(tracked, name="hunyuan"),
     "wan-flops": wan_flops,
     "wan-benchmark": wan_benchmark,
     "wan-samples": wan_samples,
     "wan-training": wan_training,
+    "wan-tracking": functools.partial(tracked, name="wan"),
     "video-memory": video_memory,
     "hidream-flops": hidream_flops,
     "hidream-benchmark": hidream_benchmark,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the train_*.sh share: bash scripts/train_embedded.sh FOLDER OUT FETCH VARIABLE [options of FOLDER/train.py]
-# FETCH: the script that gets the data, unless VARIABLE says where they are. On a CPU: SETTINGS, options that the shipped
+# FETCH: the script that gets the data, unless VARIABLE says where they are; both empty where none are needed. On a CPU: SETTINGS, options that the shipped
 # weights were trained with; PROCESSES, how many processes of one thread share every batch (unset: one of all threads).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ folder="$1" out="$2" fetch="$3" variable="$4"
 shift 4
 shown=no  # whether the command is only to show something
 case " $* " in *" --help "* | *" -h "* | *" --dry-run "*) shown=yes ;; esac
-if [[ $shown == no && " $* " != *" --data"* && -z "${!variable:-}" ]]; then bash "scripts/$fetch"; fi
+if [[ $shown == no && -n $fetch && " $* " != *" --data"* && -z "${!variable:-}" ]]; then bash "scripts/$fetch"; fi
 launch=(python) settings=()
 if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   # In bf16 the reference attention is faster on a CPU than the fused one.

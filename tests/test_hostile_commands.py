@@ -43,7 +43,7 @@ LIMIT_S = float(os.environ.get("HOSTILE_LIMIT_S", 60))
 CHUNKS = 4  # that workers share
 
 IMAGES = "--interval 2 --prompt fox"
-VIDEOS = "--interval 2 --prompt 'red sneaker moving left on black'"
+VIDEOS = "--interval 2 --prompt 'red star moving left on black'"
 TRAINING = (
     "--steps 2 --batch-size 4 --lr-warmup-steps 1 --log-every 1 --save-every 1 --grid-every 100 --device cpu"
     " --output-dir out"
@@ -119,7 +119,7 @@ NUMBERS = (
 ORDINARY_NUMBERS = ("1", "2", "3", "4", "5", "7", "8", "16", "17", "0.5", "2.0", "1e-3")
 TEXTS = (
     "🦊", "x" * 5000, "two\nlines", "-dash", "--", "", " ", "a/b", "../..", "\x7f\x1b[31m", "%s %d {} {0}", "$(ls)", "None",
-    "\udcff\udcfe", "שלום", "a\tb", "CON", "ا" * 130, "fox", "red apple, noto", "red bag still on navy", "nan", "😀" * 70,
+    "\udcff\udcfe", "שלום", "a\tb", "CON", "ا" * 130, "fox", "red apple, noto", "red ring still on navy", "nan", "😀" * 70,
 )  # fmt: skip
 TEXTS_BY_FLAG = {
     "device": ("cpu", "auto", "cuda", "cuda:99", "cuda:-1", "cpu:1", "meta", "mps", "gpu", "CPU", ""),
@@ -258,7 +258,7 @@ def write_inputs(folder: Path, checkpoint: Path) -> None:
     (folder / "full").symlink_to("/dev/full")
     (folder / "loop").symlink_to("loop")
     (folder / "prompts.txt").write_text("fox\n\nred apple, noto\n", encoding="utf-8")
-    (folder / "clips.txt").write_text("red bag still on navy\ncyan coat moving up on brown\n")
+    (folder / "clips.txt").write_text("red ring still on navy\ncyan heart moving up on brown\n")
     (folder / "windows.txt").write_bytes("fuchs\r\näpfel\r\n".encode("utf-16"))
     (folder / "latin1.txt").write_bytes("äpfel\n".encode("latin-1"))
     (folder / "zero.txt").write_bytes(b"a\0b\n")
@@ -599,7 +599,7 @@ FOUND = [
     ("TaylorSeer-Wan2.1/generate.py", ["--save-file", "in/good.png"], "name a file that ends in .mp4"),
     (
         "TaylorSeer-Wan2.1/generate.py",
-        ["--guidance-scale", "1", "--negative-prompt", "red bag still on navy"],
+        ["--guidance-scale", "1", "--negative-prompt", "red ring still on navy"],
         "--negative-prompt has no effect with --guidance-scale 1",
     ),
     (

@@ -86,11 +86,11 @@ class HunyuanVideoConfig:
         return int(self.hidden_size * self.mlp_width_ratio)
 
 
-# Pixels of three channels in patches of 4 frames, rows and columns; captions of seerkit.data.captions as one-hot words
+# Pixels of three channels in patches of 2 frames, 4 rows and columns; captions of seerkit.data.captions as one-hot words
 # and their sum.
 _TINY = HunyuanVideoConfig(
-    in_channels=3, out_channels=3, patch_size=(4, 4, 4), text_states_dim=48, text_states_dim_2=48, hidden_size=256,
-    heads_num=4, mm_double_blocks_depth=2, mm_single_blocks_depth=4, refiner_depth=1, rope_dim_list=(16, 24, 24),
+    in_channels=3, out_channels=3, patch_size=(2, 4, 4), text_states_dim=48, text_states_dim_2=48, hidden_size=192,
+    heads_num=4, mm_double_blocks_depth=2, mm_single_blocks_depth=4, refiner_depth=1, rope_dim_list=(16, 16, 16),
 )  # fmt: skip
 CONFIGS: dict[str, HunyuanVideoConfig] = {
     "hunyuan-video": HunyuanVideoConfig(),
@@ -131,7 +131,7 @@ class Usage:
 
 
 _PIXELS = Usage(
-    latent_channels=3, spatial_factor=1, temporal_factor=1, text_tokens=8, height=32, width=32, frames=16, fps=8,
+    latent_channels=3, spatial_factor=1, temporal_factor=1, text_tokens=8, height=24, width=24, frames=8, fps=8,
     guidance=3.0, flow_shift=3.0, batch_size=4, precision="fp32",
 )  # fmt: skip
 USAGE: dict[str, Usage] = {"hunyuan-video": Usage(), "hunyuan-tiny": _PIXELS, "hunyuan-debug": _PIXELS}

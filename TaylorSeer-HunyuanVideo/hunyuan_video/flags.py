@@ -79,9 +79,9 @@ def add_flags(parser: Parser) -> None:
         num_steps="50",
         guidance="which the model takes as an input (default: 6; hunyuan-tiny: 3)",
         batch_size="1; hunyuan-tiny: 4",
-        height="480; hunyuan-tiny: 32",
-        width="640; hunyuan-tiny: 32",
-        num_frames="4n + 1 (default: 65; hunyuan-tiny: 16)",
+        height="480; hunyuan-tiny: 24",
+        width="640; hunyuan-tiny: 24",
+        num_frames="4n + 1 (default: 65; hunyuan-tiny: 8)",
         shift="7; hunyuan-tiny: 3",
     )
     sampling = parser.section("sampling")

@@ -68,7 +68,7 @@ class WanConfig:
 
 # Pixels of three channels; captions of seerkit.data.captions as one-hot words.
 _TINY = WanConfig(
-    patch_size=(4, 4, 4), text_len=8, text_dim=48, in_dim=3, out_dim=3, dim=256, ffn_dim=1024, num_heads=4, num_layers=6
+    patch_size=(2, 4, 4), text_len=8, text_dim=48, in_dim=3, out_dim=3, dim=192, ffn_dim=768, num_heads=4, num_layers=6
 )  # fmt: skip
 _14B = {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}
 CONFIGS: dict[str, WanConfig] = {
@@ -119,7 +119,7 @@ class Usage:
 
 _480P, _720P = ((832, 480), (480, 832)), ((1280, 720), (720, 1280))
 _PIXELS = Usage(
-    latent_channels=3, factor=1, frame_factor=1, text_tokens=_TINY.text_len, sizes=((32, 32),), frames=16, fps=8,
+    latent_channels=3, factor=1, frame_factor=1, text_tokens=_TINY.text_len, sizes=((24, 24),), frames=8, fps=8,
     guidance=2.0, shift=3.0, batch_size=4, precision="fp32", negative_prompt="",
 )  # fmt: skip
 USAGE: dict[str, Usage] = {

@@ -90,9 +90,9 @@ def add_flags(parser: Parser) -> None:
         num_steps="50; i2v: 40",
         guidance="1 for none (default: 5; wan-tiny: 2)",
         batch_size="1; wan-tiny: 4",
-        height="720; wan-t2v-1.3B: 480; wan-tiny: 32",
-        width="1280; wan-t2v-1.3B: 832; wan-tiny: 32",
-        num_frames="4n + 1 (default: 81; wan-tiny: 16)",
+        height="720; wan-t2v-1.3B: 480; wan-tiny: 24",
+        width="1280; wan-t2v-1.3B: 832; wan-tiny: 24",
+        num_frames="4n + 1 (default: 81; wan-tiny: 8)",
         shift="5; i2v in 480P and wan-tiny: 3",
     )
     sampling = parser.section("sampling")

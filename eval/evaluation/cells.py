@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.metrics import wilson_interval
 from seerkit.io.tables import full_steps_cell, number
 
 LITE0 = "Lite0 distance"
@@ -51,6 +52,39 @@ def computed_cell(row: Mapping[str, Any]) -> str:
     """Full steps of a row, mean and range where they differ from sample to sample, and partial ones."""
     done, partial = row["computed"], len(row.get("partial_steps", ()))
     return full_steps_cell(done["mean"], done["min"], done["max"], row["num_steps"], partial)
+
+
+TRACKING_HEADER = [
+    "motion", "clips", "moves as asked %", "object %", "colour %", "background %", "all four %", "real clips move %",
+    "by chance %",
+]  # fmt: skip
+TRACKING_MEANING = (
+    "moves as asked: by the path and extent of the object, which is followed in the clip; real clips: drawn ones of "
+    "the same captions; by chance: clips under other captions than their own; in brackets: 95 % interval of the share (Wilson)"
+)
+
+
+def tracking_cells(record: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of a record of eval/track.py, motion after motion, then all."""
+    generated, real = record["rows"]["generated"], record["rows"]["real"]
+
+    def share(row: Mapping[str, Any], fact: str) -> str:
+        found = row[fact] / row["num"]
+        if row["motion"] is not None:
+            return number(100 * found, 0)
+        return f"{100 * found:.0f} ({' – '.join(f'{100 * end:.0f}' for end in wilson_interval(found, row['num']))})"
+
+    facts = ("motion", "object", "colour", "background", "everything")
+    return [
+        [
+            row["motion"] or "all",
+            str(row["num"]),
+            *(share(row, f"right_{fact}") for fact in facts),
+            share(drawn, "right_motion"),
+            number(100 * row["chance"], 0),
+        ]
+        for row, drawn in zip(generated, real, strict=True)
+    ]
 
 
 COSTS_HEADER = ["method", "decided", "form", "kept MiB", "decision %", "forecast %", "forecast step %"]

@@ -319,6 +319,21 @@ VALIDATION: Form = {
 }  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------------------------- track.py
+
+_TRACKED: Form = [
+    {
+        "motion": (None, str), "num": positive, "chance": float,
+        **dict.fromkeys(
+            ("right_object", "right_colour", "right_motion", "right_background", "right_everything"), int
+        ),
+    }
+]  # fmt: skip
+TRACKING: Form = {
+    "model": str, "settings": {"num_steps": int, "seed": int, "guidance": float},
+    "rows": {"generated": _TRACKED, "real": _TRACKED}, "conditions": CONDITIONS,
+}  # fmt: skip
+
 # ------------------------------------------------------------------------------------------------------------- train.py
 
 

@@ -197,7 +197,7 @@ def test_more_samples_than_prompts_of_a_file_take_them_again(tmp_path):
     [
         ("flux-tiny", "Red  Apple, noto".replace("noto", "twemoji flat")),
         ("hidream-tiny", "rocket, 3d render"),
-        ("wan-tiny", "red sneaker moving left on black"),
+        ("wan-tiny", "red star moving left on black"),
         ("DiT-XL/2", "207"),
     ],
 )

@@ -125,12 +125,12 @@ def test_a_size_in_one_flag_is_two_numbers(size, capsys):
 
 @commands
 def test_names_of_files_are_known_before_anything_is_loaded(command):
-    flags = ["--prompt", "red bag still on navy", "--samples-per-prompt", "2", "--vbench"]
+    flags = ["--prompt", "red ring still on navy", "--samples-per-prompt", "2", "--vbench"]
     args = parser_of(command).parse_args(flags)
     command.fill_defaults(args)
     prompts, names = list_samples(args, command.prompts_of(args))
-    assert prompts == ["red bag still on navy"] * 2
-    assert names == ["red bag still on navy-0", "red bag still on navy-1"]
+    assert prompts == ["red ring still on navy"] * 2
+    assert names == ["red ring still on navy-0", "red ring still on navy-1"]
 
 
 WATCHED = """

@@ -353,7 +353,7 @@ class TestConfigs:
         usage, config = USAGE[name], CONFIGS[name]
         shape = latent_shape(name, usage.height, usage.width, usage.frames)
         assert shape[0] == config.in_channels == usage.latent_channels
-        assert token_grid(shape, config.patch_size) == ((17, 30, 40) if name == "hunyuan-video" else (4, 8, 8))
+        assert token_grid(shape, config.patch_size) == ((17, 30, 40) if name == "hunyuan-video" else (4, 6, 6))
 
     def test_first_frame_has_a_latent_of_its_own(self):
         assert latent_shape("hunyuan-video", 720, 1280, 129) == (16, 33, 90, 160)
@@ -393,8 +393,8 @@ class TestErrors:
             ("hunyuan-video", (480, 640, 64), "number of frames 64 must be 1, 5, 9, … for hunyuan-video; 65 is near"),
             ("hunyuan-video", (480, 640, 0), "number of frames 0 must be 1, 5, 9, … for hunyuan-video; 1 is near"),
             ("hunyuan-tiny", (32, 30, 16), "width 30 must be a positive multiple of 4 for hunyuan-tiny; 32 is near"),
-            ("hunyuan-tiny", (32, 32, 17), "number of frames 17 must be 4, 8, 12, … for hunyuan-tiny; 16 is near"),
-            ("hunyuan-tiny", (32, 32, 1), "number of frames 1 must be 4, 8, 12, … for hunyuan-tiny; 4 is near"),
+            ("hunyuan-tiny", (32, 32, 17), "number of frames 17 must be 2, 4, 6, … for hunyuan-tiny; 18 is near"),
+            ("hunyuan-tiny", (32, 32, 1), "number of frames 1 must be 2, 4, 6, … for hunyuan-tiny; 2 is near"),
         ],
     )
     def test_sizes_that_patches_do_not_fill(self, name, size, message):

@@ -129,7 +129,7 @@ def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, c
             latents = load_file(folder / "state" / label / "latents" / f"{index:06d}.safetensors")["latents"]
             assert (latents.shape, latents.dtype) == ((3, 16, 32, 32), torch.float32)
             frames = imageio.imread(folder / label / f"{index:06d}.mp4")
-            assert frames.shape == (16, 128, 128, 3), "enlarged"
+            assert frames.shape == (8, 120, 120, 3), "enlarged"
             with Image.open(folder / "gif" / label / f"{index:06d}.gif") as gif:
                 assert gif.size == (128, 128)
     assert imageio.immeta(folder / TAYLORSEER / "000000.mp4")["fps"] == 8
@@ -256,7 +256,7 @@ def test_dry_run_shows_steps_flops_and_bytes_at_full_size(command, capsys, monke
     ("more", "message"),
     [
         ([*PUBLISHED, "--num-frames", 64], "number of frames 64 must be 1, 5, 9, … for hunyuan-video; 65 is near"),
-        (["--num-frames", 17], "number of frames 17 must be 4, 8, 12, … for hunyuan-debug; 16 is near"),
+        (["--num-frames", 17], "number of frames 17 must be 2, 4, 6, … for hunyuan-debug; 18 is near"),
         (["--width", 30], "width 30 must be a positive multiple of 4 for hunyuan-debug; 32 is near"),
         ([*PUBLISHED, "--video-size", 500, 640], "height 500 must be a positive multiple of 16 for hunyuan-video; 496 is near"),
         (["--video-size", 32], "argument --video-size: expected 2 arguments"),

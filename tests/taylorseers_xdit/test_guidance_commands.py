@@ -34,7 +34,7 @@ def runs(run_script, tmp_path: Path, script: str, *flags: object) -> tuple[Path,
 
 
 def test_videos_of_wan(run_script, tmp_path):
-    flags = ("--prompt", "bag", "red sneaker moving left on black", "--batch-size", 1, "--keep-latents")
+    flags = ("--prompt", "bag", "red star moving left on black", "--batch-size", 1, "--keep-latents")
     one, two = runs(run_script, tmp_path, "TaylorSeer-Wan2.1/generate.py", *flags)
     files = sorted(one.rglob("*.safetensors"))
     assert len(files) == 2

@@ -395,8 +395,8 @@ class TestSizes:
             ("wan-t2v-14B", (720, 1280, 80), r"number of frames 80 must be 4k \+ 1 for wan-t2v-14B; 81 is near"),
             ("wan-t2v-14B", (720, 1280, 0), r"number of frames 0 must be 4k \+ 1 for wan-t2v-14B; 1 is near"),
             ("wan-tiny", (32, 30, 16), "width 30 must be a positive multiple of 4 for wan-tiny; 32 is near"),
-            ("wan-tiny", (32, 32, 17), "number of frames 17 must be a multiple of 4 for wan-tiny; 16 is near"),
-            ("wan-tiny", (32, 32, 0), "number of frames 0 must be a multiple of 4 for wan-tiny; 4 is near"),
+            ("wan-tiny", (32, 32, 17), "number of frames 17 must be a multiple of 2 for wan-tiny; 16 is near"),
+            ("wan-tiny", (32, 32, 0), "number of frames 0 must be a multiple of 2 for wan-tiny; 2 is near"),
         ],
     )
     def test_sizes_that_cannot_be_are_told_with_one_near(self, name, size, message):

@@ -1,6 +1,6 @@
 """Captions of the clips of moving objects, and the words that they are made of; needs no torch.
 
-A caption is "{colour} {object} {motion} on {background}", such as "red sneaker moving left on black". No word has two
+A caption is "{colour} {object} {motion} on {background}", such as "red star moving left on black". No word has two
 roles, so a caption is known from its words in any order.
 """
 
@@ -8,9 +8,8 @@ import hashlib
 import itertools
 
 from cache_dic import UserError
-from seerkit.data.fashion_mnist import CLASS_NAMES
 
-OBJECTS = tuple(name.split()[-1] for name in CLASS_NAMES)  # one word each: "ankle boot" is "boot"
+OBJECTS = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "moon")
 COLOURS = {
     "red": (230, 30, 35),
     "orange": (255, 135, 20),
@@ -21,10 +20,10 @@ COLOURS = {
     "purple": (160, 60, 225),
     "pink": (255, 125, 190),
     "white": (255, 255, 255),
-}  # RGB of the object where it is brightest
+}  # RGB
 BACKGROUNDS = {"black": (0, 0, 0), "grey": (95, 95, 95), "brown": (85, 50, 25), "navy": (10, 20, 70)}
 DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}  # (x, y)
-MOTIONS = (*DIRECTIONS, "growing", "shrinking", "spinning", "bouncing", "still")
+MOTIONS = (*DIRECTIONS, "growing", "shrinking", "bouncing", "still")
 
 CAPTIONS = tuple(
     f"{colour} {name} {motion} on {background}"
@@ -39,16 +38,16 @@ HELD_OUT = frozenset(
 """The captions that no training clip has: a tenth of all, chosen by hash."""
 
 PROMPTS = (
-    "red sneaker moving left on black",
-    "yellow bag moving right on navy",
-    "cyan t-shirt moving up on brown",
-    "pink dress moving down on black",
-    "blue boot growing on grey",
-    "orange pullover shrinking on black",
-    "white sandal spinning on navy",
-    "green trouser bouncing on grey",
+    "red star moving left on black",
+    "yellow moon moving right on navy",
+    "cyan heart moving up on brown",
+    "pink ring moving down on black",
+    "blue cross growing on grey",
+    "orange triangle shrinking on black",
+    "green circle bouncing on grey",
+    "white square still on navy",
 )
-"""What the sampling commands draw by default: every motion but "still" once, all of them seen in training."""
+"""What the sampling commands draw by default: every object and every motion once, all of them seen in training."""
 
 VOCABULARY = tuple(
     dict.fromkeys([*OBJECTS, *COLOURS, *(word for motion in MOTIONS for word in motion.split()), "on", *BACKGROUNDS])

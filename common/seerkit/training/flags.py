@@ -10,10 +10,11 @@ from seerkit.command.flags import add_device_flag, add_dry_run_flag
 from seerkit.layers.names import ATTENTION_BACKENDS
 
 ON_EMOJI = {"data": "folder that scripts/get_emoji.sh has made (default: data/emoji)", "steps": 40000}
-ON_CLIPS = {
-    "data": "folder of the Fashion-MNIST files (default: where they are found)", "steps": 40000, "batch_size": 64
-}  # fmt: skip
+ON_CLIPS = {"data": None, "steps": 40000, "batch_size": 64, "optimizer": "muon", "lr": 2e-3}
 """For `parse_training_args`: what the embedded text-to-image and text-to-video models are trained on, and how."""
+
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}
+"""Of --optimizer, in words."""
 
 
 def parse_training_args(
@@ -23,18 +24,24 @@ def parse_training_args(
     examples: str,
     models: Sequence[str],
     default: str,
-    data: str,
+    data: str | None,
     **defaults: Any,
 ) -> argparse.Namespace:
-    """The command line of a training command for one of `models`. data: what --data is. defaults: as `add_training_flags`."""
+    """The command line of a training command for one of `models`.
+
+    data: what --data is, None where the data need no files. defaults: as `add_training_flags`.
+    """
     parser = Parser(description, examples)
     parser.section("model").add_argument("--model", choices=models, default=default, help="shape of the model to train")
-    parser.section("data").add_argument("--data", type=Path, metavar="DIR", help=data)
+    if data is not None:
+        parser.section("data").add_argument("--data", type=Path, metavar="DIR", help=data)
     add_training_flags(parser, **defaults)
     return parser.parse_args(argv)
 
 
-def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr: float = 1e-3) -> None:
+def add_training_flags(
+    parser: Parser, *, steps: int, batch_size: int = 128, optimizer: str = "adamw", lr: float = 1e-3
+) -> None:
     """Flags of a training command; the arguments are defaults."""
     training, output, device = (parser.section(title) for title in ("training", "output", "device"))
     # In the order of settings.json and of the models' cards.
@@ -51,7 +58,11 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int = 128, lr:
     training.add_argument(
         "--batch-size", type=positive_int, metavar="N", default=batch_size, help="samples per step, over all processes"
     )
-    training.add_argument("--lr", type=positive_float, metavar="RATE", default=lr, help="peak learning rate of AdamW")
+    training.add_argument(
+        "--optimizer", choices=tuple(OPTIMIZERS), default=optimizer,
+        help="AdamW for all weights, or Muon for the matrices of the blocks and AdamW for the rest",
+    )  # fmt: skip
+    training.add_argument("--lr", type=positive_float, metavar="RATE", default=lr, help="peak learning rate")
     training.add_argument(
         "--lr-schedule", choices=("cosine", "constant"), default="cosine", help="learning rate after the warm-up"
     )

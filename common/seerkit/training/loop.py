@@ -25,6 +25,7 @@ from cache_dic import UserError
 from seerkit.devices.distributed import World, start_world
 from seerkit.io.files import read_text, writable_directory, write_json, write_text, written_whole
 from seerkit.io.records import conditions
+from seerkit.training.muon import Muon
 from seerkit.weights.checkpoints import check_state, export_safetensors, read_pickle
 
 log = logging.getLogger("seerkit.training")
@@ -34,8 +35,9 @@ Losses = Callable[[nn.Module, int], Mapping[str, Tensor]]
 
 LARGEST_WEIGHT = 5.0  # of distilled guidance, in training
 # Over a resumed run. Not the rate: a lower one is what helps a run whose gradients are no longer finite.
-FIXED = ("model", "batch_size", "seed", "lr_schedule", "lr_warmup_steps", "ema_decay")
+FIXED = ("model", "batch_size", "seed", "optimizer", "lr_schedule", "lr_warmup_steps", "ema_decay")
 STATE = {"step": int, "model": dict, "ema": dict, "optimizer": dict, "settings": dict}  # what `Training.save` writes
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}  # that the optimisers keep of a parameter
 
 
 def start_training(config: Any, args: argparse.Namespace) -> World | None:
@@ -125,19 +127,30 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(targets, sources, 1 - decay)
 
 
+def make_optimizers(model: nn.Module, args: argparse.Namespace) -> dict[str, torch.optim.Optimizer]:
+    """AdamW, or with --optimizer muon also Muon for the matrices of a model's blocks, by name."""
+    within = {
+        name: args.optimizer == "muon" and parameter.ndim == 2 and "blocks." in name
+        for name, parameter in model.named_parameters()
+    }
+    rest, matrices = ([p for name, p in model.named_parameters() if within[name] == kind] for kind in (False, True))
+    optimizers = {"adamw": torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0)}
+    if matrices:
+        optimizers["muon"] = Muon(matrices, lr=args.lr)
+    return optimizers
+
+
 @dataclass
 class Training:
-    """A model in training, its averaged weights and its optimiser; resumable from one file."""
+    """A model in training, its averaged weights and its optimisers by name; resumable from one file."""
 
     model: nn.Module
     ema: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: Mapping[str, torch.optim.Optimizer]
 
     @classmethod
     def begin(cls, model: nn.Module, args: argparse.Namespace) -> "Training":
-        ema = copy.deepcopy(model).eval().requires_grad_(False)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        return cls(model, ema, optimizer)
+        return cls(model, copy.deepcopy(model).eval().requires_grad_(False), make_optimizers(model, args))
 
     def save(self, path: Path, step: int, args: argparse.Namespace) -> None:
         """One file; no generator state is needed."""
@@ -145,7 +158,7 @@ class Training:
             "step": step,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "settings": {key: str(value) for key, value in vars(args).items()},
         }
         with written_whole(path) as temporary:
@@ -179,8 +192,9 @@ class Training:
         try:
             check_state(self.model, state["model"], finite=True)
             check_state(self.ema, state["ema"], finite=True)
-            self._check_moments(state["optimizer"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for name, optimizer in self.optimizers.items():
+                _check_moments(name, optimizer, state["optimizer"][name])
+                optimizer.load_state_dict(state["optimizer"][name])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} does not fit the model, --model {args.model}: {error}; {_START_ANEW}") from error
         self.model.load_state_dict(state["model"])
@@ -189,13 +203,15 @@ class Training:
             log.warning("--lr is %s from step %d on; it was %s", args.lr, state["step"], settings["lr"])
         return state["step"]
 
-    def _check_moments(self, state: Mapping[str, Any]) -> None:
-        """ValueError, or what a wrong type raises, unless the moments of an optimiser's state are those of the parameters."""
-        parameters = list(self.model.parameters())
-        for number, moments in state["state"].items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                if moments[name].shape != parameters[int(number)].shape:
-                    raise ValueError(f"{name} {number} of the optimiser is {tuple(moments[name].shape)}")
+
+def _check_moments(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """ValueError, or what a wrong type raises, unless the moments of an optimiser's state are those of its parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in state["state"].items():
+        for moment in MOMENTS[name]:
+            if moments[moment].shape != parameters[int(number)].shape:
+                raise ValueError(f"{moment} {number} of {name} is {tuple(moments[moment].shape)}")
+        if name == "adamw":
             float(moments["step"])
 
 
@@ -317,7 +333,7 @@ def fit(
 
     labels: what to call each loss in the plot. settings: written to settings.json. save_grid(path, ema) draws samples.
     """
-    out, model, ema, optimizer = args.out, training.model, training.ema, training.optimizer
+    out, model, ema, optimizers = args.out, training.model, training.ema, training.optimizers.values()
     if args.batch_size % world.size:
         raise UserError(f"--batch-size {args.batch_size} cannot be shared by {world.size} processes")
     first = training.load(out / "state.pt", args) if args.resume else 0
@@ -336,17 +352,18 @@ def fit(
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, disable=not world.is_main, mininterval=5)
     for step in bar:
         done, lr = step + 1, learning_rate(step, args)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = lr
         with autocast:
             found = losses(forward, step)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         sum(found.values()).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not torch.isfinite(norm):
             again = "use --resume" if (out / "state.pt").exists() else "start again"
             raise UserError(f"the gradient is {norm.item()} at step {step}; lower --lr {args.lr} and {again}")
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         update_ema(ema, model, min(args.ema_decay, (1 + done) / (10 + done)))
         log.add(found)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from seerkit.data.captions import PROMPTS
-from seerkit.data.fashion_mnist import load_fashion_mnist
 from seerkit.data.moving_objects import FRAME_SIZE, NUM_FRAMES, MovingObjects, encode
 from seerkit.devices.distributed import World
 from seerkit.io.media import frame_strip, save_png, video_to_uint8
@@ -125,10 +124,10 @@ def train(
     world = start_training(config, args)
     if world is None:
         return
-    clips = MovingObjects(*load_fashion_mnist("train", args.data), args.seed)
+    clips = MovingObjects(args.seed)
     training = Training.begin(make_model().to(world.device), args)
     losses = ClipLoss(clips, velocity, args, world, shift=shift, distilled=distilled)
     strips = SampleStrips(sample, args.seed, world.device)
     fit(training, losses, args, world, labels=LABELS, settings=resolved(config, args), save_grid=strips)
-    data = "moving Fashion-MNIST objects by seerkit.data.moving_objects, captions exact"
+    data = "moving objects by seerkit.data.moving_objects, captions exact"
     export(training.ema, args, world, tuple(LABELS), data=data)

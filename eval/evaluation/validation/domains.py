@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import torch
 
 from cache_dic import UserError
 
@@ -116,19 +115,13 @@ def _emoji(model: str, seed: int) -> Domain:
 
 
 def _clips(model: str, seed: int) -> Domain:
-    """Moving objects of two halves of the test images of Fashion-MNIST, with captions of the training clips."""
+    """Moving objects drawn with three seeds that no training had, with captions of the training clips."""
     from seerkit.data.captions import CAPTIONS, OBJECTS, is_held_out
-    from seerkit.data.fashion_mnist import load_fashion_mnist
     from seerkit.data.moving_objects import MovingObjects
     from seerkit.io.media import video_to_uint8
+    from seerkit.sampling.seeds import derive_seed
 
-    images, labels = load_fashion_mnist("test")
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
-    halves = order.chunk(2)
-    reference, real, further = (
-        MovingObjects(images[half], labels[half], seed=seed + offset)
-        for offset, half in enumerate((halves[0], halves[1], halves[1]))
-    )
+    reference, real, further = (MovingObjects(derive_seed(seed, which)) for which in range(3))
     known = [caption for caption in CAPTIONS if not is_held_out(caption)]
     captions = [known[index] for index in np.random.default_rng(seed + 1).permutation(len(known))]
     kinds = np.array([next(i for i, name in enumerate(OBJECTS) if name in caption.split()) for caption in captions])
@@ -150,7 +143,7 @@ def _clips(model: str, seed: int) -> Domain:
         real=lambda count: drawn(real, tuple(captions[:count])),
         groups=kinds,
         others=others,
-        told="moving objects: clips of one half of Fashion-MNIST's test images as reference, of the other as real samples",
+        told="moving objects: clips drawn with one seed as reference, with another as real samples, neither of them training's",
         reference_size=REFERENCE["clips"],
     )
 

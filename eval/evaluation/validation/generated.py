@@ -103,7 +103,7 @@ class _Made:
 class Generated:
     """The rows of a model, made where they are missing.
 
-    prompts: of sample 0 and on, begun anew where there are fewer.
+    prompts: of sample 0 and on, begun anew where there are fewer. flags: further ones of the model's sampling command.
     """
 
     def __init__(
@@ -115,10 +115,11 @@ class Generated:
         *,
         seed: int = 0,
         rows: Sequence[Row] | None = None,
+        flags: Sequence[str] = (),
     ) -> None:
         self.family = FAMILIES[PACKAGES[model]]
         self.is_video = self.family.makes == "video"
-        args = _own_flags(self.family, model, seed, SHARD[self.family.makes])
+        args = _own_flags(self.family, model, seed, SHARD[self.family.makes], flags)
         self.world, self.work = world, work
         self.made = [_Made(row, args, self.family, prompts, work, world) for row in rows or rows_of(model)]
         self.shard, self.settings = self.made[0].shard, self.made[0].settings
@@ -178,12 +179,12 @@ class Generated:
         return np.concatenate([part for part in parts if part is not None])[:count]
 
 
-def _own_flags(family: Any, model: str, seed: int, batch_size: int) -> Any:
-    """What the sampling command of a model would parse with all its defaults."""
+def _own_flags(family: Any, model: str, seed: int, batch_size: int, flags: Sequence[str]) -> Any:
+    """What the sampling command of a model would parse with all its defaults but `flags`."""
     parser = Parser("", "")
     family.add_flags(parser)
     args = parser.parse_args(
-        ["--model", model, "--num-steps", str(STEPS[0]), "--batch-size", str(batch_size), "--seed", str(seed)]
+        ["--model", model, "--num-steps", str(STEPS[0]), "--batch-size", str(batch_size), "--seed", str(seed), *flags]
     )
     args.output_dir = None
     family.fill(args)
