@@ -44,13 +44,14 @@ class Sensitivity:
     def measured(cls, moments: Sequence[tuple[Sequence[int], np.ndarray]], num_steps: int) -> "Sensitivity":
         """From runs: their full steps, and (B, T, 3) with |e|², e·d and |d|² at a step, d being p - v.
 
-        Between steps that were full in some run, a line.
+        Between steps that were full in some run, a line. Steps of a run are left out at which a sample is at no distance, or at
+        one that is not finite.
         """
         by_step: dict[int, list[tuple[float, np.ndarray]]] = {}
         for full_steps, values in moments:
             for step in full_steps:
                 square, product, other = values[:, step].T
-                if not (square > NOTHING).all():
+                if not (np.isfinite(values[:, step]).all() and (square > NOTHING).all()):
                     continue
                 kappa = float((product / square).mean())
                 rest = (other - 2 * kappa * product + kappa**2 * square) / square
