@@ -106,7 +106,6 @@ def test_fitted_corrections_have_no_slope_left():
     model = model_of(v, Taylor(max_order=1, warmup_steps=1), rho=np.full((SAMPLES, NUM_STEPS), 0.5))
     keys = correction_keys(full_steps, NUM_STEPS, 2)
     assert keys == [(0, 0), (3, 0), (3, 1), (7, 0), (7, 1)]
-    weights = 1 / model.energies(full_steps)
     # The scatter's influence is held fixed by the fit; without scatter the energy is quadratic and the fit exact.
     exact = model_of(v, Taylor(max_order=1, warmup_steps=1), kappa=0 * KAPPA)
     weights = 1 / exact.energies(full_steps)
