@@ -8,9 +8,10 @@ its forecasts,
                                          p_m = v_m + κ_m e_m + ρ_m |e_m| ξ at a full one:
 
 the network answers to its input's distance with κ of it and with something of size ρ that points elsewhere. Everything but ξ
-is a combination of the v_s, so that a T x T matrix of inner products tells the energy of the final distance; ξ adds to it by
-its influence on what follows. κ and ρ are measured on a few runs that are really sampled. Without them a search would find
-lists whose errors cancel in the end, which they do not in a run that goes another way.
+is a combination of the v_s, so that a T x T matrix of inner products tells the energy of the final distance. ξ adds to it by
+the steps that are forecast from p_m; that later full steps answer to what has scattered, too, is left out, since with the same
+κ and ρ for it the energies of sampled runs come out far too large. κ and ρ are measured on a few runs that are really sampled.
+Without them a search would find lists whose errors cancel in the end, which they do not in a run that goes another way.
 """
 
 import random
@@ -44,13 +45,14 @@ class Sensitivity:
     def measured(cls, moments: Sequence[tuple[Sequence[int], np.ndarray]], num_steps: int) -> "Sensitivity":
         """From runs: their full steps, and (B, T, 3) with |e|², e·d and |d|² at a step, d being p - v.
 
-        Between steps that were full in some run, a line.
+        Between steps that were full in some run, a line. Steps of a run are left out at which a sample is at no distance, or at
+        one that is not finite.
         """
         by_step: dict[int, list[tuple[float, np.ndarray]]] = {}
         for full_steps, values in moments:
             for step in full_steps:
                 square, product, other = values[:, step].T
-                if not (square > NOTHING).all():
+                if not (np.isfinite(values[:, step]).all() and (square > NOTHING).all()):
                     continue
                 kappa = float((product / square).mean())
                 rest = (other - 2 * kappa * product + kappa**2 * square) / square
@@ -85,7 +87,8 @@ class LoopModel:
     def run(
         self, full_steps: Steps, corrections: Mapping[Key, float] | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The final e (T,) and that before each full step (K, T), as combinations of v; the influence of each p_m (K,)."""
+        """The final e (T,) and that before each full step (K, T), as combinations of v; (K,) what every
+        p_m adds to the final e by the steps that take it or are forecast from it."""
         distance, answers = np.zeros(self.num_steps), np.zeros((len(full_steps), self.num_steps))
         before, influence = np.zeros_like(answers), np.zeros(len(full_steps))
         for i, (step, following) in enumerate(zip(full_steps, (*full_steps[1:], self.num_steps), strict=True)):
@@ -135,7 +138,8 @@ class LoopModel:
     # ------------------------------------------------------------------------------------------------------------ fits
 
     def fitted(self, full_steps: Steps, keys: Sequence[Key], ridge: float) -> dict[Key, float]:
-        """Corrections of the least expected energy; ridge: in parts of the curvature along each."""
+        """Corrections of the least expected energy, of a run that is linear in them and scatters as it does without;
+        ridge: in parts of the curvature along each."""
         start, before, influence = self.run(full_steps)
         scattered = self._scattered(full_steps, influence).mean(0)
         ends, paths = [], []

@@ -16,8 +16,9 @@ import hashlib
 import itertools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ FINALISTS = 2
 CAUTION = (1.0, 2.0, 4.0)
 """What ρ is taken for beside what was measured: the network answers to small distances as it was seen to, to large ones more
 than in proportion, and then early steps want to lie closer. Which holds for a model its samples decide."""
+NUM_PROBES = 2
+"""Lists that are sampled beside a given one: they tell how the network answers, and what the given one is worth."""
 RIDGES = (0.01, 0.1, 1.0)
 SHARES = (0.5, 1.0)
 """Of a Gauss-Newton step, that may be taken: the network answers to large changes less than in proportion."""
@@ -72,13 +75,14 @@ ROUNDS = 1
 DIFFERENCE = 0.03
 """Of a weight, by which derivatives are taken."""
 FOLDS = 2
+FLOAT64_ROWS = 10
+"""Rows of float32 that are as large as what stands in float64 for each row of one sample while it is measured."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A run: coordinates of the final latents (B, n), and by step |e|², e·d and |d|² as `Sensitivity.measured` takes them."""
+    """A run: by step |e|², e·d and |d|² as `Sensitivity.measured` takes them, and how near it came, by sample."""
 
-    final: Tensor
     moments: np.ndarray
     similarity_db: list[float]
 
@@ -100,6 +104,24 @@ class Job(Asked):
     def warmup_steps(self) -> int:
         return PRESETS[PACKAGES[self.args.model]].warmup_steps
 
+    def uncorrected(self, full_steps: Steps, base: tuple[str, int], form: str) -> Calibration:
+        basis, order = base
+        return Calibration(
+            model=self.args.model, num_steps=self.num_steps, full_steps=full_steps, engine=form, basis=basis,
+            max_order=order, warmup_steps=self.warmup_steps, corrections=((),) * len(full_steps),
+        )  # fmt: skip
+
+    @cached_property
+    def given(self) -> list[Calibration]:
+        """The given list with every basis and form, none without a list; UserError where no forecast on it can be had."""
+        if self.full_steps is None:
+            return []
+        every = [self.uncorrected(self.full_steps, base, form) for base in self.bases for form in self.forms]
+        able = list(filter(has_plan, every))
+        if not able:
+            cache_of(every[0]).plan(self.num_steps)  # which says why
+        return able
+
     def searched(self) -> list[Steps]:
         """The lists that `eval/search_schedule.py` has found for the model and ship with it, with as many full steps."""
         shipped = map(read_schedule, shipped_schedules(self.args.model, self.num_steps))
@@ -112,14 +134,21 @@ class Job(Asked):
         """Sampled runs with so many full steps, by stage."""
         fits = {"none": 0, "teacher": len(RIDGES), "model": len(RIDGES)}
         per_round = self.corrections_at_most() + FOLDS * len(RIDGES) * len(SHARES) + 1
-        return {"lists": self.limit, "corrections": len(self.forms) * fits.get(self.fit, ROUNDS * per_round)}
+        lists = self.limit if self.full_steps is None else NUM_PROBES + len(self.given)
+        return {"lists": lists, "corrections": len(self.forms) * fits.get(self.fit, ROUNDS * per_round)}
 
     def plan(self) -> dict[str, Any]:
         """What a calibration takes: network evaluations, with all branches of guidance, in all and for one sample; bytes that
-        are held at most beside the model's, and kept on disk."""
+        are held at most beside the model's, and kept on disk, of latents of at most COORDINATES numbers.
+
+        Held are the uncached latents of every step, of a batch those of a run, or the ends of all runs that derivatives are
+        differences of, and one sample's in float64. Of larger latents the last ones are kept whole beside the coordinates.
+        """
         samples, runs = len(self.prompts), self.runs_at_most()
         evaluations = {"uncached": self.num_steps, **{stage: self.count * number for stage, number in runs.items()}}
-        row = COORDINATES * 4
+        row, steps = COORDINATES * 4, self.num_steps
+        columns = self.corrections_at_most() + 1 if self.fit == "closed" else 0
+        at_once = max(2 * steps * min(samples, self.args.batch_size), columns * samples)
         return {
             "model": self.args.model,
             "num_steps": self.num_steps,
@@ -131,8 +160,8 @@ class Job(Asked):
             "runs_at_most": runs,
             "evaluations_per_sample_at_most": evaluations,
             "uncached_runs_at_most": sum(evaluations.values()) / self.num_steps,
-            "held_bytes_at_most": samples * row * (self.num_steps + 1 + self.corrections_at_most()),
-            "disk_bytes_at_most": samples * row * (self.num_steps + 1 + sum(runs.values())),
+            "held_bytes_at_most": row * (samples * (steps + 1) + at_once + FLOAT64_ROWS * max(steps, columns)),
+            "disk_bytes_at_most": samples * row * (steps + 1 + sum(runs.values())),
             "output": str(self.out),
         }
 
@@ -219,14 +248,24 @@ class Sampling:
         if found is not None:
             self.bar.update(len(self.job.batches) * self.job.num_steps)
             return found
-        parts = [
-            self._trajectory(make_cache("uncached"), batch, first=number == 0)
-            for number, batch in enumerate(self.job.batches)
-        ]
-        made = {name: torch.cat([part[name] for part in parts]) for name in ("latents", "final")}
-        made["levels"] = parts[0]["levels"]
+        made: dict[str, Tensor] = {}
+        for batch, rows in self._batches():
+            part = self._trajectory(make_cache("uncached"), batch, first=not made)
+            made = made or {
+                "latents": part["latents"].new_empty(len(self.job.prompts), *part["latents"].shape[1:]),
+                "final": part["final"].new_empty(len(self.job.prompts), part["final"].shape[1]),
+                "levels": part["levels"],
+            }
+            for name in ("latents", "final"):
+                made[name][rows] = part[name]
         save_tensors(self._path("uncached"), made)
         return made
+
+    def _batches(self) -> Iterator[tuple[Batch, slice]]:
+        """Each with its rows among all samples."""
+        begin = 0
+        for batch in self.job.batches:
+            yield batch, slice(begin, begin := begin + len(batch.indices))
 
     def _trajectory(self, cache: Cache, batch: Batch, *, first: bool = False) -> dict[str, Tensor]:
         kept: list[Tensor] = []
@@ -264,50 +303,67 @@ class Sampling:
     def gram(self) -> np.ndarray:
         """Inner products (B, T, T) of v, in parts of the final latents' energy; that of step 0, of whose start the runs do not
         tell, is taken from the next two in a line."""
-        v = self._velocities(self.reference["latents"])
-        energy = self.reference["latents"][:, -1].double().square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
-        return ((v @ v.mT) / energy[:, None, None]).numpy()
+        made = []
+        for latents in self.reference["latents"]:
+            v = self._velocities(latents)
+            energy = latents[-1].double().square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+            made.append((v @ v.mT) / energy)
+        return torch.stack(made).numpy()
 
     def _velocities(self, latents: Tensor) -> Tensor:
-        """(B, T, n) in float64, from coordinates of latents (B, T, n)."""
+        """(T, n) in float64, from coordinates of a sample's latents (T, n)."""
         levels = self.levels
         y = latents.double() / torch.tensor(levels.scales[1:], dtype=torch.float64)[:, None]
-        later = y.diff(dim=1) / torch.tensor(levels.moves[1:])[:, None]  # of steps 1, 2, …
-        first = 2 * later[:, :1] - later[:, 1:2] if later.shape[1] > 1 else later[:, :1]
-        return torch.cat([first, later], dim=1)
+        later = y.diff(dim=0) / torch.tensor(levels.moves[1:])[:, None]  # of steps 1, 2, …
+        first = 2 * later[:1] - later[1:2] if len(later) > 1 else later[:1]
+        return torch.cat([first, later])
 
     # ---------------------------------------------------------------------------------------------------- cached runs
 
     def __call__(self, calibration: Calibration) -> Sampled:
         if calibration not in self.done:
-            name = hashlib.sha256(repr(calibration).encode()).hexdigest()[:24]
+            name = self._name(calibration)
             found = self._read(name)
             if found is None:
                 found = self._sampled(calibration)
                 save_tensors(self._path(name), found)
             else:
                 self.bar.update(len(self.job.batches) * self.job.num_steps)
-            self.done[calibration] = Sampled(found["final"], found["moments"].numpy(), found["similarity_db"].tolist())
+            self.done[calibration] = Sampled(found["moments"].numpy(), found["similarity_db"].tolist())
             best = max(self.done.values(), key=lambda one: one.mean_db)
             self.bar.set_description(f"run {len(self.done)}, best {best.mean_db:.2f} dB")
         return self.done[calibration]
 
     def _sampled(self, calibration: Calibration) -> dict[str, Tensor]:
-        cache = cache_of(calibration)
-        parts = [self._trajectory(cache, batch) for batch in self.job.batches]
-        latents, final = (torch.cat([part[name] for part in parts]) for name in ("latents", "final"))
-        return {
-            "final": latents[:, -1].contiguous(),
-            "moments": self._moments(latents),
-            "similarity_db": torch.tensor(similarity_db(final, self.reference["final"]), dtype=torch.float64),
-        }
+        cache, parts = cache_of(calibration), []
+        for batch, rows in self._batches():
+            run = self._trajectory(cache, batch)
+            pairs = zip(run["latents"], self.reference["latents"][rows], strict=True)
+            similarity = similarity_db(run["final"], self.reference["final"][rows])
+            parts.append(
+                {
+                    "final": run["latents"][:, -1].clone(),
+                    "moments": torch.stack([self._moments(*pair) for pair in pairs]),
+                    "similarity_db": torch.tensor(similarity, dtype=torch.float64),
+                }
+            )
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _moments(self, latents: Tensor) -> Tensor:
+    def _moments(self, latents: Tensor, reference: Tensor) -> Tensor:
+        """(T, 3) of a sample, from coordinates (T, n) of its latents after each step."""
         scales = torch.tensor(self.levels.scales[1:], dtype=torch.float64)[:, None]
-        distance = (latents.double() - self.reference["latents"].double()) / scales  # after each step
-        before = torch.cat([torch.zeros_like(distance[:, :1]), distance[:, :-1]], dim=1)
+        distance = (latents.double() - reference.double()) / scales
+        before = torch.cat([torch.zeros_like(distance[:1]), distance[:-1]])
         answer = (distance - before) / torch.tensor(self.levels.moves)[:, None]
-        return torch.stack([before.square().sum(2), (before * answer).sum(2), answer.square().sum(2)], dim=2)
+        return torch.stack([before.square().sum(1), (before * answer).sum(1), answer.square().sum(1)], dim=1)
+
+    def final(self, calibration: Calibration) -> Tensor:
+        """Coordinates of a run's final latents (B, n), which are kept on disk alone."""
+        self(calibration)
+        return load_file(self._path(self._name(calibration)))["final"]
+
+    def _name(self, calibration: Calibration) -> str:
+        return hashlib.sha256(repr(calibration).encode()).hexdigest()[:24]
 
     def _path(self, name: str) -> Path:
         return self.state.folder / f"{name}.safetensors"
@@ -337,18 +393,9 @@ class Search:
         self.lists: list[Calibration] = []
         self.stages: list[dict[str, Any]] = []
 
-    def make(self, full_steps: Steps, base: tuple[str, int], form: str) -> Calibration:
-        basis, order = base
-        return Calibration(
-            model=self.job.args.model, num_steps=self.job.num_steps, full_steps=full_steps, engine=form, basis=basis,
-            max_order=order, warmup_steps=self.job.warmup_steps, corrections=((),) * len(full_steps),
-        )  # fmt: skip
-
     def quality(self, calibration: Calibration) -> float:
         """Mean similarity in dB of a run that is sampled, where one may be; -EXACT_DB for weights that no plan takes."""
-        try:
-            cache_of(calibration).plan(self.job.num_steps)
-        except UserError:
+        if not has_plan(calibration):
             return -EXACT_DB
         if calibration not in self.sample.done:
             self.lists.append(calibration)
@@ -365,6 +412,9 @@ class Search:
         return LoopModel(self.gram, self.moves, seen, calibration.uncorrected)
 
     def note(self, stage: str, calibration: Calibration) -> None:
+        """Nothing of a list whose weights no plan takes, which is not sampled."""
+        if not has_plan(calibration):
+            return
         self.stages.append(
             {
                 "stage": stage,
@@ -386,13 +436,12 @@ class Search:
             "even": even_steps(job.num_steps, job.count),
         }
         for name, steps in probes.items():
-            self.note(name, self.make(steps, usual, job.forms[0]))
-        if job.full_steps is not None:
-            candidates = [self.make(job.full_steps, base, form) for base in job.bases for form in job.forms]
-            return max(candidates, key=self.quality)
-        self.quality(self.make(ending_steps(job.num_steps, job.count), usual, job.forms[0]))
+            self.note(name, self.job.uncorrected(steps, usual, job.forms[0]))
+        if job.given:
+            return max(job.given, key=self.quality)
+        self.quality(self.job.uncorrected(ending_steps(job.num_steps, job.count), usual, job.forms[0]))
         for steps in job.searched():
-            self.note("searched schedule", self.make(steps, usual, job.forms[0]))
+            self.note("searched schedule", self.job.uncorrected(steps, usual, job.forms[0]))
         for base in job.bases:
             if self.more():
                 self.quality(self._proposed(base, CAUTION[0]))
@@ -413,6 +462,12 @@ class Search:
         return self.best()
 
     def best(self) -> Calibration:
+        if not self.lists:
+            job = self.job
+            raise UserError(
+                f"with {job.count} of {job.num_steps} steps full the weights of all bases are out of "
+                "bounds; take a lower --max-order or more --full-steps"
+            )
         return max(self.lists, key=self.quality)
 
     def by_form(self) -> list[Calibration]:
@@ -433,11 +488,11 @@ class Search:
 
     def _proposed(self, base: tuple[str, int], caution: float) -> Calibration:
         """The best list by the model of a run."""
-        model = self.model(self.make((0,), base, self.job.forms[0]), caution)
+        model = self.model(self.job.uncorrected((0,), base, self.job.forms[0]), caution)
         best = best_list(
             model.similarity_db, even_steps(self.job.num_steps, self.job.count), self.job.num_steps, self.job.seed
         )
-        return self.make(best, base, self.job.forms[0])
+        return self.job.uncorrected(best, base, self.job.forms[0])
 
     def _move(self) -> None:
         """Sample moves of single full steps of the best, those first of which the model thinks well, while one gains."""
@@ -470,57 +525,54 @@ class Search:
             return best
         model = self.model(start)
         solve = model.teacher_forced if self.job.fit == "teacher" else model.fitted
-        options = [with_corrections(start, solve(start.full_steps, keys, ridge)) for ridge in RIDGES]
-        return max([start, *options], key=self._trial)
-
-    def _trial(self, calibration: Calibration) -> float:
-        try:
-            return self.sample(calibration).mean_db
-        except UserError:  # weights that no plan takes
-            return -EXACT_DB
+        options = [corrected(start, solve(start.full_steps, keys, ridge)) for ridge in RIDGES]
+        return max([start, *filter(None, options)], key=lambda one: self.sample(one).mean_db)
 
     def _gauss_newton(self, start: Calibration, keys: Sequence[Key]) -> Calibration:
         """One step along the corrections; its ridge is the one that samples gain by which it was not fitted to."""
         here, values = self.sample(start), corrections_of(start)
-        final = self.sample.reference["latents"][:, -1].double()
-        residual = here.final.double() - final
-        columns = []
+        finals = [self.sample.final(start)]
         for key in keys:
             changed = with_corrections(start, {**values, key: values.get(key, 0.0) + DIFFERENCE})
-            columns.append((self.sample(changed).final.double() - here.final.double()) / DIFFERENCE)
-        derivative = torch.stack(columns, dim=2)  # (B, n, P)
-        curvatures = (derivative.mT @ derivative).numpy()
-        slopes = (derivative.mT @ residual[:, :, None])[:, :, 0].numpy()
-        weights = 1 / residual.square().sum(1).clamp_min(1e-12).numpy()  # so that a mean of decibels falls
+            finals.append(self.sample.final(changed))
+        curvatures, slopes, energies = [], [], []  # by sample
+        for reference, mine, *others in zip(self.sample.reference["latents"][:, -1], *finals, strict=True):
+            derivative = (torch.stack(others, dim=1).double() - mine.double()[:, None]) / DIFFERENCE  # (n, P)
+            residual = mine.double() - reference.double()
+            curvatures.append(derivative.T @ derivative)
+            slopes.append(derivative.T @ residual)
+            energies.append(residual.square().sum())
+        curvature, slope = (torch.stack(made).numpy() for made in (curvatures, slopes))
+        weights = 1 / torch.stack(energies).clamp_min(1e-12).numpy()  # so that a mean of decibels falls
 
-        def stepped(rows: np.ndarray, ridge: float, share: float) -> Calibration:
-            curvature = np.einsum("b,bpq->pq", weights[rows], curvatures[rows])
-            slope = np.einsum("b,bp->p", weights[rows], slopes[rows])
-            by = dict(zip(keys, -ridged(curvature, slope, ridge), strict=True))
-            return with_corrections(start, {key: values.get(key, 0.0) + share * by[key] for key in keys})
+        def stepped(rows: np.ndarray, ridge: float, share: float) -> Calibration | None:
+            own = [np.einsum("b,b...->...", weights[rows], made[rows]) for made in (curvature, slope)]
+            by = dict(zip(keys, -ridged(*own, ridge), strict=True))
+            return corrected(start, {key: values.get(key, 0.0) + share * by[key] for key in keys})
 
-        rows = np.arange(len(residual))
+        rows = np.arange(len(weights))
         folds = [rows % FOLDS == fold for fold in range(FOLDS)] if len(rows) >= FOLDS else []
 
-        def unseen(ridge: float, share: float) -> float:
-            """The mean gain in dB on the samples that a step was not fitted to."""
+        def unseen(ridge: float, share: float) -> float | None:
+            """The mean gain in dB on the samples that a step was not fitted to; None for one that cannot be taken."""
             gains = np.zeros(len(rows))
             for fold in folds:
-                found = self.sample(stepped(~fold, ridge, share)).similarity_db
-                gains[fold] = np.subtract(found, here.similarity_db)[fold]
+                step = stepped(~fold, ridge, share)
+                if step is None:
+                    return None
+                gains[fold] = np.subtract(self.sample(step).similarity_db, here.similarity_db)[fold]
             return float(gains.mean())
 
         options = list(itertools.product(RIDGES, SHARES)) if folds else [(RIDGES[-1], SHARES[0])]
-        gains = [unseen(*option) if folds else 0.0 for option in options]
+        gains = {option: unseen(*option) for option in options}
         tried = [
-            {"ridge": ridge, "share": share, "gain_on_unseen_db": gain}
-            for (ridge, share), gain in zip(options, gains, strict=True)
+            {"ridge": ridge, "share": share, "gain_on_unseen_db": gain if folds else None}
+            for (ridge, share), gain in gains.items()
         ]
         self.stages.append({"stage": "step", "engine": start.engine, "tried": tried})
-        if folds and max(gains) <= 0:
-            return start
-        better = stepped(rows >= 0, *options[gains.index(max(gains))])
-        return better if self._trial(better) > here.mean_db else start
+        able = {option: gain for option, gain in gains.items() if gain is not None and (gain > 0 or not folds)}
+        better = stepped(rows >= 0, *max(able, key=lambda option: able[option])) if able else None
+        return better if better is not None and self.sample(better).mean_db > here.mean_db else start
 
 
 def ending_steps(num_steps: int, count: int) -> Steps:
@@ -544,6 +596,24 @@ def with_corrections(calibration: Calibration, corrections: Mapping[Key, float])
         reach = max((back + 1 for of, back in corrections if of == step), default=0)
         rows.append(tuple(float(corrections.get((step, back), 0.0)) for back in reversed(range(reach))))
     return replace(calibration, corrections=tuple(rows))
+
+
+def corrected(calibration: Calibration, corrections: Mapping[Key, float]) -> Calibration | None:
+    """`with_corrections`; None for those that no file may hold or no plan takes, as where next to nothing depends on one."""
+    try:
+        made = with_corrections(calibration, corrections)
+    except UserError:
+        return None
+    return made if has_plan(made) else None
+
+
+def has_plan(calibration: Calibration) -> bool:
+    """Whether its weights are within bounds."""
+    try:
+        cache_of(calibration).plan(calibration.num_steps)
+    except UserError:
+        return False
+    return True
 
 
 def run(job: Job, *, resume: bool) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """LoopSeer: weights and schedule of a calibration, and files that are none."""
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -65,6 +67,19 @@ def test_equal_contents_make_equal_samples_and_other_weights_other_claims(file):
     )
 
 
+def test_labels_and_records_tell_what_is_in_a_file_and_not_where_it_lies(file, tmp_path, make_toy, trajectory):
+    label = make_cache("loopseer", calibration=file()).label
+    assert re.fullmatch(r"loopseer-calibration=3of10\.[0-9a-f]{8}", label)
+    moved = shutil.copy(tmp_path / "found.json", tmp_path / "another.json")
+    assert make_cache("loopseer", calibration=str(moved)).label == label
+    assert make_cache("loopseer", calibration=file(max_order=2)).label != label
+    record = trajectory(make_toy(), make_cache("loopseer", calibration=file()), num_steps=10)[1].record()
+    assert record["forecaster"]["calibration"] == record["schedule"]["calibration"] == label.rpartition("=")[2]
+    assert str(tmp_path) not in json.dumps(record)
+    name = calibration_names()[0]
+    assert make_cache("loopseer", calibration=name).label == f"loopseer-calibration={name.replace('-', '+2D')}"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -79,11 +94,15 @@ def test_equal_contents_make_equal_samples_and_other_weights_other_claims(file):
         ({"corrections": [[], ["a"], []]}, "after full step 2"),
         ({"corrections": [[], [], [float("nan")]]}, "after full step 3"),
         ({"corrections": [[], [], [1e9]]}, "within ±100"),
+        ({"corrections": [[10**400], [], []]}, "after full step 1"),
         ({"num_steps": "ten"}, "num_steps = 'ten'"),
+        ({"warmup_steps": 0}, "warmup_steps = 0"),
+        ({"basis": "newton", "warmup_steps": {}}, "warmup_steps = {}"),
+        ({"model": {"name": "flux-tiny"}}, "model = {'name': 'flux-tiny'} must be a name"),
     ],
 )
 def test_what_is_no_calibration_is_named(file, changes, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         read_calibration(file(**changes))
     assert "found.json" in str(caught.value)
     assert "calibrate_loopseer.py" in str(caught.value)
@@ -97,6 +116,8 @@ def test_files_that_are_not_there_or_no_json_are_named(tmp_path):
         make_cache("loopseer", calibration=str(tmp_path / "cut.json"))
     with pytest.raises(UserError, match="calibration"):
         make_cache("loopseer", calibration="no-such-name")
+    with pytest.raises(UserError, match="cannot be read"):
+        make_cache("loopseer", calibration="nul\0.json")
 
 
 def test_no_calibration_is_refused_with_the_remedy():

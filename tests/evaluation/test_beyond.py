@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,23 @@ import flux
 from cache_dic import UserError
 from evaluation.beyond import studies
 from evaluation.beyond.calibrations import Calibration, by_budget, for_published, mapped, read, shipped
-from evaluation.beyond.cells import headline_cells, reference_cells, rival_cells
+from evaluation.beyond.cells import baselines, by_label, headline_cells, reference_cells, rival_cells
 from evaluation.beyond.evidence import Budget, budget_record
 from evaluation.beyond.paired import difference, differences, verdict
 from evaluation.beyond.rivals import Choice, choose, forecasters, nearest, rivals
-from evaluation.beyond.rows import EVEN, FEWER, ON_LIST, PUBLISHED, RIVAL, WHOLE, Placed, fewer_steps, published_list
+from evaluation.beyond.rows import (
+    EVEN,
+    FEWER,
+    FITTED,
+    ON_LIST,
+    PUBLISHED,
+    RIVAL,
+    WHOLE,
+    Placed,
+    fewer_steps,
+    fixed_rows,
+    published_list,
+)
 from evaluation.beyond.samples import HELD_OUT, UNUSUAL, check_unseen, drawn, pool, sample_seed
 from evaluation.beyond.studies import Case, grouped, make_missing, slug
 from evaluation.calibration import noise_seed
@@ -188,6 +201,8 @@ def test_a_calibration_that_has_seen_a_prompt_is_refused():
     one = Calibration(path=Path("loopseer-x.json"), data={"made_with": {"prompts": ["red apple, noto"]}})
     with pytest.raises(UserError, match=r"loopseer-x\.json was made with 'red apple, noto'"):
         check_unseen("flux-tiny", ["key, noto", "red apple, noto"], [one])
+    with pytest.raises(UserError, match="made with 'red apple, noto'"):
+        check_unseen("flux-tiny", ["Red  apple, NOTO"], [one])
     check_unseen("flux-tiny", ["key, noto"], [one])
     check_unseen("fashion-mnist", ["red apple, noto"], [one])
 
@@ -222,6 +237,24 @@ def test_those_for_the_published_list_stand_apart(tmp_path):
     other = written(tmp_path, "mine-published", calibration([0, 1, 6], 10))
     assert by_budget("flux-tiny", 10, [3], [mine, other])[3].path == mine
     assert {count: one.path for count, one in for_published("flux-tiny", 10, [mine, other]).items()} == {3: other}
+    with pytest.raises(UserError, match=r"mine-published\.json is for 10 steps of flux-tiny, not for 10 of wan-tiny"):
+        for_published("wan-tiny", 10, [other])
+
+
+def test_two_of_as_many_full_steps_are_refused(tmp_path):
+    paths = [written(tmp_path, name, calibration([0, 3, 6], 10)) for name in ("one", "two")]
+    with pytest.raises(UserError, match=r"one\.json and .*two\.json both have 3 full steps"):
+        by_budget("flux-tiny", 10, [3], paths)
+
+
+def test_a_name_alone_makes_no_calibration_of_the_published_list(tmp_path):
+    even, published = [*range(0, 50, 5)], published_list(FLUX, 10)
+    one = read(written(tmp_path, "mine", calibration(even, 50)))
+    right = read(written(tmp_path, "right-published", calibration([*published], 50)))
+    assert [placed.role for placed in fixed_rows(one, right, FLUX)][-1] == FITTED
+    wrong = read(written(tmp_path, "wrong-published", calibration(even, 50)))
+    with pytest.raises(UserError, match=r"wrong-published\.json is called one for the published rule's full steps"):
+        list(fixed_rows(one, wrong, FLUX))
 
 
 def test_budgets_without_a_calibration_are_named(tmp_path):
@@ -315,6 +348,15 @@ def test_the_headline_says_plainly_what_is_not_above(tmp_path):
     assert reached == "equal within the interval"
 
 
+def test_a_baseline_that_equals_the_uncached_samples_is_the_best(tmp_path):
+    record = evidence_record(tmp_path)
+    other = next(one for one in record["rows"] if one["label"] == "list")
+    other["psnr"] = {"mean_db": None, "low_db": None, "high_db": None, "num_images": 0}
+    rows = by_label(record)
+    (best, _), *_ = baselines(record["budgets"][0], rows, lambda _: True)
+    assert best["label"] == "list"
+
+
 def test_a_loss_has_no_shares(tmp_path):
     record = evidence_record(tmp_path)
     record["budgets"][0]["parts"]["whole"] |= {"mean": -1.0, "low": -2.0, "high": -0.5}
@@ -392,6 +434,9 @@ def test_transfers_are_contests_of_their_own_flags(tmp_path):
     assert {"num-steps-30", "width-48-height-48", "unusual"} <= {*folders}
     assert len({*folders}) == len(folders)
     assert not (tmp_path / "made").exists(), "a plan writes nothing"
+    many = read(written(tmp_path, "many", calibration([*range(45)], 80)))
+    labels = [case.label for case in studies.transfers(many, "flux-tiny", FLUX, tmp_path) if case.group == "steps"]
+    assert labels == [], "30 and 40 steps leave nothing to forecast, 80 are its own"
     make_missing(cases, "flux-tiny")
     (thirty,) = (case for case in cases if case.label == "30 steps")
     assert read(thirty.calibration).full_steps == (0, 3, 6, 9, 12, 15, 18, 21, 24, 27)
@@ -429,6 +474,25 @@ def test_a_case_without_a_command_to_make_it_is_said(tmp_path, monkeypatch):
     case = Case(group="form", label="hidden", calibration=tmp_path / "x.json", make=("--form", "hidden"))
     with pytest.raises(UserError, match=r"calibrate_loopseer\.py is not there to make .*x\.json"):
         make_missing([case], "flux-tiny")
+
+
+def test_a_calibration_of_other_flags_is_made_again(tmp_path, monkeypatch):
+    case = Case(group="form", label="hidden", calibration=tmp_path / "x.json", make=("--form", "hidden"))
+    commands = []
+
+    def made(command, **_):
+        commands.append(command)
+        line = shlex.join(["python", *case.command("flux-tiny")])
+        case.calibration.write_text(json.dumps({"command_line": line}))
+        return argparse.Namespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(studies.subprocess, "run", made)
+    for _ in range(2):
+        assert make_missing([case], "flux-tiny") == {}
+    assert len(commands) == 1
+    case.calibration.write_text(json.dumps({"command_line": "python eval/calibrate_loopseer.py --guidance-scale 5"}))
+    make_missing([case], "flux-tiny")
+    assert len(commands) == 2
 
 
 def test_a_calibration_gets_the_flags_of_model_sampling_and_device():

@@ -83,6 +83,17 @@ def test_sensitivity_is_measured_from_distances_and_answers():
     np.testing.assert_allclose(found.incoherent[:, 6], sizes, rtol=1e-6)
 
 
+@pytest.mark.parametrize("lost", [np.inf, np.nan])
+def test_a_run_that_is_lost_says_nothing_of_the_sensitivity(lost):
+    """One whose features overflow after step 2, as a bad list's may: what it showed before stands."""
+    moments = np.ones((SAMPLES, NUM_STEPS, 3)) * [1.0, 0.5, 1.25]
+    broken = moments * [2.0, 4.0, 10.0]
+    broken[1, 3:] = lost
+    found = Sensitivity.measured([((0, 2, 6), moments), ((0, 2, 6), broken)], NUM_STEPS)
+    np.testing.assert_allclose(found.coherent[[2, 6]], [(0.5 + 1.0) / 2, 0.5])
+    assert np.isfinite(found.incoherent).all()
+
+
 def test_without_runs_nothing_is_known_of_the_sensitivity():
     found = Sensitivity.measured([], NUM_STEPS)
     assert not found.coherent.any()
@@ -95,7 +106,6 @@ def test_fitted_corrections_have_no_slope_left():
     model = model_of(v, Taylor(max_order=1, warmup_steps=1), rho=np.full((SAMPLES, NUM_STEPS), 0.5))
     keys = correction_keys(full_steps, NUM_STEPS, 2)
     assert keys == [(0, 0), (3, 0), (3, 1), (7, 0), (7, 1)]
-    weights = 1 / model.energies(full_steps)
     # The scatter's influence is held fixed by the fit; without scatter the energy is quadratic and the fit exact.
     exact = model_of(v, Taylor(max_order=1, warmup_steps=1), kappa=0 * KAPPA)
     weights = 1 / exact.energies(full_steps)

@@ -97,6 +97,49 @@ def test_the_closed_loop_takes_a_single_sample_too(found):
     assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
 
 
+def test_a_correction_that_next_to_nothing_depends_on_is_left_alone(found):
+    """Gauss-Newton asks for hundreds there, which no file may hold; the calibration goes on without."""
+    made = found(
+        "--num-steps", 5, "--list", "0,3", "--samples", 2, "--fit", "closed", "--form", "hidden", "--max-order", 2
+    )
+    tried = next(stage["tried"] for stage in made["stages"] if stage["stage"] == "step")
+    assert None in [option["gain_on_unseen_db"] for option in tried]
+    assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
+
+
+@pytest.mark.parametrize("flags", [["--list", "0,1,2,3"], ["--full-steps", "4"]])
+def test_weights_that_are_out_of_bounds_on_every_list_are_named(main, checkpoint, tmp_path, flags, monkeypatch):
+    monkeypatch.setattr("cache_dic.plan.MAX_WEIGHT", 1.0)
+    flags = [
+        *flags,
+        "--model",
+        "flux-debug",
+        "--ckpt",
+        str(checkpoint),
+        "--width",
+        "16",
+        "--height",
+        "16",
+        "--device",
+        "cpu",
+    ]
+    flags += ["--num-steps", "12", "--samples", "1", "--basis", "newton", "--max-order", "3"]
+    with pytest.raises(UserError, match=r"within ±|out of bounds"):
+        main([*flags, "--out", str(tmp_path / "none.json")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "runs"), [(("--max-order", 1), 2 + 4), (("--form", "output", "--fit", "none"), 2 + 5)]
+)
+def test_a_given_list_takes_the_runs_that_its_plan_tells(found, capsys, flags, runs):
+    made = found("--list", "0,2,5", "--lists", 5, *flags)
+    text = capsys.readouterr().out
+    assert f" for {runs} runs (lists)" in text
+    assert next(stage["runs"] for stage in made["stages"][::-1] if stage["stage"] == "even") == 2
+    told = runs + (0 if "none" in flags else 2 * 3)
+    assert runs < made["runs_sampled"] + 1 <= told + 1
+
+
 def test_corrections_survive_their_file_form():
     given = {(0, 0): 0.5, (3, 1): -0.25, (6, 0): 0.1, (6, 1): 0.2}
     changed = with_corrections(CALIBRATION, given)
@@ -143,7 +186,10 @@ def test_a_plan_tells_what_a_calibration_takes(main, capsys):
     assert plan["evaluations_per_sample_at_most"]["lists"] == 200
     # In two forms: two full steps back, three ridges with two shares on two folds, and the whole.
     assert plan["runs_at_most"]["corrections"] == 2 * (19 + 2 * 6 + 1)
-    assert plan["held_bytes_at_most"] == 4 * 2**18 * 4 * (50 + 1 + 19)
+    # Every step and the ends of the uncached runs; a batch of one, twice, or 19 derivatives and what they start from; a sample
+    # in float64.
+    assert plan["held_bytes_at_most"] == 4 * 2**18 * (4 * (50 + 1) + max(2 * 50, 4 * (19 + 1)) + 10 * 50)
+    assert plan["disk_bytes_at_most"] == 4 * 4 * 2**18 * (50 + 1 + 20 + 2 * (19 + 2 * 6 + 1))
     main(["--model", "wan-t2v-1.3B", "--full-steps", "10", "--fit", "none", "--dry-run"])
     assert "of latents, no features" in capsys.readouterr().out
 

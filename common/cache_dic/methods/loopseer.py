@@ -9,7 +9,6 @@ against uncached ones. A run costs what TaylorSeer's costs with as many full ste
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -50,7 +49,10 @@ class Calibration:
     corrections: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str):
+            raise UserError(f"model = {shown(self.model)} must be a name")
         integer("num_steps", self.num_steps, at_least=1, at_most=MAX_STEPS)
+        integer("warmup_steps", self.warmup_steps, at_least=1, at_most=MAX_STEPS)
         check_choice("engine", self.engine, ENGINE_NAMES)
         check_choice("basis", self.basis, BASES)
         check_order(self.max_order)
@@ -60,9 +62,7 @@ class Calibration:
             raise UserError(f"corrections must be a list for each of the {len(self.full_steps)} full steps")
         for number, row in enumerate(rows, 1):
             fits = isinstance(row, Sequence) and not isinstance(row, str) and len(row) <= number
-            if not fits or not all(
-                type(c) in (int, float) and math.isfinite(c) and abs(c) <= MAX_CORRECTION for c in row
-            ):
+            if not fits or not all(type(c) in (int, float) and -MAX_CORRECTION <= c <= MAX_CORRECTION for c in row):
                 raise UserError(
                     f"corrections after full step {number} are {shown(row)}, where at most {number} numbers within "
                     f"±{MAX_CORRECTION:.0f} are wanted"
@@ -100,8 +100,9 @@ def read_calibration(calibration: str) -> Calibration:
         path = CALIBRATIONS / f"loopseer-{calibration}.json"
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"calibration {path} cannot be read ({error.strerror}); {HOW}") from error
+    except (OSError, ValueError) as error:  # ValueError: no system has such a path
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"calibration {path} cannot be read ({why}); {HOW}") from error
     return _read(os.fspath(path), data)
 
 
@@ -169,6 +170,14 @@ class LoopSeer:
     @property
     def found(self) -> Calibration:
         return _given(self.calibration)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """A file by what is in it, as `10of50.1a2b3c4d`: where it lies on a machine is nothing to labels."""
+        found, given = self.found, str(self.calibration)
+        if given in calibration_names():
+            return {"calibration": given}
+        return {"calibration": f"{len(found.full_steps)}of{found.num_steps}.{digest(found)[:8]}"}
 
     @property
     def engine(self) -> str:

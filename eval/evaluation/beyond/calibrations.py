@@ -95,15 +95,9 @@ def shipped(model: str, num_steps: int, *, ending: str = "", folder: Path = FOLD
 def by_budget(model: str, num_steps: int, budgets: Sequence[int], given: Sequence[Path] = ()) -> dict[int, Calibration]:
     """By budget, the calibration that is shown: of those given, or else of those that ship.
 
-    UserError for one of another model or number of steps, and naming the budgets that none is for, with how to make one.
+    UserError naming the budgets that none is for, with how to make one.
     """
-    found = {one.count: one for one in map(read, given) if not one.is_published} if given else shipped(model, num_steps)
-    for one in found.values():
-        if (one.data["model"], one.num_steps) != (model, num_steps):
-            raise UserError(
-                f"calibration {one.path} is for {one.num_steps} steps of {one.data['model']}, not for {num_steps} of "
-                f"{model}; name others by --calibrations"
-            )
+    found = _given(model, num_steps, given, published=False) if given else shipped(model, num_steps)
     missing = [count for count in budgets if count not in found]
     if missing:
         raise UserError(
@@ -116,9 +110,27 @@ def by_budget(model: str, num_steps: int, budgets: Sequence[int], given: Sequenc
 
 def for_published(model: str, num_steps: int, given: Sequence[Path] = ()) -> dict[int, Calibration]:
     """By number of full steps, those for the lists of TaylorSeer's rule: of the files given, or else of those that ship."""
-    if given:
-        return {one.count: one for one in map(read, given) if one.is_published}
-    return shipped(model, num_steps, ending=PUBLISHED)
+    return _given(model, num_steps, given, published=True) if given else shipped(model, num_steps, ending=PUBLISHED)
+
+
+def _given(model: str, num_steps: int, paths: Sequence[Path], *, published: bool) -> dict[int, Calibration]:
+    """By number of full steps, those of some files that are, or are not, for the published lists; UserError for one of another
+    model or number of steps, and for two with as many full steps."""
+    found: dict[int, Calibration] = {}
+    for one in map(read, paths):
+        if one.is_published != published:
+            continue
+        if (one.data["model"], one.num_steps) != (model, num_steps):
+            raise UserError(
+                f"calibration {one.path} is for {one.num_steps} steps of {one.data['model']}, not for {num_steps} of "
+                f"{model}; name others by --calibrations"
+            )
+        if one.count in found:
+            raise UserError(
+                f"calibrations {found[one.count].path} and {one.path} both have {one.count} full steps; name one of them"
+            )
+        found[one.count] = one
+    return found
 
 
 def mapped(one: Calibration, num_steps: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Cells and words of the tables of LoopSeer's evidence, in the terminal and in documents; needs no torch."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,12 @@ def baselines(budget: Record, rows: Mapping[str, Row], accept: Callable[[str], b
         for one in budget["rows"]
         if accept(one["role"]) and "differences" in one and one["label"] in rows
     ]
-    return sorted(able, key=lambda pair: -(pair[1]["psnr"]["mean_db"] or 0.0))
+
+    def psnr(pair: tuple[Row, Row]) -> float:
+        mean = pair[1]["psnr"]["mean_db"]
+        return math.inf if mean is None else mean  # of samples that all equal the uncached ones
+
+    return sorted(able, key=psnr, reverse=True)
 
 
 def is_own_list(role: str) -> bool:

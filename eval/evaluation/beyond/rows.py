@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_dic import PRESETS, UserError, make_cache
+from cache_dic.plan import describe_steps
 from evaluation.beyond.calibrations import Calibration
 from evaluation.beyond.rivals import LEAST_SHARE, OURS, TAYLORSEER
 from evaluation.calibration import even_steps
@@ -61,7 +62,10 @@ def published_list(setup: Setup, count: int) -> tuple[int, ...]:
 
 
 def fixed_rows(one: Calibration, fitted: Calibration | None, setup: Setup) -> Iterator[Placed]:
-    """LoopSeer and TaylorSeer with as many full steps; fitted: LoopSeer's calibration for the published list, or None."""
+    """LoopSeer and TaylorSeer with as many full steps; fitted: LoopSeer's calibration for the published list, or None.
+
+    UserError for one that is for another list.
+    """
     count = one.count
     yield Placed(role=OURS, variant=ours(one, setup))
     lists: dict[str, Sequence[int]] = {
@@ -73,6 +77,11 @@ def fixed_rows(one: Calibration, fitted: Calibration | None, setup: Setup) -> It
         name, series = f"taylorseer-{role.replace(' ', '-')}-{count}", f"taylorseer, {role}"
         yield Placed(role=role, variant=cached(name, series, TAYLORSEER, setup, full_steps=list(full_steps)))
     if fitted is not None:
+        if fitted.full_steps != tuple(lists[PUBLISHED]):
+            raise UserError(
+                f"calibration {fitted.path} is called one for the published rule's full steps, "
+                f"{describe_steps(lists[PUBLISHED])}, and has {describe_steps(fitted.full_steps)}; give it another name"
+            )
         yield Placed(role=FITTED, variant=ours(fitted, setup, f"{OURS}-published-{count}"))
 
 

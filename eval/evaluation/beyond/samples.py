@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from cache_dic import UserError
 from evaluation.backbones import PACKAGES
 from evaluation.beyond.calibrations import Calibration
-from evaluation.calibration import SHOWN_SEED, family_of, noise_seed, shown_prompts
+from evaluation.calibration import SHOWN_SEED, family_of, noise_seed, same_prompt, shown_prompts
 
 SEED_KEY = 0xB3701D
 """Of `derive_seed`, from --seed to that of the noise: neither a calibration's (`evaluation.calibration.SEED_KEY`) nor shown."""
@@ -79,12 +79,14 @@ def sample_seed(seed: int) -> int:
 
 
 def check_unseen(model: str, prompts: Iterable[str], calibrations: Iterable[Calibration]) -> None:
-    """UserError for a prompt that a calibration was made with, but for classes, of which all serve for both."""
+    """UserError for a prompt that a calibration was made with, or for one that no encoder tells from it; but for classes, of
+    which all serve for both."""
     if drawn_by(model) == "dit":
         return
-    asked = set(prompts)
+    asked = {same_prompt(prompt) for prompt in prompts}
     for one in calibrations:
-        if both := sorted(asked.intersection(one.seen)):
+        both = sorted(prompt for prompt in one.seen if same_prompt(prompt) in asked)
+        if both:
             raise UserError(
                 f"calibration {one.path.name} was made with {both[0]!r}, which it would be judged on; calibrate on others"
             )

@@ -22,7 +22,7 @@ from evaluation.calibration import even_steps
 from evaluation.flags import EMBEDDED
 from evaluation.variants import Setup, Variant
 from seerkit.devices.distributed import World
-from seerkit.io.files import write_json
+from seerkit.io.files import read_json, write_json
 from seerkit.io.records import conditions
 
 ABLATIONS, TRANSFER = "ablations", "transfer"
@@ -131,7 +131,7 @@ def transfers(one: Calibration, model: str, setup: Setup, folder: Path, _: Seque
         Case(group=group, label=label, calibration=one.path, flags=flags)
         for group, label, flags in CHANGES[setup.package]
     ]
-    for num_steps in OTHER_STEPS:
+    for num_steps in (other for other in OTHER_STEPS if one.count < other != one.num_steps):
         path, flags = folder / f"{one.path.stem}-for-{num_steps}.json", ("--num-steps", str(num_steps))
         holds = mapped(one, num_steps)
         cases.append(Case(group="steps", label=f"{num_steps} steps", calibration=path, flags=flags, holds=holds))
@@ -158,9 +158,10 @@ STUDIES: Mapping[str, Callable[[Calibration, str, Setup, Path, Sequence[str]], l
 
 
 def make_missing(cases: Sequence[Case], model: str) -> dict[Path, str]:
-    """Make the calibrations that are not there, one after the other; by file, why one could not be made."""
+    """Make the calibrations that are not there as the case's command makes them, one after the other; by file, why one could
+    not be made."""
     failed: dict[Path, str] = {}
-    missing = [case for case in cases if case.make is not None and not case.calibration.is_file()]
+    missing = [case for case in cases if case.make is not None and not _is_made(case, model)]
     if missing and not (ROOT / MADE_BY).is_file():
         raise UserError(f"{MADE_BY} is not there to make {missing[0].calibration}")
     for case in cases:
@@ -174,6 +175,15 @@ def make_missing(cases: Sequence[Case], model: str) -> dict[Path, str]:
         if done.returncode:
             failed[case.calibration] = (done.stderr.strip().splitlines() or ["it failed"])[-1]
     return failed
+
+
+def _is_made(case: Case, model: str) -> bool:
+    """Whether its file is what its command writes, and not of other flags of sampling."""
+    try:
+        made = read_json(case.calibration)
+    except UserError:
+        return False
+    return isinstance(made, dict) and made.get("command_line") == shlex.join(["python", *case.command(model)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
