@@ -22,7 +22,7 @@ WEIGHTS = {
     "wan": wan.weights.EMBEDDED["wan-tiny"],
     "hunyuan": hunyuan_video.weights.EMBEDDED[HUNYUAN_CONFIGS["hunyuan-tiny"]],
 }
-PROMPTS = ["red star moving left on black", "cyan heart moving up on brown"]
+PROMPTS = ["yellow moon moving right on navy", "pink ring moving down on black"]
 
 pytestmark = pytest.mark.slow
 
