@@ -152,14 +152,14 @@ def main(argv: list[str] | None = None) -> None:
     name = args.model.replace("/", "-")
     suffix = "-ablations" if args.ablations else "-transfer" if args.transfer else ""
     out = args.output_dir or Path("outputs") / "beyond" / f"{name}{suffix}"
-    budgets = args.budgets or (STUDY_BUDGETS if is_study else BUDGETS)
+    budgets = tuple(dict.fromkeys(args.budgets or (STUDY_BUDGETS if is_study else BUDGETS)))
     made = run_study(argv, args, family, out, budgets) if is_study else run_evidence(argv, args, family, out, budgets)
     if made is None:
         return
     record, text, draw = made
     copied = []
     if args.results:
-        from seerkit.io.files import write_json
+        from seerkit.io.files import write_json, written_whole
 
         target = args.results / family.folder / f"beyond-{name}{suffix}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,8 @@ def main(argv: list[str] | None = None) -> None:
         copied = [target]
         for path in draw(record, out):
             copied.append(target.parent / path.name)
-            shutil.copyfile(path, copied[-1])
+            with written_whole(copied[-1]) as whole:
+                shutil.copyfile(path, whole)
     print(json.dumps(record) if args.json else text)
     if copied and not args.json:
         print(f"copied: {', '.join(map(str, copied))}")

@@ -345,7 +345,7 @@ def test_the_headline_says_plainly_what_is_not_above(tmp_path):
     assert cells[11:13] == ["33 %", "open"]
     assert cells[13] == "list"
     ((*_, reached),) = reference_cells(record)
-    assert reached == "equal within the interval"
+    assert reached == "open"
 
 
 def test_a_baseline_that_equals_the_uncached_samples_is_the_best(tmp_path):
@@ -499,6 +499,31 @@ def test_a_calibration_gets_the_flags_of_model_sampling_and_device():
     mine = ["--model", "flux-debug", "--ablations", "--budgets", "2", "3", "--seed", "3", "--output-dir", "out"]
     passed = ["--ckpt", "x", "--num_steps=4", "--device", "cpu"]
     assert COMMAND["passed_on"]([*mine[:3], *passed, *mine[3:]], FAMILIES["flux"]) == passed
+
+
+def test_figures_are_copied_whole_and_a_budget_stands_once(tmp_path, monkeypatch):
+    figure, copied, asked = tmp_path / "one.png", tmp_path / "results" / "flux" / "one.png", []
+    figure.write_bytes(b"whole")
+
+    def evidence(argv, args, family, out, budgets):
+        asked.append(budgets)
+        return {"rows": []}, "told", lambda *_: [figure]
+
+    def killed(_, target):
+        Path(target).write_bytes(b"who")
+        raise KeyboardInterrupt
+
+    main = COMMAND["main"]
+    monkeypatch.setitem(main.__globals__, "run_evidence", evidence)
+    flags = ["--model", "flux-tiny", "--budgets", "10", "7", "10", "--results", str(tmp_path / "results")]
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(flags)
+    assert not copied.exists()
+    main(flags)
+    assert copied.read_bytes() == b"whole"
+    assert asked == [(10, 7)] * 2
 
 
 # ---------------------------------------------------------------------------------------------------------- end to end

@@ -146,11 +146,10 @@ def reference_cells(record: Record) -> list[list[str]]:
     mine, over = _role(budget, rows, OURS), (budget["over_reference"] or {}).get("psnr_db")
     if mine is None or over is None:
         return []
-    reached = {"yes": "yes", "no": "no", OPEN: "equal within the interval"}[verdict(over)]
     return [
         [
             record["settings"]["model"], against["name"], number(against["computed"]["mean"], 0), psnr_cell(against["psnr"]),
-            str(budget["full_steps"]), psnr_cell(mine["psnr"]), gain(over), reached,
+            str(budget["full_steps"]), psnr_cell(mine["psnr"]), gain(over), verdict(over),
         ]
     ]  # fmt: skip
 
