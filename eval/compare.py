@@ -8,7 +8,6 @@ is 2.
 """
 
 import argparse
-import copy
 import itertools
 import json
 import shutil
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from cache_dic import UserError
 from cache_dic.errors import check_choice
-from evaluation.families import FAMILIES, Family, all_models
+from evaluation.families import FAMILIES, Family, all_models, asked_model
 from evaluation.flags import hide_caching, refuse_caching
-from evaluation.variants import GROUPS, UNCACHED, Setup, Variant, choices, variants
+from evaluation.variants import GROUPS, Variant, choices, setup_of, variants
 from seerkit.command.cache_flags import for_compiling, load_plugin
 from seerkit.command.cli import Parser, positive_int, run_command, show_log
 from seerkit.command.flags import add_dry_run_flag
@@ -40,18 +39,6 @@ python eval/compare.py --model flux-dev --prompt-file DrawBench.txt --num-sample
 DEFAULT_MODEL = "flux-tiny"
 BATCHES = 2  # of an embedded model's samples: every row has as many timings
 DECIDED = "full steps are decided while sampling; these are bounds"
-
-
-def asked_model(argv: Sequence[str] | None) -> str:
-    """--model of a command line, before its other flags can be understood; UserError for one that no family has."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--model", default=DEFAULT_MODEL)
-    try:
-        model = first.parse_known_args(argv)[0].model
-    except argparse.ArgumentError:  # the full parser will say so
-        return DEFAULT_MODEL
-    check_choice("model", model, all_models())
-    return model
 
 
 def make_parser(family: Family) -> Parser:
@@ -90,7 +77,7 @@ def make_parser(family: Family) -> Parser:
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Family]:
-    family = FAMILIES[all_models()[asked_model(argv)]]
+    family = FAMILIES[all_models()[asked_model(argv, DEFAULT_MODEL)]]
     parser = make_parser(family)
     args = parser.parse_args(argv)
     refuse_caching(
@@ -112,34 +99,13 @@ def settle(args: argparse.Namespace, family: Family) -> list[str]:
 
 
 def make_entries(args: argparse.Namespace, family: Family, prompts: list[str]) -> "list[Entry]":
-    """An entry for the uncached run and for everything that is asked for, each with a job of its own, counted."""
-    from evaluation.comparing import Entry, count
-    from evaluation.jobs import output_folder
+    """An entry for the uncached run and for everything that is asked for, counted."""
+    from evaluation.comparing import entries_of
 
-    solver = getattr(args, "solver", None) if family.solvers else None
-    setup = Setup(
-        model=args.model,
-        package=family.package,
-        num_steps=args.num_steps,
-        solver=solver,
-        solvers=family.solvers,
-    )
-    asked = variants(args.methods, setup)
+    asked = variants(args.methods, setup_of(args, family))
     if args.compile:
         asked = [compilable(variant) for variant in asked]
-    entries = []
-    for variant in asked:
-        own = copy.copy(args)
-        for name, value in variant.changes.items():
-            setattr(own, name, value)
-        caches = {} if variant.cache is None else {variant.label: variant.cache}
-        job = family.job(COMMAND, own, prompts, caches)
-        if variant.label == UNCACHED:
-            args.output_dir = output_folder(args.output_dir, "compare", job.settings)
-            job = family.job(COMMAND, copy.copy(args), prompts, caches)
-        entries.append(Entry(variant=variant, job=job, error=variant.error))
-    count(entries)
-    return entries
+    return entries_of(asked, COMMAND, args, family, prompts, folder="compare")
 
 
 def compilable(variant: Variant) -> Variant:

@@ -3,6 +3,7 @@
 measure    watch an uncached run of a model: similarity of its features from step to step, errors of forecasts, paths
 features   of such a record: similarity and forecast error over the distance of steps, and paths by PCA
 compare    of a record of eval/compare.py: quality over acceleration, every method
+beyond     of a record of eval/beyond.py: LoopSeer at every budget beside the others, and the full steps that were found
 published  of results/paper/NAME.json: published quality over published speed-ups, for each source
 samples    of the folder of a sampling command or of eval/compare.py: samples side by side
 
@@ -22,7 +23,7 @@ from cache_dic.errors import check_choice
 from evaluation.calibration import default_samples, family_of, listed_prompts, sampling_args
 from evaluation.families import FAMILIES, all_models
 from evaluation.flags import add_any_model_flag
-from evaluation.forms import COMPARISON
+from evaluation.forms import BEYOND, COMPARISON
 from seerkit.command.cli import Parser, non_negative_int, positive_float, positive_int, run_command
 from seerkit.command.flags import add_dry_run_flag
 from seerkit.io.files import writable_directory, writable_file, write_json
@@ -37,6 +38,7 @@ python eval/figures.py measure --model flux-tiny
 python eval/figures.py measure --model flux-dev --prompt-file prompts.txt --samples 4 --offload --dry-run
 python eval/figures.py features results/flux/features-flux-tiny.json
 python eval/figures.py compare results/flux/compare-flux-tiny.json --output-dir figures
+python eval/figures.py beyond results/flux/beyond-flux-tiny.json
 python eval/figures.py published results/paper/flux.json
 python eval/figures.py samples outputs/flux/flux-tiny-12345678
 """
@@ -60,6 +62,12 @@ def compare(_: Path, record: Mapping[str, Any], folder: Path, __: argparse.Names
     return draw_pareto(record, folder, f"compare-{record['settings']['model'].replace('/', '-')}")
 
 
+def beyond(_: Path, record: Mapping[str, Any], folder: Path, __: argparse.Namespace) -> list[Path]:
+    from evaluation.figures.beyond import draw_beyond
+
+    return draw_beyond(record, folder)
+
+
 def published(path: Path, record: Mapping[str, Any], folder: Path, _: argparse.Namespace) -> list[Path]:
     from evaluation.figures.published import draw_published
 
@@ -81,12 +89,13 @@ def forms() -> dict[str, tuple[Callable[..., list[Path]], Any, str]]:
     return {
         "features": (features, FEATURES, f"{COMMAND} measure"),
         "compare": (compare, COMPARISON, "eval/compare.py"),
+        "beyond": (beyond, BEYOND, "eval/beyond.py"),
         "published": (published, PUBLISHED, "results/paper/NAME.json"),
         "samples": (samples, SAMPLED, "a sampling command or eval/compare.py"),
     }
 
 
-KINDS = ("features", "compare", "published", "samples")
+KINDS = ("features", "compare", "beyond", "published", "samples")
 
 
 def draw(args: argparse.Namespace) -> None:

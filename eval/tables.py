@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_dic import UserError
+from evaluation.beyond import document as beyond
 from evaluation.cells import (
     CHANGES,
     COSTS_HEADER,
@@ -1285,6 +1286,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "diffusers-hooks": hooks,
     "measure-validation": measure_validation,
     "measure-noise": measure_noise,
+    **beyond.TABLES,
     **{f"gpu-{name}": functools.partial(gpu.document_table, name=name) for name in gpu.TABLES},
 }
 

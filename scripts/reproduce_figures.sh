@@ -9,6 +9,7 @@
 #   features-MODEL, trajectories-MODEL     similarity, forecast error and paths of features, of a record features-MODEL.json
 #                                          that an uncached run makes where there is none: minutes for all embedded models
 #   compare-MODEL                          quality over acceleration of every method, of a record of scripts/compare.sh
+#   beyond-MODEL, beyond-MODEL-lists       LoopSeer beside the others, and its full steps, of a record of scripts/beyond.sh
 #   samples-MODEL                          samples side by side, made in outputs/figures/MODEL and kept there
 #
 # Examples: bash scripts/reproduce_figures.sh flux-tiny
@@ -57,6 +58,8 @@ for model in "${models[@]}"; do
   if [[ -n $record ]]; then figures compare "$record"; else
     echo "no record of a comparison of $model in $folder; make it with: python eval/compare.py --model $model --results $folder" >&2
   fi
+  record="$(find_record beyond)"
+  [[ -z $record ]] || figures beyond "$record"
   made="outputs/figures/${model//\//-}"
   # A method that fails is a row without samples; the others are shown, and the exit code tells.
   python eval/compare.py --model "$model" "${prompts[@]}" --methods "${methods[@]}" --num-samples 5 --output-dir "$made" \

@@ -65,6 +65,8 @@ BASES = {
     f" --output-dir out {VIDEOS}",
     "TaylorSeer-Wan2.1/train.py": f"--model wan-debug --data {{clothes}} {TRAINING}",
     "common/emoji/prepare_data.py": "--packages in/folder --output-dir out --size 16 --no-text",
+    "eval/beyond.py": "--model flux-debug --ckpt {flux} --num-steps 4 --calibrations in/loopseer.json --budgets 2"
+    " --num-samples 2 --rivals 0 --device cpu --output-dir out",
     "eval/benchmark.py": "--model debug --device cpu --num-steps 4 --interval 2 --repeats 1 --dropped 0 --out out/b.json",
     "eval/busy_machine.py": "--spins 1000 --neighbours 0 --repeats 1 --out out/busy.json",
     "eval/calibrate.py": "--model debug --ckpt {dit} --num-steps 7 --samples 1 --out out/c.json --device cpu",
@@ -79,6 +81,8 @@ BASES = {
     "eval/plot.py": "pareto in/samples/record.json --out out/plot.png",
     "eval/schedule_gains.py": "--model flux-debug --ckpt {flux} --num-steps 3 --samples 1 --device cpu"
     " --schedules in/schedule.json --out out/gains.json",
+    "eval/calibrate_loopseer.py": "--model flux-debug --ckpt {flux} --num-steps 5 --full-steps 2 --samples 1 --lists 5"
+    " --max-order 1 --fit none --width 16 --height 16 --device cpu --out out/loop.json",
     "eval/search_schedule.py": "--model flux-debug --ckpt {flux} --num-steps 4 --full-steps 2 --samples 1 --lists 3"
     " --device cpu --out out/found.json",
     "eval/measure_gpu.py": "--device cpu --tiny --list --output-dir out --results out",
@@ -233,6 +237,11 @@ def write_inputs(folder: Path, checkpoint: Path) -> None:
     for name, steps in (("schedule", 3), ("other-steps", 50)):
         found = {"model": "flux-debug", "num_steps": steps, "full_steps": [0, 2]}
         (folder / f"{name}.json").write_text(json.dumps(found))
+    calibration = {
+        "model": "flux-debug", "num_steps": 4, "full_steps": [0, 2], "engine": "folded", "basis": "taylor", "max_order": 1,
+        "warmup_steps": 1, "corrections": [[], [0.1]],
+    }  # fmt: skip
+    (folder / "loopseer.json").write_text(json.dumps(calibration))
     (folder / "nan.json").write_text('{"rows": [{"label": "a", "method": "fora", "flops_ratio": NaN, "psnr": null}]}')
     (folder / "nested.json").write_text("[" * 100_000)
     (folder / "index.safetensors.index.json").write_text('{"weight_map": {"a": "../index.safetensors.index.json"}}')
@@ -332,7 +341,8 @@ def parser_of(command: ModuleType) -> argparse.ArgumentParser:
 
 PATHS = (
     "in/missing", "in/folder", "in/empty", "in/empty.json", "in/garbage", "in/garbage.safetensors", "in/garbage.pt",
-    "in/schema.json", "in/list.json", "in/nan.json", "in/nested.json", "in/schedule.json", "in/index.safetensors.index.json",
+    "in/schema.json", "in/list.json", "in/nan.json", "in/nested.json", "in/schedule.json", "in/loopseer.json",
+    "in/index.safetensors.index.json",
     "in/good.png", "in/tall.png", "in/cut.png", "in/cut.safetensors", "in/other.safetensors", "in/other.npz",
     "in/cut.npz", "in/cut.mp4", "in/null", "in/full", "in/loop", "in/prompts.txt", "in/clips.txt", "in/windows.txt",
     "in/latin1.txt", "in/zero.txt", "in/blank.txt", "in/twice.txt", "in/VBench_full_info.json", "in/samples",

@@ -6,6 +6,7 @@ Where a method has no settings for a backbone the test gives some; where it cann
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,18 +20,21 @@ BACKBONES = ("dit", "flux", "hidream", "hunyuan_video", "wan")
 NUM_STEPS = 9
 FULL = {"uncached"}  # computes every step whatever is asked for
 FORECASTS = {"speca"}  # forecasts the step after every full one whatever is asked for
+CALIBRATIONS = Path(__file__).parent / "shared" / "calibrations"
 SETTINGS: dict[str, dict[str, Any]] = {  # of methods without any for a tiny network, or none for few steps
     "teacache": {"coefficients": (1.0, 0.0)},
     "magcache": {"table": [1.0, 0.9, 0.95, 0.98, 0.99, 0.99, 0.98, 0.97, 0.9], "threshold": 0.06},
     "dbcache": {"Fn_compute_blocks": 1, "max_warmup_steps": 1},
     "easycache": {"forced_first": 2},
     "navicache": {"forced_first": 2, "align_steps": 3},
+    "loopseer": {"calibration": str(CALIBRATIONS / "loopseer-3-of-9.json")},
 }
 NEVER_ALL = {
     ("toca", "dit"),
     ("duca", "dit"),
 }  # released with an interval of 2 in a stretch of the run, whatever is asked for
 EVERY: dict[str, dict[str, Any]] = {  # settings of methods without an interval or threshold that compute everything
+    "loopseer": {"calibration": str(CALIBRATIONS / "loopseer-9-of-9.json")},
     "pab": {"spatial_range": 1, "cross_range": 1},
     "fastercache": {"attention_interval": 1, "both_interval": 1},
     "fastercache_diffusers": {"attention_range": 1, "both_range": 1},

@@ -136,6 +136,10 @@ class Cache(NoStep):
                 f"which the walked engine has, of all blocks; leave out engine={self.engine}"
             )
 
+    def told(self, name: str, value: Any) -> Any:
+        """A setting as labels and records say it: a forecaster's `labels` stand for values such as the path of a file."""
+        return getattr(self.forecaster, "labels", {}).get(name, value)
+
     @property
     def label(self) -> str:
         """A short string for file names and row labels: `taylorseer-N4-W2-O4`; other settings, other labels.
@@ -155,7 +159,7 @@ class Cache(NoStep):
         parts = [
             self.method,
             *([] if self.schedule in (self.own_schedule, "explicit") else [self.schedule]),
-            *(label_part(name, value) for name, value in settings),
+            *(label_part(name, self.told(name, value)) for name, value in settings),
             *([] if self.engine == self.own_engine else [self.engine]),
         ]
         label = "-".join(parts)

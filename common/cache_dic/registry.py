@@ -238,7 +238,6 @@ def make_cache(
         schedule = "explicit"
     own_engine, own_schedule = row.pop("engine", chosen.engine), row.pop("schedule", chosen.schedule)
     file = {"file": read_schedule(schedule)} if is_schedule_file(schedule) else {}
-    engine = engine or own_engine
     schedule = str(own_schedule if schedule is None else rule_name(schedule))
     accepted = accepted_settings(method, schedule)
     if schedule != own_schedule and schedule in METHODS:
@@ -262,6 +261,8 @@ def make_cache(
     of_row = {name: value for name, value in row.items() if name in accepted}
     given = {**ours, **usual, **theirs, **of_row, **settings, **file}
     of_schedule = _schedule_values(method, schedule, given, model or preset)
+    forecaster = _make_forecaster(method, {**given, **of_schedule})
+    own_engine = getattr(forecaster, "engine", own_engine)  # of one that is calibrated for a form
     return Cache(
         method=method,
         schedule=schedule,
@@ -269,8 +270,8 @@ def make_cache(
         own_schedule=own_schedule,
         own_engine=own_engine,
         default_warmup="warmup_steps" not in settings,
-        forecaster=_make_forecaster(method, {**given, **of_schedule}),
-        engine=engine,
+        forecaster=forecaster,
+        engine=engine or own_engine,
         engine_settings=EngineSettings(
             accumulator_dtype=accumulator_dtype,
             static_shapes=static_shapes,

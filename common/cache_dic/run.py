@@ -346,14 +346,15 @@ class Run(NoStep):
 
     def record(self) -> dict[str, Any]:
         """What was done, for a JSON record: settings, plan, and every step as it was really computed; no NaN or infinity."""
+
+        def told(values: Mapping[str, Any]) -> Any:
+            return json_value({name: self.cache.told(name, value) for name, value in values.items()})
+
         return {
             "method": self.cache.method,
             "engine": self.cache.engine,
-            "schedule": {"name": self.cache.schedule, **json_value(self.cache.schedule_values)},
-            "forecaster": {
-                "name": type(self.cache.forecaster).__name__,
-                **json_value(values_of(self.cache.forecaster)),
-            },
+            "schedule": {"name": self.cache.schedule, **told(self.cache.schedule_values)},
+            "forecaster": {"name": type(self.cache.forecaster).__name__, **told(values_of(self.cache.forecaster))},
             "num_steps": self.plan.num_steps,
             "full_steps": self.full_steps,
             "max_weight": self.plan.max_weight,

@@ -196,8 +196,8 @@ def calibration_prompts(args: argparse.Namespace, file: Path | None, count: int 
     """
     shown = shown_prompts(args.model, args)
     if file is not None:
-        given, known = listed_prompts(args, file), {_same(prompt) for prompt in shown}
-        seen = [prompt for prompt in given if _same(prompt) in known]
+        given, known = listed_prompts(args, file), {same_prompt(prompt) for prompt in shown}
+        seen = [prompt for prompt in given if same_prompt(prompt) in known]
         if seen and not _shows_all(args, shown):
             raise UserError(
                 f"--calibration-prompts {file} names {seen[0]!r}, which results are shown on; calibrate on other prompts"
@@ -234,7 +234,7 @@ def _classes(args: argparse.Namespace, asked: str | None) -> list[str]:
     return [dit.class_names(config)[number] for number in dit.chosen_classes(asked, config)]
 
 
-def _same(prompt: str) -> str:
+def same_prompt(prompt: str) -> str:
     """Prompts that no encoder tells apart have one key."""
     return " ".join(prompt.split()).lower()
 
@@ -269,10 +269,10 @@ def _emoji(shown: Sequence[str]) -> list[str]:
     from seerkit.data.emoji import HELD_OUT_STYLE, STYLES
     from seerkit.text.minilm import TEXT_TABLE, TextTable, split_prompt
 
-    seen = {_same(split_prompt(prompt)[0]) for prompt in shown}
+    seen = {same_prompt(split_prompt(prompt)[0]) for prompt in shown}
     labels = [text for text in TextTable.load(TEXT_TABLE).texts if text not in STYLES.values()]
     styles = [phrase for name, phrase in STYLES.items() if name != HELD_OUT_STYLE]
-    return [f"{label}, {style}" for label in labels if _same(label) not in seen for style in styles]
+    return [f"{label}, {style}" for label in labels if same_prompt(label) not in seen for style in styles]
 
 
 def even_steps(num_steps: int, count: int) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ All of it is kept whole as it is made, so that a killed run goes on where it sto
     OUT/record.json, pareto.png, pareto.svg, index.html
 """
 
+import argparse
+import copy
 import os
 import statistics
 import sys
@@ -26,8 +28,9 @@ from tqdm import tqdm
 
 from cache_dic import UserError
 from evaluation.cells import CHANGES, FLICKER_MEANING, INTERVALS, LITE0, LITE0_MEANING, flicker_columns, plus_minus
+from evaluation.families import Family
 from evaluation.images import DENSEST, Folder, ImageJob, Judge, decode_finite, has_images
-from evaluation.jobs import Job, check_memory, digests, workload_in_words
+from evaluation.jobs import Job, check_memory, digests, output_folder, workload_in_words
 from evaluation.metrics import SSIM_WINDOW, finite_or_none, psnr, ssim, summarize_samples
 from evaluation.page import Shown, readable, write_page
 from evaluation.pareto import draw_pareto
@@ -143,6 +146,34 @@ def count(entries: Sequence[Entry]) -> None:
                 entry.counts = counts[entry.label]
 
 
+def entries_of(
+    asked: Sequence[Variant],
+    command: str,
+    args: argparse.Namespace,
+    family: Family,
+    prompts: list[str],
+    *,
+    folder: str,
+) -> list[Entry]:
+    """An entry for every variant, the uncached one first, each with a job of its own, counted.
+
+    folder: in outputs/, of runs for which --output-dir names none; set in `args`.
+    """
+    entries = []
+    for variant in asked:
+        own = copy.copy(args)
+        for name, value in variant.changes.items():
+            setattr(own, name, value)
+        caches = {} if variant.cache is None else {variant.label: variant.cache}
+        job = family.job(command, own, prompts, caches)
+        if variant.label == UNCACHED:
+            args.output_dir = output_folder(args.output_dir, folder, job.settings)
+            job = family.job(command, copy.copy(args), prompts, caches)
+        entries.append(Entry(variant=variant, job=job, error=variant.error))
+    count(entries)
+    return entries
+
+
 class Images:
     """Samples that are PNGs."""
 
@@ -250,7 +281,7 @@ class Contest:
 
     def run(self) -> None:
         """Sample and measure whatever is not there; what fails leaves its error in its entry."""
-        pipeline: Any = _Later(self)
+        pipeline: Any = LatePipeline(self)
         samples = {entry.label: (Videos if self.is_video else Images)(entry, pipeline) for entry in self.whole()}
         pending = [
             (batch, waiting)
@@ -395,7 +426,7 @@ class Contest:
         }
 
 
-class _Later:
+class LatePipeline:
     """A family's pipeline that is loaded when something is to be sampled, with a sampler for every variant."""
 
     def __init__(self, contest: Contest) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from cache_dic.errors import check_choice
 from evaluation.backbones import PACKAGES
 from seerkit.command.cli import Parser, positive_int
 from seerkit.command.flags import add_prompt_flags
@@ -339,3 +340,15 @@ FAMILIES = {
 def all_models() -> dict[str, str]:
     """By every name of a model that a command takes, the package of its backbone."""
     return {**PACKAGES, **dict.fromkeys(flags_of("wan").VARIANTS, "wan")}
+
+
+def asked_model(argv: Sequence[str] | None, default: str) -> str:
+    """--model of a command line, before its other flags can be understood; UserError for one that no family has."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--model", default=default)
+    try:
+        model = first.parse_known_args(argv)[0].model
+    except argparse.ArgumentError:  # the full parser will say so
+        return default
+    check_choice("model", model, all_models())
+    return model

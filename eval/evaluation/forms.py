@@ -11,6 +11,11 @@ def comparison(text: Any) -> bool:
     return isinstance(text, str) and re.fullmatch(r"[<>]=? [-+.e\d]*\d", text) is not None
 
 
+def nothing(value: Any) -> bool:
+    """an empty list"""
+    return value == []
+
+
 KEPT = ("folded", "layerwise")  # engines whose kept features are shown beside a count
 KEPT_BYTES: Form = dict.fromkeys(KEPT, float)
 CONDITIONS: Form = {"device": str, "threads": (None, int), "dtype": str, "versions": {"torch": str}, "date": str}
@@ -142,6 +147,59 @@ COMPARISON: Form = {
     "rows": [(_COMPARED, {"name": str, "error": str})],
     "conditions": CONDITIONS,
 }
+
+
+# ------------------------------------------------------------------------------------------------------- eval/beyond.py
+
+_OF_PAIRS: Form = (
+    {"mean": float, "low": float, "high": float, "wins": float, "losses": float, "num": int},
+    {"mean": (None, float), "low": None, "high": None, "wins": (None, float), "losses": (None, float), "num": int},
+)
+_DIFFERENCES: Form = {"psnr_db": _OF_PAIRS, "ssim": (None, *_OF_PAIRS), "lite0": (None, *_OF_PAIRS)}
+_TRIED: Form = {"name": str, "role": str, "label": str, "flops_ratio": positive, "psnr_db": (None, float)}
+_CALIBRATED: Form = {"name": str, "digest": str, "full_steps": [int]}
+_PLACED: Form = {"role": str, "label": str, "name": str}
+_ROWS: Form = [({**_COMPARED, "full_steps": list}, {"label": str, "name": str, "error": str})]
+BEYOND: Form = {
+    "seed": int,
+    "settings": {"model": str, "num_steps": int, "seed": int, "ckpt": (None, str)},
+    "num_samples": int,
+    "num_rival_samples": int,
+    "batch_size": int,
+    "reference": str,
+    "budgets": [
+        {
+            "full_steps": int,
+            "flops_ratio": positive,
+            "calibration": _CALIBRATED,
+            "rows": [({**_PLACED, "differences": (None, _DIFFERENCES)}, {**_PLACED, "error": str})],
+            "over_reference": (None, _DIFFERENCES),
+            "parts": {str: _OF_PAIRS},
+            "tried": ([(_TRIED, {"name": str, "role": str, "error": str})], nothing),
+            "not_tried": {str: str},
+        }
+    ],
+    "rows": _ROWS,
+    "conditions": CONDITIONS,
+}
+STUDY: Form = {
+    "study": str,
+    "seed": int,
+    "settings": {"model": str, "num_steps": int, "seed": int, "ckpt": (None, str)},
+    "full_steps": int,
+    "num_samples": int,
+    "contests": [{"flags": list, "prompts": str, "against": {str: str}, "rows": _ROWS}],
+    "cases": [
+        (
+            {
+                "group": str, "label": str, "contest": int, "row": str, "calibration": _CALIBRATED,
+                "over": {str: _DIFFERENCES},
+            },
+            {"group": str, "label": str, "error": str},
+        )
+    ],
+    "conditions": CONDITIONS,
+}  # fmt: skip
 
 
 # -------------------------------------------------------------------------- eval/schedule_gains.py, eval/method_costs.py

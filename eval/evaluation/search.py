@@ -173,6 +173,15 @@ def similarity_db(latents: Tensor, reference: Tensor) -> list[float]:
     return torch.where(latents.isfinite().all(1), found.nan_to_num(EXACT_DB), -EXACT_DB).tolist()
 
 
+def coordinates(latents: Tensor) -> Tensor:
+    """(B, n) in float32 on the CPU: all, or as many as COORDINATES, drawn once and for all."""
+    flat = latents.flatten(1).float()
+    if flat.shape[1] > COORDINATES:
+        draw = torch.Generator().manual_seed(0)
+        flat = flat[:, torch.randint(flat.shape[1], (COORDINATES,), generator=draw).to(flat.device)]
+    return flat.cpu()
+
+
 def changes_gram(latents: Sequence[Tensor]) -> Tensor:
     """Inner products (B, T, T), in float64, of the latents' changes at T steps.
 
@@ -237,21 +246,18 @@ class State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """What a command line asks for.
+class Asked:
+    """What a command line asks for that samples a model to find how it is best cached.
 
-    args: of the model's own flags, with the seed of the calibration noise. cache: of the method, whatever its full steps.
-    count: of full steps. limit: of lists that are sampled. minutes: that sampling them may take, None for any. command_line:
-    what repeats the search.
+    args: of the model's own flags, with the seed of the calibration noise. count: of full steps. limit: of lists that are
+    sampled. command_line: what repeats the search.
     """
 
     args: argparse.Namespace
     family: Family
-    cache: Cache
     prompts: list[str]
     count: int
     limit: int
-    minutes: float | None
     seed: int
     out: Path
     command_line: str
@@ -263,6 +269,20 @@ class Search:
     @property
     def batches(self) -> list[Batch]:
         return make_batches(self.prompts, self.args.batch_size)
+
+    def settings(self) -> dict[str, Any]:
+        """What the samples depend on but for caches and prompts."""
+        left_out = ("prompts", "seed", "batch_size", "model", "num_steps")
+        return {key: value for key, value in self.family.settings(self.args).items() if key not in left_out}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Asked):
+    """A search for full steps. cache: of the method, whatever its full steps. minutes: that sampling lists may take, None for
+    any."""
+
+    cache: Cache
+    minutes: float | None
 
     def of(self, full_steps: Steps) -> Cache:
         return replace(self.cache, schedule_settings={"full_steps": full_steps})
@@ -291,11 +311,6 @@ class Search:
             },
             "output": str(self.out),
         }
-
-    def settings(self) -> dict[str, Any]:
-        """What the samples depend on but for caches and prompts."""
-        left_out = ("prompts", "seed", "batch_size", "model", "num_steps")
-        return {key: value for key, value in self.family.settings(self.args).items() if key not in left_out}
 
     def claim(self, contents: Mapping[str, str]) -> dict[str, Any]:
         """Everything that the outcome depends on but the limits."""
@@ -366,11 +381,7 @@ class Runner:
         begun = [time.perf_counter()]
 
         def keep(_: int, latents: Tensor) -> None:
-            flat = latents.flatten(1).float()
-            if flat.shape[1] > COORDINATES:
-                draw = torch.Generator().manual_seed(0)
-                flat = flat[:, torch.randint(flat.shape[1], (COORDINATES,), generator=draw).to(flat.device)]
-            kept.append(flat.cpu())
+            kept.append(coordinates(latents))
             begun.append(time.perf_counter())
             if len(kept) == 2 and not self.references:
                 self.tell_time(begun[2] - begun[1])

@@ -4,6 +4,7 @@ baselines that cache nothing: the same sampler with fewer steps, and another sol
 A method that is registered joins by that alone. Naming needs no torch.
 """
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from evaluation.backbones import shipped_schedules
 
 if TYPE_CHECKING:
     from cache_dic import Cache
+    from evaluation.families import Family
 
 UNCACHED = "uncached"
 BASELINES, FORMS, RULES, SEARCHED = "fewer-steps", "forms", "schedules", "searched"
@@ -70,6 +72,17 @@ class Setup:
     num_steps: int
     solver: str | None = None
     solvers: Sequence[str] = ()
+
+
+def setup_of(args: argparse.Namespace, family: "Family") -> Setup:
+    """Of a command line whose defaults are filled in."""
+    return Setup(
+        model=args.model,
+        package=family.package,
+        num_steps=args.num_steps,
+        solver=getattr(args, "solver", None) if family.solvers else None,
+        solvers=family.solvers,
+    )
 
 
 def variants(asked: Sequence[str], setup: Setup) -> list[Variant]:

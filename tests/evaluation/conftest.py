@@ -1,4 +1,4 @@
-"""For these tests: the legacy environment played by this one, with stubs of its libraries; and pages in Chromium."""
+"""For these tests: a random model, the legacy environment played by this one with stubs of its libraries, pages in Chromium."""
 
 import json
 import shutil
@@ -27,6 +27,22 @@ class Legacy:
     @property
     def done(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Of FLUX's debug model, with every weight random."""
+    import torch
+
+    import flux
+    from seerkit.weights.checkpoints import export_safetensors
+
+    model, draw = flux.Flux(flux.flux_config("flux-debug")), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=draw) * 0.1
+    path = tmp_path_factory.mktemp("weights") / "flux.safetensors"
+    export_safetensors(path, model.state_dict())
+    return path
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,25 +17,12 @@ from evaluation import fitting
 from evaluation.calibration import sampling_args, shown_prompts
 from evaluation.fitting import measure
 from evaluation.flags import EMBEDDED
-from flux import Flux, flux_config
 from seerkit.command.cli import Parser, run_command
-from seerkit.weights.checkpoints import export_safetensors
 
 
 @pytest.fixture(scope="module")
 def command(load_command):
     return load_command("eval/calibrate.py")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A debug model with every weight random."""
-    model, generator = Flux(flux_config("flux-debug")), torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-    path = tmp_path_factory.mktemp("weights") / "debug.safetensors"
-    export_safetensors(path, model.state_dict())
-    return path
 
 
 def run(command, capsys, *flags: object) -> tuple[int, str, str]:

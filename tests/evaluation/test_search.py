@@ -3,13 +3,11 @@
 import itertools
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import flux
 from cache_dic import PRESETS, UserError, make_cache
 from cache_dic.searched import read_schedule
 from evaluation import calibration, search
@@ -27,7 +25,6 @@ from evaluation.search import GapErrors, best_full_steps, published_steps, refin
 from seerkit.command.cli import Parser, run_command
 from seerkit.data.captions import HELD_OUT
 from seerkit.sampling.seeds import SampleGenerators
-from seerkit.weights.checkpoints import export_safetensors
 
 COUNTS = (7, 8, 10, 14, 18)
 
@@ -220,16 +217,6 @@ def test_prompts_that_results_are_shown_on_are_refused(tmp_path, model, prompt):
 @pytest.fixture(scope="module")
 def main(load_command):
     return load_command("eval/search_schedule.py").main
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    model, draw = flux.Flux(flux.flux_config("flux-debug")), torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=draw) * 0.1
-    path = tmp_path_factory.mktemp("weights") / "flux.safetensors"
-    export_safetensors(path, model.state_dict())
-    return path
 
 
 @pytest.fixture

@@ -609,6 +609,8 @@ def spoilt(record: object, place: tuple, *replacement: object) -> object:
 
 OF_NO_RECORD = ("methods", "method-presets", "toca-recipes")
 """Tables that the registry makes."""
+OF_COSTLY_RECORDS = {name for name in TABLES["TABLES"] if "beyond" in name}
+"""Tables that say what makes their records where these are not there."""
 REPLACEMENTS = ((), (None,), ("",), ("text",), ([],), ({},), (-1,), (0,), (True,), (10**400,), ([[]],), (float("nan"),))
 
 
@@ -625,6 +627,8 @@ def test_a_spoilt_record_makes_a_table_or_one_message(tmp_path, monkeypatch, nam
         inner = make.__globals__["read_record"]
         patch.setitem(make.__globals__, "read_record", lambda path, *how: read.setdefault(path, inner(path, *how)))
         make(tmp_path)
+    if not read and name in OF_COSTLY_RECORDS:
+        pytest.skip("its record is not part of the repository")
     for path in read:
         record = json.loads(path.read_text())
         for place in rng.sample(found := list(places(record)), min(40, len(found))):

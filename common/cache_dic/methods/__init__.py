@@ -14,6 +14,7 @@ from cache_dic.methods import (  # noqa: F401  # isort: skip
     fastercache,
     freqca,
     hicache,
+    loopseer,
     magcache,
     pab,
     seacache,

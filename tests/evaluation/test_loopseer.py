@@ -1,0 +1,231 @@
+"""LoopSeer's calibration as a command: what it finds, that a killed one goes on, what it costs, what is refused."""
+
+import json
+
+import pytest
+
+from cache_dic import UserError, make_cache
+from cache_dic.methods.loopseer import Calibration, read_calibration
+from evaluation import loopseer
+from evaluation.flags import EMBEDDED
+from evaluation.loopseer import Levels, cache_of, corrections_of, with_corrections
+from seerkit.command.cli import run_command
+
+CALIBRATION = Calibration(
+    model="flux-debug", num_steps=9, full_steps=(0, 3, 6), engine="folded", basis="taylor", max_order=1, warmup_steps=1,
+    corrections=((), (), ()),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def main(load_command):
+    return load_command("eval/calibrate_loopseer.py").main
+
+
+@pytest.fixture
+def found(main, checkpoint, tmp_path):
+    """`found(*more)`: what a small calibration writes to found.json in the test's folder."""
+
+    def run(*more: object):
+        flags = ["--model", "flux-debug", "--ckpt", checkpoint, "--num-steps", 9, "--samples", 4, "--device", "cpu"]
+        flags += ["--width", 16, "--height", 16, "--lists", 8, "--out", tmp_path / "found.json", *more]
+        if "--list" not in more:
+            flags += ["--full-steps", 3]
+        main([*map(str, flags)])
+        return json.loads((tmp_path / "found.json").read_text())
+
+    return run
+
+
+def outcome(made: dict) -> dict:
+    return {key: value for key, value in made.items() if key not in ("conditions", "command_line")}
+
+
+def test_a_calibration_is_no_worse_than_what_it_began_with_and_its_file_is_a_cache(found, tmp_path, capsys):
+    made = found("--basis", "taylor")
+    stages = {stage["stage"]: stage for stage in made["stages"] if "similarity_db" in stage}
+    assert stages["even"]["full_steps"] == [0, 3, 6]
+    assert stages["moved"]["similarity_db"] == max(
+        stages[name]["similarity_db"] for name in ("published", "even", "proposed", "proposed again", "form", "moved")
+    )
+    assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"] == stages["moved"]["similarity_db"]
+    cache = make_cache("loopseer", calibration=str(tmp_path / "found.json"))
+    assert list(cache.plan(9).full_steps) == made["full_steps"]
+    assert cache.engine == made["engine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+    assert "dB on the calibration samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 5, 12])
+def test_a_killed_calibration_goes_on_to_the_outcome_of_one_that_was_not(found, tmp_path, monkeypatch, killed_at):
+    flags = ("--basis", "taylor", "--max-order", 1, "--fit", "closed")
+    whole = found(*flags)
+    (tmp_path / "found.json").unlink()
+    save, written = loopseer.save_tensors, []
+
+    def killed(path, *rest):
+        written.append(path.name)
+        if len(written) > killed_at:
+            raise KeyboardInterrupt
+        save(path, *rest)
+
+    monkeypatch.setattr(loopseer, "save_tensors", killed)
+    with pytest.raises(KeyboardInterrupt):
+        found(*flags)
+    lost = written.pop()
+    monkeypatch.setattr(loopseer, "save_tensors", lambda path, *rest: (written.append(path.name), save(path, *rest)))
+    assert outcome(found(*flags, "--resume")) == outcome(whole)
+    assert len(written) == len({*written}) == whole["runs_sampled"] + 1, "each run once, and the uncached ones"
+    assert lost in written
+
+
+def test_a_given_list_is_kept(found):
+    made = found("--list", "0,2,5", "--fit", "none", "--form", "hidden")
+    assert made["full_steps"] == [0, 2, 5]
+    assert made["engine"] == "hidden"
+    assert made["corrections"] == [[], [], []]
+
+
+@pytest.mark.parametrize("fit", ["teacher", "model"])
+def test_corrections_are_kept_only_where_they_help(found, fit):
+    made = found("--list", "0,2,5", "--fit", fit, "--form", "output", "--max-order", 1)
+    assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
+
+
+def test_the_closed_loop_takes_a_single_sample_too(found):
+    made = found("--list", "0,2,5", "--samples", 1, "--form", "output", "--max-order", 1, "--fit", "closed")
+    assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
+
+
+def test_a_correction_that_next_to_nothing_depends_on_is_left_alone(found):
+    """Gauss-Newton asks for hundreds there, which no file may hold; the calibration goes on without."""
+    made = found(
+        "--num-steps", 5, "--list", "0,3", "--samples", 2, "--fit", "closed", "--form", "hidden", "--max-order", 2
+    )
+    tried = next(stage["tried"] for stage in made["stages"] if stage["stage"] == "step")
+    assert None in [option["gain_on_unseen_db"] for option in tried]
+    assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
+
+
+@pytest.mark.parametrize("flags", [["--list", "0,1,2,3"], ["--full-steps", "4"]])
+def test_weights_that_are_out_of_bounds_on_every_list_are_named(main, checkpoint, tmp_path, flags, monkeypatch):
+    monkeypatch.setattr("cache_dic.plan.MAX_WEIGHT", 1.0)
+    flags = [
+        *flags,
+        "--model",
+        "flux-debug",
+        "--ckpt",
+        str(checkpoint),
+        "--width",
+        "16",
+        "--height",
+        "16",
+        "--device",
+        "cpu",
+    ]
+    flags += ["--num-steps", "12", "--samples", "1", "--basis", "newton", "--max-order", "3"]
+    with pytest.raises(UserError, match=r"within ±|out of bounds"):
+        main([*flags, "--out", str(tmp_path / "none.json")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "runs"), [(("--max-order", 1), 2 + 4), (("--form", "output", "--fit", "none"), 2 + 5)]
+)
+def test_a_given_list_takes_the_runs_that_its_plan_tells(found, capsys, flags, runs):
+    made = found("--list", "0,2,5", "--lists", 5, *flags)
+    text = capsys.readouterr().out
+    assert f" for {runs} runs (lists)" in text
+    assert next(stage["runs"] for stage in made["stages"][::-1] if stage["stage"] == "even") == 2
+    told = runs + (0 if "none" in flags else 2 * 3)
+    assert runs < made["runs_sampled"] + 1 <= told + 1
+
+
+def test_corrections_survive_their_file_form():
+    given = {(0, 0): 0.5, (3, 1): -0.25, (6, 0): 0.1, (6, 1): 0.2}
+    changed = with_corrections(CALIBRATION, given)
+    assert changed.corrections == ((0.5,), (-0.25, 0.0), (0.2, 0.1))
+    assert {key: value for key, value in corrections_of(changed).items() if value} == given
+
+
+def test_a_run_before_its_file_is_the_run_of_the_file(tmp_path):
+    changed = with_corrections(CALIBRATION, {(3, 1): -0.25, (6, 0): 0.1})
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({name: getattr(changed, name) for name in Calibration.__dataclass_fields__}))
+    assert read_calibration(str(path)) == changed
+    assert cache_of(changed).plan(9).weights == make_cache("loopseer", calibration=str(path)).plan(9).weights
+
+
+def test_levels_of_a_flow_are_its_times_and_those_of_a_diffusion_lie_between():
+    flow = Levels([(0.0, 1.0), (0.5, 0.5)])
+    assert flow.scales == [1.0, 1.0, 1.0]
+    assert flow.moves.tolist() == [-0.5, -0.5]
+    diffusion = Levels([(0.6, 0.8)])
+    assert diffusion.scales == [pytest.approx(1.4), 1.0]
+    assert diffusion.moves.tolist() == [pytest.approx(-0.8 / 1.4)]
+
+
+def test_a_plan_tells_what_a_calibration_takes(main, capsys):
+    main(
+        [
+            "--model",
+            "flux-dev",
+            "--full-steps",
+            "10",
+            "--samples",
+            "4",
+            "--lists",
+            "20",
+            "--fit",
+            "closed",
+            "--dry-run",
+            "--json",
+        ]
+    )
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["evaluations_per_sample_at_most"]["uncached"] == 50
+    assert plan["evaluations_per_sample_at_most"]["lists"] == 200
+    # In two forms: two full steps back, three ridges with two shares on two folds, and the whole.
+    assert plan["runs_at_most"]["corrections"] == 2 * (19 + 2 * 6 + 1)
+    # Every step and the ends of the uncached runs; a batch of one, twice, or 19 derivatives and what they start from; a sample
+    # in float64.
+    assert plan["held_bytes_at_most"] == 4 * 2**18 * (4 * (50 + 1) + max(2 * 50, 4 * (19 + 1)) + 10 * 50)
+    assert plan["disk_bytes_at_most"] == 4 * 4 * 2**18 * (50 + 1 + 20 + 2 * (19 + 2 * 6 + 1))
+    main(["--model", "wan-t2v-1.3B", "--full-steps", "10", "--fit", "none", "--dry-run"])
+    assert "of latents, no features" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--full-steps", "50"], "--full-steps 50 leaves nothing to forecast"),
+        (["--list", "0,5,80"], "--list 0,5,80 ends past the last step, 49"),
+        (["--list", "0,a"], "--list 0,a is no list of steps"),
+        (["--list", "3,5"], "full_steps"),
+        (["--full-steps", "8", "--basis", "newton", "--max-order", "4"], "--max-order 4 is not one of newton's"),
+        ([], "one of the arguments --full-steps --list is required"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_one_line(main, flags, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main, ["--model", "flux-tiny", *flags])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_finite_is_refused(found, monkeypatch):
+    monkeypatch.setattr(loopseer, "coordinates", lambda latents: latents.flatten(1).float() * float("nan"))
+    with pytest.raises(UserError, match="NaN or infinity"):
+        found()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_every_backbone_is_calibrated_and_samples_with_what_was_found(main, model, tmp_path):
+    """Guidance by two calls, by one batch and by the model; solvers of first and of second order; pictures and videos."""
+    out = tmp_path / "found.json"
+    flags = ["--num-steps", "6", "--full-steps", "3", "--samples", "2", "--lists", "6", "--max-order", "1"]
+    main(["--model", model, *flags, "--device", "cpu", "--out", str(out)])
+    made = json.loads(out.read_text())
+    assert made["full_steps"][0] == 0
+    assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
+    assert make_cache("loopseer", model=model, calibration=str(out)).plan(6).full_steps == tuple(made["full_steps"])
