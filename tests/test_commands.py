@@ -157,13 +157,13 @@ ALONE = "ulysses degree 2 does not divide the number of processes, 1"
         (FLUX, "--memory-limit-gib 0.00001", r"engine would keep 7\.50 MiB, but the limit is 10\.49 KiB;"),
         (HIDREAM, "--width 1024", r"positions for 64; .*; did you mean --model hidream-full\?$"),
         (ONE, "--height 1024 --width 1024", r"positions for 64; .*; did you mean --model hidream-full\?$"),
-        (HUNYUAN, "--video-length 129", r"frames 129 must be .*; 128 is near; did you mean --model hunyuan-video\?$"),
+        (HUNYUAN, "--video-length 129", r"frames 129 must be .*; 130 is near; did you mean --model hunyuan-video\?$"),
         (HUNYUAN, "--ulysses-degree 2", ALONE),
         (HUNYUAN, "--dit-fsdp --ulysses-degree 1", "--dit-fsdp shares weights among processes, and this is one"),
         (WAN, "--frame_num 81 --size 1280*720", r"frames 81 must be .*; did you mean --model wan-t2v-14B\?$"),
         (WAN, "--ulysses-degree 2", ALONE),
         (WAN, "--t5-cpu --save-file x.gif", "--t5-cpu has no effect on wan-tiny"),
-        (WAN, "--prompt bag --save-file x.gif", "--save-file x.gif is an MP4"),
+        (WAN, "--prompt star --save-file x.gif", "--save-file x.gif is an MP4"),
     ],
 )
 def test_what_is_refused_without_looking_at_files_is_refused_by_a_plan_too(

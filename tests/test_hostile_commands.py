@@ -60,10 +60,10 @@ BASES = {
     "TaylorSeer-HiDream/train.py": f"--model hidream-debug --data {{emoji}} {TRAINING}",
     "TaylorSeer-HunyuanVideo/sample_video.py": "--model hunyuan-debug --ckpt {hunyuan} --num-steps 3"
     f" --num-frames 4 --output-dir out {VIDEOS}",
-    "TaylorSeer-HunyuanVideo/train.py": f"--model hunyuan-debug --data {{clothes}} {TRAINING}",
+    "TaylorSeer-HunyuanVideo/train.py": f"--model hunyuan-debug {TRAINING}",
     "TaylorSeer-Wan2.1/generate.py": "--model wan-debug --ckpt {wan} --num-steps 3 --num-frames 4"
     f" --output-dir out {VIDEOS}",
-    "TaylorSeer-Wan2.1/train.py": f"--model wan-debug --data {{clothes}} {TRAINING}",
+    "TaylorSeer-Wan2.1/train.py": f"--model wan-debug {TRAINING}",
     "common/emoji/prepare_data.py": "--packages in/folder --output-dir out --size 16 --no-text",
     "eval/beyond.py": "--model flux-debug --ckpt {flux} --num-steps 4 --calibrations in/loopseer.json --budgets 2"
     " --num-samples 2 --rivals 0 --device cpu --output-dir out",
@@ -85,6 +85,7 @@ BASES = {
     " --max-order 1 --fit none --width 16 --height 16 --device cpu --out out/loop.json",
     "eval/search_schedule.py": "--model flux-debug --ckpt {flux} --num-steps 4 --full-steps 2 --samples 1 --lists 3"
     " --device cpu --out out/found.json",
+    "eval/track.py": "--model wan-tiny --per-motion 1 --device cpu --work out --dry-run",
     "eval/measure_gpu.py": "--device cpu --tiny --list --output-dir out --results out",
     "eval/validate_measures.py": "--model fashion-mnist --num-samples 20 --dry-run --work out --out out/valid.json",
     "eval/reproduce.py": "hidream --rows uncached --estimate --output-dir out",
