@@ -8,7 +8,6 @@ device are those of the model's own command, and --help with --model shows them.
 import argparse
 import json
 import shlex
-import shutil
 import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Sequence
@@ -159,16 +158,12 @@ def main(argv: list[str] | None = None) -> None:
     record, text, draw = made
     copied = []
     if args.results:
-        from seerkit.io.files import write_json, written_whole
+        from seerkit.io.files import copy_whole, write_json
 
         target = args.results / family.folder / f"beyond-{name}{suffix}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, record)
-        copied = [target]
-        for path in draw(record, out):
-            copied.append(target.parent / path.name)
-            with written_whole(copied[-1]) as whole:
-                shutil.copyfile(path, whole)
+        copied = [target, *(copy_whole(path, target.parent / path.name) for path in draw(record, out))]
     print(json.dumps(record) if args.json else text)
     if copied and not args.json:
         print(f"copied: {', '.join(map(str, copied))}")

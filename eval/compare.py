@@ -10,7 +10,6 @@ is 2.
 import argparse
 import itertools
 import json
-import shutil
 from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from evaluation.variants import GROUPS, Variant, choices, setup_of, variants
 from seerkit.command.cache_flags import for_compiling, load_plugin
 from seerkit.command.cli import Parser, positive_int, run_command, show_log
 from seerkit.command.flags import add_dry_run_flag
+from seerkit.io.files import copy_whole
 
 if TYPE_CHECKING:
     from evaluation.comparing import Entry
@@ -158,8 +158,7 @@ def copy_results(folder: Path, family: Family, model: str, out: Path) -> list[Pa
     copied = []
     for name, suffix in (("record", ".json"), ("pareto", ".png"), ("pareto", ".svg")):
         if (made := out / f"{name}{suffix}").is_file():
-            copied.append(target / f"compare-{model.replace('/', '-')}{suffix}")
-            shutil.copyfile(made, copied[-1])
+            copied.append(copy_whole(made, target / f"compare-{model.replace('/', '-')}{suffix}"))
     return copied
 
 

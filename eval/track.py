@@ -7,10 +7,12 @@ captions, the ceiling of the measure, and the samples under other captions than 
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from evaluation.backbones import PACKAGES
+from evaluation.calibration import sampling_args
 from evaluation.flags import EMBEDDED
 from seerkit.command.cli import Parser, positive_int, run_command
 from seerkit.command.flags import add_device_flag, add_dry_run_flag, add_record_flags, add_seed_flag
@@ -51,9 +53,9 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
 
 def main(argv: list[str] | None = None) -> None:
     args, rest, parser = parse_args(argv)
-    from evaluation.calibration import sampling_args
-
-    sampling_args(parser, args.model, rest, seed=args.seed)  # refuses what the model's own command does not take
+    given = sampling_args(
+        parser, args.model, rest, seed=args.seed
+    )  # refuses what the model's own command does not take
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
     from cache_dic import make_cache
@@ -68,8 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
     captions = held_out_captions(args.per_motion, args.seed)
     world = start_world(args.device)
-    num_steps = 50
-    row = Row(label=steps_label(num_steps), num_steps=num_steps, cache=make_cache(UNCACHED))
+    row = Row(label=steps_label(given.num_steps), num_steps=given.num_steps, cache=make_cache(UNCACHED))
     made = Generated(args.model, captions, args.work / args.model, world, seed=args.seed, rows=[row], flags=rest)
     if args.dry_run:
         missing = len(made.missing(len(captions))) * made.shard
@@ -84,14 +85,14 @@ def main(argv: list[str] | None = None) -> None:
     shown = {kind: [told(clip) for clip in clips[kind]] for kind in clips}
     record: dict[str, Any] = {
         "command": COMMAND,
-        "command_line": " ".join(["python", COMMAND, *args.command_line]),
+        "command_line": shlex.join(["python", COMMAND, *args.command_line]),
         "model": args.model,
         "settings": made.settings,
         "units": "right_: how many of `num` clips show what their caption asks for; "
         "chance: share of the other clips, averaged over captions, that move as the caption asks",
         "rows": {kind: rates(facts, captions) for kind, facts in shown.items()},
         "clips": [{"caption": caption, **facts} for caption, facts in zip(captions, shown["generated"], strict=True)],
-        "conditions": conditions(world.device, torch_dtype("fp32")),
+        "conditions": conditions(world.device, torch_dtype(given.precision)),
     }
     if args.out:
         write_json(args.out, record)

@@ -12,7 +12,6 @@
 What was sampled is kept in a folder beside the output; a killed calibration goes through it again and goes on where it ended.
 """
 
-import hashlib
 import itertools
 import sys
 import time
@@ -30,11 +29,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import PRESETS, Cache, UserError, make_cache
-from cache_dic.methods.loopseer import Calibration
+from cache_dic.methods.loopseer import Calibration, digest
 from cache_dic.plan import describe_steps
 from cache_dic.searched import read_schedule
 from evaluation.backbones import PACKAGES, shipped_schedules
-from evaluation.calibration import Sampler, even_steps
+from evaluation.calibration import even_steps
 from evaluation.jobs import digests
 from evaluation.loop_model import Key, LoopModel, Sensitivity, Steps, best_list, correction_keys, moved, ridged
 from evaluation.search import (
@@ -42,6 +41,7 @@ from evaluation.search import (
     EXACT_DB,
     LEAST_GAIN_DB,
     Asked,
+    Opening,
     State,
     coordinates,
     finished,
@@ -57,7 +57,6 @@ from seerkit.weights.checkpoints import save_tensors
 
 FORMS = ("folded", "output")
 """Chosen from where none is asked for."""
-FITS = ("none", "teacher", "model", "closed")
 REACH = 2
 """Full steps back that corrections reach."""
 FINALISTS = 2
@@ -93,7 +92,8 @@ class Sampled:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Asked):
-    """A calibration. forms, bases: to choose from. full_steps: a list that is taken and not sought. fit: one of FITS."""
+    """A calibration. forms, bases: to choose from. full_steps: a list that is taken and not sought. fit: none, teacher, model or
+    closed."""
 
     forms: tuple[str, ...]
     bases: tuple[tuple[str, int], ...]
@@ -216,13 +216,13 @@ class Levels:
         self.moves = np.diff([b / (a + b) for a, b in pairs])
 
 
-class Sampling:
+class Sampling(Opening):
     """Real runs, with progress; what a folder has is not sampled again."""
 
     def __init__(self, job: Job, state: State, device: torch.device) -> None:
-        self.job, self.state, self.device = job, state, device
+        super().__init__(job, state, device)
+        self.job = job
         self.done: dict[Calibration, Sampled] = {}
-        self._opened: Sampler | None = None
         stages = job.runs_at_most()
         self.bar = tqdm(
             total=len(job.batches) * job.num_steps * (1 + sum(stages.values())),
@@ -232,13 +232,6 @@ class Sampling:
         finite = torch.isfinite(self.reference["latents"]).all() and torch.isfinite(self.reference["final"]).all()
         if not finite:
             raise UserError("the uncached run came out with NaN or infinity; take --precision fp32 or a lower guidance")
-
-    @property
-    def pipeline(self) -> Sampler:
-        """Opened when it is first needed."""
-        if self._opened is None:
-            self._opened = self.job.family.open(self.job.args, self.job.batches, self.device)
-        return self._opened
 
     # -------------------------------------------------------------------------------------------------- uncached runs
 
@@ -296,7 +289,7 @@ class Sampling:
             file=sys.stderr,
         )
 
-    @property
+    @cached_property
     def levels(self) -> Levels:
         return Levels([(a, b) for a, b in self.reference["levels"].tolist()])
 
@@ -322,7 +315,7 @@ class Sampling:
 
     def __call__(self, calibration: Calibration) -> Sampled:
         if calibration not in self.done:
-            name = self._name(calibration)
+            name = digest(calibration)
             found = self._read(name)
             if found is None:
                 found = self._sampled(calibration)
@@ -360,10 +353,7 @@ class Sampling:
     def final(self, calibration: Calibration) -> Tensor:
         """Coordinates of a run's final latents (B, n), which are kept on disk alone."""
         self(calibration)
-        return load_file(self._path(self._name(calibration)))["final"]
-
-    def _name(self, calibration: Calibration) -> str:
-        return hashlib.sha256(repr(calibration).encode()).hexdigest()[:24]
+        return load_file(self._path(digest(calibration)))["final"]
 
     def _path(self, name: str) -> Path:
         return self.state.folder / f"{name}.safetensors"
@@ -475,11 +465,10 @@ class Search:
         ranked = sorted(self.lists, key=self.quality, reverse=True)
         if self.job.full_steps is not None:
             ranked = [one for one in ranked if one.full_steps == self.job.full_steps]
-        return [
-            next(one for one in ranked if one.engine == form)
-            for form in self.job.forms
-            if form in {o.engine for o in ranked}
-        ]
+        best: dict[str, Calibration] = {}
+        for one in ranked:
+            best.setdefault(one.engine, one)
+        return [best[form] for form in self.job.forms if form in best]
 
     def _usual_base(self) -> tuple[str, int]:
         """The published order, where it is among those to choose from."""

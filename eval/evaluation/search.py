@@ -339,25 +339,33 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
     )
 
 
-class Runner:
+class Opening:
+    """What samples for a search: the model's pipeline is opened when it is first needed."""
+
+    def __init__(self, asked: Asked, state: State, device: torch.device) -> None:
+        self.state, self.device = state, device
+        self._asked = asked
+        self._opened: Sampler | None = None
+
+    @property
+    def pipeline(self) -> Sampler:
+        if self._opened is None:
+            self._opened = self._asked.family.open(self._asked.args, self._asked.batches, self.device)
+        return self._opened
+
+
+class Runner(Opening):
     """Samples for a search, with progress: uncached runs first, then lists; asks the state before the model."""
 
     def __init__(self, search: Search, state: State, device: torch.device) -> None:
-        self.search, self.state, self.device = search, state, device
+        super().__init__(search, state, device)
+        self.search = search
         self.asked: dict[Steps, float] = {}
         self.references: list[Tensor] = []
-        self._opened: Sampler | None = None
         self.bar = tqdm(
             total=len(search.batches) * search.num_steps * (1 + search.limit),
             unit="step", mininterval=0.5, disable=None, desc="uncached",
         )  # fmt: skip
-
-    @property
-    def pipeline(self) -> Sampler:
-        """Opened when it is first needed."""
-        if self._opened is None:
-            self._opened = self.search.family.open(self.search.args, self.search.batches, self.device)
-        return self._opened
 
     def gram(self) -> np.ndarray:
         """Of the changes in uncached runs, (T, T): the mean over samples, each in parts of its final latents' energy."""

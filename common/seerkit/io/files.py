@@ -111,6 +111,13 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def copy_whole(source: str | Path, target: str | Path) -> Path:
+    """The target, with what is in the source."""
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return Path(target)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Indented JSON, written whole; ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
