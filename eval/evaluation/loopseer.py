@@ -92,8 +92,8 @@ class Sampled:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Asked):
-    """A calibration. forms, bases: to choose from. full_steps: a list that is taken and not sought. fit: none, teacher, model or
-    closed."""
+    """A calibration. forms, bases: to choose from. full_steps: a list that is taken and not sought. fit: none, teacher, model
+    or closed."""
 
     forms: tuple[str, ...]
     bases: tuple[tuple[str, int], ...]
