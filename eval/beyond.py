@@ -169,7 +169,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"copied: {', '.join(map(str, copied))}")
     if failed := failures(record):
         raise UserError(
-            f"{len(failed)} of {len(record['rows'])} rows failed, the others are there: {'; '.join(failed)}"
+            f"{len(failed)} of {len(record.get('rows') or record['cases'])} rows failed, the others are there: "
+            + "; ".join(failed)
         )
 
 
@@ -262,7 +263,7 @@ def run_study(
     if args.dry_run:
         print_json(studies.plan(cases, args.model))
         return None
-    failed = studies.make_missing(cases, args.model)
+    failed = studies.make_missing(cases, args.model, one.seen)
     record = studies.run(
         study, one.count, cases, failed, open_evidence, start_world(args.device), command_line, out, seed
     )

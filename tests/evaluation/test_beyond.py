@@ -14,7 +14,7 @@ import flux
 from cache_dic import UserError
 from evaluation.beyond import studies
 from evaluation.beyond.calibrations import Calibration, by_budget, for_published, mapped, read, shipped
-from evaluation.beyond.cells import baselines, by_label, headline_cells, reference_cells, rival_cells
+from evaluation.beyond.cells import baselines, by_label, failures, headline_cells, reference_cells, rival_cells
 from evaluation.beyond.evidence import Budget, budget_record
 from evaluation.beyond.paired import difference, differences, verdict
 from evaluation.beyond.rivals import Choice, choose, forecasters, nearest, rivals
@@ -427,6 +427,18 @@ def test_ablations_change_one_part_each(tmp_path):
     assert len(grouped(cases)) == 1, "one contest for all"
 
 
+def test_a_model_without_prompts_of_its_own_is_calibrated_on_those_of_the_whole_method(tmp_path, monkeypatch):
+    folder = tmp_path / "made"
+    seen = {"prompts": ["a fox", "a bear", "a fox"]}
+    one = read(written(tmp_path, "x", calibration([*range(0, 50, 5)], 50, made_with=seen)))
+    cases = studies.ablations(one, "flux-dev", FLUX, folder, ["--offload"])
+    asked = ("--calibration-prompts", str(folder / studies.PROMPTS))
+    assert all(case.make[-3:] == ("--offload", *asked) for case in cases[1:])
+    monkeypatch.setattr(studies.subprocess, "run", lambda *_, **__: argparse.Namespace(returncode=0))
+    make_missing(cases, "flux-dev", one.seen)
+    assert (folder / studies.PROMPTS).read_text() == "a fox\na bear\n"
+
+
 def test_transfers_are_contests_of_their_own_flags(tmp_path):
     cases = studies.transfers(whole(tmp_path), "flux-tiny", FLUX, tmp_path / "made")
     folders = [slug(group) for group in grouped(cases)]
@@ -467,6 +479,12 @@ def test_a_study_has_its_table(tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("| flux-tiny"))
     assert line.startswith("| flux-tiny | guidance weight | 1.5 | 36.50 ± 1.00 | 41.00 ± 1.00 | +4.50 ± 6.35 | – |")
     assert "guidance weight, 9, not run: too much guidance" in text
+
+
+def test_a_case_that_failed_is_told_by_the_exit_code_and_one_that_cannot_be_is_not():
+    case = {"group": "weights", "label": "closed", "flags": [], "prompts": HELD_OUT}
+    cases = [{**case, "error": "disk full", "failed": True}, {**case, "label": "9", "error": "too much guidance"}]
+    assert failures({"cases": cases}) == ["weights, closed failed: disk full"]
 
 
 def test_a_case_without_a_command_to_make_it_is_said(tmp_path, monkeypatch):

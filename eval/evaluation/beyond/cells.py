@@ -297,8 +297,11 @@ def facts(record: Record) -> str:
 
 
 def failures(record: Record) -> list[str]:
-    """Rows that are not there, and why."""
-    return [f"{row['name']} failed: {row['error']}" for row in record.get("rows", ()) if "error" in row]
+    """Rows that are not there, and why; of a study the cases, but not those that a model cannot have."""
+    rows = [(row["name"], row["error"]) for row in record.get("rows", ()) if "error" in row]
+    cases = [case for case in record.get("cases", ()) if case.get("failed")]
+    rows += [(f"{case['group']}, {case['label']}", case["error"]) for case in cases]
+    return [f"{name} failed: {why}" for name, why in rows]
 
 
 def evidence_text(record: Record) -> str:

@@ -22,7 +22,7 @@ from evaluation.calibration import even_steps
 from evaluation.flags import EMBEDDED
 from evaluation.variants import Setup, Variant
 from seerkit.devices.distributed import World
-from seerkit.io.files import read_json, write_json
+from seerkit.io.files import read_json, write_json, write_text
 from seerkit.io.records import conditions
 
 ABLATIONS, TRANSFER = "ablations", "transfer"
@@ -78,6 +78,8 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
         *[("calibration samples", number, (*budget, "--samples", number)) for number in sample_counts(len(one.seen))],
         ("calibration seed", "1", (*budget, "--seed", "1")),
     ]
+    if model not in EMBEDDED and one.seen:  # which has no prompts to draw from
+        flags = (*flags, "--calibration-prompts", str(folder / PROMPTS))
     cases = [Case(group=WHOLE, label=WHOLE, calibration=one.path)]
     for group, label, own in lacking:
         name = f"{model}-{one.count}-{group}-{label}".replace("/", "-").replace(" ", "-").replace("'", "")
@@ -85,6 +87,8 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
     return cases
 
 
+PROMPTS = "prompts.txt"
+"""In the folder of the calibrations: those of the whole method's samples, where a model has none of its own."""
 FITS = {
     "none": "Taylor's or Newton's",
     "teacher": "fitted to uncached runs",
@@ -157,9 +161,9 @@ STUDIES: Mapping[str, Callable[[Calibration, str, Setup, Path, Sequence[str]], l
 # --------------------------------------------------------------------------------------------------------------- make
 
 
-def make_missing(cases: Sequence[Case], model: str) -> dict[Path, str]:
+def make_missing(cases: Sequence[Case], model: str, prompts: Sequence[str] = ()) -> dict[Path, str]:
     """Make the calibrations that are not there as the case's command makes them, one after the other; by file, why one could
-    not be made."""
+    not be made. prompts: of the whole method's calibration, for commands that name a file of them."""
     failed: dict[Path, str] = {}
     missing = [case for case in cases if case.make is not None and not _is_made(case, model)]
     if missing and not (ROOT / MADE_BY).is_file():
@@ -170,6 +174,8 @@ def make_missing(cases: Sequence[Case], model: str) -> dict[Path, str]:
             write_json(case.calibration, dict(case.holds))
     for case in tqdm(missing, "calibrating", unit="file", disable=not missing):
         case.calibration.parent.mkdir(parents=True, exist_ok=True)
+        if str(case.calibration.parent / PROMPTS) in (case.make or ()):
+            write_text(case.calibration.parent / PROMPTS, "".join(f"{prompt}\n" for prompt in dict.fromkeys(prompts)))
         command = [sys.executable, str(ROOT / MADE_BY), *case.command(model)[1:]]
         done = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, check=False)
         if done.returncode:
@@ -295,7 +301,7 @@ def _contest(
     for case in group.cases:
         row = rows[mine[case].label] if case in mine else {"error": failed[case.calibration]}
         if "error" in row:
-            told.append({**_identity(case), "error": row["error"]})
+            told.append({**_identity(case), "error": row["error"], "failed": True})
             continue
         over = {
             name: differences(row, rows[label])
