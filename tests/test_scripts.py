@@ -207,7 +207,7 @@ def test_run_scripts_name_themselves_to_the_command(script, tmp_path):
 
 
 CLOTHES, EMOJI = ("fashion_mnist", "FASHION_MNIST"), ("emoji", "EMOJI_DATA")
-VIDEOS = "--steps 1750 --batch-size 24 --lr-warmup-steps 100 --precision fp32"
+VIDEOS = "--steps 3000 --batch-size 24 --lr-warmup-steps 100"
 TRAININGS = {
     # command; on a CPU, settings and processes of one thread; data and the variable that says where they are, if any
     "train_dit.sh": ("TaylorSeer-DiT/train.py|--output-dir|outputs/dit-fashion", "--steps 5600", None, *CLOTHES),

@@ -9,7 +9,7 @@ import itertools
 
 from cache_dic import UserError
 
-OBJECTS = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "moon")
+OBJECTS = ("circle", "bar", "triangle", "star", "heart", "cross", "ring", "moon")
 COLOURS = {
     "red": (230, 30, 35),
     "orange": (255, 135, 20),
@@ -45,7 +45,7 @@ PROMPTS = (
     "blue cross growing on grey",
     "orange triangle shrinking on black",
     "green circle bouncing on grey",
-    "white square still on navy",
+    "white bar still on navy",
 )
 """What the sampling commands draw by default: every object and every motion once, all of them seen in training."""
 

@@ -66,12 +66,12 @@ REACH, RESOLUTION = 1.5, 96  # a table of distances covers [-REACH, REACH]², RE
 def _outlines() -> dict[str, Tensor]:
     """Corners (N, 2) of the objects with straight or finely cut outlines, x to the right and y down, within [-1, 1]²."""
     turn = torch.arange(10) * (math.pi / 5)
-    star = torch.where(torch.arange(10) % 2 == 0, 1.1, 0.48)
-    arm = 0.36
+    star = torch.where(torch.arange(10) % 2 == 0, 1.15, 0.38)
+    arm = 0.28
     t = torch.arange(48) * (2 * math.pi / 48)
     heart_y = 13 * t.cos() - 5 * (2 * t).cos() - 2 * (3 * t).cos() - (4 * t).cos()
     return {
-        "square": torch.tensor([(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]),
+        "bar": torch.tensor([(-1.1, -0.4), (1.1, -0.4), (1.1, 0.4), (-1.1, 0.4)]),
         "triangle": torch.tensor([(0.0, -1.0), (1.0, 0.85), (-1.0, 0.85)]),
         "star": torch.stack([star * turn.sin(), 0.08 - star * turn.cos()], dim=-1),
         "heart": torch.stack([t.sin().pow(3), -heart_y / 16 - 0.15], dim=-1),
