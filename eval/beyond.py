@@ -9,7 +9,6 @@ import argparse
 import json
 import shlex
 import sys
-from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from evaluation.beyond.calibrations import by_budget, for_published
 from evaluation.beyond.cells import evidence_text, failures, study_text
 from evaluation.beyond.samples import HELD_OUT
 from evaluation.families import FAMILIES, Family, all_models, asked_model
-from evaluation.flags import hide_caching, refuse_caching
+from evaluation.flags import add_comparison_output, hide_caching, refuse_caching
 from evaluation.variants import setup_of
 from seerkit.command.cache_flags import load_plugin
 from seerkit.command.cli import Parser, non_negative_int, positive_int, run_command
-from seerkit.command.flags import add_dry_run_flag
 
 COMMAND = "eval/beyond.py"
 EXAMPLES = """
@@ -45,7 +43,7 @@ def make_parser(family: Family) -> Parser:
     parser = Parser(__doc__, EXAMPLES)
     family.add_flags(parser)
     hide_caching(parser)
-    evidence, output = parser.add_argument_group("evidence"), parser.section("output")
+    evidence = parser.add_argument_group("evidence")
     study = evidence.add_mutually_exclusive_group()
     study.add_argument(
         "--ablations", action="store_true", help="calibrations with parts left out, made where they are not there"
@@ -84,17 +82,10 @@ def make_parser(family: Family) -> Parser:
         metavar="N",
         help=f"others than those, on which the best rivals are found (default: {RIVAL_SAMPLES[family.makes]})",
     )
-    output.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="gets all that is made (default: outputs/beyond/MODEL[-STUDY])"
-    )
-    output.add_argument(
-        "--results", type=Path, metavar="DIR", help=f"also copy record and figures to DIR/{family.folder}/beyond-MODEL*"
-    )
-    output.add_argument(
-        "--resume", action=BooleanOptionalAction, default=True, help="keep what is there; --no-resume makes all again"
-    )
-    add_dry_run_flag(parser, "every row with its FLOPs ratio, before rivals are tried")
-    output.add_argument("--json", action="store_true", help="print the record instead of the table")
+    add_comparison_output(
+        parser, "outputs/beyond/MODEL[-STUDY]", f"{family.folder}/beyond-MODEL*",
+        shown="every row with its FLOPs ratio, before rivals are tried",
+    )  # fmt: skip
     return parser
 
 

@@ -6,17 +6,15 @@ what it takes. A killed calibration goes on with --resume.
 """
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
 from cache_dic import UserError
 from cache_dic.settings import full_steps_tuple
-from evaluation.calibration import add_calibration_flags, asked_prompts, family_of, noise_seed, sampling_args
+from evaluation.calibration import add_calibration_flags, asked_prompts, carry_out, family_of, noise_seed, sampling_args
 from evaluation.flags import add_any_model_flag
 from seerkit.command.cli import Parser, integer, positive_int, run_command
 from seerkit.command.flags import add_dry_run_flag, add_record_flags
-from seerkit.io.files import writable_file
 
 EXAMPLES = """
 python eval/calibrate_loopseer.py --model flux-tiny --full-steps 10
@@ -82,14 +80,14 @@ def main(argv: list[str] | None = None) -> None:
     prompts = asked_prompts(asked, args)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
-    from evaluation.loopseer import FORMS, Job, describe, describe_plan, run
+    from evaluation import loopseer
 
-    job = Job(
+    job = loopseer.Job(
         args=args,
         family=family_of(asked.model),
         prompts=prompts,
         count=count,
-        forms=(asked.form,) if asked.form else FORMS,
+        forms=(asked.form,) if asked.form else loopseer.FORMS,
         bases=bases,
         full_steps=given,
         limit=asked.lists,
@@ -98,15 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         out=out,
         command_line=shlex.join(["python", "eval/calibrate_loopseer.py", *asked.command_line]),
     )
-    plan = job.plan()
-    if asked.dry_run:
-        print(json.dumps(plan) if asked.json else describe_plan(plan))
-        return
-    writable_file(out)
-    if not asked.json:
-        print(describe_plan(plan))
-    made = run(job, resume=asked.resume)
-    print(json.dumps(made) if asked.json else f"{describe(made)}\ncalibration: {out}")
+    carry_out(loopseer, job, asked, "calibration")
 
 
 def listed_steps(text: str, num_steps: int) -> tuple[int, ...]:

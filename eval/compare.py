@@ -10,7 +10,6 @@ is 2.
 import argparse
 import itertools
 import json
-from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 from cache_dic import UserError
 from cache_dic.errors import check_choice
 from evaluation.families import FAMILIES, Family, all_models, asked_model
-from evaluation.flags import hide_caching, refuse_caching
+from evaluation.flags import add_comparison_output, hide_caching, refuse_caching
 from evaluation.variants import GROUPS, Variant, choices, setup_of, variants
 from seerkit.command.cache_flags import for_compiling, load_plugin
 from seerkit.command.cli import Parser, positive_int, run_command, show_log
-from seerkit.command.flags import add_dry_run_flag
 from seerkit.io.files import copy_whole
 
 if TYPE_CHECKING:
@@ -61,18 +59,10 @@ def make_parser(family: Family) -> Parser:
         help=f"{family.makes}s of every variant; prompts begin anew where there are fewer (default: of {family.flags.EMBEDDED} "
         f"{family.num_samples}, else one of every prompt)",
     )
-    output = parser.section("output")
-    output.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="gets all that is made (default: outputs/compare/MODEL-DIGEST)"
-    )
-    output.add_argument(
-        "--results", type=Path, metavar="DIR", help=f"also copy record and plots to DIR/{family.folder}/compare-MODEL.*"
-    )
-    output.add_argument(
-        "--resume", action=BooleanOptionalAction, default=True, help="keep what is there; --no-resume makes all again"
-    )
-    add_dry_run_flag(parser, "every variant with its full steps, FLOPs and kept bytes")
-    output.add_argument("--json", action="store_true", help="print the record instead of the table")
+    add_comparison_output(
+        parser, "outputs/compare/MODEL-DIGEST", f"{family.folder}/compare-MODEL.*",
+        shown="every variant with its full steps, FLOPs and kept bytes",
+    )  # fmt: skip
     return parser
 
 

@@ -7,7 +7,6 @@ results are shown on. A killed search goes on with --resume.
 """
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from evaluation.backbones import PACKAGES
 from evaluation.calibration import (
     add_calibration_flags,
     asked_prompts,
+    carry_out,
     even_steps,
     family_of,
     noise_seed,
@@ -25,7 +25,6 @@ from evaluation.flags import add_any_model_flag
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, integer, positive_float, positive_int, run_command
 from seerkit.command.flags import add_dry_run_flag, add_record_flags
-from seerkit.io.files import writable_file
 
 EXAMPLES = """
 python eval/search_schedule.py --model flux-tiny --full-steps 10
@@ -80,9 +79,9 @@ def main(argv: list[str] | None = None) -> None:
     prompts = asked_prompts(args, given)
 
     # Only now, so that --help and mistakes are answered before torch is loaded.
-    from evaluation.search import Search, describe, describe_plan, run
+    from evaluation import search
 
-    search = Search(
+    job = search.Search(
         args=given,
         family=family_of(args.model),
         cache=cache,
@@ -94,15 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         out=out,
         command_line=shlex.join(["python", "eval/search_schedule.py", *args.command_line]),
     )
-    plan = search.plan()
-    if args.dry_run:
-        print(json.dumps(plan) if args.json else describe_plan(plan))
-        return
-    writable_file(out)
-    if not args.json:
-        print(describe_plan(plan))
-    schedule = run(search, resume=args.resume)
-    print(json.dumps(schedule) if args.json else f"{describe(schedule)}\nschedule: {out}")
+    carry_out(search, job, args, "schedule")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ needs no torch but for the embedded text-to-image models.
 import argparse
 import functools
 import importlib
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from evaluation.backbones import PACKAGES
 from evaluation.families import flags_of, pipeline_of
 from evaluation.flags import EMBEDDED
 from seerkit.command.cli import Parser, non_negative_int, positive_int
+from seerkit.io.files import writable_file
 from seerkit.text.prompts import ANY_PROMPT, cycled, read_prompts
 
 if TYPE_CHECKING:
@@ -143,6 +145,23 @@ def sampling_args(
     family.fill(args)
     args.seed = seed
     return args
+
+
+def carry_out(search: Any, job: Any, asked: argparse.Namespace, what: str) -> None:
+    """Print what a search takes and, without --dry-run, run it and print what it found.
+
+    search: the module with its `describe_plan`, `run` and `describe`. job: what is asked for, with a `plan` and the file of the
+    outcome. asked: --dry-run, --resume and --json. what: the outcome in a word.
+    """
+    plan = job.plan()
+    if asked.dry_run:
+        print(json.dumps(plan) if asked.json else search.describe_plan(plan))
+        return
+    writable_file(job.out)
+    if not asked.json:
+        print(search.describe_plan(plan))
+    made = search.run(job, resume=asked.resume)
+    print(json.dumps(made) if asked.json else f"{search.describe(made)}\n{what}: {job.out}")
 
 
 # ------------------------------------------------------------------------------------------------------------- samples

@@ -1,15 +1,17 @@
 """The flags of commands that work on one model and one cache, and what they ask for."""
 
 import argparse
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_dic import UserError
 from evaluation.backbones import BACKBONES, PACKAGES, workload
 from seerkit.command.cache_flags import add_cache_flags, caches_from_flags
 from seerkit.command.cli import Parser, positive_float, positive_int
-from seerkit.command.flags import in_order
+from seerkit.command.flags import add_dry_run_flag, in_order
 from seerkit.devices.dtypes import PRECISIONS
 from seerkit.layers.names import ATTENTION_BACKENDS
 
@@ -99,6 +101,21 @@ def refuse_caching(parser: Parser, args: argparse.Namespace, reason: str) -> Non
     for action in hide_caching(parser):
         if getattr(args, action.dest) != action.default:
             parser.error(f"{action.option_strings[0]} is not taken here, {reason}")
+
+
+def add_comparison_output(parser: Parser, output_dir: str, copied: str, *, shown: str) -> None:
+    """--output-dir, --results, --resume, --dry-run and --json of a command that samples many rows into one record.
+
+    output_dir: the default, in words. copied: where --results puts record and pictures. shown: what --dry-run prints.
+    """
+    output = parser.section("output")
+    output.add_argument("--output-dir", type=Path, metavar="DIR", help=f"gets all that is made (default: {output_dir})")
+    output.add_argument("--results", type=Path, metavar="DIR", help=f"also copy record and figures to DIR/{copied}")
+    output.add_argument(
+        "--resume", action=BooleanOptionalAction, default=True, help="keep what is there; --no-resume makes all again"
+    )
+    add_dry_run_flag(parser, shown)
+    output.add_argument("--json", action="store_true", help="print the record instead of the table")
 
 
 def fill_num_steps(args: argparse.Namespace) -> None:
