@@ -51,9 +51,9 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
     caching.add_argument(
         "--lists",
         type=integer(5, 10**6),
-        default=28,
+        default=40,
         metavar="N",
-        help="runs that are sampled for a list, at most, where none is given (default: 28)",
+        help="runs that are sampled for a list, at most, where none is given (default: 40)",
     )
     add_record_flags(parser, out="JSON file of the calibration (default: outputs/loopseer/MODEL-N-of-STEPS.json)")
     add_dry_run_flag(parser, "network evaluations and memory that a calibration takes")

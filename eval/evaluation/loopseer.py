@@ -3,8 +3,9 @@
 1. The calibration samples are drawn without a cache; of every step some coordinates of the latents are kept, no features.
 2. A few lists are sampled, which says how the network answers to a distance of its input (`loop_model.Sensitivity`).
 3. For each basis the best list is sought in the model of a run and sampled; what that teaches of the sensitivity goes into a
-   second round. The best are sampled in every form, and the best of all is moved step by step, in the order in which the model
-   thinks well of the moves, while samples come nearer to the uncached ones.
+   second round. The best is sampled with every basis in every form: what the model thinks of a basis holds for no form in
+   particular. The best of all is moved step by step, in the order in which the model thinks well of the moves, while samples
+   come nearer to the uncached ones.
 4. Corrections of the weights are fitted: in the model of a run, with the ridge under which sampled runs come nearest; or, at
    some ten times the cost, to the final latents of sampled runs, by a Gauss-Newton step whose derivatives are differences of
    runs. How far that goes, and whether it is taken, is decided on samples that it was not fitted to.
@@ -60,7 +61,7 @@ FORMS = ("folded", "output")
 REACH = 2
 """Full steps back that corrections reach."""
 FINALISTS = 2
-"""Lists whose bases go into the second round, and that are sampled in every form."""
+"""Bases that go into the second round, those of the best lists."""
 CAUTION = (1.0, 2.0, 4.0)
 """What ρ is taken for beside what was measured: the network answers to small distances as it was seen to, to large ones more
 than in proportion, and then early steps want to lie closer. Which holds for a model its samples decide."""
@@ -442,10 +443,10 @@ class Search:
             if self.more():
                 self.quality(self._proposed(base, caution))
         self.note("proposed again", self.best())
-        finalists = sorted(self.lists, key=self.quality, reverse=True)[:FINALISTS]
-        for one, form in itertools.product(finalists, job.forms):
+        best = self.best()
+        for base, form in itertools.product(job.bases, job.forms):
             if self.more():
-                self.quality(replace(one, engine=form))
+                self.quality(job.uncorrected(best.full_steps, base, form))
         self.note("form", self.best())
         self._move()
         self.note("moved", self.best())

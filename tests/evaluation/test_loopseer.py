@@ -56,6 +56,17 @@ def test_a_calibration_is_no_worse_than_what_it_began_with_and_its_file_is_a_cac
     assert "dB on the calibration samples" in capsys.readouterr().out
 
 
+def test_the_best_list_is_sampled_with_every_basis_in_every_form(found, monkeypatch):
+    """The model of a run is of outputs: a basis that it thinks less of may be the best of another form."""
+    tried, quality = [], loopseer.Search.quality
+    monkeypatch.setattr(loopseer.Search, "quality", lambda self, one: tried.append(one) or quality(self, one))
+    stages = {stage["stage"]: stage for stage in found("--lists", 40)["stages"]}
+    best = stages["proposed again"]["full_steps"]
+    on_it = {(one.basis, one.max_order, one.engine) for one in tried if list(one.full_steps) == best}
+    bases = [("taylor", order) for order in (1, 2, 3, 4)] + [("newton", 2)]
+    assert on_it >= {(*base, form) for base in bases for form in loopseer.FORMS}
+
+
 @pytest.mark.parametrize("killed_at", [0, 1, 5, 12])
 def test_a_killed_calibration_goes_on_to_the_outcome_of_one_that_was_not(found, tmp_path, monkeypatch, killed_at):
     flags = ("--basis", "taylor", "--max-order", 1, "--fit", "closed")
