@@ -116,8 +116,9 @@ def test_runs_tells_what_it_computed_and_leaves_nothing_behind(method, backbone)
 
 
 @pytest.mark.parametrize(("method", "backbone"), [pair for pair in DEFINED if pair not in NEVER_ALL])
-def test_that_computes_every_step_is_the_uncached_model_to_the_bit(method, backbone):
-    """With interval 1, with a threshold of 0, or with a list of all steps."""
+def test_that_computes_every_step_is_the_uncached_model(method, backbone):
+    """With interval 1, with a threshold of 0, or with a list of all steps: to the bit, but where guidance branches are calls of
+    their own, whose products have other numbers of rows, which not every processor sums in the same order."""
     if method in EVERY:
         settings = EVERY[method]
     elif (bound := bound_of(method)) and method not in FORECASTS:
@@ -126,9 +127,13 @@ def test_that_computes_every_step_is_the_uncached_model_to_the_bit(method, backb
         settings = {"interval": 1}
     else:
         settings = {"full_steps": range(NUM_STEPS)} if method not in FULL else {}
-    latents, runs = sampled(backbone, make_cache(method, preset=backbone, **settings))
+    cache, expected = make_cache(method, preset=backbone, **settings), uncached(backbone)
+    latents, runs = sampled(backbone, cache)
     assert [run.full_steps for run in runs] == [list(range(NUM_STEPS))] * len(runs)
-    assert torch.equal(latents, uncached(backbone))
+    if cache.separate_branches:
+        assert (latents - expected).abs().max() <= 1e-4 * expected.abs().max()
+    else:
+        assert torch.equal(latents, expected)
 
 
 @functools.cache
