@@ -1145,7 +1145,7 @@ def training_table(record: dict[str, Any], *, shape: str, images: int | None, fo
     """The facts of a training run; `images` are those of an epoch, None without end; `found` rows of what it led to."""
     t, made = record["training"], record["conditions"]
     epochs = "" if images is None else f" ({record['images_seen'] / images:.1f} epochs)"
-    optimizer = OPTIMIZERS[t.get("optimizer", "adamw")]  # runs that knew of no other do not say
+    optimizer = OPTIMIZERS[t.get("optimizer") or "adamw"]  # runs that knew of no other do not say
     rows = [
         ["model", f"{shape}; {record['num_parameters'] / 1e6:.2f} M parameters"],
         ["steps × samples", f"{t['steps']} × {t['batch_size']}{epochs}"],

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from seerkit.io.records import Form, positive
+from seerkit.training.flags import OPTIMIZERS
 
 
 def comparison(text: Any) -> bool:
@@ -337,10 +338,15 @@ TRACKING: Form = {
 # ------------------------------------------------------------------------------------------------------------- train.py
 
 
+def _optimizer(value: Any) -> bool:
+    """the name of an optimiser that a training command takes"""
+    return isinstance(value, str) and value in OPTIMIZERS
+
+
 def _training(losses: Form, config: Form, **further: Form) -> Form:
     settings = {
         "steps": int, "batch_size": int, "lr": float, "lr_schedule": str, "lr_warmup_steps": int, "ema_decay": float,
-        "precision": str, "seed": int,
+        "precision": str, "seed": int, "optimizer": (None, _optimizer),
     }  # fmt: skip
     return {
         "config": config, "num_parameters": int, "training": settings, "images_seen": int, "seconds": float,

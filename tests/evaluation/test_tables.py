@@ -609,8 +609,8 @@ def spoilt(record: object, place: tuple, *replacement: object) -> object:
 
 OF_NO_RECORD = ("methods", "method-presets", "toca-recipes")
 """Tables that the registry makes."""
-OF_COSTLY_RECORDS = {name for name in TABLES["TABLES"] if "beyond" in name}
-"""Tables that say what makes their records where these are not there."""
+OF_COSTLY_RECORDS = {name for name in TABLES["TABLES"] if "beyond" in name or name.startswith("gpu-")}
+"""Tables that say what makes their records where these are not there, or fail with that."""
 REPLACEMENTS = ((), (None,), ("",), ("text",), ([],), ({},), (-1,), (0,), (True,), (10**400,), ([[]],), (float("nan"),))
 
 
@@ -624,9 +624,15 @@ def test_a_spoilt_record_makes_a_table_or_one_message(tmp_path, monkeypatch, nam
         shutil.copytree(ROOT / "results" / one, tmp_path / one)
     make, read, refusals = TABLES["TABLES"][name], {}, {}
     with monkeypatch.context() as patch:  # which records it reads
-        inner = make.__globals__["read_record"]
-        patch.setitem(make.__globals__, "read_record", lambda path, *how: read.setdefault(path, inner(path, *how)))
-        make(tmp_path)
+        names = getattr(make, "func", make).__globals__  # a partial has none of its own
+        if "read_record" not in names:
+            pytest.skip("another module reads its records")
+        inner = names["read_record"]
+        patch.setitem(names, "read_record", lambda path, *how: read.setdefault(path, inner(path, *how)))
+        try:
+            make(tmp_path)
+        except UserError:
+            assert not read
     if not read and name in OF_COSTLY_RECORDS:
         pytest.skip("its record is not part of the repository")
     for path in read:
