@@ -122,11 +122,11 @@ def test_compare_writes_videos_strips_and_record_and_prints_the_table(command, c
     for label in LABELS:
         for index in range(2):
             latents = load_file(folder / "state" / label / "latents" / f"{index:06d}.safetensors")["latents"]
-            assert (latents.shape, latents.dtype) == ((3, 16, 32, 32), torch.float32)
+            assert (latents.shape, latents.dtype) == ((3, 8, 24, 24), torch.float32)
             frames = imageio.imread(folder / label / f"{index:06d}.mp4")
             assert frames.shape == (8, 120, 120, 3), "enlarged"
             with Image.open(folder / "gif" / label / f"{index:06d}.gif") as gif:
-                assert gif.size == (128, 128)
+                assert gif.size == (120, 120)
     assert imageio.immeta(folder / TAYLORSEER / "000000.mp4")["fps"] == 8
     assert sorted(path.name for path in (folder / "strips").iterdir()) == ["000000.png", "000001.png"]
     assert not hidden(folder)
