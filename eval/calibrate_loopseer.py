@@ -10,10 +10,11 @@ import shlex
 from pathlib import Path
 
 from cache_dic import UserError
+from cache_dic.methods.loopseer import MAX_DAMPING
 from cache_dic.settings import full_steps_tuple
 from evaluation.calibration import add_calibration_flags, asked_prompts, carry_out, family_of, noise_seed, sampling_args
 from evaluation.flags import add_any_model_flag
-from seerkit.command.cli import Parser, integer, positive_int, run_command
+from seerkit.command.cli import Parser, integer, non_negative_float, positive_int, run_command
 from seerkit.command.flags import add_dry_run_flag, add_record_flags
 
 EXAMPLES = """
@@ -43,6 +44,12 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
     caching.add_argument("--basis", choices=BASES, help="of the weights (default: the best)")
     caching.add_argument("--max-order", type=integer(1, 4), metavar="N", help="of the weights (default: the best)")
     caching.add_argument(
+        "--damping",
+        type=damping_of,
+        metavar="X",
+        help="of forecasts, 1 for none (default: the best)",
+    )
+    caching.add_argument(
         "--fit",
         choices=FITS,
         default="model",
@@ -51,9 +58,9 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
     caching.add_argument(
         "--lists",
         type=integer(5, 10**6),
-        default=40,
+        default=80,
         metavar="N",
-        help="runs that are sampled for a list, at most, where none is given (default: 40)",
+        help="runs that are sampled for a list, at most, where none is given (default: 80)",
     )
     add_record_flags(parser, out="JSON file of the calibration (default: outputs/loopseer/MODEL-N-of-STEPS.json)")
     add_dry_run_flag(parser, "network evaluations and memory that a calibration takes")
@@ -89,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         count=count,
         forms=(asked.form,) if asked.form else loopseer.FORMS,
         bases=bases,
+        dampings=loopseer.DAMPINGS if asked.damping is None else (asked.damping,),
         full_steps=given,
         limit=asked.lists,
         fit=asked.fit,
@@ -97,6 +105,14 @@ def main(argv: list[str] | None = None) -> None:
         command_line=shlex.join(["python", "eval/calibrate_loopseer.py", *asked.command_line]),
     )
     carry_out(loopseer, job, asked, "calibration")
+
+
+def damping_of(text: str) -> float:
+    """A number from 0 to MAX_DAMPING."""
+    value = non_negative_float(text)
+    if value > MAX_DAMPING:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to {MAX_DAMPING:g}")
+    return value
 
 
 def listed_steps(text: str, num_steps: int) -> tuple[int, ...]:

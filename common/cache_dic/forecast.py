@@ -44,7 +44,7 @@ class Taylor:
         check_order(self.max_order)
         integer("warmup_steps", self.warmup_steps, at_least=1, at_most=MAX_STEPS)
 
-    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+    def weights(self, full_steps: Sequence[int], step: float) -> Sequence[float]:
         return taylor_sum(self.factors(full_steps), step - full_steps[-1])
 
     def factors(self, full_steps: Sequence[int]) -> list[list[float]]:
@@ -73,7 +73,7 @@ class Newton:
     def __post_init__(self) -> None:
         check_order(self.max_order)
 
-    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+    def weights(self, full_steps: Sequence[int], step: float) -> Sequence[float]:
         nodes = full_steps[-(self.max_order + 1) :]
         weights = []
         for node in nodes:
@@ -83,6 +83,21 @@ class Newton:
                     weight *= (step - other) / (node - other)
             weights.append(weight)
         return weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damped:
+    """A forecast that is held back: for a step x after the last full one it is the forecaster's for damping · x.
+
+    The term of order k is so damped^k as large, as HiCache (arXiv 2508.16984) contracts those of its sum. 1 changes nothing.
+    """
+
+    forecaster: Taylor | Newton
+    damping: float
+
+    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+        latest = full_steps[-1]
+        return self.forecaster.weights(full_steps, latest + self.damping * (step - latest))
 
 
 def taylor_update(factors: list[list[float]], feature: list[float], gap: int, max_order: int) -> list[list[float]]:
@@ -96,7 +111,7 @@ def taylor_update(factors: list[list[float]], feature: list[float], gap: int, ma
     return new
 
 
-def taylor_sum(factors: list[list[float]], offset: int) -> list[float]:
+def taylor_sum(factors: list[list[float]], offset: float) -> list[float]:
     """Σ_i factors[i] · offset^i / i!, the forecast `offset` steps after the last full one (Eq. 5)."""
     terms = [1.0]
     for order in range(1, len(factors)):

@@ -42,11 +42,13 @@ class Sensitivity:
     incoherent: np.ndarray
 
     @classmethod
-    def measured(cls, moments: Sequence[tuple[Sequence[int], np.ndarray]], num_steps: int) -> "Sensitivity":
-        """From runs: their full steps, and (B, T, 3) with |e|², e·d and |d|² at a step, d being p - v.
+    def measured(
+        cls, moments: Sequence[tuple[Sequence[int], np.ndarray]], num_steps: int, samples: int
+    ) -> "Sensitivity":
+        """From runs: their full steps, and (b, T, 3) with |e|², e·d and |d|² at a step, d being p - v, of the first b samples.
 
         Between steps that were full in some run, a line. Steps of a run are left out at which a sample is at no distance, or at
-        one that is not finite.
+        one that is not finite. Samples that a run has not stand for the mean of those that it has.
         """
         by_step: dict[int, list[tuple[float, np.ndarray]]] = {}
         for full_steps, values in moments:
@@ -56,9 +58,11 @@ class Sensitivity:
                     continue
                 kappa = float((product / square).mean())
                 rest = (other - 2 * kappa * product + kappa**2 * square) / square
-                by_step.setdefault(step, []).append((kappa, np.maximum(rest, 0.0)))
+                rest = np.maximum(rest, 0.0)
+                rest = np.concatenate([rest, np.full(samples - len(rest), rest.mean())])
+                by_step.setdefault(step, []).append((kappa, rest))
         if not by_step:
-            return cls(np.zeros(num_steps), np.zeros((1, num_steps)))
+            return cls(np.zeros(num_steps), np.zeros((samples, num_steps)))
         steps, every = sorted(by_step), range(num_steps)
         kappas = [np.mean([kappa for kappa, _ in by_step[step]]) for step in steps]
         sizes = np.sqrt([np.mean([rest for _, rest in by_step[step]], axis=0) for step in steps])  # (steps, B)

@@ -1,14 +1,16 @@
 """LoopSeer's calibration: lists that the model of a run proposes, sampled for real; corrections, fitted in the closed loop.
 
 1. The calibration samples are drawn without a cache; of every step some coordinates of the latents are kept, no features.
-2. A few lists are sampled, which says how the network answers to a distance of its input (`loop_model.Sensitivity`).
+2. A few lists are sampled, which says how the network answers to a distance of its input (`loop_model.Sensitivity`); the even
+   one with every basis in every form, of which the best form is that of the lists to come.
 3. For each basis the best list is sought in the model of a run and sampled; what that teaches of the sensitivity goes into a
-   second round. The best is sampled with every basis in every form: what the model thinks of a basis holds for no form in
-   particular. The best of all is moved step by step, in the order in which the model thinks well of the moves, while samples
-   come nearer to the uncached ones.
-4. Corrections of the weights are fitted: in the model of a run, with the ridge under which sampled runs come nearest; or, at
-   some ten times the cost, to the final latents of sampled runs, by a Gauss-Newton step whose derivatives are differences of
-   runs. How far that goes, and whether it is taken, is decided on samples that it was not fitted to.
+   second round. The best is sampled with every basis in every form, since what the model thinks of a basis holds for no form in
+   particular, and then with every basis damped. The best of all is moved step by step, in the order in which the model thinks
+   well of the moves, while samples come nearer to the uncached ones. Lists race: one is sampled on further samples only while
+   it may still be the best.
+4. Corrections of the weights are fitted: in the model of a run; or, at some ten times the cost, to the final latents of sampled
+   runs, by a Gauss-Newton step whose derivatives are differences of runs. How far that goes, and whether it is taken, is
+   decided on samples that it was not fitted to.
 
 What was sampled is kept in a folder beside the output; a killed calibration goes through it again and goes on where it ended.
 """
@@ -16,7 +18,7 @@ What was sampled is kept in a folder beside the output; a killed calibration goe
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +67,8 @@ FINALISTS = 2
 CAUTION = (1.0, 2.0, 4.0)
 """What ρ is taken for beside what was measured: the network answers to small distances as it was seen to, to large ones more
 than in proportion, and then early steps want to lie closer. Which holds for a model its samples decide."""
+DAMPINGS = (1.0, 0.85, 0.7, 0.5)
+"""Of forecasts, to choose from; a list is sought with the first."""
 NUM_PROBES = 2
 """Lists that are sampled beside a given one: they tell how the network answers, and what the given one is worth."""
 RIDGES = (0.01, 0.1, 1.0)
@@ -75,29 +79,34 @@ ROUNDS = 1
 DIFFERENCE = 0.03
 """Of a weight, by which derivatives are taken."""
 FOLDS = 2
+TOLD_APART = 1.0
+"""Standard errors of its mean that a paired difference lies beyond where it is taken for one of all samples."""
+LEAST_SEEN = 4
+"""Samples that a difference is told on, at the least."""
 FLOAT64_ROWS = 10
 """Rows of float32 that are as large as what stands in float64 for each row of one sample while it is measured."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A run: by step |e|², e·d and |d|² as `Sensitivity.measured` takes them, and how near it came, by sample."""
+    """A run: by step |e|², e·d and |d|² as `Sensitivity.measured` takes them, and how near it came, by sample.
+
+    Of the first samples alone, where it was given up; mean_db then is that of what it lost to, less what it is worse by.
+    """
 
     moments: np.ndarray
     similarity_db: list[float]
-
-    @property
-    def mean_db(self) -> float:
-        return float(np.mean(self.similarity_db))
+    mean_db: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Asked):
-    """A calibration. forms, bases: to choose from. full_steps: a list that is taken and not sought. fit: none, teacher, model
-    or closed."""
+    """A calibration. forms, bases, dampings: to choose from. full_steps: a list that is taken and not sought. fit: none,
+    teacher, model or closed."""
 
     forms: tuple[str, ...]
     bases: tuple[tuple[str, int], ...]
+    dampings: tuple[float, ...]
     full_steps: Steps | None
     fit: str
 
@@ -105,11 +114,14 @@ class Job(Asked):
     def warmup_steps(self) -> int:
         return PRESETS[PACKAGES[self.args.model]].warmup_steps
 
-    def uncorrected(self, full_steps: Steps, base: tuple[str, int], form: str) -> Calibration:
-        basis, order = base
+    def uncorrected(
+        self, full_steps: Steps, base: tuple[str, int], form: str, damping: float | None = None
+    ) -> Calibration:
+        """Of the first damping to choose from, where none is asked for."""
+        (basis, order), damping = base, self.dampings[0] if damping is None else damping
         return Calibration(
             model=self.args.model, num_steps=self.num_steps, full_steps=full_steps, engine=form, basis=basis,
-            max_order=order, warmup_steps=self.warmup_steps, corrections=((),) * len(full_steps),
+            max_order=order, warmup_steps=self.warmup_steps, damping=damping, corrections=((),) * len(full_steps),
         )  # fmt: skip
 
     @cached_property
@@ -128,15 +140,24 @@ class Job(Asked):
         shipped = map(read_schedule, shipped_schedules(self.args.model, self.num_steps))
         return [file.full_steps for file in shipped if len(file.full_steps) == self.count]
 
+    @property
+    def fits(self) -> bool:
+        """Whether corrections are fitted: too few samples do not tell of one whether it helps."""
+        return self.fit != "none" and len(self.prompts) >= LEAST_SEEN
+
+    def damped_at_most(self) -> int:
+        return len(self.bases) * (len(self.dampings) - 1)
+
     def corrections_at_most(self) -> int:
         return sum(min(REACH, i + 1) for i in range(self.count))
 
     def runs_at_most(self) -> dict[str, int]:
         """Sampled runs with so many full steps, by stage."""
-        fits = {"none": 0, "teacher": len(RIDGES), "model": len(RIDGES)}
-        per_round = self.corrections_at_most() + FOLDS * len(RIDGES) * len(SHARES) + 1
-        lists = self.limit if self.full_steps is None else NUM_PROBES + len(self.given)
-        return {"lists": lists, "corrections": len(self.forms) * fits.get(self.fit, ROUNDS * per_round)}
+        by_model = FOLDS * len(RIDGES) + 1
+        by_runs = ROUNDS * (self.corrections_at_most() + FOLDS * len(RIDGES) * len(SHARES) + 1)
+        fit = (by_runs if self.fit == "closed" else by_model) if self.fits else 0
+        lists = self.limit if self.full_steps is None else NUM_PROBES + len(self.given) + self.damped_at_most()
+        return {"lists": lists, "corrections": len(self.forms) * fit}
 
     def plan(self) -> dict[str, Any]:
         """What a calibration takes: network evaluations, with all branches of guidance, in all and for one sample; bytes that
@@ -148,7 +169,7 @@ class Job(Asked):
         samples, runs = len(self.prompts), self.runs_at_most()
         evaluations = {"uncached": self.num_steps, **{stage: self.count * number for stage, number in runs.items()}}
         row, steps = COORDINATES * 4, self.num_steps
-        columns = self.corrections_at_most() + 1 if self.fit == "closed" else 0
+        columns = self.corrections_at_most() + 1 if self.fits and self.fit == "closed" else 0
         at_once = max(2 * steps * min(samples, self.args.batch_size), columns * samples)
         return {
             "model": self.args.model,
@@ -156,6 +177,7 @@ class Job(Asked):
             "full_steps": self.count,
             "forms": list(self.forms),
             "bases": [f"{basis} {order}" for basis, order in self.bases],
+            "dampings": list(self.dampings),
             "fit": self.fit,
             "samples": samples,
             "runs_at_most": runs,
@@ -176,6 +198,7 @@ class Job(Asked):
                 "method": "loopseer",
                 "forms": list(self.forms),
                 "bases": [list(base) for base in self.bases],
+                "dampings": list(self.dampings),
                 "given": None if self.full_steps is None else list(self.full_steps),
                 "searched": [list(steps) for steps in self.searched()],
                 "fit": self.fit,
@@ -195,7 +218,7 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{plan['model']}: {plan['full_steps']} of {plan['num_steps']} steps full; forms {', '.join(plan['forms'])}; bases "
-            f"{', '.join(plan['bases'])}; fit {plan['fit']}",
+            f"{', '.join(plan['bases'])}; damping {', '.join(map('{:g}'.format, plan['dampings']))}; fit {plan['fit']}",
             f"network evaluations of each of {plan['samples']} samples, at most: {', then '.join(parts)}; as many as "
             f"{plan['uncached_runs_at_most']:.1f} uncached runs",
             f"held beside the model, at most: {plan['held_bytes_at_most'] / 2**20:.0f} MiB of latents, no features; on disk "
@@ -314,34 +337,46 @@ class Sampling(Opening):
 
     # ---------------------------------------------------------------------------------------------------- cached runs
 
-    def __call__(self, calibration: Calibration) -> Sampled:
-        if calibration not in self.done:
-            name = digest(calibration)
-            found = self._read(name)
-            if found is None:
-                found = self._sampled(calibration)
-                save_tensors(self._path(name), found)
-            else:
-                self.bar.update(len(self.job.batches) * self.job.num_steps)
-            self.done[calibration] = Sampled(found["moments"].numpy(), found["similarity_db"].tolist())
+    def __call__(self, calibration: Calibration, rival: Sampled | None = None) -> Sampled:
+        """A run. rival: of all samples; a run that is told apart as worse is given up, and goes on if it is asked for whole."""
+        done, whole = self.done.get(calibration), len(self.job.prompts)
+        if done is None or (rival is None and len(done.similarity_db) < whole):
+            found = self._sampled(calibration, rival)
+            similarity = found["similarity_db"].numpy()
+            mean = float(similarity.mean())
+            if rival is not None and len(similarity) < whole:
+                mean += rival.mean_db - float(np.mean(rival.similarity_db[: len(similarity)]))
+            self.done[calibration] = Sampled(found["moments"].numpy(), similarity.tolist(), mean)
             best = max(self.done.values(), key=lambda one: one.mean_db)
             self.bar.set_description(f"run {len(self.done)}, best {best.mean_db:.2f} dB")
         return self.done[calibration]
 
-    def _sampled(self, calibration: Calibration) -> dict[str, Tensor]:
-        cache, parts = cache_of(calibration), []
-        for batch, rows in self._batches():
-            run = self._trajectory(cache, batch)
-            pairs = zip(run["latents"], self.reference["latents"][rows], strict=True)
-            similarity = similarity_db(run["final"], self.reference["final"][rows])
-            parts.append(
-                {
-                    "final": run["latents"][:, -1].clone(),
-                    "moments": torch.stack([self._moments(*pair) for pair in pairs]),
-                    "similarity_db": torch.tensor(similarity, dtype=torch.float64),
-                }
-            )
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    def _sampled(self, calibration: Calibration, rival: Sampled | None) -> dict[str, Tensor]:
+        """By name, of as many samples as it takes; each batch is kept."""
+        name, cache = digest(calibration), cache_of(calibration)
+        found = self._read(name) or {}
+        for number, (batch, rows) in enumerate(self._batches()):
+            begin = rows.start
+            if rival is not None and begin and told_worse(found["similarity_db"][:begin], rival.similarity_db[:begin]):
+                self.bar.update((len(self.job.batches) - number) * self.job.num_steps)
+                return {part: values[:begin] for part, values in found.items()}
+            if len(found.get("similarity_db", ())) > begin:
+                self.bar.update(self.job.num_steps)
+                continue
+            made = self._batch(cache, batch, rows)
+            found = {part: torch.cat([found[part], made[part]]) for part in made} if found else made
+            save_tensors(self._path(name), found)
+        return found
+
+    def _batch(self, cache: Cache, batch: Batch, rows: slice) -> dict[str, Tensor]:
+        run = self._trajectory(cache, batch)
+        pairs = zip(run["latents"], self.reference["latents"][rows], strict=True)
+        similarity = similarity_db(run["final"], self.reference["final"][rows])
+        return {
+            "final": run["latents"][:, -1].clone(),
+            "moments": torch.stack([self._moments(*pair) for pair in pairs]),
+            "similarity_db": torch.tensor(similarity, dtype=torch.float64),
+        }
 
     def _moments(self, latents: Tensor, reference: Tensor) -> Tensor:
         """(T, 3) of a sample, from coordinates (T, n) of its latents after each step."""
@@ -364,6 +399,18 @@ class Sampling(Opening):
             return load_file(self._path(name))
         except (OSError, SafetensorError):
             return None
+
+
+def told_worse(mine: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether a run's samples have so much less than the same ones of another that it is no chance of which they are."""
+    return beyond_chance(np.asarray(other) - np.asarray(mine))
+
+
+def beyond_chance(gains: np.ndarray) -> bool:
+    """Whether the mean of paired differences is above 0 by more than their spread explains."""
+    if len(gains) < LEAST_SEEN:
+        return False
+    return float(gains.mean()) > TOLD_APART * float(gains.std(ddof=1)) / len(gains) ** 0.5
 
 
 def cache_of(calibration: Calibration) -> Cache:
@@ -390,17 +437,23 @@ class Search:
             return -EXACT_DB
         if calibration not in self.sample.done:
             self.lists.append(calibration)
-        return self.sample(calibration).mean_db
+        return self.sample(calibration, self._leader()).mean_db
+
+    def _leader(self) -> Sampled | None:
+        """The best run so far, which others race with; one that was given up has less than what it lost to."""
+        return max(self.sample.done.values(), key=lambda one: one.mean_db, default=None)
 
     def more(self) -> bool:
         return len(self.lists) < self.job.limit
 
-    def model(self, calibration: Calibration, caution: float = CAUTION[0]) -> LoopModel:
-        """With the sensitivity that all runs so far have shown."""
+    def model(
+        self, calibration: Calibration, caution: float = CAUTION[0], rows: np.ndarray | slice = slice(None)
+    ) -> LoopModel:
+        """With the sensitivity that all runs so far have shown; of the samples of `rows`."""
         runs = [(one.full_steps, found.moments) for one, found in self.sample.done.items()]
-        seen = Sensitivity.measured(runs, self.job.num_steps)
-        seen = replace(seen, incoherent=caution * seen.incoherent)
-        return LoopModel(self.gram, self.moves, seen, calibration.uncorrected)
+        seen = Sensitivity.measured(runs, self.job.num_steps, len(self.gram))
+        seen = replace(seen, incoherent=caution * seen.incoherent[rows])
+        return LoopModel(self.gram[rows], self.moves, seen, calibration.uncorrected)
 
     def note(self, stage: str, calibration: Calibration) -> None:
         """Nothing of a list whose weights no plan takes, which is not sampled."""
@@ -414,6 +467,7 @@ class Search:
                 "engine": calibration.engine,
                 "basis": calibration.basis,
                 "max_order": calibration.max_order,
+                "damping": calibration.damping,
                 "runs": len(self.sample.done),
             }
         )
@@ -427,27 +481,34 @@ class Search:
             "even": even_steps(job.num_steps, job.count),
         }
         for name, steps in probes.items():
-            self.note(name, self.job.uncorrected(steps, usual, job.forms[0]))
+            self.note(name, job.uncorrected(steps, usual, job.forms[0]))
         if job.given:
-            return max(job.given, key=self.quality)
-        self.quality(self.job.uncorrected(ending_steps(job.num_steps, job.count), usual, job.forms[0]))
+            for one in job.given:
+                self.quality(one)
+            self._damp(max(job.given, key=self.quality))
+            return max((one for one in self.lists if one.full_steps == job.full_steps), key=self.quality)
+        even = [job.uncorrected(probes["even"], *kind) for kind in itertools.product(job.bases, job.forms)]
+        form = max(even, key=self.quality).engine
+        self.quality(job.uncorrected(ending_steps(job.num_steps, job.count), usual, form))
         for steps in job.searched():
-            self.note("searched schedule", self.job.uncorrected(steps, usual, job.forms[0]))
+            self.note("searched schedule", job.uncorrected(steps, usual, form))
         for base in job.bases:
             if self.more():
-                self.quality(self._proposed(base, CAUTION[0]))
+                self.quality(self._proposed(base, CAUTION[0], form))
         self.note("proposed", self.best())
         ranked = sorted(self.lists, key=self.quality, reverse=True)
         bases = dict.fromkeys((one.basis, one.max_order) for one in ranked)
         for base, caution in itertools.product(list(bases)[:FINALISTS], CAUTION):
             if self.more():
-                self.quality(self._proposed(base, caution))
+                self.quality(self._proposed(base, caution, form))
         self.note("proposed again", self.best())
         best = self.best()
         for base, form in itertools.product(job.bases, job.forms):
             if self.more():
                 self.quality(job.uncorrected(best.full_steps, base, form))
         self.note("form", self.best())
+        self._damp(self.best())
+        self.note("damping", self.best())
         self._move()
         self.note("moved", self.best())
         return self.best()
@@ -476,13 +537,19 @@ class Search:
         usual = ("taylor", PRESETS[PACKAGES[self.job.args.model]].max_order)
         return usual if usual in self.job.bases else self.job.bases[0]
 
-    def _proposed(self, base: tuple[str, int], caution: float) -> Calibration:
+    def _proposed(self, base: tuple[str, int], caution: float, form: str) -> Calibration:
         """The best list by the model of a run."""
-        model = self.model(self.job.uncorrected((0,), base, self.job.forms[0]), caution)
+        model = self.model(self.job.uncorrected((0,), base, form), caution)
         best = best_list(
             model.similarity_db, even_steps(self.job.num_steps, self.job.count), self.job.num_steps, self.job.seed
         )
-        return self.job.uncorrected(best, base, self.job.forms[0])
+        return self.job.uncorrected(best, base, form)
+
+    def _damp(self, found: Calibration) -> None:
+        """Sample a list in its form with every basis, damped: those of high order may then be better than those of low."""
+        for base, damping in itertools.product(self.job.bases, self.job.dampings):
+            if self.more() or self.job.given:
+                self.quality(self.job.uncorrected(found.full_steps, base, found.engine, damping))
 
     def _move(self) -> None:
         """Sample moves of single full steps of the best, those first of which the model thinks well, while one gains."""
@@ -501,9 +568,9 @@ class Search:
     # ---------------------------------------------------------------------------------------------------- corrections
 
     def fitted(self, start: Calibration) -> Calibration:
-        """With the corrections of the job's fit; as it was where none helps."""
+        """With the corrections of the job's fit; as it was where none helps, or too few samples would tell."""
         keys = correction_keys(start.full_steps, self.job.num_steps, REACH)
-        if self.job.fit == "none" or not keys:
+        if not self.job.fits or not keys:
             return start
         if self.job.fit == "closed":
             best = start
@@ -513,14 +580,54 @@ class Search:
                     break
                 best = better
             return best
-        model = self.model(start)
-        solve = model.teacher_forced if self.job.fit == "teacher" else model.fitted
-        options = [corrected(start, solve(start.full_steps, keys, ridge)) for ridge in RIDGES]
-        return max([start, *filter(None, options)], key=lambda one: self.sample(one).mean_db)
+
+        def fit(rows: np.ndarray, ridge: float) -> Calibration | None:
+            model = self.model(start, rows=rows)
+            solve = model.teacher_forced if self.job.fit == "teacher" else model.fitted
+            return corrected(start, solve(start.full_steps, keys, ridge))
+
+        return self._cross_fitted(start, [(ridge,) for ridge in RIDGES], fit)
+
+    def _cross_fitted(
+        self,
+        start: Calibration,
+        options: Sequence[tuple[float, ...]],
+        fit: Callable[..., Calibration | None],
+    ) -> Calibration:
+        """fit(rows, *option): what is fitted to the samples of `rows`, None where it cannot be taken.
+
+        The option is taken by which samples gain most that it was not fitted to, and then fitted to all; `start` where they do
+        not gain beyond chance.
+        """
+        here = self.sample(start)
+        rows = np.arange(len(here.similarity_db))
+
+        def unseen(option: tuple[float, ...]) -> np.ndarray | None:
+            """The gains in dB of the samples that a fit has not seen."""
+            gains = np.zeros(len(rows))
+            for fold in (rows % FOLDS == number for number in range(FOLDS)):
+                found = fit(~fold, *option)
+                if found is None:
+                    return None
+                gains[fold] = np.subtract(self.sample(found).similarity_db, here.similarity_db)[fold]
+            return gains
+
+        gains = {option: unseen(option) for option in options}
+        means = {option: float(of.mean()) for option, of in gains.items() if of is not None}
+        self.stages.append(
+            {
+                "stage": "corrections",
+                "engine": start.engine,
+                "tried": [{"option": list(option), "gain_on_unseen_db": means.get(option)} for option in options],
+            }
+        )
+        able = [option for option, of in gains.items() if of is not None and beyond_chance(of)]
+        better = fit(rows >= 0, *max(able, key=lambda option: means[option])) if able else None
+        return better if better is not None and self.sample(better).mean_db > here.mean_db else start
 
     def _gauss_newton(self, start: Calibration, keys: Sequence[Key]) -> Calibration:
-        """One step along the corrections; its ridge is the one that samples gain by which it was not fitted to."""
-        here, values = self.sample(start), corrections_of(start)
+        """One step along the corrections."""
+        values = corrections_of(start)
         finals = [self.sample.final(start)]
         for key in keys:
             changed = with_corrections(start, {**values, key: values.get(key, 0.0) + DIFFERENCE})
@@ -535,34 +642,12 @@ class Search:
         curvature, slope = (torch.stack(made).numpy() for made in (curvatures, slopes))
         weights = 1 / torch.stack(energies).clamp_min(1e-12).numpy()  # so that a mean of decibels falls
 
-        def stepped(rows: np.ndarray, ridge: float, share: float) -> Calibration | None:
+        def stepped(rows: np.ndarray, share: float, ridge: float) -> Calibration | None:
             own = [np.einsum("b,b...->...", weights[rows], made[rows]) for made in (curvature, slope)]
             by = dict(zip(keys, -ridged(*own, ridge), strict=True))
             return corrected(start, {key: values.get(key, 0.0) + share * by[key] for key in keys})
 
-        rows = np.arange(len(weights))
-        folds = [rows % FOLDS == fold for fold in range(FOLDS)] if len(rows) >= FOLDS else []
-
-        def unseen(ridge: float, share: float) -> float | None:
-            """The mean gain in dB on the samples that a step was not fitted to; None for one that cannot be taken."""
-            gains = np.zeros(len(rows))
-            for fold in folds:
-                step = stepped(~fold, ridge, share)
-                if step is None:
-                    return None
-                gains[fold] = np.subtract(self.sample(step).similarity_db, here.similarity_db)[fold]
-            return float(gains.mean())
-
-        options = list(itertools.product(RIDGES, SHARES)) if folds else [(RIDGES[-1], SHARES[0])]
-        gains = {option: unseen(*option) for option in options}
-        tried = [
-            {"ridge": ridge, "share": share, "gain_on_unseen_db": gain if folds else None}
-            for (ridge, share), gain in gains.items()
-        ]
-        self.stages.append({"stage": "step", "engine": start.engine, "tried": tried})
-        able = {option: gain for option, gain in gains.items() if gain is not None and (gain > 0 or not folds)}
-        better = stepped(rows >= 0, *max(able, key=lambda option: able[option])) if able else None
-        return better if better is not None and self.sample(better).mean_db > here.mean_db else start
+        return self._cross_fitted(start, list(itertools.product(reversed(SHARES), RIDGES)), stepped)
 
 
 def ending_steps(num_steps: int, count: int) -> Steps:
@@ -640,7 +725,7 @@ def describe(made: Mapping[str, Any]) -> str:
     found = made["similarity_db"]
     lines = [
         f"{made['model']}: {len(made['full_steps'])} of {made['num_steps']} steps full: {describe_steps(made['full_steps'])}",
-        f"form {made['engine']}, {made['basis']} weights of order {made['max_order']}",
+        f"form {made['engine']}, {made['basis']} weights of order {made['max_order']}, damping {made['damping']:g}",
     ]
     for stage in made["stages"]:
         if "similarity_db" in stage:

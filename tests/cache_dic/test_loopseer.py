@@ -53,6 +53,23 @@ def test_without_corrections_it_is_the_basis(file):
             assert found.weights(so_far, step) == list(forecaster.weights(so_far, step))
 
 
+def test_a_damped_forecast_is_that_of_a_nearer_step(file):
+    """Two steps after steps 2 and 6, damped by a half: the line at one step, -1/4 and 5/4; order 2 goes by its square."""
+    none = [[], [], []]
+    for basis in ("taylor", "newton"):
+        found = read_calibration(file(basis=basis, damping=0.5, corrections=none))
+        assert found.weights((0, 2, 6), 8) == [-0.25, 1.25]
+    square = [0.0, 2.0**2, 6.0**2]
+    found = read_calibration(file(basis="newton", max_order=2, damping=0.5, corrections=none))
+    assert sum(w * f for w, f in zip(found.weights((0, 2, 6), 8), square, strict=True)) == pytest.approx(7.0**2)
+
+
+@pytest.mark.parametrize("damping", [-0.1, 2.5, float("nan"), "0.5", True])
+def test_a_damping_that_is_none_is_refused(file, damping):
+    with pytest.raises(UserError, match="damping"):
+        read_calibration(file(damping=damping))
+
+
 def test_the_calibration_says_which_form_is_kept_unless_one_is_asked_for(file):
     assert make_cache("loopseer", calibration=file()).engine == "output"
     assert make_cache("loopseer", calibration=file(engine="hidden")).engine == "hidden"

@@ -77,7 +77,7 @@ def test_sensitivity_is_measured_from_distances_and_answers():
     answer = KAPPA[:, None] * distance + sizes[:, None, None] * across
     moments = np.stack([(distance**2).sum(2), (distance * answer).sum(2), (answer**2).sum(2)], axis=2)
     moments[:, 0] = 0  # before the first step there is no distance
-    found = Sensitivity.measured([((0, 2, 6), moments), ((0, 11), moments)], NUM_STEPS)
+    found = Sensitivity.measured([((0, 2, 6), moments), ((0, 11), moments)], NUM_STEPS, SAMPLES)
     np.testing.assert_allclose(found.coherent[[2, 6, 11]], KAPPA[[2, 6, 11]], rtol=1e-9)
     np.testing.assert_allclose(found.coherent[4], (KAPPA[2] + KAPPA[6]) / 2, rtol=1e-9)
     np.testing.assert_allclose(found.incoherent[:, 6], sizes, rtol=1e-6)
@@ -89,13 +89,21 @@ def test_a_run_that_is_lost_says_nothing_of_the_sensitivity(lost):
     moments = np.ones((SAMPLES, NUM_STEPS, 3)) * [1.0, 0.5, 1.25]
     broken = moments * [2.0, 4.0, 10.0]
     broken[1, 3:] = lost
-    found = Sensitivity.measured([((0, 2, 6), moments), ((0, 2, 6), broken)], NUM_STEPS)
+    found = Sensitivity.measured([((0, 2, 6), moments), ((0, 2, 6), broken)], NUM_STEPS, SAMPLES)
     np.testing.assert_allclose(found.coherent[[2, 6]], [(0.5 + 1.0) / 2, 0.5])
     assert np.isfinite(found.incoherent).all()
 
 
+def test_samples_that_a_run_was_given_up_before_stand_for_the_mean_of_those_it_has():
+    moments = np.ones((SAMPLES, NUM_STEPS, 3)) * [1.0, 0.5, 1.25]
+    moments[1:, :, 2] = 4.25
+    found = Sensitivity.measured([((0, 2, 6), moments), ((0, 9), moments[:2])], NUM_STEPS, SAMPLES)
+    np.testing.assert_allclose(found.incoherent[:, 2], [1.0] + [2.0] * (SAMPLES - 1))
+    np.testing.assert_allclose(found.incoherent[:, 9], [1.0, 2.0] + [np.sqrt(2.5)] * (SAMPLES - 2))
+
+
 def test_without_runs_nothing_is_known_of_the_sensitivity():
-    found = Sensitivity.measured([], NUM_STEPS)
+    found = Sensitivity.measured([], NUM_STEPS, SAMPLES)
     assert not found.coherent.any()
     assert not found.incoherent.any()
 

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from cache_dic import UserError, make_cache
 from cache_dic.methods.loopseer import Calibration, read_calibration
 from evaluation import loopseer
 from evaluation.flags import EMBEDDED
-from evaluation.loopseer import Levels, cache_of, corrections_of, with_corrections
+from evaluation.loopseer import Levels, cache_of, corrections_of, told_worse, with_corrections
 from seerkit.command.cli import run_command
 
 CALIBRATION = Calibration(
@@ -74,20 +75,59 @@ def test_a_killed_calibration_goes_on_to_the_outcome_of_one_that_was_not(found, 
     (tmp_path / "found.json").unlink()
     save, written = loopseer.save_tensors, []
 
-    def killed(path, *rest):
-        written.append(path.name)
+    def note(path, tensors):
+        written.append((path.name, len(tensors["final"])))
+
+    def killed(path, tensors):
+        note(path, tensors)
         if len(written) > killed_at:
             raise KeyboardInterrupt
-        save(path, *rest)
+        save(path, tensors)
 
     monkeypatch.setattr(loopseer, "save_tensors", killed)
     with pytest.raises(KeyboardInterrupt):
         found(*flags)
     lost = written.pop()
-    monkeypatch.setattr(loopseer, "save_tensors", lambda path, *rest: (written.append(path.name), save(path, *rest)))
+    monkeypatch.setattr(loopseer, "save_tensors", lambda *made: (note(*made), save(*made)))
     assert outcome(found(*flags, "--resume")) == outcome(whole)
-    assert len(written) == len({*written}) == whole["runs_sampled"] + 1, "each run once, and the uncached ones"
+    assert len(written) == len({*written}), "each batch of a run once, and the uncached ones"
+    assert len({name for name, _ in written}) == whole["runs_sampled"] + 1
     assert lost in written
+
+
+def test_lists_race(found, monkeypatch):
+    """One that is told apart on the first samples is given up; the best and all that is fitted to are sampled whole."""
+    monkeypatch.setattr(loopseer, "LEAST_SEEN", 2)
+    runs: dict[Calibration, list[loopseer.Sampled | None]] = {}
+    sample = loopseer.Sampling.__call__
+
+    def noted(self, one, rival=None):
+        runs.setdefault(one, []).append(found := sample(self, one, rival))
+        return found
+
+    monkeypatch.setattr(loopseer.Sampling, "__call__", noted)
+    made = found("--samples", 6, "--batch-size", 2, "--lists", 20)
+    counts = {one: len(of[-1].similarity_db) for one, of in runs.items()}
+    assert min(counts.values()) < 6
+    best = max(runs, key=lambda one: runs[one][-1].mean_db)
+    assert counts[best] == 6
+    assert runs[best][-1].mean_db == made["similarity_db"]["fitted"]
+    assert list(best.full_steps) == made["full_steps"]
+
+
+def test_a_run_is_given_up_where_it_is_worse_beyond_what_chance_explains():
+    other = np.array([30.0, 31.0, 32.0, 33.0])
+    assert told_worse(other - [1.0, 2.0, 1.0, 2.0], other)
+    assert not told_worse(other - [4.0, -2.0, 3.0, -3.0], other)
+    assert not told_worse(other + 1.0, other)
+    assert not told_worse(other[:3] - 5.0, other[:3])
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.5])
+def test_a_damping_is_kept(found, damping, tmp_path):
+    made = found("--damping", damping, "--form", "output", "--basis", "newton", "--fit", "none")
+    assert made["damping"] == damping
+    assert read_calibration(str(tmp_path / "found.json")).damping == damping
 
 
 def test_a_given_list_is_kept(found):
@@ -103,17 +143,19 @@ def test_corrections_are_kept_only_where_they_help(found, fit):
     assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
 
 
-def test_the_closed_loop_takes_a_single_sample_too(found):
-    made = found("--list", "0,2,5", "--samples", 1, "--form", "output", "--max-order", 1, "--fit", "closed")
-    assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
+def test_too_few_samples_fit_no_corrections(found, capsys):
+    """There would be none that tell of a correction whether it helps others than those it is fitted to."""
+    made = found("--list", "0,2,5", "--samples", 3, "--form", "output", "--max-order", 1, "--fit", "closed")
+    assert made["corrections"] == [[], [], []]
+    assert "(corrections)" not in capsys.readouterr().out
 
 
 def test_a_correction_that_next_to_nothing_depends_on_is_left_alone(found):
     """Gauss-Newton asks for hundreds there, which no file may hold; the calibration goes on without."""
     made = found(
-        "--num-steps", 5, "--list", "0,3", "--samples", 2, "--fit", "closed", "--form", "hidden", "--max-order", 2
+        "--num-steps", 5, "--list", "0,3", "--samples", 4, "--fit", "closed", "--form", "hidden", "--max-order", 2
     )
-    tried = next(stage["tried"] for stage in made["stages"] if stage["stage"] == "step")
+    tried = next(stage["tried"] for stage in made["stages"] if stage["stage"] == "corrections")
     assert None in [option["gain_on_unseen_db"] for option in tried]
     assert made["similarity_db"]["fitted"] >= made["similarity_db"]["list"]
 
@@ -140,14 +182,19 @@ def test_weights_that_are_out_of_bounds_on_every_list_are_named(main, checkpoint
 
 
 @pytest.mark.parametrize(
-    ("flags", "runs"), [(("--max-order", 1), 2 + 4), (("--form", "output", "--fit", "none"), 2 + 5)]
+    ("flags", "runs"),
+    [
+        (("--max-order", 1), 2 + 4 + 2 * 3),
+        (("--form", "output", "--fit", "none"), 2 + 5 + 5 * 3),
+        (("--form", "output", "--fit", "none", "--damping", 1), 2 + 5),
+    ],
 )
 def test_a_given_list_takes_the_runs_that_its_plan_tells(found, capsys, flags, runs):
     made = found("--list", "0,2,5", "--lists", 5, *flags)
     text = capsys.readouterr().out
     assert f" for {runs} runs (lists)" in text
     assert next(stage["runs"] for stage in made["stages"][::-1] if stage["stage"] == "even") == 2
-    told = runs + (0 if "none" in flags else 2 * 3)
+    told = runs + (0 if "none" in flags else 2 * (2 * 3 + 1))
     assert runs < made["runs_sampled"] + 1 <= told + 1
 
 

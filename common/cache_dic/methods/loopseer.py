@@ -2,9 +2,10 @@
 
     pred(step) = Σ_m (w_m(step) + c_m) · F(full step m)
 
-w are Taylor's (or Newton's) weights for the step, c corrections that are the same for all steps between two full steps. They
-and the list of full steps stand in a file that eval/calibrate_loopseer.py writes, from really sampled runs that were held
-against uncached ones. A run costs what TaylorSeer's costs with as many full steps: weights and a schedule are all there is.
+w are Taylor's (or Newton's) weights for the step, damped or not, c corrections that are the same for all steps between two full
+steps. They and the list of full steps stand in a file that eval/calibrate_loopseer.py writes, from really sampled runs that
+were held against uncached ones. A run costs what TaylorSeer's costs with as many full steps: weights and a schedule are all
+there is.
 """
 
 import hashlib
@@ -12,13 +13,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from cache_dic.errors import UserError, check_choice, shown
-from cache_dic.forecast import Forecaster, Newton, Taylor, check_order
+from cache_dic.forecast import Damped, Forecaster, Newton, Taylor, check_order
 from cache_dic.registry import register
 from cache_dic.schedule import MAX_STEPS, SCHEDULES, check_num_steps, explicit
 from cache_dic.settings import ENGINE_NAMES, integer
@@ -28,6 +29,8 @@ HOW = "make one with `python eval/calibrate_loopseer.py --model NAME --full-step
 BASES = ("taylor", "newton")
 MAX_CORRECTION = 100.0
 """The largest correction that a file may hold: what was ever fitted is below 1."""
+MAX_DAMPING = 2.0
+"""Of a file: above 1 a forecast goes farther than the features did."""
 _SHIPPED = re.compile(r"loopseer-(?P<model>.+)-(?P<count>\d+)-of-(?P<steps>\d+)")
 
 
@@ -35,7 +38,7 @@ _SHIPPED = re.compile(r"loopseer-(?P<model>.+)-(?P<count>\d+)-of-(?P<steps>\d+)"
 class Calibration:
     """What a calibration found.
 
-    full_steps: of runs of num_steps. engine: the form that is kept. basis, max_order, warmup_steps: of the weights w.
+    full_steps: of runs of num_steps. engine: the form that is kept. basis, max_order, warmup_steps, damping: of the weights w.
     corrections: for each full step the c_m of the forecasts that follow it, oldest m first, the last for that step itself.
     """
 
@@ -47,6 +50,7 @@ class Calibration:
     max_order: int
     warmup_steps: int
     corrections: tuple[tuple[float, ...], ...]
+    damping: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
@@ -56,6 +60,8 @@ class Calibration:
         check_choice("engine", self.engine, ENGINE_NAMES)
         check_choice("basis", self.basis, BASES)
         check_order(self.max_order)
+        if type(self.damping) not in (int, float) or not 0 <= self.damping <= MAX_DAMPING:
+            raise UserError(f"damping = {shown(self.damping)} must be a number from 0 to {MAX_DAMPING:.0f}")
         object.__setattr__(self, "full_steps", explicit(self.num_steps, full_steps=self.full_steps))
         rows = self.corrections
         if not isinstance(rows, Sequence) or len(rows) != len(self.full_steps):
@@ -72,9 +78,9 @@ class Calibration:
     @cached_property
     def uncorrected(self) -> Forecaster:
         """What gives the weights w."""
-        if self.basis == "newton":
-            return Newton(max_order=self.max_order)
-        return Taylor(max_order=self.max_order, warmup_steps=self.warmup_steps)
+        newton, order = self.basis == "newton", self.max_order
+        base = Newton(max_order=order) if newton else Taylor(max_order=order, warmup_steps=self.warmup_steps)
+        return Damped(forecaster=base, damping=self.damping)
 
     def weights(self, full_steps: Sequence[int], step: int) -> list[float]:
         """Of the features at the last full steps, oldest first. UserError for full steps that are not the calibration's."""
@@ -113,10 +119,11 @@ def _read(path: str, data: bytes) -> Calibration:
     except (ValueError, RecursionError) as error:
         raise UserError(f"calibration {path} is not JSON ({error}); {HOW}") from error
     names = Calibration.__dataclass_fields__
-    if not isinstance(found, Mapping) or names.keys() - found.keys():
-        raise UserError(f"calibration {path} is no JSON object with {', '.join(names)}; {HOW}")
+    wanted = [name for name, field in names.items() if field.default is MISSING]
+    if not isinstance(found, Mapping) or not found.keys() >= {*wanted}:
+        raise UserError(f"calibration {path} is no JSON object with {', '.join(wanted)}; {HOW}")
     try:
-        return Calibration(**{name: found[name] for name in names})
+        return Calibration(**{name: found[name] for name in names if name in found})
     except UserError as error:
         raise UserError(f"calibration {path}: {error}; {HOW}") from error
 
