@@ -487,11 +487,14 @@ class Search:
                 self.quality(one)
             self._damp(max(job.given, key=self.quality))
             return max((one for one in self.lists if one.full_steps == job.full_steps), key=self.quality)
-        even = [job.uncorrected(probes["even"], *kind) for kind in itertools.product(job.bases, job.forms)]
-        form = max(even, key=self.quality).engine
-        self.quality(job.uncorrected(ending_steps(job.num_steps, job.count), usual, form))
+        self._each(probes["even"])
+        even = [one for one in self.lists if one.full_steps == probes["even"]]
+        form = max(even, key=self.quality).engine if even else job.forms[0]
+        if self.more():
+            self.quality(job.uncorrected(ending_steps(job.num_steps, job.count), usual, form))
         for steps in job.searched():
-            self.note("searched schedule", job.uncorrected(steps, usual, form))
+            if self.more():
+                self.note("searched schedule", job.uncorrected(steps, usual, form))
         for base in job.bases:
             if self.more():
                 self.quality(self._proposed(base, CAUTION[0], form))
@@ -502,10 +505,7 @@ class Search:
             if self.more():
                 self.quality(self._proposed(base, caution, form))
         self.note("proposed again", self.best())
-        best = self.best()
-        for base, form in itertools.product(job.bases, job.forms):
-            if self.more():
-                self.quality(job.uncorrected(best.full_steps, base, form))
+        self._each(self.best().full_steps)
         self.note("form", self.best())
         self._damp(self.best())
         self.note("damping", self.best())
@@ -523,8 +523,10 @@ class Search:
         return max(self.lists, key=self.quality)
 
     def by_form(self) -> list[Calibration]:
-        """The best list of every form, a given list with its best basis: corrections make up for more in one than another."""
+        """The best list of every form that is not told apart as worse, a given list with its best basis: corrections make up
+        for more in one than in another."""
         ranked = sorted(self.lists, key=self.quality, reverse=True)
+        ranked = [one for one in ranked if len(self.sample.done[one].similarity_db) == len(self.job.prompts)]
         if self.job.full_steps is not None:
             ranked = [one for one in ranked if one.full_steps == self.job.full_steps]
         best: dict[str, Calibration] = {}
@@ -544,6 +546,12 @@ class Search:
             model.similarity_db, even_steps(self.job.num_steps, self.job.count), self.job.num_steps, self.job.seed
         )
         return self.job.uncorrected(best, base, form)
+
+    def _each(self, full_steps: Steps) -> None:
+        """Sample a list with every basis in every form."""
+        for base, form in itertools.product(self.job.bases, self.job.forms):
+            if self.more():
+                self.quality(self.job.uncorrected(full_steps, base, form))
 
     def _damp(self, found: Calibration) -> None:
         """Sample a list in its form with every basis, damped: those of high order may then be better than those of low."""

@@ -413,13 +413,16 @@ def test_ablations_change_one_part_each(tmp_path):
     assert (cases[0].group, cases[0].make) == (WHOLE, None)
     made = {(case.group, case.label): case.make for case in cases[1:]}
     listed = ("--list", "0,5,10,15,20,25,30,35,40,45")
-    fixed = (*listed, "--form", "folded", "--basis", "taylor")
-    assert made["weights", "Taylor's or Newton's"] == (*fixed, "--max-order", "2", "--fit", "none")
-    assert made["form", "hidden"] == (*listed, "--form", "hidden")
+    fixed = (*listed, "--form", "folded", "--basis", "taylor", "--damping", "1")
+    as_many = ("--samples", "16")  # as the whole method's, whatever is usual of the model
+    assert made["weights", "Taylor's or Newton's"] == (*fixed, "--max-order", "2", "--fit", "none", *as_many)
+    assert made["form", "hidden"] == (*listed, "--form", "hidden", *as_many)
     assert [label for group, label in made if group == "order"] == ["1", "3", "4"]
+    assert [label for group, label in made if group == "damping"] == ["0.7"]
+    assert made["damping", "0.7"][-6:] == ("--max-order", "2", "--damping", "0.7", *as_many)
     published = ",".join(map(str, published_list(FLUX, 10)))
-    assert made["full steps", "of the published rule"] == ("--list", published)
-    assert made["full steps", "as proposed"] == ("--list", "0,1,2,3,4,5,6,7,8,9")
+    assert made["full steps", "of the published rule"] == ("--list", published, *as_many)
+    assert made["full steps", "as proposed"] == ("--list", "0,1,2,3,4,5,6,7,8,9", *as_many)
     assert ("full steps", "as moved") not in made, "it is the outcome"
     assert made["calibration samples", "4"] == ("--full-steps", "10", "--samples", "4")
     assert [label for group, label in made if group == "calibration samples"] == ["4", "8", "32"]

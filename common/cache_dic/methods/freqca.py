@@ -44,7 +44,7 @@ class FreqCa(HiCache):
         number("cutoff", self.cutoff, at_least=0, at_most=1)
         check_choice("transform", self.transform, TRANSFORMS)
 
-    def bands(self, full_steps: Sequence[int], step: int) -> tuple[Sequence[float], Sequence[float]]:
+    def bands(self, full_steps: Sequence[int], step: float) -> tuple[Sequence[float], Sequence[float]]:
         """The weights of the low and of the high band, of the same last full steps, oldest first."""
         low = HiCache(max_order=self.low_order, warmup_steps=self.warmup_steps, contraction=self.contraction)
         rows = [low.weights(full_steps, step), super().weights(full_steps, step)]
@@ -52,7 +52,7 @@ class FreqCa(HiCache):
         padded = [[0.0] * (count - len(row)) + list(row) for row in rows]
         return padded[0], padded[1]
 
-    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+    def weights(self, full_steps: Sequence[int], step: float) -> Sequence[float]:
         """Those of the high band."""
         return self.bands(full_steps, step)[1]
 

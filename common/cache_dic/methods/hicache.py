@@ -23,7 +23,7 @@ class HiCache(Taylor):
         super().__post_init__()
         number("contraction", self.contraction, above=0, at_most=1)
 
-    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+    def weights(self, full_steps: Sequence[int], step: float) -> Sequence[float]:
         factors, c = self.factors(full_steps), self.contraction
         values = hermite(c * (step - full_steps[-1]), len(factors))
         return weighted_sum([c**i * value / math.factorial(i) for i, value in enumerate(values)], factors)

@@ -21,8 +21,9 @@ CALIBRATION = {
     "engine": str,
     "basis": str,
     "max_order": int,
+    "damping": (None, float),
     "corrections": list,
-    "stages": (None, [{"stage": str, "full_steps": (None, [int])}], list),
+    "stages": (None, [{"stage": str, "full_steps": (None, [int]), "similarity_db": (None, float)}], list),
     "made_with": (None, {"prompts": (None, [str])}),
 }
 """What is read here of a file, which `cache_dic.methods.loopseer` reads for itself."""
@@ -48,6 +49,11 @@ class Calibration:
         return self.data["num_steps"]
 
     @property
+    def damping(self) -> float:
+        """Of its forecasts, 1 for none."""
+        return self.data.get("damping", 1.0)
+
+    @property
     def is_published(self) -> bool:
         """Whether it was made for the full steps of TaylorSeer's rule."""
         return self.path.stem.endswith(f"-{PUBLISHED}")
@@ -68,8 +74,14 @@ class Calibration:
             "name": self.path.stem,
             "digest": hashlib.sha256(self.path.read_bytes()).hexdigest()[:16],
             **{name: self.data[name] for name in ("full_steps", "engine", "basis", "max_order")},
+            "damping": self.damping,
             "num_samples": len(self.seen),
         }
+
+    def similarity_by_stage(self) -> dict[str, float]:
+        """In dB, on its samples, what was best after each stage of the search."""
+        stages = {one["stage"]: one.get("similarity_db") for one in self.data.get("stages") or ()}
+        return {stage: value for stage, value in stages.items() if value is not None}
 
     def lists_by_stage(self) -> dict[str, tuple[int, ...]]:
         """The list of full steps that was best after each stage of the search, those alone that differ from the outcome."""
@@ -82,6 +94,12 @@ class Calibration:
 def read(path: Path) -> Calibration:
     """UserError naming what of a file is no calibration."""
     return Calibration(path=path, data=read_record(path, CALIBRATION, MADE_BY))
+
+
+def every(folder: Path = FOLDER) -> list[Calibration]:
+    """All that ship, by model, most full steps first."""
+    found = map(read, folder.glob("loopseer-*.json"))
+    return sorted(found, key=lambda one: (one.data["model"], one.is_published, -one.count))
 
 
 def shipped(model: str, num_steps: int, *, ending: str = "", folder: Path = FOLDER) -> dict[int, Calibration]:

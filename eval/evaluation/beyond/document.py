@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.backbones import PACKAGES
+from evaluation.beyond import calibrations
 from evaluation.beyond.cells import (
     ABLATIONS_HEADER,
     BUDGETS_HEADER,
@@ -162,9 +163,42 @@ def study(name: str) -> Callable[[Path], str]:
     return table
 
 
+STAGES = {
+    "published": "published rule",
+    "even": "even",
+    "searched schedule": "searched schedule",
+    "proposed": "proposed",
+    "proposed again": "again",
+    "form": "every form",
+    "damping": "damped",
+    "moved": "moved",
+    "fitted": "corrected",
+}
+"""Of a search, with their headings."""
+
+
+def search(_: Path) -> str:
+    """What every stage of the search gave, of all calibrations that ship."""
+    cells = []
+    for one in calibrations.every():
+        stages, data = one.similarity_by_stage(), one.data
+        found = [f"{stages[stage]:.1f}" if stage in stages else "–" for stage in STAGES]
+        weights = f"{data['engine']}, {data['basis']} {data['max_order']}"
+        weights += f", damping {one.damping:g}" if one.damping != 1 else ""
+        cells.append([data["model"], str(one.count), str(len(one.seen)), *found, weights])
+    header = ["model", "full steps", "samples", *STAGES.values(), "form and weights"]
+    told = (
+        "energy of the uncached final latents over that of the difference, in dB, the mean over the calibration samples, of "
+        "the best after each stage, and of the two lists that every search begins with, at the published order; –: there was "
+        "no such stage, or no such list"
+    )
+    return "\n\n".join([markdown_table(header, cells, left=(0, len(header) - 1)), noted(told)])
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "beyond": headline,
     "beyond-reference": reference,
+    "beyond-search": search,
     **{f"{FAMILIES[PACKAGES[model]].folder}-beyond": of_model(model) for model in EMBEDDED},
     **{f"{FAMILIES[PACKAGES[model]].folder}-beyond-rivals": rivals_of(model) for model in EMBEDDED},
     "beyond-ablations": study("ablations"),

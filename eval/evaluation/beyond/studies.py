@@ -62,7 +62,8 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
     """The whole method, and calibrations for as many full steps with one part changed each. flags: of model and sampling."""
     listed = ("--list", _written(one.full_steps))
     form, basis, order = (str(one.data[name]) for name in ("engine", "basis", "max_order"))
-    fixed = (*listed, "--form", form, "--basis", basis)
+    damping = f"{one.damping:g}"
+    fixed = (*listed, "--form", form, "--basis", basis, "--damping", damping)
     lists = {
         "of the published rule": published_list(setup, one.count),
         "evenly spaced": even_steps(setup.num_steps, one.count),
@@ -74,6 +75,11 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
         *[("form", other, (*listed, "--form", other)) for other in FORMS if other != form],
         *[("order", other, (*fixed, "--max-order", other)) for other in ORDERS[basis] if other != order],
         *[("basis", other, (*listed, "--form", form, "--basis", other)) for other in ORDERS if other != basis],
+        *[
+            ("damping", other, (*listed, "--form", form, "--basis", basis, "--max-order", order, "--damping", other))
+            for other in DAMPINGS
+            if other != damping
+        ],
         *[("full steps", name, ("--list", _written(steps))) for name, steps in lists.items()],
         *[("calibration samples", number, (*budget, "--samples", number)) for number in sample_counts(len(one.seen))],
         ("calibration seed", "1", (*budget, "--seed", "1")),
@@ -82,6 +88,8 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
         flags = (*flags, "--calibration-prompts", str(folder / PROMPTS))
     cases = [Case(group=WHOLE, label=WHOLE, calibration=one.path)]
     for group, label, own in lacking:
+        if one.seen and "--samples" not in own:
+            own = (*own, "--samples", str(len(one.seen)))
         name = f"{model}-{one.count}-{group}-{label}".replace("/", "-").replace(" ", "-").replace("'", "")
         cases.append(Case(group=group, label=label, calibration=folder / f"{name}.json", make=(*own, *flags)))
     return cases
@@ -96,6 +104,7 @@ FITS = {
 }
 """Ways to fit that the whole method does not take."""
 FORMS = ("folded", "hidden", "output")
+DAMPINGS = ("1", "0.7")
 ORDERS = {"taylor": ("1", "2", "3", "4"), "newton": ("1", "2", "3")}
 
 
