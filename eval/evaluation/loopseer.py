@@ -163,8 +163,9 @@ class Job(Asked):
         """What a calibration takes: network evaluations, with all branches of guidance, in all and for one sample; bytes that
         are held at most beside the model's, and kept on disk, of latents of at most COORDINATES numbers.
 
-        Held are the uncached latents of every step, of a batch those of a run, or the ends of all runs that derivatives are
-        differences of, and one sample's in float64. Of larger latents the last ones are kept whole beside the coordinates.
+        Held are the uncached latents of every step, the ends of a run, twice while a batch is added, of a batch those of every
+        step, or the ends of all runs that derivatives are differences of, and one sample's in float64. Of larger latents the
+        last ones are kept whole beside the coordinates.
         """
         samples, runs = len(self.prompts), self.runs_at_most()
         evaluations = {"uncached": self.num_steps, **{stage: self.count * number for stage, number in runs.items()}}
@@ -183,7 +184,7 @@ class Job(Asked):
             "runs_at_most": runs,
             "evaluations_per_sample_at_most": evaluations,
             "uncached_runs_at_most": sum(evaluations.values()) / self.num_steps,
-            "held_bytes_at_most": row * (samples * (steps + 1) + at_once + FLOAT64_ROWS * max(steps, columns)),
+            "held_bytes_at_most": row * (samples * (steps + 3) + at_once + FLOAT64_ROWS * max(steps, columns)),
             "disk_bytes_at_most": samples * row * (steps + 1 + sum(runs.values())),
             "output": str(self.out),
         }

@@ -244,9 +244,9 @@ def test_a_plan_tells_what_a_calibration_takes(main, capsys):
     assert plan["evaluations_per_sample_at_most"]["lists"] == 200
     # In two forms: two full steps back, three ridges with two shares on two folds, and the whole.
     assert plan["runs_at_most"]["corrections"] == 2 * (19 + 2 * 6 + 1)
-    # Every step and the ends of the uncached runs; a batch of one, twice, or 19 derivatives and what they start from; a sample
-    # in float64.
-    assert plan["held_bytes_at_most"] == 4 * 2**18 * (4 * (50 + 1) + max(2 * 50, 4 * (19 + 1)) + 10 * 50)
+    # Every step and the ends of the uncached runs, the ends of a run twice; a batch of one, twice, or 19 derivatives and what
+    # they start from; a sample in float64.
+    assert plan["held_bytes_at_most"] == 4 * 2**18 * (4 * (50 + 3) + max(2 * 50, 4 * (19 + 1)) + 10 * 50)
     assert plan["disk_bytes_at_most"] == 4 * 4 * 2**18 * (50 + 1 + 20 + 2 * (19 + 2 * 6 + 1))
     main(["--model", "wan-t2v-1.3B", "--full-steps", "10", "--fit", "none", "--dry-run"])
     assert "of latents, no features" in capsys.readouterr().out
