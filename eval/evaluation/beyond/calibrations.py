@@ -23,7 +23,18 @@ CALIBRATION = {
     "max_order": int,
     "damping": (None, float),
     "corrections": list,
-    "stages": (None, [{"stage": str, "full_steps": (None, [int]), "similarity_db": (None, float)}], list),
+    "stages": (
+        None,
+        [
+            {
+                "stage": str,
+                "full_steps": (None, [int]),
+                "similarity_db": (None, float),
+                "tried": (None, [{"gain_on_unseen_db": (None, float)}]),
+            }
+        ],
+        list,
+    ),
     "made_with": (None, {"prompts": (None, [str])}),
 }
 """What is read here of a file, which `cache_dic.methods.loopseer` reads for itself."""
@@ -82,6 +93,12 @@ class Calibration:
         """In dB, on its samples, what was best after each stage of the search."""
         stages = {one["stage"]: one.get("similarity_db") for one in self.data.get("stages") or ()}
         return {stage: value for stage, value in stages.items() if value is not None}
+
+    def gain_of_corrections(self) -> float | None:
+        """In dB, the most that samples gained by corrections that were fitted to others; None where none were tried so."""
+        tried = [option for one in self.data.get("stages") or () for option in one.get("tried") or ()]
+        gains = [option["gain_on_unseen_db"] for option in tried if option.get("gain_on_unseen_db") is not None]
+        return max(gains, default=None)
 
     def lists_by_stage(self) -> dict[str, tuple[int, ...]]:
         """The list of full steps that was best after each stage of the search, those alone that differ from the outcome."""
