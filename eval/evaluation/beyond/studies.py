@@ -105,7 +105,7 @@ FITS = {
 """Ways to fit that the whole method does not take."""
 FORMS = ("folded", "hidden", "output")
 DAMPINGS = ("1", "0.7")
-ORDERS = {"taylor": ("1", "2", "3", "4"), "newton": ("1", "2", "3")}
+ORDERS = {"taylor": ("1", "2", "3", "4"), "newton": ("1", "2", "3"), "foca": ("2",)}
 
 
 def sample_counts(usual: int) -> list[str]:
