@@ -2,10 +2,10 @@
 
     pred(step) = Σ_m (w_m(step) + c_m) · F(full step m)
 
-w are Taylor's, Newton's or FoCa's weights for the step, damped or not, c corrections that are the same for all steps between two full
-steps. They and the list of full steps stand in a file that eval/calibrate_loopseer.py writes, from really sampled runs that
-were held against uncached ones. A run costs what TaylorSeer's costs with as many full steps: weights and a schedule are all
-there is.
+w are Taylor's, Newton's or FoCa's weights for the step, damped or not, c corrections that are the same for all steps between
+two full steps. They and the list of full steps stand in a file that eval/calibrate_loopseer.py writes, from really sampled runs
+that were held against uncached ones. A run costs what TaylorSeer's costs with as many full steps: weights and a schedule are
+all there is.
 """
 
 import hashlib

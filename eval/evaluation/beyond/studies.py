@@ -98,7 +98,7 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
 PROMPTS = "prompts.txt"
 """In the folder of the calibrations: those of the whole method's samples, where a model has none of its own."""
 FITS = {
-    "none": "Taylor's or Newton's",
+    "none": "without corrections",
     "teacher": "fitted to uncached runs",
     "closed": "fitted to sampled runs",
 }
