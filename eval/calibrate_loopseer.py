@@ -24,8 +24,8 @@ python eval/calibrate_loopseer.py --model wan-tiny --full-steps 7 --samples 4 --
 python eval/calibrate_loopseer.py --model flux-dev --full-steps 10 --calibration-prompts prompts.txt --offload --dry-run
 """
 ALL_FORMS, FITS = ("folded", "hidden", "output"), ("none", "teacher", "model", "closed")
-BASES = {"taylor": (1, 2, 3, 4), "newton": (1, 2, 3)}
-USUAL = {"taylor": (1, 2, 3, 4), "newton": (2,)}
+BASES = {"taylor": (1, 2, 3, 4), "newton": (1, 2, 3), "foca": (2,)}
+USUAL = {"taylor": (1, 2, 3, 4), "newton": (2,), "foca": (2,)}
 """Tried where neither basis nor order is asked for; every one costs a sampled run or more."""
 
 

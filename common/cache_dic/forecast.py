@@ -21,6 +21,12 @@ class Forecaster(Protocol):
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]: ...
 
 
+class SmoothForecaster(Protocol):
+    """One that has weights between steps, too."""
+
+    def weights(self, full_steps: Sequence[int], step: float) -> Sequence[float]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reuse:
     """The latest feature as it is (FORA, arXiv 2407.01425)."""
@@ -92,7 +98,7 @@ class Damped:
     The term of order k is so damped^k as large, as HiCache (arXiv 2508.16984) contracts those of its sum. 1 changes nothing.
     """
 
-    forecaster: Taylor | Newton
+    forecaster: SmoothForecaster
     damping: float
 
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:

@@ -8,6 +8,7 @@ import pytest
 
 from cache_dic import UserError, make_cache
 from cache_dic.forecast import Newton, Taylor
+from cache_dic.methods.adams_bashforth import Multistep
 from cache_dic.methods.loopseer import calibration_names, read_calibration
 
 FOUND = {
@@ -51,6 +52,14 @@ def test_without_corrections_it_is_the_basis(file):
         found = read_calibration(file(basis=basis, max_order=2, corrections=none))
         for so_far, step in (((0,), 1), ((0, 2), 5), ((0, 2, 6), 9)):
             assert found.weights(so_far, step) == list(forecaster.weights(so_far, step))
+
+
+def test_focas_basis_is_its_formula_and_has_one_order(file):
+    found = read_calibration(file(basis="foca", max_order=2, corrections=[[], [], []]))
+    for so_far, step in (((0,), 1), ((0, 2), 5), ((0, 2, 6), 9)):
+        assert found.weights(so_far, step) == list(Multistep(formula="foca").weights(so_far, step))
+    with pytest.raises(UserError, match="max_order = 1 must be 2 with the basis foca"):
+        read_calibration(file(basis="foca"))
 
 
 def test_a_damped_forecast_is_that_of_a_nearer_step(file):

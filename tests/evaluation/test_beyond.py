@@ -415,7 +415,7 @@ def test_ablations_change_one_part_each(tmp_path):
     listed = ("--list", "0,5,10,15,20,25,30,35,40,45")
     fixed = (*listed, "--form", "folded", "--basis", "taylor", "--damping", "1")
     as_many = ("--samples", "16")  # as the whole method's, whatever is usual of the model
-    assert made["weights", "Taylor's or Newton's"] == (*fixed, "--max-order", "2", "--fit", "none", *as_many)
+    assert made["weights", "without corrections"] == (*fixed, "--max-order", "2", "--fit", "none", *as_many)
     assert made["form", "hidden"] == (*listed, "--form", "hidden", *as_many)
     assert [label for group, label in made if group == "order"] == ["1", "3", "4"]
     assert [label for group, label in made if group == "damping"] == ["0.7"]

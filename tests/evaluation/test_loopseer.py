@@ -64,7 +64,7 @@ def test_the_best_list_is_sampled_with_every_basis_in_every_form(found, monkeypa
     stages = {stage["stage"]: stage for stage in found("--lists", 40)["stages"]}
     best = stages["proposed again"]["full_steps"]
     on_it = {(one.basis, one.max_order, one.engine) for one in tried if list(one.full_steps) == best}
-    bases = [("taylor", order) for order in (1, 2, 3, 4)] + [("newton", 2)]
+    bases = [("taylor", order) for order in (1, 2, 3, 4)] + [("newton", 2), ("foca", 2)]
     assert on_it >= {(*base, form) for base in bases for form in loopseer.FORMS}
 
 
@@ -185,8 +185,8 @@ def test_weights_that_are_out_of_bounds_on_every_list_are_named(main, checkpoint
     ("flags", "runs"),
     [
         (("--max-order", 1), 2 + 4 + 2 * 3),
-        (("--form", "output", "--fit", "none"), 2 + 5 + 5 * 3),
-        (("--form", "output", "--fit", "none", "--damping", 1), 2 + 5),
+        (("--form", "output", "--fit", "none"), 2 + 6 + 6 * 3),
+        (("--form", "output", "--fit", "none", "--damping", 1), 2 + 6),
     ],
 )
 def test_a_given_list_takes_the_runs_that_its_plan_tells(found, capsys, flags, runs):

@@ -45,7 +45,7 @@ class Multistep:
     def __post_init__(self) -> None:
         check_choice("formula", self.formula, FORMULAS)
 
-    def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
+    def weights(self, full_steps: Sequence[int], step: float) -> Sequence[float]:
         if len(full_steps) < 3:
             return Newton(max_order=1).weights(full_steps, step)
         oldest, previous, latest = full_steps[-3:]

@@ -2,10 +2,10 @@
 
     pred(step) = Σ_m (w_m(step) + c_m) · F(full step m)
 
-w are Taylor's (or Newton's) weights for the step, damped or not, c corrections that are the same for all steps between two full
-steps. They and the list of full steps stand in a file that eval/calibrate_loopseer.py writes, from really sampled runs that
-were held against uncached ones. A run costs what TaylorSeer's costs with as many full steps: weights and a schedule are all
-there is.
+w are Taylor's, Newton's or FoCa's weights for the step, damped or not, c corrections that are the same for all steps between
+two full steps. They and the list of full steps stand in a file that eval/calibrate_loopseer.py writes, from really sampled runs
+that were held against uncached ones. A run costs what TaylorSeer's costs with as many full steps: weights and a schedule are
+all there is.
 """
 
 import hashlib
@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from cache_dic.errors import UserError, check_choice, shown
-from cache_dic.forecast import Damped, Forecaster, Newton, Taylor, check_order
+from cache_dic.forecast import MAX_ORDER, Damped, Forecaster, Newton, SmoothForecaster, Taylor, check_order
+from cache_dic.methods.adams_bashforth import Multistep
 from cache_dic.registry import register
 from cache_dic.schedule import MAX_STEPS, SCHEDULES, check_num_steps, explicit
 from cache_dic.settings import ENGINE_NAMES, integer
 
 CALIBRATIONS = Path(__file__).with_name("calibrations")
 HOW = "make one with `python eval/calibrate_loopseer.py --model NAME --full-steps N`"
-BASES = ("taylor", "newton")
+ORDERS = {"taylor": range(MAX_ORDER + 1), "newton": range(MAX_ORDER + 1), "foca": (2,)}
+"""By basis: FoCa's is one formula, of the second order."""
 MAX_CORRECTION = 100.0
 """The largest correction that a file may hold: what was ever fitted is below 1."""
 MAX_DAMPING = 2.0
@@ -58,8 +60,10 @@ class Calibration:
         integer("num_steps", self.num_steps, at_least=1, at_most=MAX_STEPS)
         integer("warmup_steps", self.warmup_steps, at_least=1, at_most=MAX_STEPS)
         check_choice("engine", self.engine, ENGINE_NAMES)
-        check_choice("basis", self.basis, BASES)
+        check_choice("basis", self.basis, tuple(ORDERS))
         check_order(self.max_order)
+        if self.max_order not in ORDERS[self.basis]:
+            raise UserError(f"max_order = {self.max_order} must be {ORDERS[self.basis][0]} with the basis {self.basis}")
         if type(self.damping) not in (int, float) or not 0 <= self.damping <= MAX_DAMPING:
             raise UserError(f"damping = {shown(self.damping)} must be a number from 0 to {MAX_DAMPING:.0f}")
         object.__setattr__(self, "full_steps", explicit(self.num_steps, full_steps=self.full_steps))
@@ -78,9 +82,12 @@ class Calibration:
     @cached_property
     def uncorrected(self) -> Forecaster:
         """What gives the weights w."""
-        newton, order = self.basis == "newton", self.max_order
-        base = Newton(max_order=order) if newton else Taylor(max_order=order, warmup_steps=self.warmup_steps)
-        return Damped(forecaster=base, damping=self.damping)
+        bases: dict[str, SmoothForecaster] = {
+            "taylor": Taylor(max_order=self.max_order, warmup_steps=self.warmup_steps),
+            "newton": Newton(max_order=self.max_order),
+            "foca": Multistep(formula="foca"),
+        }
+        return Damped(forecaster=bases[self.basis], damping=self.damping)
 
     def weights(self, full_steps: Sequence[int], step: int) -> list[float]:
         """Of the features at the last full steps, oldest first. UserError for full steps that are not the calibration's."""

@@ -98,14 +98,14 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
 PROMPTS = "prompts.txt"
 """In the folder of the calibrations: those of the whole method's samples, where a model has none of its own."""
 FITS = {
-    "none": "Taylor's or Newton's",
+    "none": "without corrections",
     "teacher": "fitted to uncached runs",
     "closed": "fitted to sampled runs",
 }
 """Ways to fit that the whole method does not take."""
 FORMS = ("folded", "hidden", "output")
 DAMPINGS = ("1", "0.7")
-ORDERS = {"taylor": ("1", "2", "3", "4"), "newton": ("1", "2", "3")}
+ORDERS = {"taylor": ("1", "2", "3", "4"), "newton": ("1", "2", "3"), "foca": ("2",)}
 
 
 def sample_counts(usual: int) -> list[str]:
