@@ -192,8 +192,8 @@ def search(_: Path) -> str:
     told = (
         "energy of the uncached final latents over that of the difference, in dB, the mean over the calibration samples, of "
         "the best after each stage, and of the two lists that every search begins with, at the published order; –: there was "
-        "no such stage, or no such list; by corrections, unseen: the most that samples gained by corrections that were fitted "
-        "to others"
+        "no such stage, as where the list was given, or no such list; by corrections, unseen: the most that samples gained by "
+        "corrections that were fitted to others"
     )
     return "\n\n".join([markdown_table(header, cells, left=(0, len(header) - 1)), noted(told)])
 
