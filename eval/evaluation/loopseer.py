@@ -78,6 +78,8 @@ ROUNDS = 1
 """Of Gauss-Newton steps."""
 DIFFERENCE = 0.03
 """Of a weight, by which derivatives are taken."""
+MADE_UP_DB = 2.0
+"""The most that corrections were seen to gain, in one form more than in another."""
 FOLDS = 2
 TOLD_APART = 1.0
 """Standard errors of its mean that a paired difference lies beyond where it is taken for one of all samples."""
@@ -524,12 +526,11 @@ class Search:
         return max(self.lists, key=self.quality)
 
     def by_form(self) -> list[Calibration]:
-        """The best list of every form that is not told apart as worse, a given list with its best basis: corrections make up
-        for more in one than in another."""
+        """The best list of every form that corrections may make the best, a given list with its best basis."""
         ranked = sorted(self.lists, key=self.quality, reverse=True)
-        ranked = [one for one in ranked if len(self.sample.done[one].similarity_db) == len(self.job.prompts)]
         if self.job.full_steps is not None:
             ranked = [one for one in ranked if one.full_steps == self.job.full_steps]
+        ranked = [one for one in ranked if self.quality(one) >= self.quality(ranked[0]) - MADE_UP_DB]
         best: dict[str, Calibration] = {}
         for one in ranked:
             best.setdefault(one.engine, one)

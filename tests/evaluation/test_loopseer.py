@@ -137,6 +137,13 @@ def test_a_given_list_is_kept(found):
     assert made["corrections"] == [[], [], []]
 
 
+def test_a_given_list_is_kept_though_it_loses_to_what_every_search_begins_with(found):
+    made = found("--list", "0,1,3", "--samples", 8, "--batch-size", 4, "--form", "output", "--max-order", 1)
+    even = next(stage for stage in made["stages"] if stage["stage"] == "even")
+    assert made["full_steps"] == [0, 1, 3]
+    assert made["similarity_db"]["fitted"] < even["similarity_db"]
+
+
 @pytest.mark.parametrize("fit", ["teacher", "model"])
 def test_corrections_are_kept_only_where_they_help(found, fit):
     made = found("--list", "0,2,5", "--fit", fit, "--form", "output", "--max-order", 1)
