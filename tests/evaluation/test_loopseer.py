@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cache_dic import UserError, make_cache
-from cache_dic.methods.loopseer import Calibration, read_calibration
+from cache_dic.methods.loopseer import Calibration, digest, read_calibration
 from evaluation import loopseer
 from evaluation.flags import EMBEDDED
-from evaluation.loopseer import Levels, cache_of, corrections_of, told_worse, with_corrections
+from evaluation.loopseer import FORMS, Levels, cache_of, corrections_of, told_worse, with_corrections
 from seerkit.command.cli import run_command
 
 CALIBRATION = Calibration(
@@ -57,15 +57,55 @@ def test_a_calibration_is_no_worse_than_what_it_began_with_and_its_file_is_a_cac
     assert "dB on the calibration samples" in capsys.readouterr().out
 
 
-def test_the_best_list_is_sampled_with_every_basis_in_every_form(found, monkeypatch):
+KINDS = {
+    (*base, form)
+    for base in [*[("taylor", order) for order in (1, 2, 3, 4)], ("newton", 2), ("foca", 2)]
+    for form in FORMS
+}
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """What a search asks for, in order, with what it was worth."""
+    asked, quality = {}, loopseer.Search.quality
+
+    def noted(self, one):
+        value = quality(self, one)
+        asked.setdefault(one, value)
+        return value
+
+    monkeypatch.setattr(loopseer.Search, "quality", noted)
+    return asked
+
+
+def test_the_best_list_is_sampled_with_every_basis_in_every_form_and_then_damped(found, tried):
     """The model of a run is of outputs: a basis that it thinks less of may be the best of another form."""
-    tried, quality = [], loopseer.Search.quality
-    monkeypatch.setattr(loopseer.Search, "quality", lambda self, one: tried.append(one) or quality(self, one))
-    stages = {stage["stage"]: stage for stage in found("--lists", 40)["stages"]}
-    best = stages["proposed again"]["full_steps"]
-    on_it = {(one.basis, one.max_order, one.engine) for one in tried if list(one.full_steps) == best}
-    bases = [("taylor", order) for order in (1, 2, 3, 4)] + [("newton", 2), ("foca", 2)]
-    assert on_it >= {(*base, form) for base in bases for form in loopseer.FORMS}
+    stages = {stage["stage"]: stage for stage in found("--lists", 100, "--fit", "none")["stages"]}
+    for stage in ("even", "proposed again"):
+        on_it = {
+            kind_of(one) for one in tried if list(one.full_steps) == stages[stage]["full_steps"] and one.damping == 1
+        }
+        assert on_it == KINDS
+    form = stages["form"]["engine"]
+    damped = {(*kind_of(one), one.damping) for one in tried if one.damping != 1}
+    wanted = {(*kind, damping) for kind in KINDS if kind[-1] == form for damping in (0.85, 0.7, 0.5)}
+    assert damped >= wanted
+
+
+@pytest.mark.parametrize("forms", [FORMS, FORMS[::-1]])
+def test_lists_are_sought_in_the_form_that_suits_the_even_one(found, tried, monkeypatch, forms):
+    monkeypatch.setattr(loopseer, "FORMS", forms)
+    made = found("--lists", 20, "--fit", "none")
+    even = [one for one in tried if one.full_steps == (0, 3, 6) and one.damping == 1]
+    best = max(even, key=lambda one: tried[one])
+    runs = {stage["stage"]: stage["runs"] for stage in made["stages"]}
+    sought = list(tried)[len(KINDS) + 1 : runs["proposed"]]
+    assert sought
+    assert {one.engine for one in sought} == {best.engine}
+
+
+def kind_of(one: Calibration) -> tuple[str, int, str]:
+    return one.basis, one.max_order, one.engine
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 5, 12])
@@ -113,6 +153,33 @@ def test_lists_race(found, monkeypatch):
     assert counts[best] == 6
     assert runs[best][-1].mean_db == made["similarity_db"]["list"]
     assert list(best.full_steps) == made["full_steps"]
+
+
+def test_a_run_that_was_given_up_goes_on_where_it_is_asked_for_whole(found, monkeypatch):
+    """As where corrections are fitted to it; it is then what it would have been."""
+    monkeypatch.setattr(loopseer, "LEAST_SEEN", 2)
+    sample, pairs = loopseer.Sampling.__call__, []
+
+    def noted(self, one, rival=None):
+        found = sample(self, one, rival)
+        if len(found.similarity_db) < 6:
+            pairs.append((found, sample(self, one)))
+            del self.done[one]  # as a killed search finds it, with all its samples on disk
+            assert sample(self, one, rival).similarity_db == found.similarity_db
+            self._path(digest(one)).unlink()
+            del self.done[one]
+            pairs.append((found, sample(self, one)))
+        return self.done[one]
+
+    monkeypatch.setattr(loopseer.Sampling, "__call__", noted)
+    found("--samples", 6, "--batch-size", 2, "--lists", 20, "--fit", "none")
+    assert pairs
+    for part, whole in pairs:
+        seen = len(part.similarity_db)
+        assert len(whole.similarity_db) == 6
+        assert whole.similarity_db[:seen] == part.similarity_db
+        assert whole.mean_db == pytest.approx(np.mean(whole.similarity_db))
+        np.testing.assert_array_equal(whole.moments[:seen], part.moments)
 
 
 def test_a_run_is_given_up_where_it_is_worse_beyond_what_chance_explains():
