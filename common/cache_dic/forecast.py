@@ -95,7 +95,7 @@ class Newton:
 class Damped:
     """A forecast that is held back: for a step x after the last full one it is the forecaster's for damping · x.
 
-    The term of order k is so damped^k as large, as HiCache (arXiv 2508.16984) contracts those of its sum. 1 changes nothing.
+    The term of order k is damping^k times as large, as HiCache (arXiv 2508.16984) contracts those of its sum; 1 changes none.
     """
 
     forecaster: SmoothForecaster

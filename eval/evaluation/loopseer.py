@@ -82,7 +82,7 @@ MADE_UP_DB = 2.0
 """The most that corrections were seen to gain, in one form more than in another."""
 FOLDS = 2
 TOLD_APART = 1.0
-"""Standard errors of its mean that a paired difference lies beyond where it is taken for one of all samples."""
+"""Standard errors of its mean that a paired difference must exceed to be believed: enough to choose by, no proof."""
 LEAST_SEEN = 4
 """Samples that a difference is told on, at the least."""
 FLOAT64_ROWS = 10
@@ -166,14 +166,14 @@ class Job(Asked):
         are held at most beside the model's, and kept on disk, of latents of at most COORDINATES numbers.
 
         Held are the uncached latents of every step, the ends of a run, twice while a batch is added, of a batch those of every
-        step, or the ends of all runs that derivatives are differences of, and one sample's in float64. Of larger latents the
-        last ones are kept whole beside the coordinates.
+        step, the ends of all runs that derivatives are differences of, and one sample's in float64. Of larger latents the last
+        ones are kept whole beside the coordinates.
         """
         samples, runs = len(self.prompts), self.runs_at_most()
         evaluations = {"uncached": self.num_steps, **{stage: self.count * number for stage, number in runs.items()}}
         row, steps = COORDINATES * 4, self.num_steps
         columns = self.corrections_at_most() + 1 if self.fits and self.fit == "closed" else 0
-        at_once = max(2 * steps * min(samples, self.args.batch_size), columns * samples)
+        at_once = 2 * steps * min(samples, self.args.batch_size) + columns * samples
         return {
             "model": self.args.model,
             "num_steps": self.num_steps,
@@ -181,7 +181,7 @@ class Job(Asked):
             "forms": list(self.forms),
             "bases": [f"{basis} {order}" for basis, order in self.bases],
             "dampings": list(self.dampings),
-            "fit": self.fit,
+            "fit": self.fit if self.fits else "none",
             "samples": samples,
             "runs_at_most": runs,
             "evaluations_per_sample_at_most": evaluations,
@@ -208,7 +208,7 @@ class Job(Asked):
                 "lists": self.limit,
                 "seed": self.seed,
             },
-            "made_with": {"prompts": self.prompts, "seed": self.args.seed},
+            "made_with": {"prompts": self.prompts, "seed": self.args.seed, "batch_size": self.args.batch_size},
             "settings": self.settings(),
             "contents": dict(contents),
         }
@@ -256,8 +256,7 @@ class Sampling(Opening):
             unit="step", mininterval=0.5, disable=None, desc="uncached",
         )  # fmt: skip
         self.reference = self._uncached()
-        finite = torch.isfinite(self.reference["latents"]).all() and torch.isfinite(self.reference["final"]).all()
-        if not finite:
+        if not all(torch.isfinite(one).all() for name in ("latents", "final") for one in self.reference[name]):
             raise UserError("the uncached run came out with NaN or infinity; take --precision fp32 or a lower guidance")
 
     # -------------------------------------------------------------------------------------------------- uncached runs
@@ -405,12 +404,12 @@ class Sampling(Opening):
 
 
 def told_worse(mine: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether a run's samples have so much less than the same ones of another that it is no chance of which they are."""
+    """Whether a run's samples have less than the same samples of another, beyond the error of the mean."""
     return beyond_chance(np.asarray(other) - np.asarray(mine))
 
 
 def beyond_chance(gains: np.ndarray) -> bool:
-    """Whether the mean of paired differences is above 0 by more than their spread explains."""
+    """Whether the mean of paired differences is above 0 by more than TOLD_APART of its standard errors."""
     if len(gains) < LEAST_SEEN:
         return False
     return float(gains.mean()) > TOLD_APART * float(gains.std(ddof=1)) / len(gains) ** 0.5
@@ -443,20 +442,35 @@ class Search:
         return self.sample(calibration, self._leader()).mean_db
 
     def _leader(self) -> Sampled | None:
-        """The best run so far, which others race with; one that was given up has less than what it lost to."""
-        return max(self.sample.done.values(), key=lambda one: one.mean_db, default=None)
+        """The best run so far, which others race with; one that was given up has less than what it lost to. Runs of a given
+        list race with each other alone, whatever it is worth."""
+        given = self.job.full_steps
+        runs = (found for one, found in self.sample.done.items() if given in (None, one.full_steps))
+        return max(runs, key=lambda found: found.mean_db, default=None)
 
     def more(self) -> bool:
         return len(self.lists) < self.job.limit
 
-    def model(
-        self, calibration: Calibration, caution: float = CAUTION[0], rows: np.ndarray | slice = slice(None)
+    def model(self, calibration: Calibration, caution: float = CAUTION[0]) -> LoopModel:
+        """With the sensitivity that all runs so far have shown."""
+        return self._model(calibration, self._runs(), np.ones(len(self.gram), dtype=bool), caution)
+
+    def _runs(self) -> list[tuple[Steps, np.ndarray]]:
+        """Of all runs so far, as `Sensitivity.measured` takes them."""
+        return [(one.full_steps, found.moments) for one, found in self.sample.done.items()]
+
+    def _model(
+        self,
+        calibration: Calibration,
+        moments: Sequence[tuple[Steps, np.ndarray]],
+        rows: np.ndarray,
+        caution: float = CAUTION[0],
     ) -> LoopModel:
-        """With the sensitivity that all runs so far have shown; of the samples of `rows`."""
-        runs = [(one.full_steps, found.moments) for one, found in self.sample.done.items()]
-        seen = Sensitivity.measured(runs, self.job.num_steps, len(self.gram))
-        seen = replace(seen, incoherent=caution * seen.incoherent[rows])
-        return LoopModel(self.gram[rows], self.moves, seen, calibration.uncorrected)
+        """Of the samples of `rows`, (B,) of bool, alone."""
+        seen = [(steps, values[rows[: len(values)]]) for steps, values in moments]
+        found = Sensitivity.measured([one for one in seen if len(one[1])], self.job.num_steps, int(rows.sum()))
+        found = replace(found, incoherent=caution * found.incoherent)
+        return LoopModel(self.gram[rows], self.moves, found, calibration.uncorrected)
 
     def note(self, stage: str, calibration: Calibration) -> None:
         """Nothing of a list whose weights no plan takes, which is not sampled."""
@@ -486,11 +500,9 @@ class Search:
         for name, steps in probes.items():
             self.note(name, job.uncorrected(steps, usual, job.forms[0]))
         if job.given:
-            for one in job.given:
-                self.quality(one)
             self._damp(max(job.given, key=self.quality))
             return max((one for one in self.lists if one.full_steps == job.full_steps), key=self.quality)
-        self._each(probes["even"])
+        self._each(probes["even"], job.limit // 3)
         even = [one for one in self.lists if one.full_steps == probes["even"]]
         form = max(even, key=self.quality).engine if even else job.forms[0]
         if self.more():
@@ -508,7 +520,7 @@ class Search:
             if self.more():
                 self.quality(self._proposed(base, caution, form))
         self.note("proposed again", self.best())
-        self._each(self.best().full_steps)
+        self._each(self.best().full_steps, job.limit)
         self.note("form", self.best())
         self._damp(self.best())
         self.note("damping", self.best())
@@ -549,10 +561,10 @@ class Search:
         )
         return self.job.uncorrected(best, base, form)
 
-    def _each(self, full_steps: Steps) -> None:
-        """Sample a list with every basis in every form."""
+    def _each(self, full_steps: Steps, limit: int) -> None:
+        """Sample a list with every basis in every form, while there are fewer lists than the limit."""
         for base, form in itertools.product(self.job.bases, self.job.forms):
-            if self.more():
+            if len(self.lists) < limit:
                 self.quality(self.job.uncorrected(full_steps, base, form))
 
     def _damp(self, found: Calibration) -> None:
@@ -591,8 +603,11 @@ class Search:
                 best = better
             return best
 
+        self.sample(start)
+        moments = self._runs()
+
         def fit(rows: np.ndarray, ridge: float) -> Calibration | None:
-            model = self.model(start, rows=rows)
+            model = self._model(start, moments, rows)
             solve = model.teacher_forced if self.job.fit == "teacher" else model.fitted
             return corrected(start, solve(start.full_steps, keys, ridge))
 

@@ -95,7 +95,7 @@ def test_the_best_list_is_sampled_with_every_basis_in_every_form_and_then_damped
 @pytest.mark.parametrize("forms", [FORMS, FORMS[::-1]])
 def test_lists_are_sought_in_the_form_that_suits_the_even_one(found, tried, monkeypatch, forms):
     monkeypatch.setattr(loopseer, "FORMS", forms)
-    made = found("--lists", 20, "--fit", "none")
+    made = found("--lists", 40, "--fit", "none")
     even = [one for one in tried if one.full_steps == (0, 3, 6) and one.damping == 1]
     best = max(even, key=lambda one: tried[one])
     runs = {stage["stage"]: stage["runs"] for stage in made["stages"]}
@@ -211,6 +211,50 @@ def test_a_given_list_is_kept_though_it_loses_to_what_every_search_begins_with(f
     assert made["similarity_db"]["fitted"] < even["similarity_db"]
 
 
+@pytest.mark.parametrize("steps", ["0,1,2", "0,2,5"])
+def test_runs_of_a_given_list_race_with_each_other_alone(found, steps):
+    """The even list, which every search begins with, is far better than either."""
+    made = found("--list", steps, "--samples", 8, "--batch-size", 4, "--fit", "none")
+    assert made["full_steps"] == [*map(int, steps.split(","))]
+    assert made["similarity_db"]["fitted"] == made["similarity_db"]["list"]
+
+
+def test_a_killed_calibration_does_not_go_on_with_another_batch_size(found, tmp_path, monkeypatch):
+    """Runs are given up after a batch, so that another size may find another list."""
+    flags = ("--samples", 8, "--lists", 8, "--fit", "none", "--batch-size")
+    save, saved = loopseer.save_tensors, []
+
+    def killed(path, tensors):
+        saved.append(path)
+        if len(saved) > 5:
+            raise KeyboardInterrupt
+        save(path, tensors)
+
+    monkeypatch.setattr(loopseer, "save_tensors", killed)
+    with pytest.raises(KeyboardInterrupt):
+        found(*flags, 4)
+    monkeypatch.setattr(loopseer, "save_tensors", save)
+    with pytest.raises(UserError, match="batch_size"):
+        found(*flags, 3, "--resume")
+
+
+def test_samples_that_a_fit_is_judged_on_tell_it_nothing(found, monkeypatch):
+    models, fitted = [], loopseer.Search.fitted
+
+    def noted(self, start):
+        self.sample(start)
+        rows = np.arange(6) % 2 == 0
+        other = [(steps, np.where(rows[: len(of), None, None], of, 3 * of + 1)) for steps, of in self._runs()]
+        models.extend(self._model(start, moments, rows).sensitivity for moments in (self._runs(), other))
+        return fitted(self, start)
+
+    monkeypatch.setattr(loopseer.Search, "fitted", noted)
+    found("--samples", 6, "--batch-size", 2, "--lists", 20)
+    for one, other in zip(models[::2], models[1::2], strict=True):
+        np.testing.assert_array_equal(one.coherent, other.coherent)
+        np.testing.assert_array_equal(one.incoherent, other.incoherent)
+
+
 @pytest.mark.parametrize("fit", ["teacher", "model"])
 def test_corrections_are_kept_only_where_they_help(found, fit):
     made = found("--list", "0,2,5", "--fit", fit, "--form", "output", "--max-order", 1)
@@ -320,7 +364,7 @@ def test_a_plan_tells_what_a_calibration_takes(main, capsys):
     assert plan["runs_at_most"]["corrections"] == 2 * (19 + 2 * 6 + 1)
     # Every step and the ends of the uncached runs, the ends of a run twice; a batch of one, twice, or 19 derivatives and what
     # they start from; a sample in float64.
-    assert plan["held_bytes_at_most"] == 4 * 2**18 * (4 * (50 + 3) + max(2 * 50, 4 * (19 + 1)) + 10 * 50)
+    assert plan["held_bytes_at_most"] == 4 * 2**18 * (4 * (50 + 3) + 2 * 50 + 4 * (19 + 1) + 10 * 50)
     assert plan["disk_bytes_at_most"] == 4 * 4 * 2**18 * (50 + 1 + 20 + 2 * (19 + 2 * 6 + 1))
     main(["--model", "wan-t2v-1.3B", "--full-steps", "10", "--fit", "none", "--dry-run"])
     assert "of latents, no features" in capsys.readouterr().out

@@ -32,7 +32,7 @@ ORDERS = {"taylor": range(MAX_ORDER + 1), "newton": range(MAX_ORDER + 1), "foca"
 MAX_CORRECTION = 100.0
 """The largest correction that a file may hold: what was ever fitted is below 1."""
 MAX_DAMPING = 2.0
-"""Of a file: above 1 a forecast goes farther than the features did."""
+"""Of a file: above 1 a forecast is one for a later step."""
 _SHIPPED = re.compile(r"loopseer-(?P<model>.+)-(?P<count>\d+)-of-(?P<steps>\d+)")
 
 
@@ -66,6 +66,7 @@ class Calibration:
             raise UserError(f"max_order = {self.max_order} must be {ORDERS[self.basis][0]} with the basis {self.basis}")
         if type(self.damping) not in (int, float) or not 0 <= self.damping <= MAX_DAMPING:
             raise UserError(f"damping = {shown(self.damping)} must be a number from 0 to {MAX_DAMPING:.0f}")
+        object.__setattr__(self, "damping", abs(float(self.damping)))
         object.__setattr__(self, "full_steps", explicit(self.num_steps, full_steps=self.full_steps))
         rows = self.corrections
         if not isinstance(rows, Sequence) or len(rows) != len(self.full_steps):

@@ -62,7 +62,8 @@ class Calibration:
     @property
     def damping(self) -> float:
         """Of its forecasts, 1 for none."""
-        return self.data.get("damping", 1.0)
+        found = self.data.get("damping")
+        return 1.0 if found is None else found
 
     @property
     def is_published(self) -> bool:

@@ -63,7 +63,8 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
     listed = ("--list", _written(one.full_steps))
     form, basis, order = (str(one.data[name]) for name in ("engine", "basis", "max_order"))
     damping = f"{one.damping:g}"
-    fixed = (*listed, "--form", form, "--basis", basis, "--damping", damping)
+    undamped = (*listed, "--form", form, "--basis", basis)
+    fixed = (*undamped, "--damping", damping)
     lists = {
         "of the published rule": published_list(setup, one.count),
         "evenly spaced": even_steps(setup.num_steps, one.count),
@@ -76,7 +77,7 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
         *[("order", other, (*fixed, "--max-order", other)) for other in ORDERS[basis] if other != order],
         *[("basis", other, (*listed, "--form", form, "--basis", other)) for other in ORDERS if other != basis],
         *[
-            ("damping", other, (*listed, "--form", form, "--basis", basis, "--max-order", order, "--damping", other))
+            ("damping", other, (*undamped, "--max-order", order, "--damping", other))
             for other in DAMPINGS
             if other != damping
         ],
