@@ -405,6 +405,20 @@ def whole(tmp_path: Path) -> Calibration:
     return read(written(tmp_path, "loopseer-flux-tiny-10-of-50", calibration([*range(0, 50, 5)], 50)))
 
 
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [1],
+        [{"stage": ["a"]}],
+        [{"stage": "even", "similarity_db": "x"}],
+        [{"stage": "corrections", "tried": [{"gain_on_unseen_db": "x"}]}],
+    ],
+)
+def test_stages_of_a_calibration_that_are_none_are_refused(tmp_path, stages):
+    with pytest.raises(UserError, match="stages"):
+        read(written(tmp_path, "x", calibration([0, 5], 50, stages=stages)))
+
+
 def test_ablations_change_one_part_each(tmp_path):
     stages = [{"stage": "proposed", "full_steps": [*range(10)]}, {"stage": "moved", "full_steps": [*range(0, 50, 5)]}]
     seen = {"prompts": ["red apple, noto"] * 16}

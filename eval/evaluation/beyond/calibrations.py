@@ -33,7 +33,6 @@ CALIBRATION = {
                 "tried": (None, [{"gain_on_unseen_db": (None, float)}]),
             }
         ],
-        list,
     ),
     "made_with": (None, {"prompts": (None, [str])}),
 }
