@@ -501,7 +501,7 @@ class Search:
             self.note(name, job.uncorrected(steps, usual, job.forms[0]))
         if job.given:
             self._damp(max(job.given, key=self.quality))
-            return max((one for one in self.lists if one.full_steps == job.full_steps), key=self.quality)
+            return self._ranked()[0]
         self._each(probes["even"], job.limit // 3)
         even = [one for one in self.lists if one.full_steps == probes["even"]]
         form = max(even, key=self.quality).engine if even else job.forms[0]
@@ -514,8 +514,7 @@ class Search:
             if self.more():
                 self.quality(self._proposed(base, CAUTION[0], form))
         self.note("proposed", self.best())
-        ranked = sorted(self.lists, key=self.quality, reverse=True)
-        bases = dict.fromkeys((one.basis, one.max_order) for one in ranked)
+        bases = dict.fromkeys((one.basis, one.max_order) for one in self._ranked())
         for base, caution in itertools.product(list(bases)[:FINALISTS], CAUTION):
             if self.more():
                 self.quality(self._proposed(base, caution, form))
@@ -537,15 +536,19 @@ class Search:
             )
         return max(self.lists, key=self.quality)
 
+    def _ranked(self) -> list[Calibration]:
+        """All that was sampled for a list, the best first; of a given list what was sampled on it."""
+        given = self.job.full_steps
+        found = (one for one in self.lists if given in (None, one.full_steps))
+        return sorted(found, key=self.quality, reverse=True)
+
     def by_form(self) -> list[Calibration]:
         """The best list of every form that corrections may make the best, a given list with its best basis."""
-        ranked = sorted(self.lists, key=self.quality, reverse=True)
-        if self.job.full_steps is not None:
-            ranked = [one for one in ranked if one.full_steps == self.job.full_steps]
-        ranked = [one for one in ranked if self.quality(one) >= self.quality(ranked[0]) - MADE_UP_DB]
+        ranked = self._ranked()
         best: dict[str, Calibration] = {}
         for one in ranked:
-            best.setdefault(one.engine, one)
+            if self.quality(one) >= self.quality(ranked[0]) - MADE_UP_DB:
+                best.setdefault(one.engine, one)
         return [best[form] for form in self.job.forms if form in best]
 
     def _usual_base(self) -> tuple[str, int]:

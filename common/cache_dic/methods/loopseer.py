@@ -23,7 +23,7 @@ from cache_dic.forecast import MAX_ORDER, Damped, Forecaster, Newton, SmoothFore
 from cache_dic.methods.adams_bashforth import Multistep
 from cache_dic.registry import register
 from cache_dic.schedule import MAX_STEPS, SCHEDULES, check_num_steps, explicit
-from cache_dic.settings import ENGINE_NAMES, integer
+from cache_dic.settings import ENGINE_NAMES, integer, number
 
 CALIBRATIONS = Path(__file__).with_name("calibrations")
 HOW = "make one with `python eval/calibrate_loopseer.py --model NAME --full-steps N`"
@@ -64,18 +64,17 @@ class Calibration:
         check_order(self.max_order)
         if self.max_order not in ORDERS[self.basis]:
             raise UserError(f"max_order = {self.max_order} must be {ORDERS[self.basis][0]} with the basis {self.basis}")
-        if type(self.damping) not in (int, float) or not 0 <= self.damping <= MAX_DAMPING:
-            raise UserError(f"damping = {shown(self.damping)} must be a number from 0 to {MAX_DAMPING:.0f}")
-        object.__setattr__(self, "damping", abs(float(self.damping)))
+        damping = number("damping", self.damping, at_least=0, at_most=MAX_DAMPING)
+        object.__setattr__(self, "damping", abs(damping))  # so that -0.0 and 0.0 have one digest
         object.__setattr__(self, "full_steps", explicit(self.num_steps, full_steps=self.full_steps))
         rows = self.corrections
         if not isinstance(rows, Sequence) or len(rows) != len(self.full_steps):
             raise UserError(f"corrections must be a list for each of the {len(self.full_steps)} full steps")
-        for number, row in enumerate(rows, 1):
-            fits = isinstance(row, Sequence) and not isinstance(row, str) and len(row) <= number
+        for count, row in enumerate(rows, 1):
+            fits = isinstance(row, Sequence) and not isinstance(row, str) and len(row) <= count
             if not fits or not all(type(c) in (int, float) and -MAX_CORRECTION <= c <= MAX_CORRECTION for c in row):
                 raise UserError(
-                    f"corrections after full step {number} are {shown(row)}, where at most {number} numbers within "
+                    f"corrections after full step {count} are {shown(row)}, where at most {count} numbers within "
                     f"±{MAX_CORRECTION:.0f} are wanted"
                 )
         object.__setattr__(self, "corrections", tuple(tuple(map(float, row)) for row in rows))
