@@ -52,8 +52,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
     caching.add_argument(
         "--fit",
         choices=FITS,
-        default="model",
-        help="of corrections: none, to uncached runs, to the model of a run, or to sampled runs (default: model)",
+        help="of corrections: none, to uncached runs, to the model of a run, or to sampled runs (default: model, none of too "
+        "few samples)",
     )
     caching.add_argument(
         "--lists",
@@ -89,6 +89,11 @@ def main(argv: list[str] | None = None) -> None:
     # Only now, so that --help and mistakes are answered before torch is loaded.
     from evaluation import loopseer
 
+    if asked.fit not in (None, "none") and len(prompts) < loopseer.LEAST_SEEN:
+        raise UserError(
+            f"--fit {asked.fit} takes at least {loopseer.LEAST_SEEN} samples, to tell whether corrections help those that they "
+            f"are not fitted to, and there are {len(prompts)}; give more of them, or --fit none"
+        )
     job = loopseer.Job(
         args=args,
         family=family_of(asked.model),
@@ -99,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         dampings=loopseer.DAMPINGS if asked.damping is None else (asked.damping,),
         full_steps=given,
         limit=asked.lists,
-        fit=asked.fit,
+        fit=asked.fit or "model",
         seed=asked.seed,
         out=out,
         command_line=shlex.join(["python", "eval/calibrate_loopseer.py", *asked.command_line]),

@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         samples=args.num_samples,
         real=args.num_real,
         reference=min(args.num_reference or domain.reference_size, domain.reference_size),
-        pairs=min(args.num_samples, args.num_real, PAIRS[generated.family.makes]),
+        pairs=min(args.num_samples, args.num_real, PAIRS),
     )
     study = Study(args.model, domain, generated, sizes, args.work / "readings", world, quiet=args.json)
     settings = {**describe(study), "seed": args.seed}

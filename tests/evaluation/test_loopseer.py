@@ -263,9 +263,20 @@ def test_corrections_are_kept_only_where_they_help(found, fit):
 
 def test_too_few_samples_fit_no_corrections(found, capsys):
     """There would be none that tell of a correction whether it helps others than those it is fitted to."""
-    made = found("--list", "0,2,5", "--samples", 3, "--form", "output", "--max-order", 1, "--fit", "closed")
+    made = found("--list", "0,2,5", "--samples", 3, "--form", "output", "--max-order", 1)
     assert made["corrections"] == [[], [], []]
     assert "(corrections)" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gains, kept", [([0.5, -0.5, 2.0, -1.6], False), ([0.5, 0.4, 0.6, 0.5], True)])
+def test_corrections_that_gain_no_more_than_chance_explains_are_left_out(gains, kept):
+    """The means of both gains are above 0, of the second by more than its error."""
+    search = object.__new__(loopseer.Search)
+    search.stages, moments = [], np.zeros((4, 9, 3))
+    better = with_corrections(CALIBRATION, {(0, 0): 0.1})
+    runs = {CALIBRATION: [30.0] * 4, better: [30.0 + gain for gain in gains]}
+    search.sample = lambda one: loopseer.Sampled(moments, runs[one], float(np.mean(runs[one])))
+    assert search._cross_fitted(CALIBRATION, [(0.1,)], lambda rows, ridge: better) == (better if kept else CALIBRATION)
 
 
 def test_a_correction_that_next_to_nothing_depends_on_is_left_alone(found):
@@ -378,6 +389,7 @@ def test_a_plan_tells_what_a_calibration_takes(main, capsys):
         (["--list", "0,a"], "--list 0,a is no list of steps"),
         (["--list", "3,5"], "full_steps"),
         (["--full-steps", "8", "--basis", "newton", "--max-order", "4"], "--max-order 4 is not one of newton's"),
+        (["--full-steps", "8", "--samples", "3", "--fit", "closed"], "--fit closed takes at least 4 samples"),
         ([], "one of the arguments --full-steps --list is required"),
     ],
 )

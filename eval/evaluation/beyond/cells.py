@@ -79,7 +79,7 @@ def headline_cells(record: Record) -> list[list[str]]:
 
 
 def _headline(model: str, budget: Record, rows: Mapping[str, Row]) -> list[str]:
-    mine = _role(budget, rows, OURS)
+    mine = role_row(budget, rows, OURS)
     published = next(iter(baselines(budget, rows, lambda role: role == PUBLISHED)), None)
     parts = budget["parts"]
     cells = [
@@ -116,7 +116,8 @@ def _share(parts: Mapping[str, Any], name: str) -> str:
     return f"{mean:+.2f} dB" + (f", {percent(mean / whole)}" if whole and whole > 0 else "")
 
 
-def _role(budget: Record, rows: Mapping[str, Row], role: str) -> Row | None:
+def role_row(budget: Record, rows: Mapping[str, Row], role: str) -> Row | None:
+    """What stands at a budget in a role that one row has; None where it failed."""
     labels = [one["label"] for one in budget["rows"] if one["role"] == role]
     return next((rows[label] for label in labels if label in rows), None)
 
@@ -143,7 +144,7 @@ def reference_cells(record: Record) -> list[list[str]]:
     if against is None or not able:
         return []
     budget = max(able, key=lambda one: one["full_steps"])
-    mine, over = _role(budget, rows, OURS), (budget["over_reference"] or {}).get("psnr_db")
+    mine, over = role_row(budget, rows, OURS), (budget["over_reference"] or {}).get("psnr_db")
     if mine is None or over is None:
         return []
     return [

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.backbones import PACKAGES
-from evaluation.beyond import calibrations
+from evaluation.beyond import by_sample, calibrations
 from evaluation.beyond.cells import (
     ABLATIONS_HEADER,
     BUDGETS_HEADER,
@@ -18,6 +18,7 @@ from evaluation.beyond.cells import (
     budget_cells,
     facts,
     failures,
+    gain,
     headline_cells,
     not_run,
     reference_cells,
@@ -198,10 +199,35 @@ def search(_: Path) -> str:
     return "\n\n".join([markdown_table(header, cells, left=(0, len(header) - 1)), noted(told)])
 
 
+def number_by_sample(results: Path) -> str:
+    """What could be gained by giving every sample its own number of full steps."""
+    found = records(results, "", BEYOND)
+    if not found:
+        return f"Not run; `python {COMMAND} --results results` does, of one model."
+    header = [
+        "model", "full steps", "gained at most dB", "gained by how difficult a sample is dB", "with full steps in the mean",
+    ]  # fmt: skip
+    cells = [
+        [
+            model, str(one["full_steps"]), f"{one['most_db']:+.2f}", gain(one["by_difficulty"]),
+            f"{one['mean_full_steps']:.1f}",
+        ]
+        for model, record in found.items()
+        for one in by_sample.gains(record)
+    ]  # fmt: skip
+    told = (
+        "over the same number of full steps for every sample, in dB of PSNR to the uncached sample; at most: chosen among "
+        "LoopSeer's budgets by one who knows how each ends; by how difficult a sample is: by one who knows its PSNR with the "
+        "fewest full steps, and from other samples what follows from that; ±: half of Student's 95 % interval"
+    )
+    return "\n\n".join([markdown_table(header, cells, left=(0,)), noted(told, *missing(found))])
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "beyond": headline,
     "beyond-reference": reference,
     "beyond-search": search,
+    "beyond-by-sample": number_by_sample,
     **{f"{FAMILIES[PACKAGES[model]].folder}-beyond": of_model(model) for model in EMBEDDED},
     **{f"{FAMILIES[PACKAGES[model]].folder}-beyond-rivals": rivals_of(model) for model in EMBEDDED},
     "beyond-ablations": study("ablations"),

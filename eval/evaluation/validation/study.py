@@ -30,7 +30,7 @@ from evaluation.validation.ladders import CAPTIONS, DROPPED, LADDERS, drop_kinds
 from evaluation.validation.readings import NETWORKS, read_pairs, read_set
 from seerkit.devices.distributed import World
 
-PAIRS = {"image": 100, "video": 20}
+PAIRS = 100
 """Samples that paired measures are validated with: a ladder lowers every sample's figure, so that few tell as much as many."""
 NOISE_AT = (100, 1000)  # samples, for which the noise of a difference is told
 LEAST_ROWS = 6  # that two measures must share for a rank correlation
