@@ -72,7 +72,7 @@ from seerkit.command.cli import Parser, run_command
 from seerkit.environment import OPENMPS_OWN_SPINS, SPINS
 from seerkit.io.files import read_text, write_text
 from seerkit.io.records import Form, read_record
-from seerkit.io.tables import counted, markdown_table, number, psnr_cell
+from seerkit.io.tables import apart_from, counted, markdown_table, number, psnr_cell
 from seerkit.training.flags import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -570,7 +570,8 @@ def benchmark_table(results: Path, name: str, model: str) -> str:
             reached = record["goals"].get(key)
             if reached is None or reached.get("value") is None:
                 return "not measured"
-            return f"{scale * reached['value']:.{digits}f}{unit}, {'met' if reached.get('met') else 'not met'}"
+            value = apart_from(scale * float(bound), scale * reached["value"], digits)
+            return f"{value}{unit}, {'met' if reached.get('met') else 'not met'}"
 
         wanted = next(record["goals"][key] for record in records if key in record["goals"])
         relation, bound = wanted["goal"].split()

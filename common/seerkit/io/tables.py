@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+MOST_DIGITS = 12
+
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns, the first to the left and the others to the right, a rule under the header."""
@@ -24,6 +26,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     """A fixed number of decimals, no minus before zeros; a dash for a missing value."""
     return "–" if value is None else f"{value:z.{digits}f}{unit}"
+
+
+def apart_from(bound: float, value: float, digits: int) -> str:
+    """A value with so many decimals, or more where those would show the bound that it is judged by and does not equal."""
+    while value != bound and float(number(value, digits)) == float(number(bound, digits)) and digits < MOST_DIGITS:
+        digits += 1
+    return number(value, digits)
 
 
 def counted(count: int, noun: str) -> str:
