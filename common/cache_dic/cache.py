@@ -19,9 +19,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from cache_dic.decide import Decider, decided
+from cache_dic.decide import Decider, decided, kept_by
 from cache_dic.engine import ENGINES, EngineSettings, GateFactors, PartialEngine, Tokens, engine_class
-from cache_dic.errors import UserError, check_choice, shown, shown_bytes
+from cache_dic.errors import UserError, check_choice, run_of_user_code, shown, shown_bytes, source_of
 from cache_dic.forecast import Forecaster
 from cache_dic.look import Inputs, Look
 from cache_dic.partial import Partial
@@ -211,18 +211,33 @@ class Cache(NoStep):
         UserError where the settings do not fit the number of steps.
         """
         check_num_steps(num_steps)
-        forecaster = self.forecaster.for_run(num_steps) if hasattr(self.forecaster, "for_run") else self.forecaster
+        forecaster = self._forecaster_for(num_steps)
         if self._decider is not None and full_steps is None:
             rule, horizon = {"name": self.schedule, **json_value(self.schedule_values)}, self._decider.horizon
             return OpenPlan(
-                num_steps, forecaster, horizon=horizon, observed=self.telemetry, method=self.method, rule=rule
-            )
+                num_steps, forecaster,
+                horizon=horizon, observed=self.telemetry, method=self.method, rule=rule, decider=type(self._decider),
+            )  # fmt: skip
         if full_steps is None:
             settings = self.schedule_settings
             if self.default_warmup and "warmup_steps" in settings:
                 settings = {**settings, "warmup_steps": min(settings["warmup_steps"], num_steps)}
             full_steps = foreseen_steps(self.schedule, num_steps, branch, settings)
         return Plan(num_steps, full_steps, forecaster, observed=self.telemetry, method=self.method)
+
+    def _forecaster_for(self, num_steps: int) -> Forecaster:
+        """The forecaster as a run of so many steps has it; UserError for one that cannot tell."""
+        made: Any = self.forecaster
+        if not hasattr(made, "for_run"):
+            return made
+        what = f"method {self.method!r} failed for a run of {num_steps} steps"
+        with run_of_user_code(what, *source_of(type(made), "for_run")):
+            for_run = made.for_run(num_steps)
+            if not callable(getattr(for_run, "weights", None)):
+                raise UserError(
+                    f"for_run gave {shown(for_run)}, where a class with weights(self, full_steps, step) is wanted"
+                )
+        return for_run
 
     def kept_bytes(self, num_steps: int, tokens: Tokens) -> dict[str, int]:
         """Bytes of features that would be kept with each engine, this cache's own among them."""
@@ -235,7 +250,7 @@ class Cache(NoStep):
 
     def decider_bytes(self, tokens: Tokens) -> int:
         """Bytes that a schedule keeps itself, to decide by."""
-        return 0 if self._decider is None else self._decider.kept_bytes(tokens)
+        return 0 if self._decider is None else kept_by(self._decider, tokens)
 
     def work_flops(self, num_steps: int, tokens: Tokens) -> int:
         """Operations of the engine over a run whose full steps are known: folding and forecasting, 2 per multiply-add."""

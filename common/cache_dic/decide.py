@@ -14,11 +14,12 @@
 Fields that are set when it is made are its settings, the others the state of one run, which starts with a fresh copy.
 """
 
+import inspect
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from cache_dic.errors import UserError, is_ours, run_of_user_code, shown, source_of
-from cache_dic.settings import plain
+from cache_dic.settings import check_kind, integer, plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +73,17 @@ class Decider:
         """What the last block would have given, by the forecast and computed; the forecast is what the step takes."""
 
 
+def check_traits(decider: Decider, of: type[Decider]) -> None:
+    """UserError unless whatever a schedule says of itself, as a class `of` its kind does, is of the type annotated there; an
+    integer is at least what it is there."""
+    for base in of.__mro__:
+        for name, annotation in inspect.get_annotations(base).items():
+            told, value = f"{name} of {type(decider).__name__}", getattr(decider, name)
+            if annotation is int:
+                integer(told, value, at_least=getattr(of, name))
+            check_kind(told, value, annotation)
+
+
 def _asked(decider: Any, method: str, what: str) -> AbstractContextManager[None]:
     """Around a call of a decider's method: what it raises says that the schedule failed, and at what."""
     return run_of_user_code(f"schedule {type(decider).__name__} failed {what}", *source_of(type(decider), method))
@@ -107,6 +119,12 @@ def verified(decider: Any, look: "Look", forecast: "BlockResult", computed: "Blo
     """Show a decider what the last block gave by the forecast and computed; UserError for one that fails."""
     with _asked(decider, "verify", f"to verify step {look.step}"):
         decider.verify(look, forecast, computed)
+
+
+def kept_by(decider: Any, tokens: "Tokens") -> int:
+    """Bytes that a decider keeps itself; UserError for one that fails or gives no number."""
+    with _asked(decider, "kept_bytes", "to say what it keeps"):
+        return integer("kept_bytes", decider.kept_bytes(tokens), at_least=0)
 
 
 def learned(decider: Any, look: "Look", output: "Tensor") -> None:

@@ -79,6 +79,17 @@ def source_of(forecaster: type, method: str = "weights") -> tuple[str | None, in
     return getattr(sys.modules.get(forecaster.__module__), "__file__", None), None
 
 
+def code_of(*made: type) -> dict[str, dict[str, str]]:
+    """For a claim, what tells classes that plugins bring from other versions: as `code`, by class, digests of the files that it
+    and its bases come from, as they were run (`__digest__` of their modules); nothing of classes of ours."""
+    code: dict[str, str] = {}
+    for kind in dict.fromkeys(made):
+        modules = dict.fromkeys(sys.modules.get(base.__module__) for base in kind.__mro__)
+        if digests := "".join(getattr(module, "__digest__", "") for module in modules):
+            code[kind.__name__] = code.get(kind.__name__, "") + digests
+    return {"code": code} if code else {}
+
+
 def is_ours(file: str) -> bool:
     """Whether a source file is of this package."""
     return Path(file).is_relative_to(Path(__file__).parent)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cache_dic.errors import UserError
+from cache_dic.settings import check_kind
 from cache_dic.site import Site
 
 TRAINING_SPAN = 1000.0
@@ -300,7 +301,7 @@ class Look:
 
     def note(self, text: str) -> None:
         """Put a remark into the record of the step."""
-        self.reported["note"] = text
+        self.reported["note"] = check_kind("note", text, str)
 
     def report(self, **numbers: float) -> None:
         """Put numbers into the record of the step; what is not finite as None."""

@@ -33,7 +33,7 @@ from cache_dic.partial import (
 )
 from cache_dic.plan import OpenPlan
 from cache_dic.run import Run, numbers_of
-from cache_dic.settings import GROUP_BYTES, integer
+from cache_dic.settings import GROUP_BYTES
 from cache_dic.site import Addition, Site
 
 log = logging.getLogger("cache_dic")
@@ -350,7 +350,6 @@ class PartialRun(Run):
         if self.cache.telemetry:
             log.warning(f"{self.cache.label}: telemetry has no effect on a method that computes part of a step")
         self.method = decider
-        integer(f"history of {type(decider).__name__}", decider.history, at_least=1)
         if decider.observes is not None:
             check_choice(f"what {type(decider).__name__} observes,", decider.observes, OBSERVERS)
         self.beside = self.leader if isinstance(self.leader, PartialRun) else None  # the leading run, where it is here
@@ -398,7 +397,7 @@ class PartialRun(Run):
         self.bytes_seen = max(self.bytes_seen, self.state.num_bytes(vars(self.method)))
         beside = 0 if leader is None else leader.kept_bytes
         self.cache.check_kept(beside + (0 if self.shares else self.bytes_seen), self.tokens.batch)
-        self.steps.append({"step": step, **entry, **look.reported})
+        self._add_entry(step, entry, look.reported)
         self.table.forget_before(step + 1)
         return output
 

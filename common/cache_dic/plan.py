@@ -11,7 +11,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
-from cache_dic.errors import UserError, is_ours, run_of_user_code, shown, source_of
+from cache_dic.errors import UserError, code_of, is_ours, run_of_user_code, shown, source_of
 from cache_dic.forecast import Forecaster
 from cache_dic.settings import json_value, plain, values_of
 
@@ -153,14 +153,17 @@ class Plan:
     def claim(self) -> dict[str, Any]:
         """What samples depend on: the number of steps, the full steps, and a digest of the weights of every forecast.
 
-        The digest is of the exact numbers, wherever they come from, and tells nothing of `observed`.
+        The digest is of the exact numbers, wherever they come from, and tells nothing of `observed`. Bands are asked for while
+        sampling: of those the settings stand there, and the code that a plugin brings.
         """
         rows = [
             [step, [[m, exact(weight)] for m, weight in self.weights[step].items()]] for step in self.forecast_steps
         ]
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
         claim = {"num_steps": self.num_steps, "full_steps": list(self.full_steps), "forecast_weights": digest}
-        return claim | ({"bands": json_value(values_of(self.forecaster))} if hasattr(self.forecaster, "bands") else {})
+        if not hasattr(self.forecaster, "bands"):
+            return claim
+        return claim | {"bands": json_value(values_of(self.forecaster))} | code_of(type(self.forecaster))
 
     @cached_property
     def targets(self) -> dict[int, Row]:
@@ -209,7 +212,8 @@ class Plan:
 class OpenPlan:
     """A run whose full steps are decided while it samples: they are added as they are taken, from the first on.
 
-    horizon: the most forecasts in a row that its schedule allows, None for no bound. The rest as in `Plan`.
+    horizon: the most forecasts in a row that its schedule allows, None for no bound. rule, decider: name, settings and class of
+    the schedule. The rest as in `Plan`.
     """
 
     foreseen = False
@@ -224,10 +228,11 @@ class OpenPlan:
         observed: bool = False,
         method: str | None = None,
         rule: Mapping[str, Any] | None = None,
+        decider: type = object,
     ) -> None:
         self.num_steps, self.forecaster, self.observed, self.method = num_steps, forecaster, observed, method
         self.horizon = num_steps - 1 if horizon is None else min(horizon, num_steps - 1)
-        self.rule = dict(rule or {})
+        self.rule, self.decider = dict(rule or {}), decider
         self.full_steps: list[int] = []
         self.max_weight = 0.0
 
@@ -272,14 +277,16 @@ class OpenPlan:
         return -(-self.num_steps // (self.horizon + 1))
 
     def claim(self) -> dict[str, Any]:
-        """What samples depend on: the number of steps, the rule of the schedule, and the forecaster's weights."""
+        """What samples depend on: the number of steps, the rule of the schedule, the forecaster's weights, and the code of
+        either that a plugin brings, since what it will answer is not known before."""
         most = max(1, self.num_steps - 1)
         rows = [
             [[m, exact(w)] for m, w in weights_of(self.forecaster, steps, step, self.method).items()]
             for steps, step in (((0,), most), (tuple(range(most)), most), (tuple(range(0, most, 3)), most))
         ]
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-        return {"num_steps": self.num_steps, "schedule": self.rule, "forecast_weights": digest}
+        claim = {"num_steps": self.num_steps, "schedule": self.rule, "forecast_weights": digest}
+        return claim | code_of(self.decider, type(self.forecaster))
 
 
 AnyPlan = Plan | OpenPlan

@@ -18,12 +18,12 @@ command's `--set damping=…`.
 import inspect
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from cache_dic.decide import Decider
-from cache_dic.errors import UserError, check_choice, run_of_user_code, source_of, suggestion
+from cache_dic.decide import Decider, check_traits
+from cache_dic.errors import UserError, check_choice, run_of_user_code, shown, source_of, suggestion
 from cache_dic.forecast import Forecaster, Reuse
 from cache_dic.partial import Partial
 from cache_dic.presets import PRESETS
@@ -121,6 +121,7 @@ def register(
             raise UserError(f"{part!r} in the name {name!r} reads as part of a label; choose another name")
     if name in METHODS:
         raise UserError(f"a method called {name!r} is registered already; choose another name")
+    _check_tables(name, presets or {}, undefined or {})
 
     def add(made: type):
         if not isinstance(made, type) or not is_dataclass(made):
@@ -157,6 +158,27 @@ def register(
         return made
 
     return add
+
+
+def _check_tables(method: str, presets: Any, undefined: Any) -> None:
+    """UserError for what a method is registered with by model or backbone that `Method` cannot have."""
+
+    def is_table(table: Any, fits: Callable[[Any], bool]) -> bool:
+        return isinstance(table, Mapping) and all(isinstance(key, str) and fits(value) for key, value in table.items())
+
+    def are_rows(rows: Any) -> bool:
+        return isinstance(rows, list | tuple) and all(is_table(row, lambda _: True) for row in rows)
+
+    if not is_table(presets, are_rows):
+        raise UserError(
+            f"presets = {shown(presets)} of method {method!r} must be lists of settings by model or backbone, such as "
+            "{'flux': [{'interval': 4}]}"
+        )
+    if not is_table(undefined, lambda why: isinstance(why, str)):
+        raise UserError(
+            f"undefined = {shown(undefined)} of method {method!r} must be reasons by model or backbone, such as "
+            "{'flux': 'it needs classes'}"
+        )
 
 
 def _check_defaults(method: str, schedule: str, defaults: Settings) -> None:
@@ -303,9 +325,10 @@ def _schedule_values(method: str, schedule: str, given: Settings, model: str | N
     rule = SCHEDULES[schedule]
     if isinstance(rule, type):
         with run_of_user_code(f"method {method!r} cannot be made", *source_of(rule, "decide")):
-            horizon = rule(**values).horizon
-            if horizon is not None:
-                integer(f"horizon of schedule {schedule!r}", horizon, at_least=0)
+            decider = rule(**values)
+            check_traits(decider, Partial if isinstance(decider, Partial) else Decider)
+            if decider.horizon is not None:
+                integer(f"horizon of schedule {schedule!r}", decider.horizon, at_least=0)
     return values
 
 
@@ -344,4 +367,12 @@ def _make_forecaster(method: str, given: dict[str, Any]) -> Forecaster:
     known = _forecaster_settings(method)
     settings = {name: check_kind(name, given[name], known[name]) for name in known if name in given}
     with run_of_user_code(f"method {method!r} cannot be made", *source_of(make)):
-        return make(**settings)
+        made = make(**settings)
+        labels = getattr(made, "labels", {})
+        if not isinstance(labels, Mapping):
+            raise UserError(
+                f"labels = {shown(labels)} must have, by the name of a setting, what labels and records say of it"
+            )
+        if hasattr(made, "engine"):
+            check_choice("engine", made.engine, ENGINE_NAMES)
+    return made

@@ -143,10 +143,22 @@ class Run(NoStep):
                 output, entry["verified"] = self._verified_step(look, self.decider), True
             else:
                 output = self._forecast_step(look, head, forecast)
-        said = self.reports[step] if self.reports else look.reported
-        self.steps.append({"step": step, **entry, **said})
+        self._add_entry(step, entry, self.reports[step] if self.reports else look.reported)
         self.table.forget_before(step + 1)
         return output
+
+    def _add_entry(self, step: int, entry: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+        """What was computed in a step, and what the schedule had to say, in a form that JSON has.
+
+        UserError for a word of the schedule's that would hide one of ours; only remarks may.
+        """
+        own = {"step": step, **entry}
+        if taken := (own.keys() & said.keys()) - {"note"}:
+            raise UserError(
+                f"schedule {self.cache.schedule!r} reports {', '.join(sorted(taken))} at step {step}, which every step's "
+                "record has already; report it by another name"
+            )
+        self.steps.append({**own, **json_value(said)})
 
     def _first(self, look: Look) -> Streams:
         """The state after the blocks that every step computes first, which the schedule may look at."""

@@ -14,7 +14,6 @@ class Steady(Decider):
     threshold: float = 0.3
     max_consecutive: int | None = 5
     kept: object = field(init=False, default=None)  # with init=False: the state of one run
-    kept_tokens = 1  # streams of tokens that it keeps to decide by, for the count of bytes
 
     def decide(self, look):
         """Whether the step is full; the first step is always full."""
@@ -25,3 +24,7 @@ class Steady(Decider):
         if is_full or self.kept is None:
             self.kept = tokens
         return is_full
+
+    def kept_bytes(self, tokens):
+        """Of what it keeps from step to step to decide by."""
+        return tokens.stream_bytes

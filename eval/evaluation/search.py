@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache_dic import PRESETS, Cache, UserError, make_cache
+from cache_dic.errors import code_of
 from cache_dic.plan import Plan, describe_steps
 from cache_dic.schedule import taylorseer
 from cache_dic.settings import json_value, values_of
@@ -318,7 +319,7 @@ class Search(Asked):
             "model": self.args.model,
             "num_steps": self.num_steps,
             "count": self.count,
-            "searched_for": self.method(),
+            "searched_for": self.method() | code_of(type(self.cache.forecaster)),
             "calibration": {"prompts": self.prompts, "seed": self.args.seed},
             "settings": self.settings(),
             "contents": dict(contents),

@@ -21,7 +21,7 @@ from cache_dic.engine.base import (
     Tokens,
     weighted_sum,
 )
-from cache_dic.errors import UserError
+from cache_dic.errors import UserError, run_of_user_code, source_of
 from cache_dic.plan import AnyPlan
 
 
@@ -106,15 +106,20 @@ class HiddenEngine(WholeEngine):
         forecaster: Any = self.plan.forecaster
         if not hasattr(forecaster, "bands"):
             return super().forecast(step)
-        so_far = [m for m in self.plan.full_steps if m < step]
-        low, high = forecaster.bands(so_far, step)
-        # Snapshots that no weight asks for are not there any more.
-        used = [(m, a, b) for m, a, b in zip(so_far[-len(high) :], low, high, strict=True) if a or b]
-        kept, low, high = [self.snapshots.by_step[m] for m, *_ in used], [a for _, a, _ in used], [b for *_, b in used]
-        if self.low_pass is None:
-            self.low_pass = forecaster.low_pass(self.grid(), kept[0])
-        lower = weighted_sum(kept, [a - b for a, b in zip(low, high, strict=True)])
-        return Replacement(weighted_sum(kept, high) + self.low_pass(lower))
+        so_far, kind = [m for m in self.plan.full_steps if m < step], type(forecaster)
+        with run_of_user_code(f"{kind.__name__} failed at step {step}", *source_of(kind, "bands")):
+            low, high = forecaster.bands(so_far, step)
+            # Snapshots that no weight asks for are not there any more.
+            used = [(m, a, b) for m, a, b in zip(so_far[-len(high) :], low, high, strict=True) if a or b]
+            kept, low, high = (
+                [self.snapshots.by_step[m] for m, *_ in used],
+                [a for _, a, _ in used],
+                [b for *_, b in used],
+            )
+            if self.low_pass is None:
+                self.low_pass = forecaster.low_pass(self.grid(), kept[0])
+            lower = weighted_sum(kept, [a - b for a, b in zip(low, high, strict=True)])
+            return Replacement(weighted_sum(kept, high) + self.low_pass(lower))
 
     def finish(self, step: int, site: Recorder | None) -> None:
         if site is not None:

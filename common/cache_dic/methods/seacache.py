@@ -85,10 +85,6 @@ class SeaCache(Decider):
     def weights(self, full_steps: Sequence[int], step: int) -> Sequence[float]:
         return Taylor(max_order=self.residual_order, warmup_steps=1).weights(full_steps, step)
 
-    @property
-    def kept_tokens(self) -> int:
-        return 1 if self.signal == "modulated" else 0
-
     def seen(self, look: "Look") -> "Tensor":
         """The filtered signal (B, C, …, rows, columns), float32."""
         signal = look.on_grid(look.modulated()) if self.signal == "modulated" else look.latent_image()

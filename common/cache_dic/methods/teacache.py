@@ -217,10 +217,6 @@ class TeaCache(Decider):
     def of_time(self) -> bool:  # type: ignore[override]
         return self.signal in OF_TIME
 
-    @property
-    def kept_tokens(self) -> int:
-        return 0 if self.of_time else 1
-
     def seen(self, look: "Look") -> "Tensor":
         return signal_of(look, self.polynomial.signal)
 

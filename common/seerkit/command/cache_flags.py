@@ -1,6 +1,7 @@
 """The command-line flags that choose caching methods, the same for every backbone."""
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -307,12 +308,14 @@ def load_plugin(path: Path) -> set[str]:
             registry.pop(name, None)
     others = [set(registry) for registry in registries]
     # Known under its path, so that no library is shadowed; dataclasses look their module up. Compiled here and not by an
-    # importer, which may take the bytecode of an earlier version of the file.
+    # importer, which may take the bytecode of an earlier version of the file. Claims tell that version by its digest.
     module = sys.modules[str(path)] = ModuleType(str(path))
     module.__file__, module.__package__ = str(path), ""
     try:
         with run_of_user_code("--plugin", str(path)):
-            exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
+            text = path.read_bytes()
+            vars(module)["__digest__"] = hashlib.sha256(text).hexdigest()[:16]
+            exec(compile(text, path, "exec", dont_inherit=True), vars(module))
             if set(METHODS) == others[0]:
                 raise UserError("registered no method; decorate a class with cache_dic.register(name)")
     except BaseException:
