@@ -34,7 +34,9 @@ def test_no_choice_exceeds_what_is_called_the_most(seed):
 
 
 def test_the_most_is_reached_where_the_choice_is_as_long():
-    psnr = np.array([[40.0, 30.0], [41.0, 38.0], [41.5, 47.0]])  # the second sample's 16 for the first one's 7: 10 in the mean
+    psnr = np.array(
+        [[40.0, 30.0], [41.0, 38.0], [41.5, 47.0]]
+    )  # the second sample's 16 for the first one's 7: 10 in the mean
     assert price(psnr, np.array([4.0, 10.0, 16.0]), 10)[1] == pytest.approx((40.0 + 47.0) / 2)
 
 
@@ -63,9 +65,7 @@ def record_of(psnr, counts=(16, 10, 7)):
         {"label": f"loopseer-{count}", "samples": {"psnr_db": list(values)}}
         for count, values in zip(counts, psnr, strict=True)
     ]
-    budgets = [
-        {"full_steps": count, "rows": [{"role": "loopseer", "label": f"loopseer-{count}"}]} for count in counts
-    ]
+    budgets = [{"full_steps": count, "rows": [{"role": "loopseer", "label": f"loopseer-{count}"}]} for count in counts]
     return {"rows": rows, "budgets": budgets}
 
 
@@ -87,7 +87,7 @@ def test_samples_that_equal_the_uncached_one_are_left_out():
     assert gains(record_of(psnr)) == [all_there]
 
 
-@pytest.mark.parametrize("counts, samples", [((16, 7), 6), ((16, 10, 7), 3)])
+@pytest.mark.parametrize(("counts", "samples"), [((16, 7), 6), ((16, 10, 7), 3)])
 def test_too_little_tells_nothing(counts, samples):
     assert gains(record_of(psnr_of(samples)[: len(counts)], counts)) == []
 

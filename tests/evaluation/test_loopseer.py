@@ -268,7 +268,7 @@ def test_too_few_samples_fit_no_corrections(found, capsys):
     assert "(corrections)" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("gains, kept", [([0.5, -0.5, 2.0, -1.6], False), ([0.5, 0.4, 0.6, 0.5], True)])
+@pytest.mark.parametrize(("gains", "kept"), [([0.5, -0.5, 2.0, -1.6], False), ([0.5, 0.4, 0.6, 0.5], True)])
 def test_corrections_that_gain_no_more_than_chance_explains_are_left_out(gains, kept):
     """The means of both gains are above 0, of the second by more than its error."""
     search = object.__new__(loopseer.Search)

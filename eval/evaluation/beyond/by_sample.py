@@ -53,8 +53,8 @@ def predicted(psnr: Array) -> Array:
 
 
 def gains(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For every number of full steps between the most and the fewest, largest first: what is gained at most, in dB; and by choosing after
-    `predicted`, with its interval and the full steps that it takes in the mean."""
+    """For every number of full steps between the most and the fewest, largest first: what is gained at most, in dB; and by
+    choosing after `predicted`, with its interval and the full steps that it takes in the mean."""
     counts, psnr = runs_of(record)
     if psnr.ndim != 2 or len(counts) < 3 or psnr.shape[1] < LEAST_SAMPLES:
         return []
