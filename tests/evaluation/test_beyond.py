@@ -422,7 +422,13 @@ def test_stages_of_a_calibration_that_are_none_are_refused(tmp_path, stages):
 def test_ablations_change_one_part_each(tmp_path):
     stages = [{"stage": "proposed", "full_steps": [*range(10)]}, {"stage": "moved", "full_steps": [*range(0, 50, 5)]}]
     seen = {"prompts": ["red apple, noto"] * 16}
-    one = read(written(tmp_path, "x", calibration([*range(0, 50, 5)], 50, stages=stages, made_with=seen)))
+    one = read(
+        written(
+            tmp_path,
+            "x",
+            calibration([*range(0, 50, 5)], 50, stages=stages, made_with=seen, searched_for={"fit": "closed"}),
+        )
+    )
     cases = studies.ablations(one, "flux-tiny", FLUX, tmp_path / "made")
     assert (cases[0].group, cases[0].make) == (WHOLE, None)
     made = {(case.group, case.label): case.make for case in cases[1:]}
@@ -430,15 +436,21 @@ def test_ablations_change_one_part_each(tmp_path):
     fixed = (*listed, "--form", "folded", "--basis", "taylor", "--damping", "1")
     as_many = ("--samples", "16")  # as the whole method's, whatever is usual of the model
     assert made["weights", "without corrections"] == (*fixed, "--max-order", "2", "--fit", "none", *as_many)
+    assert [label for group, label in made if group == "weights"] == [
+        "without corrections",
+        "fitted to uncached runs",
+        "fitted in the model of a run",
+    ]
+    as_many += ("--fit", "closed")
     assert made["form", "hidden"] == (*listed, "--form", "hidden", *as_many)
     assert [label for group, label in made if group == "order"] == ["1", "3", "4"]
     assert [label for group, label in made if group == "damping"] == ["0.7"]
-    assert made["damping", "0.7"][-6:] == ("--max-order", "2", "--damping", "0.7", *as_many)
+    assert made["damping", "0.7"][-8:] == ("--max-order", "2", "--damping", "0.7", *as_many)
     published = ",".join(map(str, published_list(FLUX, 10)))
     assert made["full steps", "of the published rule"] == ("--list", published, *as_many)
     assert made["full steps", "as proposed"] == ("--list", "0,1,2,3,4,5,6,7,8,9", *as_many)
     assert ("full steps", "as moved") not in made, "it is the outcome"
-    assert made["calibration samples", "4"] == ("--full-steps", "10", "--samples", "4")
+    assert made["calibration samples", "4"] == ("--full-steps", "10", "--samples", "4", "--fit", "closed")
     assert [label for group, label in made if group == "calibration samples"] == ["4", "8", "32"]
     assert len({case.calibration for case in cases}) == len(cases)
     assert len(grouped(cases)) == 1, "one contest for all"

@@ -62,7 +62,7 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
     """The whole method, and calibrations for as many full steps with one part changed each. flags: of model and sampling."""
     listed = ("--list", _written(one.full_steps))
     form, basis, order = (str(one.data[name]) for name in ("engine", "basis", "max_order"))
-    damping = f"{one.damping:g}"
+    damping, own_fit = f"{one.damping:g}", one.data.get("searched_for", {}).get("fit", "model")
     undamped = (*listed, "--form", form, "--basis", basis)
     fixed = (*undamped, "--damping", damping)
     lists = {
@@ -72,7 +72,11 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
     }
     budget = ("--full-steps", str(one.count))
     lacking: list[tuple[str, str, tuple[str, ...]]] = [
-        *[("weights", what, (*fixed, "--max-order", order, "--fit", fit)) for fit, what in FITS.items()],
+        *[
+            ("weights", what, (*fixed, "--max-order", order, "--fit", fit))
+            for fit, what in FITS.items()
+            if fit != own_fit
+        ],
         *[("form", other, (*listed, "--form", other)) for other in FORMS if other != form],
         *[("order", other, (*fixed, "--max-order", other)) for other in ORDERS[basis] if other != order],
         *[("basis", other, (*listed, "--form", form, "--basis", other)) for other in ORDERS if other != basis],
@@ -91,6 +95,8 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
     for group, label, own in lacking:
         if one.seen and "--samples" not in own:
             own = (*own, "--samples", str(len(one.seen)))
+        if "--fit" not in own:
+            own = (*own, "--fit", own_fit)
         name = f"{model}-{one.count}-{group}-{label}".replace("/", "-").replace(" ", "-").replace("'", "")
         cases.append(Case(group=group, label=label, calibration=folder / f"{name}.json", make=(*own, *flags)))
     return cases
@@ -101,9 +107,10 @@ PROMPTS = "prompts.txt"
 FITS = {
     "none": "without corrections",
     "teacher": "fitted to uncached runs",
+    "model": "fitted in the model of a run",
     "closed": "fitted to sampled runs",
 }
-"""Ways to fit that the whole method does not take."""
+"""Of corrections."""
 FORMS = ("folded", "hidden", "output")
 DAMPINGS = ("1", "0.7")
 ORDERS = {"taylor": ("1", "2", "3", "4"), "newton": ("1", "2", "3"), "foca": ("2",)}
