@@ -391,10 +391,7 @@ def fit(
         if save or done % args.log_every == 0:  # nothing that a resumed run would need is left in the sums
             bar.set_postfix(loss=f"{log.write(done, lr):.4f}", refresh=False)
         if save and not training.is_whole():
-            raise _diverged(
-                f"weights are too large or not finite at step {done} with --lr {args.lr}",
-                out,
-            )
+            raise _diverged(f"weights are too large or not finite at step {done} with --lr {args.lr}", out)
         if world.is_main and (last or done % args.grid_every == 0):  # before the state, which may have diverged
             save_grid(out / f"samples-{done:07d}.png", ema)
             plot_losses(out, labels)
