@@ -61,7 +61,8 @@ def save_grid(path: Path, ema: DiT, args, device: torch.device, per_class: int =
     classes = ema.config.num_classes
     labels = torch.arange(classes).repeat(per_class)
     noise = SampleGenerators(derive_seed(args.seed, 2), range(len(labels))).randn(1, IMAGE_SIZE, IMAGE_SIZE)
-    images = to_uint8(check_samples(sample(ema, noise.to(device), labels.to(device), 50, guidance_scale=2.0)))
+    samples = sample(ema, noise.to(device), labels.to(device), 50, guidance_scale=2.0)
+    images = to_uint8(check_samples(samples, path.parent))
     rows = [images[i * classes : (i + 1) * classes] for i in range(per_class)]
     save_png(path, labelled_grid(rows, [""] * per_class, CLASS_NAMES, min_cell=96))
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from cache_dic import UserError
 from evaluation.cells import CHANGES, FLICKER_MEANING, INTERVALS, LITE0, LITE0_MEANING, flicker_columns, plus_minus
 from evaluation.families import Family
-from evaluation.images import DENSEST, Folder, ImageJob, Judge, decode_finite, has_images
+from evaluation.images import DENSEST, Folder, ImageJob, Judge, decode_finite
 from evaluation.jobs import Job, check_memory, digests, output_folder, workload_in_words
 from evaluation.metrics import SSIM_WINDOW, finite_or_none, psnr, ssim, summarize_samples
 from evaluation.page import Shown, readable, write_page
@@ -38,7 +38,7 @@ from evaluation.perceptual import lite0_distance, unit_features
 from evaluation.validation.rules import screened
 from evaluation.variants import UNCACHED, Variant
 from evaluation.video_metrics import flicker
-from evaluation.videos import FLICKER_FRAMES, VideoFolder, VideoJob, has_videos
+from evaluation.videos import FLICKER_FRAMES, VideoFolder, VideoJob
 from seerkit.devices.distributed import World
 from seerkit.devices.timing import peak_memory, reset_peak_memory, spread, timed
 from seerkit.io.claims import claim_samples, state_folder
@@ -270,12 +270,8 @@ class Contest:
             check_space(job.out, num_bytes // DENSEST, f"{len(job.prompts)} samples of {len(self.entries)} variants")
             contents = digests(job.find(self.world))
             claims = {entry.label: entry.job.claims(contents, device)[entry.label] for entry in self.whole()}
-            claim_samples(job.out, claims, has_samples=self._has_samples, alone=True)
+            claim_samples(job.out, claims, has_samples=job.has_samples, alone=True)
         clear_partial(job.out)
-
-    def _has_samples(self, label: str) -> bool:
-        job = self.job
-        return has_videos(job, label) if isinstance(job, VideoJob) else has_images(job.out, label)
 
     # -------------------------------------------------------------------------------------------------- sample
 

@@ -20,7 +20,7 @@ from evaluation.jobs import Read, digests, failure_message, make_claim
 from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main, start_world
 from seerkit.devices.dtypes import float32_products, torch_dtype
-from seerkit.io.claims import claim_samples
+from seerkit.io.claims import Claim, claim_samples, renew_claim
 from seerkit.io.files import check_space, clear_partial, read_json, writable_or_gone, write_json, written_whole
 from seerkit.io.images import image_path, read_image
 from seerkit.io.records import conditions
@@ -128,7 +128,7 @@ def find_missing(folder: Path, count: int, shape: tuple[int, int, int], world: W
 
 
 def make_samples(
-    job: FidJob, pipeline: ImagePipeline, missing: list[int], folder: Path, done: int, world: World
+    job: FidJob, pipeline: ImagePipeline, missing: list[int], folder: Path, claim: Claim, done: int, world: World
 ) -> tuple[dict | None, list[int]]:
     """Make the missing samples, batch by batch in turn over the processes.
 
@@ -150,6 +150,7 @@ def make_samples(
                 rows = [index - batch.indices[0] for index in wanted[number]]
                 images = decode_finite(pipeline, latents)[rows]
                 failed = save_finite(folder, wanted[number], images)
+                renew_claim(args.output_dir, job.name, claim)
                 record = run.record()
             bar.update(sum(len(wanted[number]) for number in turn))
     return record, failed
@@ -164,6 +165,9 @@ def make(job: FidJob, world: World) -> dict[str, Any] | None:
     count, folder = args.num_fid_samples, args.output_dir / job.name
     check_number(count)
 
+    def has_samples(_: str) -> bool:
+        return any(folder.glob("*.png"))
+
     def prepare() -> dict[str, Any]:
         """Refuse what can be refused before anything is made; the claim of the folder, which is then this run's."""
         with writable_or_gone(folder):
@@ -171,12 +175,7 @@ def make(job: FidJob, world: World) -> dict[str, Any] | None:
             contents = digests(job.find())  # one process downloads what the others then load
             dtype = torch_dtype(args.precision)
             claim = make_claim(settings, contents, cache, args.num_steps, args.accumulator_dtype, dtype, world.device)
-            claim_samples(
-                args.output_dir,
-                {job.name: claim},
-                has_samples=lambda _: any(folder.glob("*.png")),
-                alone=True,
-            )
+            claim_samples(args.output_dir, {job.name: claim}, has_samples=has_samples, alone=True)
         clear_partial(folder)
         clear_partial(args.output_dir, folder.with_name(f"{job.name}.npz"))
         return claim
@@ -190,12 +189,13 @@ def make(job: FidJob, world: World) -> dict[str, Any] | None:
     if missing:
         with float32_products("tf32" if args.tf32 else "ieee"):
             pipeline = job.make_pipeline(world.device)
-            run, failed = make_samples(job, pipeline, missing, folder, count - len(missing), world)
+            run, failed = make_samples(job, pipeline, missing, folder, claim, count - len(missing), world)
     failed = [index for share in gather(failed, world) for index in share]
     if not world.is_main:
         return None
     if failed:
-        raise UserError(failure_message({cache.label: failed}))
+        kept, dtype = has_samples(job.name), torch_dtype(args.precision)
+        raise UserError(failure_message({cache.label: failed}, {cache.label: cache}, dtype, kept=kept))
     seconds = time.perf_counter() - began
     npz, npz_shape = npz_path(folder, count), (count, *shape[:2], 3)
     write_npz(npz, kept_images(folder, count, shape), npz_shape)

@@ -29,6 +29,7 @@ from evaluation.scorer import load_scorer
 from evaluation.validation.rules import screened
 from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, on_main
+from seerkit.io.claims import Claim, renew_claim
 from seerkit.io.images import image_path, read_image
 from seerkit.io.media import finite_rows, save_png, to_uint8
 from seerkit.io.records import conditions
@@ -102,6 +103,9 @@ class ImageJob(Job):
         """What scores the images, loaded when it is asked for."""
         return self.make_judge() if self.make_judge else None
 
+    def has_samples(self, label: str) -> bool:
+        return next((self.out / label).glob("[0-9]*.png"), None) is not None
+
     @property
     def grid_path(self) -> Path:
         return self.out / f"{self.grid_name}.png"
@@ -172,12 +176,9 @@ class Folder:
         return np.stack(images)
 
 
-def has_images(out: Path, label: str) -> bool:
-    """Whether a cache has images in a job's folder, whole or not."""
-    return next((out / label).glob("[0-9]*.png"), None) is not None
-
-
-def sample_missing(job: ImageJob, folders: dict[str, Folder], world: World) -> dict[str, Outcome]:
+def sample_missing(
+    job: ImageJob, folders: dict[str, Folder], claims: Mapping[str, Claim], world: World
+) -> dict[str, Outcome]:
     """Make the images that are missing, or all without --resume, this process's share of the batches; all outcomes together."""
     mine = job.batches() if job.together else job.batches()[world.rank :: world.size]
 
@@ -195,7 +196,9 @@ def sample_missing(job: ImageJob, folders: dict[str, Folder], world: World) -> d
         def keep(label: str, batch: Batch, latents: Tensor) -> list[int]:
             if job.together and not world.is_main:
                 return [index for index, whole in zip(batch.indices, finite_rows(latents), strict=True) if not whole]
-            return folders[label].write(batch, decode_finite(pipeline, latents), settings)
+            failed = folders[label].write(batch, decode_finite(pipeline, latents), settings)
+            renew_claim(job.out, label, claims[label])
+            return failed
 
         outcomes = run_caches(
             job.caches, pending, pipeline.sample, num_steps=job.num_steps, device=world.device,
@@ -319,13 +322,8 @@ def make(job: ImageJob, counts: dict[str, Any], world: World) -> Made:
     """
     folders = {label: Folder(job.out, label, job.shape) for label in job.caches}
     pixels = len(job.prompts) * len(job.caches) * int(np.prod(job.shape))
-    on_main(
-        world,
-        lambda: job.prepare(
-            world, counts, disk_bytes=pixels // DENSEST, has_samples=lambda label: has_images(job.out, label)
-        ),
-    )
-    outcomes = sample_missing(job, folders, world)
+    claims = on_main(world, lambda: job.prepare(world, counts, disk_bytes=pixels // DENSEST))
+    outcomes = sample_missing(job, folders, claims, world)
     world.barrier()
     whole = {label: folder for label, folder in folders.items() if not outcomes[label].failed}
     if not world.is_main or not whole:

@@ -19,19 +19,21 @@ import torch
 from cache_dic import Cache, UserError
 from cache_dic.cache import free_bytes
 from cache_dic.errors import shown_bytes
+from cache_dic.settings import values_of
 from evaluation.backbones import count_caches
 from seerkit.devices.distributed import World, start_world
 from seerkit.devices.dtypes import torch_dtype
-from seerkit.io.claims import CACHE, PROMPTS, Claim, claim_samples, state_folder
+from seerkit.io.claims import CACHE, PROMPTS, Claim, claim_samples, claimed_labels, state_folder
 from seerkit.io.files import check_space, clear_partial, content_digest, read_json, writable_or_gone, write_json
 from seerkit.io.images import digest
 from seerkit.io.report import Row
-from seerkit.sampling.compare import UNCACHED, Outcome
+from seerkit.sampling.compare import Outcome
 from seerkit.text.prompts import Batch, make_batches
 
 PATHS = ("ckpt", "vae", "image")  # settings that name files, whose contents are claimed instead
 LONG_LIST = re.compile(r"\[[^][{}\"]*\]")  # of numbers, which JSON would spread over as many lines
 SCRIPT = "TAYLORSEER_SCRIPT"  # the environment variable in which a scripts/run_*.sh names itself
+CALMEST = {"interval": 1, "max_order": 0}  # settings that make forecasts smaller when they are lowered, and their least
 LEAST_STREAMS = 4  # of the model's token stream at once in a full step: its tokens, queries, keys and values
 
 Read = Mapping[str, Sequence[Path]]
@@ -106,18 +108,22 @@ class Job:
         counts: Mapping[str, Mapping[str, Any]],
         *,
         disk_bytes: int,
-        has_samples: Callable[[str], bool],
-    ) -> None:
+    ) -> dict[str, Claim]:
         """Everything that can be refused is refused here, before anything is made; then the folder is this job's.
 
-        disk_bytes: the least that the samples take. One process does this for all.
+        The claims, by label. disk_bytes: the least that the samples take. One process does this for all.
         """
         check_memory(counts, world.device)
         with writable_or_gone(self.out):
             check_space(self.out, disk_bytes, f"{len(self.prompts)} samples of {len(self.caches)} caches")
             claims = self.claims(digests(self.find(world)), world.device)
-            claim_samples(self.out, claims, has_samples=has_samples)
+            claims = claim_samples(self.out, claims, has_samples=self.has_samples)
         clear_partial(self.out)
+        return claims
+
+    def has_samples(self, label: str) -> bool:
+        """Whether a cache has samples in the folder, whole or not."""
+        raise NotImplementedError
 
     def claims(self, contents: Mapping[str, str], device: torch.device) -> dict[str, Claim]:
         """By label, everything that the samples of a cache depend on."""
@@ -157,7 +163,8 @@ class Job:
         """UserError naming the samples that did not come out finite, with what can be done."""
         broken = {label: outcome.failed for label, outcome in outcomes.items() if outcome.failed}
         if broken:
-            raise UserError(failure_message(broken))
+            kept = any(map(self.has_samples, claimed_labels(self.out)))
+            raise UserError(failure_message(broken, self.caches, self.dtype, kept=kept))
 
 
 Made = tuple[dict[str, Any] | None, dict[str, Outcome]]
@@ -229,16 +236,25 @@ def digests(read: Read) -> dict[str, str]:
     return {part: content_digest(*paths) for part, paths in read.items()}
 
 
-def failure_message(broken: Mapping[str, Sequence[int]]) -> str:
-    """What is said of samples, by cache, that did not come out finite."""
+def failure_message(
+    broken: Mapping[str, Sequence[int]], caches: Mapping[str, Cache], dtype: torch.dtype, *, kept: bool
+) -> str:
+    """What is said of samples, by cache, that did not come out finite.
+
+    kept: whether their folder keeps others, beside which none of other settings can be; a cache of other settings can.
+    """
     told = []
     for label, indices in broken.items():
         shown = ", ".join(map(str, sorted(indices)[:8])) + (", …" if len(indices) > 8 else "")
         told.append(f"sample {shown} of {label}")
-    calmer = "" if UNCACHED in broken else "lower --interval or --max-order, or "
+    asked = [{**caches[label].schedule_values, **values_of(caches[label].forecaster)} for label in broken]
+    lower = [name for name, least in CALMEST.items() if all((settings.get(name) or 0) > least for settings in asked)]
+    calmer = f"lower {' or '.join('--' + name.replace('_', '-') for name in lower)}, or " if lower else ""
+    others, elsewhere = (", the others are kept", "another --output-dir with ") if kept else ("", "")
+    precision = "" if dtype == torch.float32 else "--precision fp32 or "
     return (
-        f"{'; '.join(told)} came out with NaN or infinity: not written, nor were more samples of that cache made, the others "
-        f"are kept; {calmer}take --precision fp32 or a lower guidance weight"
+        f"{'; '.join(told)} came out with NaN or infinity: not written, nor were more samples of that cache made{others}; "
+        f"{calmer}take {elsewhere}{precision}a lower guidance weight"
     )
 
 

@@ -35,7 +35,7 @@ from evaluation.vbench import check_folder
 from evaluation.video_metrics import flicker, video_psnr
 from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main
-from seerkit.io.claims import state_folder
+from seerkit.io.claims import Claim, renew_claim, state_folder
 from seerkit.io.files import check_space, read_json, write_json
 from seerkit.io.images import read_image
 from seerkit.io.media import (
@@ -100,6 +100,11 @@ class VideoJob(Job):
     def latent_bytes(self) -> int:
         """Of one sample."""
         return 4 * math.prod(self.latent_shape)
+
+    def has_samples(self, label: str) -> bool:
+        """Whether a cache has videos or latents in the folder, whole or not."""
+        places = ((self.out / label, "*.mp4"), (state_folder(self.out, label) / "latents", "[0-9]*.safetensors"))
+        return any(next(folder.glob(pattern), None) is not None for folder, pattern in places)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -207,12 +212,6 @@ def reduced(frames: np.ndarray) -> np.ndarray:
     return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
 
 
-def has_videos(job: VideoJob, label: str) -> bool:
-    """Whether a cache has videos or latents in a job's folder, whole or not."""
-    places = ((job.out / label, "*.mp4"), (state_folder(job.out, label) / "latents", "[0-9]*.safetensors"))
-    return any(next(folder.glob(pattern), None) is not None for folder, pattern in places)
-
-
 def strip_path(out: Path, index: int) -> Path:
     return out / "strips" / f"{index:06d}.png"
 
@@ -260,6 +259,7 @@ def sample_missing(
     job: VideoJob,
     pipeline: VideoPipeline,
     folders: Mapping[str, VideoFolder],
+    claims: Mapping[str, Claim],
     missing: Mapping[int, set[str]],
     world: World,
 ) -> dict[str, Outcome]:
@@ -283,7 +283,9 @@ def sample_missing(
 
         def keep(label: str, batch: Batch, latents: Tensor) -> list[int]:
             if world.is_main or not job.together:
-                return folders[label].write_latents(batch, latents)
+                failed = folders[label].write_latents(batch, latents)
+                renew_claim(job.out, label, claims[label])
+                return failed
             return [index for index, whole in zip(batch.indices, finite_rows(latents), strict=True) if not whole]
 
         outcomes = run_caches(
@@ -300,6 +302,7 @@ def decode_missing(
     job: VideoJob,
     pipeline: VideoPipeline,
     folders: Mapping[str, VideoFolder],
+    claims: Mapping[str, Claim],
     missing: Mapping[int, set[str]],
     outcomes: Mapping[str, Outcome],
     world: World,
@@ -330,7 +333,8 @@ def decode_missing(
         for label, frames in videos.items():
             reference = videos.get(UNCACHED) if label != UNCACHED else None
             folders[label].write(index, frames, reference, pipeline.fps)
-        for label in () if job.args.keep_latents else videos:
+            renew_claim(job.out, label, claims[label])
+        for label in () if job.args.keep_latents else wanted:
             folders[label].latents(index).unlink(missing_ok=True)
     for index in range(world.rank, len(job.prompts), world.size):
         if index in missing or read_image(strip_path(job.out, index)) is None:
@@ -419,20 +423,21 @@ def make(job: VideoJob, counts: dict[str, Any], world: World) -> Made:
     args, latent_bytes = job.args, total_latent_bytes(job)
     folders = {label: VideoFolder(job, label) for label in job.caches}
 
-    def prepare() -> None:
+    def prepare() -> dict[str, Claim]:
         kept = latent_bytes if args.keep_latents and not args.resume else 0
-        job.prepare(world, counts, disk_bytes=kept, has_samples=lambda label: has_videos(job, label))
+        claims = job.prepare(world, counts, disk_bytes=kept)
         check_folder(job.names, job.out)
+        return claims
 
-    on_main(world, prepare)
+    claims = on_main(world, prepare)
     if world.is_main and not args.json:
         until = "are kept" if args.keep_latents else "are dropped when their videos are written"
         print(f"latents take up to {shown_bytes(latent_bytes)} in {job.out} and {until}")
     pipeline = job.make_pipeline(world)
     missing = find_missing(job, folders, world)
-    outcomes = sample_missing(job, pipeline, folders, missing, world)
+    outcomes = sample_missing(job, pipeline, folders, claims, missing, world)
     world.barrier()
-    decode_missing(job, pipeline, folders, missing, outcomes, world)
+    decode_missing(job, pipeline, folders, claims, missing, outcomes, world)
     world.barrier()
     if not world.is_main:
         return None, outcomes

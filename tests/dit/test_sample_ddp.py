@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cache_dic import UserError
 from dit import DiT, dit_config
 from evaluation import fid_samples
 from evaluation.fid_samples import class_of
@@ -287,6 +289,45 @@ def test_what_is_not_finite_is_named_and_no_npz_is_written(run, checkpoint, tmp_
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.png"))
     assert not list(tmp_path.rglob("*.npz"))
+
+
+@pytest.mark.parametrize(("spoilt", "elsewhere"), [(0, ""), (1, "another --output-dir with ")])
+def test_what_is_advised_against_infinity_works(command, checkpoint, tmp_path, monkeypatch, capsys, spoilt, elsewhere):
+    """In the same folder, or in another where a batch was finished before."""
+    batches = itertools.count()
+    monkeypatch.setattr(
+        fid_samples, "decode_finite", lambda *given: decode_finite(*given) * (np.nan if next(batches) == spoilt else 1)
+    )
+    argv = arguments(checkpoint, tmp_path / "out", "--num-steps", 2)
+    advice = f"; lower --interval or --max-order, or take {elsewhere}--precision fp32 or a lower guidance weight"
+    with pytest.raises(UserError, match=advice):
+        command.main([*argv, "--precision", "bf16"])
+    monkeypatch.setattr(fid_samples, "decode_finite", decode_finite)
+    if elsewhere:
+        with pytest.raises(UserError, match="precision is 'bf16' there and 'fp32' here"):
+            command.main(argv)
+        argv = arguments(checkpoint, tmp_path / "other", "--num-steps", 2)
+    capsys.readouterr()
+    command.main([*argv, "--json"])
+    assert json.loads(capsys.readouterr().out)["num_samples"] == NUM_SAMPLES
+
+
+def test_a_folder_removed_meanwhile_is_named_and_made_by_the_same_command(
+    command, checkpoint, tmp_path, monkeypatch, capsys
+):
+    def removing(*given: object) -> torch.Tensor:
+        if any(tmp_path.rglob("000003.png")):
+            shutil.rmtree(tmp_path / "out")
+        return decode_finite(*given)
+
+    monkeypatch.setattr(fid_samples, "decode_finite", removing)
+    argv = arguments(checkpoint, tmp_path / "out", "--num-steps", 2)
+    with pytest.raises(UserError, match=r"000000\.png went missing or was damaged meanwhile; run the command again"):
+        command.main(argv)
+    monkeypatch.setattr(fid_samples, "decode_finite", decode_finite)
+    capsys.readouterr()
+    command.main([*argv, "--json"])
+    assert json.loads(capsys.readouterr().out)["num_made"] == 4
 
 
 def test_absurd_numbers_are_refused_at_once(command, checkpoint, tmp_path, monkeypatch, capsys):

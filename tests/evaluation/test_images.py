@@ -1,6 +1,7 @@
 """What the image commands share, on a pipeline that only pretends; with real models in tests of the commands."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,11 +45,13 @@ def noise(*indices: int) -> torch.Tensor:
 class FakePipeline:
     """Images of noise by their number, paler with a cache; notes what it is asked for.
 
-    spoilt: method and number of a sample that comes out with NaN. fails: before the first one.
+    spoilt: method and number of a sample that comes out with NaN. fails: before the first one. removed: the folder that is
+    removed before the second batch.
     """
 
     spoilt: tuple[str, int] | None = None
     fails = False
+    removed: Path | None = None
 
     def __init__(self, batches: list[Batch], device: torch.device) -> None:
         self.prompts, self.sampled = [prompt for batch in batches for prompt in batch.prompts], []
@@ -56,6 +59,9 @@ class FakePipeline:
     def sample(self, cache, batch, callback):
         if self.fails:
             raise RuntimeError("no memory")
+        if self.removed and self.sampled and 0 not in batch.indices:
+            shutil.rmtree(self.removed)
+            self.removed = None
         self.sampled.append((cache.method, *batch.indices))
         record = {"num_steps": 4, "full_steps": [0, 2], "kept_bytes": 1024}
         latents = noise(*batch.indices) * CONTRAST[cache.method]
@@ -81,7 +87,8 @@ def carry_out(tmp_path, monkeypatch):
         parser, pipelines = Parser("Make images.", ""), []
         add_image_flags(parser, {}, family="fake")
         args = parser.parse_args(["--output-dir", str(tmp_path / "out"), *flags])
-        vars(args).update(device="cpu", precision="fp32", batch_size=2, accumulator_dtype=None)
+        precision = settings.setdefault("precision", "fp32")
+        vars(args).update(device="cpu", precision=precision, batch_size=2, accumulator_dtype=None)
         shown = {"model": "fake", "width": SIDE, "height": SIDE, "num_steps": 4, "batch_size": 2, "prompts": prompts}
         record = run(
             ImageJob(
@@ -276,6 +283,15 @@ def test_a_run_that_failed_before_its_first_sample_binds_nobody(carry_out, monke
     assert carry_out(seed=2)[0]["settings"]["seed"] == 2
 
 
+def test_a_folder_removed_meanwhile_is_named_and_resumed(carry_out, out, monkeypatch):
+    monkeypatch.setattr(FakePipeline, "removed", out)
+    with pytest.raises(UserError, match=r"000000\.png went missing or was damaged meanwhile; use --resume"):
+        carry_out()
+    monkeypatch.setattr(FakePipeline, "removed", None)
+    record, pipeline = carry_out("--resume")
+    assert (pipeline.prompts, record["num_samples"]) == (FOUR[:2], 4)
+
+
 def test_a_run_that_fails_leaves_finished_images(carry_out, monkeypatch, out):
     carry_out()
     before, record = pngs(out), (out / "record.json").read_bytes()
@@ -301,11 +317,34 @@ def test_another_method_in_the_same_folder_adds_to_the_record(carry_out, out):
 
 def test_an_image_that_is_not_finite_is_named_and_the_others_are_kept(carry_out, out, monkeypatch, capsys):
     monkeypatch.setattr(FakePipeline, "spoilt", ("fora", 1))
-    with pytest.raises(UserError, match=r"sample 1 of fora came out with NaN .* lower --interval or --max-order"):
+    with pytest.raises(UserError, match=r"sample 1 of fora came out with NaN .*; lower --interval, or take another"):
         carry_out()
     made = [f"{label}/{i:06d}.png" for label in ("uncached", "taylorseer") for i in range(4)]
     assert sorted(pngs(out)) == sorted([*made, "fora/000000.png"]), "and no more of that cache"
     assert [row["label"] for row in json.loads((out / "record.json").read_text())["rows"]] == ["uncached", "taylorseer"]
+
+
+def test_what_is_advised_where_nothing_was_finished_works_in_the_same_folder(carry_out, monkeypatch):
+    flags = {"caches": {"uncached": CACHES["uncached"]}}
+    monkeypatch.setattr(FakePipeline, "spoilt", ("uncached", 0))
+    with pytest.raises(UserError, match=r"of that cache made; take --precision fp32 or a lower guidance weight$"):
+        carry_out(precision="fp16", prompts=FOUR[:1], **flags)
+    monkeypatch.setattr(FakePipeline, "spoilt", None)
+    assert carry_out(prompts=FOUR[:1], **flags)[0]["num_samples"] == 1
+
+
+def test_what_is_advised_beside_finished_images_works(carry_out, out, monkeypatch):
+    """Other settings go elsewhere, and a calmer cache into the same folder."""
+    monkeypatch.setattr(FakePipeline, "spoilt", ("fora", 1))
+    advice = "others are kept; lower --interval, or take another --output-dir with --precision fp32 or a lower guidance"
+    with pytest.raises(UserError, match=advice):
+        carry_out(precision="fp16")
+    monkeypatch.setattr(FakePipeline, "spoilt", None)
+    with pytest.raises(UserError, match="precision is 'fp16' there and 'fp32' here"):
+        carry_out()
+    assert carry_out("--output-dir", str(out.with_name("other")))[0]["num_samples"] == 4
+    calmer = make_cache("fora", interval=2)
+    assert carry_out(precision="fp16", caches={calmer.label: calmer})[0]["num_samples"] == 4
 
 
 def test_identical_images_are_called_so(carry_out, capsys):

@@ -9,7 +9,7 @@ import torch
 
 from cache_dic import UserError, make_cache
 from evaluation.backbones import count_caches
-from evaluation.jobs import Job, check_memory, make_claim, output_folder
+from evaluation.jobs import Job, check_memory, failure_message, make_claim, output_folder
 from seerkit.io.images import digest
 
 
@@ -65,6 +65,26 @@ def test_a_step_that_cannot_fit_is_refused():
     with pytest.raises(UserError, match=r"a step of this size holds at least \d+\.\d\d GiB at once, and"):
         check_memory(counts, torch.device("cpu"))
     check_memory({"fora": {"stream_bytes": 2**10}}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "advice"),
+    [
+        ("taylorseer", {}, "lower --interval or --max-order, or take a lower"),
+        ("taylorseer", {"full_steps": [0, 1, 5]}, "lower --max-order, or take a lower"),
+        ("taylorseer", {"max_order": 0}, "lower --interval, or take a lower"),
+        ("fora", {}, "lower --interval, or take a lower"),
+        ("dbcache", {}, "of that cache made; take a lower"),
+        ("uncached", {}, "of that cache made; take a lower"),
+    ],
+)
+def test_what_is_advised_against_infinity_is_there_to_be_lowered(method, settings, advice):
+    """And more precision where there is more."""
+    broken, caches = {method: [0]}, {method: make_cache(method, **settings)}
+    assert f"{advice} guidance weight" in failure_message(broken, caches, torch.float32, kept=False)
+    assert "take another --output-dir with --precision fp32 or a lower guidance weight" in failure_message(
+        broken, caches, torch.bfloat16, kept=True
+    )
 
 
 def test_the_output_folder_tells_settings_apart():

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,8 @@ class FakePipeline:
     """Videos of noise by their number, a little off with a cache; notes what it is asked for."""
 
     fps, size, spoilt = 8, (3, 4, 8, 8), None
+    removed: Path | None = None  # the folder that is removed before the second sample's latents
+    undecodable = False
 
     def __init__(self) -> None:
         self.encoded, self.sampled, self.decoded = [], [], 0
@@ -71,6 +74,8 @@ class FakePipeline:
         for row, index in enumerate(batch.indices):
             if (label, index) == self.spoilt:
                 latents[row, 0, 0, 0, 0] = torch.nan
+        if self.removed and self.removed.exists() and 1 in batch.indices:
+            shutil.rmtree(self.removed)
         return latents + error, FakeRun()
 
     def unload(self) -> None:
@@ -79,7 +84,7 @@ class FakePipeline:
     def decode(self, latents: Tensor) -> Tensor:
         assert not hasattr(self, "loaded"), "one component at a time"
         self.decoded += 1
-        return latents
+        return latents * torch.nan if self.undecodable else latents
 
 
 @pytest.fixture
@@ -259,6 +264,30 @@ def test_a_video_that_is_not_finite_is_named_and_the_others_are_kept(carry_out, 
     assert made == {f"{FORA}/000000.mp4", *(f"{c}/{i:06d}.mp4" for c in ("uncached", TAYLORSEER) for i in range(3))}
     record = json.loads((out / "record.json").read_text())
     assert [row["label"] for row in record["rows"]] == ["uncached", TAYLORSEER]
+
+
+def test_what_is_advised_where_no_video_was_decoded_works_in_the_same_folder(carry_out, out):
+    """Latents that make no video are kept on request alone; they bind their folder then, and the advice says so."""
+    pipeline = FakePipeline()
+    pipeline.undecodable = True
+    with pytest.raises(UserError, match=r"take another --output-dir with a lower guidance weight$"):
+        carry_out("--keep-latents", labels=["uncached"], pipeline=pipeline)
+    shutil.rmtree(out)
+    pipeline = FakePipeline()
+    pipeline.undecodable = True
+    with pytest.raises(UserError, match=r"of that cache made; take a lower guidance weight$"):
+        carry_out(labels=["uncached"], pipeline=pipeline, guidance=9.0)
+    assert carry_out(labels=["uncached"], guidance=2.0)[1]["num_samples"] == 3
+
+
+def test_a_folder_removed_meanwhile_is_named_and_resumed(carry_out, out):
+    pipeline = FakePipeline()
+    pipeline.removed = out
+    with pytest.raises(UserError, match=r"000000\.safetensors went missing or was damaged meanwhile; use --resume"):
+        carry_out(labels=["uncached"], pipeline=pipeline)
+    pipeline, record = carry_out("--resume", labels=["uncached"])
+    assert pipeline.sampled == [("uncached", (0,))]
+    assert record["num_samples"] == 3
 
 
 def test_videos_of_two_frames_have_no_flicker(carry_out, capsys):

@@ -43,15 +43,16 @@ def open_claimed(folder: Path, claim: Mapping[str, Any]) -> None:
 
 def claim_samples(
     out: Path, claims: Mapping[str, Claim], *, has_samples: Callable[[str], bool], alone: bool = False
-) -> None:
-    """Claim the folders of some caches in `out`, by label; UserError, with nothing changed, where samples are of other claims.
+) -> dict[str, Claim]:
+    """Claim the folders of some caches in `out`, by label, and return what was written.
 
-    All samples in `out` share everything but their caches, unless each folder stands `alone`. has_samples(label): whether a
-    folder holds any; a claim without samples, as a failed run leaves it, binds nobody.
+    UserError, with nothing changed, where samples are of other claims. All samples in `out` share everything but their caches,
+    unless each folder stands `alone`. has_samples(label): whether a folder holds any; a claim without samples, as a failed run
+    leaves it, binds nobody.
     """
     ours = {label: json.loads(json.dumps(claim)) for label, claim in claims.items()}
     shared = {} if alone else {key: value for key, value in next(iter(ours.values())).items() if key != CACHE}
-    known = {path.parent.name: path for path in sorted(state_folder(out, "").glob("*/claim.json"))}
+    known = {label: _claim_path(out, label) for label in claimed_labels(out)}
     longest = {}
     for label in (*ours, *(label for label in known if label not in ours)):
         if not has_samples(label):
@@ -72,8 +73,26 @@ def claim_samples(
             )
         longest[label] = max(theirs.get(PROMPTS, []), wanted.get(PROMPTS, []), key=len)
     for label, claim in ours.items():
-        listed = {PROMPTS: longest.get(label, claim[PROMPTS])} if PROMPTS in claim else {}
-        write_json(state_folder(out, label) / "claim.json", claim | listed)
+        if PROMPTS in claim:
+            claim[PROMPTS] = longest.get(label, claim[PROMPTS])
+        write_json(_claim_path(out, label), claim)
+    return ours
+
+
+def renew_claim(out: Path, label: str, claim: Claim) -> None:
+    """Write the claim of samples that were just made, if it was removed during the run: --resume then knows of them."""
+    path = _claim_path(out, label)
+    if not path.exists():
+        write_json(path, claim)
+
+
+def claimed_labels(out: Path) -> list[str]:
+    """The caches that have a claim in `out`."""
+    return [path.parent.name for path in sorted(state_folder(out, "").glob("*/claim.json"))]
+
+
+def _claim_path(out: Path, label: str) -> Path:
+    return state_folder(out, label) / "claim.json"
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:

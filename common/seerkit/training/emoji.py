@@ -126,7 +126,7 @@ class SampleGrid:
 
     def __call__(self, path: Path, ema: nn.Module) -> None:
         none = tuple(torch.zeros_like(part) for part in self.texts)
-        images = to_uint8(check_samples(self.sample(ema, self.noise, self.texts, none)))
+        images = to_uint8(check_samples(self.sample(ema, self.noise, self.texts, none), path.parent))
         rows = [images[i : i + len(SHOWN)] for i in range(0, len(images), len(SHOWN))]
         save_png(path, labelled_grid(rows, self.styles, SHOWN, min_cell=96))
 

@@ -164,6 +164,13 @@ class Training:
         with written_whole(path) as temporary:
             _save_pickle(state, temporary)
 
+    def is_whole(self) -> bool:
+        """Whether weights and averages fit fp16, in which they are exported, and what optimisers keep is finite."""
+        weights = (tensor for module in (self.model, self.ema) for tensor in module.state_dict().values())
+        states = (state for optimizer in self.optimizers.values() for state in optimizer.state.values())
+        moments = (moment for state in states for moment in state.values())
+        return all(bool(tensor.isfinite().all()) for tensor in (*(weight.half() for weight in weights), *moments))
+
     def load(self, path: Path, args: argparse.Namespace) -> int:
         """Restore what `save` wrote and return the next step; UserError if the settings that matter have changed.
 
@@ -211,11 +218,24 @@ def _check_moments(name: str, optimizer: torch.optim.Optimizer, state: Mapping[s
         for moment in MOMENTS[name]:
             if moments[moment].shape != parameters[int(number)].shape:
                 raise ValueError(f"{moment} {number} of {name} is {tuple(moments[moment].shape)}")
+            if not moments[moment].isfinite().all():
+                raise ValueError(f"{moment} {number} of {name} has NaN or infinity")
         if name == "adamw":
             float(moments["step"])
 
 
 _START_ANEW = "start anew in another --output-dir"
+
+
+def _again(out: Path) -> str:
+    """What continues a run that has ended early, as far as it is there."""
+    return "use --resume" if (out / "state.pt").exists() else "start again"
+
+
+def _diverged(what: str, out: Path) -> UserError:
+    """Of a run in `out`, whose last state is whole but may be of a rate that was too high already."""
+    otherwise = f"; where it diverges again, {_START_ANEW}" if (out / "state.pt").exists() else ""
+    return UserError(f"{what}: the run has diverged; lower --lr and {_again(out)}{otherwise}")
 
 
 def _save_pickle(value: Any, path: Path) -> None:
@@ -265,7 +285,7 @@ class LossLog:
                     file.seek(0, 2)
                     file.write(self.line(row))
             except FileNotFoundError:
-                raise UserError(f"{self.path} was removed during the run; start the run again") from None
+                raise UserError(f"{self.path} was removed during the run; {_again(self.path.parent)}") from None
         self.sums.zero_()
         self.count = 0
         return values[0]
@@ -360,8 +380,7 @@ def fit(
         sum(found.values()).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not torch.isfinite(norm):
-            again = "use --resume" if (out / "state.pt").exists() else "start again"
-            raise UserError(f"the gradient is {norm.item()} at step {step}; lower --lr {args.lr} and {again}")
+            raise _diverged(f"the gradient is {norm.item()} at step {step} with --lr {args.lr}", out)
         for optimizer in optimizers:
             optimizer.step()
         update_ema(ema, model, min(args.ema_decay, (1 + done) / (10 + done)))
@@ -371,19 +390,22 @@ def fit(
         save = last or done % args.save_every == 0
         if save or done % args.log_every == 0:  # nothing that a resumed run would need is left in the sums
             bar.set_postfix(loss=f"{log.write(done, lr):.4f}", refresh=False)
-        if world.is_main and save:
-            training.save(out / "state.pt", done, args)
-        if world.is_main and (last or done % args.grid_every == 0):
+        if save and not training.is_whole():
+            raise _diverged(f"weights are too large or not finite at step {done} with --lr {args.lr}", out)
+        if world.is_main and (last or done % args.grid_every == 0):  # before the state, which may have diverged
             save_grid(out / f"samples-{done:07d}.png", ema)
             plot_losses(out, labels)
+        if world.is_main and save:
+            training.save(out / "state.pt", done, args)
 
 
-def check_samples(samples: Tensor) -> Tensor:
-    """Samples (B, …) of weights in training, as they are; UserError if any has a value that is not finite."""
+def check_samples(samples: Tensor, out: Path) -> Tensor:
+    """Samples (B, …) of weights in training, as they are; UserError if any has a value that is not finite.
+
+    out: the folder of the run.
+    """
     if not samples.isfinite().all():
-        raise UserError(
-            "samples of the averaged weights have NaN or infinity: the run has diverged; start again with a lower --lr"
-        )
+        raise _diverged("samples of the averaged weights have NaN or infinity", out)
     return samples
 
 

@@ -106,8 +106,9 @@ class SampleStrips:
 
     def __call__(self, path: Path, ema: nn.Module) -> None:
         noise = SampleGenerators(derive_seed(self.seed, 2), range(len(PROMPTS))).randn(*CLIP_SHAPE, device=self.device)
-        clips = video_to_uint8(check_samples(self.sample(ema, noise, encode_texts(PROMPTS).to(self.device))))
-        save_png(path, frame_strip([*clips], PROMPTS))
+        clips = self.sample(ema, noise, encode_texts(PROMPTS).to(self.device))
+        strip = frame_strip([*video_to_uint8(check_samples(clips, path.parent))], PROMPTS)
+        save_png(path, strip)
 
 
 def train(

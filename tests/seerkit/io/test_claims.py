@@ -1,12 +1,13 @@
 """What samples were made with is compared before any is taken over, and what cannot matter is not."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cache_dic import UserError
-from seerkit.io.claims import claim_samples, differences, state_folder
+from seerkit.io.claims import claim_samples, claimed_labels, differences, renew_claim, state_folder
 
 CLAIM = {"seed": 0, "prompts": ["a", "b"], "contents": {"transformer": "1a"}, "cache": {"plan": {"full_steps": "0 1"}}}
 
@@ -75,6 +76,21 @@ def test_a_list_of_prompts_may_grow_and_is_not_shortened(tmp_path):
     for prompts, kept in ((["a", "b", "c"], ["a", "b", "c"]), (["a"], ["a", "b", "c"])):
         claim(tmp_path, {"x": CLAIM | {"prompts": prompts}}, having=["x"])
         assert claimed(tmp_path, "x")["prompts"] == kept
+
+
+def test_a_claim_removed_meanwhile_is_written_again_as_it_was(tmp_path):
+    """With prompts of an earlier, longer list, whose samples may still be there."""
+    claim(tmp_path, {"x": CLAIM})
+    shorter = CLAIM | {"prompts": ["a"]}
+    written = claim_samples(tmp_path, {"x": shorter}, has_samples=lambda _: True)["x"]
+    assert written == CLAIM
+    renew_claim(tmp_path, "x", shorter)
+    assert claimed(tmp_path, "x") == CLAIM, "one that is there stands"
+    shutil.rmtree(tmp_path / "state")
+    assert claimed_labels(tmp_path) == []
+    renew_claim(tmp_path, "x", written)
+    assert claimed(tmp_path, "x") == CLAIM
+    assert claimed_labels(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "", "\0"])

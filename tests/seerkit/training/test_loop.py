@@ -14,6 +14,7 @@ from cache_dic import UserError
 from seerkit.command.cli import Parser
 from seerkit.devices.distributed import World
 from seerkit.sampling.seeds import generator
+from seerkit.training import loop
 from seerkit.training.flags import add_training_flags
 from seerkit.training.loop import (
     Training,
@@ -47,14 +48,14 @@ def toy_losses(forward: nn.Module, step: int) -> dict[str, torch.Tensor]:
     return {"error": (answer - x.sum(1, keepdim=True)).square().mean(), "size": 0.01 * answer.square().mean()}
 
 
-def train(out: Path, *more: object, losses=toy_losses, world: World | None = None) -> Training:
+def train(out: Path, *more: object, losses=toy_losses, world: World | None = None, draw=None) -> Training:
     args = flags(out, *more)
     torch.manual_seed(0)
     training = Training.begin(nn.Linear(2, 1), args)
     settings = {"lr": args.lr}
     fit(
         training, losses, args, world or World(0, 1, CPU), labels=LABELS, settings=settings,
-        save_grid=lambda path, ema: path.touch(),
+        save_grid=draw or (lambda path, ema: path.touch()),
     )  # fmt: skip
     return training
 
@@ -231,12 +232,82 @@ def test_remedies_of_refusals_work(whole, tmp_path):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_samples_of_a_diverged_run_are_no_picture(value):
+def test_samples_of_a_diverged_run_are_no_picture(tmp_path, value):
     samples = torch.zeros(2, 3, 4, 4)
-    assert check_samples(samples) is samples
+    assert check_samples(samples, tmp_path) is samples
     samples[1, 0, 0, 0] = value
-    with pytest.raises(UserError, match="the run has diverged; start again with a lower --lr"):
-        check_samples(samples)
+    with pytest.raises(UserError, match="the run has diverged; lower --lr and start again"):
+        check_samples(samples, tmp_path)
+
+
+def diverging_above(largest: float, began: int = 0):
+    """What draws samples that are not finite from step `began` on, of weights that are larger."""
+
+    def draw(path: Path, ema: nn.Module) -> None:
+        found = ema.weight.detach().abs().max() > largest and int(path.stem[-7:]) >= began
+        check_samples(torch.full((1,), torch.nan if found else 0.0), path.parent)
+        path.touch()
+
+    return draw
+
+
+def test_diverged_samples_before_the_first_state_leave_none_and_their_remedy_works(tmp_path):
+    every = ["--save-every", 1, "--grid-every", 1, "--lr-warmup-steps", 1]
+    with pytest.raises(UserError, match=r"the run has diverged; lower --lr and start again$"):
+        train(tmp_path, *every, "--lr", 100, draw=diverging_above(10))
+    assert not (tmp_path / "state.pt").exists()
+    train(tmp_path, *every, draw=diverging_above(10))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == NUM_STEPS
+
+
+def test_diverged_samples_leave_the_last_good_state_and_their_remedy_works(tmp_path):
+    every = ["--save-every", 1, "--grid-every", 1, "--lr-schedule", "constant"]
+    with pytest.raises(UserError, match="lower --lr and use --resume; where it diverges again, start anew in another"):
+        train(tmp_path, *every, draw=diverging_above(0, began=4))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
+    train(tmp_path, *every, "--lr", 0.01, "--resume")
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == NUM_STEPS
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [*((part, value) for part in ("model", "ema") for value in (torch.nan, torch.inf, 1e6)), ("moments", torch.nan)],
+)
+def test_a_state_that_is_not_whole_is_not_saved_over_a_good_one(tmp_path, monkeypatch, part, value):
+    """Nor one of weights that could not be exported; and the remedy works from the good one."""
+    if part == "moments":
+        monkeypatch.setattr(loop.torch.optim, "AdamW", spoiling_at(10, value))
+    else:
+        update = loop.update_ema
+        calls = iter(range(1, 100))
+
+        def spoiling(ema: nn.Module, model: nn.Module, decay: float) -> None:
+            update(ema, model, decay)
+            if next(calls) == 10:
+                {"model": model, "ema": ema}[part].weight.data[0, 0] = value
+
+        monkeypatch.setattr(loop, "update_ema", spoiling)
+    with pytest.raises(
+        UserError, match=r"at step 10 with --lr 0.05: the run has diverged; lower --lr and use --resume"
+    ):
+        train(tmp_path)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 5
+    monkeypatch.undo()
+    train(tmp_path, "--resume", "--lr", 0.02)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == NUM_STEPS
+
+
+def spoiling_at(step: int, value: float) -> type[torch.optim.Optimizer]:
+    """AdamW with a moment of that value after a step."""
+
+    class Spoiling(torch.optim.AdamW):
+        def step(self) -> None:
+            super().step()
+            for moments in self.state.values():
+                if moments["step"] == step:
+                    moments["exp_avg_sq"].fill_(value)
+
+    return Spoiling
 
 
 def test_another_rate_goes_on_from_the_last_state(whole, tmp_path, caplog):
@@ -262,7 +333,9 @@ def infinite_at(failing: int, above: float):
 def test_a_gradient_that_is_not_finite_leaves_a_state_and_its_remedy_works(tmp_path):
     """Weights stay unspoilt, and a lower rate goes on from the last whole state."""
     losses = infinite_at(7, above=0.03)
-    with pytest.raises(ValueError, match=r"at step 7; lower --lr 0.05 and use --resume"):
+    with pytest.raises(
+        ValueError, match=r"at step 7 with --lr 0.05: the run has diverged; lower --lr and use --resume"
+    ):
         train(tmp_path, losses=lambda forward, step: losses(forward, step, 0.05))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["step"] == 5
@@ -273,7 +346,7 @@ def test_a_gradient_that_is_not_finite_leaves_a_state_and_its_remedy_works(tmp_p
 
 def test_a_gradient_that_is_not_finite_before_the_first_state(tmp_path):
     losses = infinite_at(2, above=0.03)
-    with pytest.raises(ValueError, match=r"at step 2; lower --lr 0.05 and start again"):
+    with pytest.raises(ValueError, match=r"at step 2 with --lr 0.05: the run has diverged; lower --lr and start again"):
         train(tmp_path, losses=lambda forward, step: losses(forward, step, 0.05))
     train(tmp_path, "--lr", 0.02, losses=lambda forward, step: losses(forward, step, 0.02))
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == NUM_STEPS
@@ -306,6 +379,7 @@ def test_a_gradient_that_is_not_finite_before_the_first_state(tmp_path):
         lambda state: state["optimizer"]["adamw"].update(state=[1]),
         lambda state: state["optimizer"]["adamw"]["state"][0].pop("exp_avg"),
         lambda state: state["optimizer"]["adamw"]["state"][0].update(exp_avg=torch.zeros(9)),
+        lambda state: state["optimizer"]["adamw"]["state"][0].update(exp_avg=torch.full((1, 2), torch.nan)),
         lambda state: state["optimizer"]["adamw"]["state"][0].update(step="many"),
     ],
 )
@@ -385,9 +459,21 @@ def test_a_folder_removed_meanwhile_is_one_line(tmp_path):
             shutil.rmtree(tmp_path / "out")
         return toy_losses(forward, step)
 
-    with pytest.raises(UserError, match=r"loss\.csv was removed during the run; start the run again"):
+    with pytest.raises(UserError, match=r"loss\.csv was removed during the run; start again"):
         train(tmp_path / "out", losses=losses)
     train(tmp_path / "out")
+
+
+def test_a_loss_log_removed_beside_a_state_is_one_line_and_its_remedy_works(tmp_path):
+    def losses(forward, step):
+        if step == 7:
+            (tmp_path / "loss.csv").unlink()
+        return toy_losses(forward, step)
+
+    with pytest.raises(UserError, match=r"loss\.csv was removed during the run; use --resume"):
+        train(tmp_path, losses=losses)
+    train(tmp_path, "--resume")
+    assert [row["step"] for row in rows(tmp_path)] == ["6", "8", "10", "12"]
 
 
 def test_a_disk_that_fills_up_keeps_the_state_before(tmp_path):
