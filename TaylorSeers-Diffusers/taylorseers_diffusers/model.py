@@ -16,6 +16,10 @@ from taylorseers_diffusers.passes import Passes, Walk
 from taylorseers_diffusers.transformers import known
 
 
+class NotFiniteError(UserError):
+    """NaN or infinity in every sample of a call."""
+
+
 class GateTable:
     """Gates of any step of a run: the embeddings of its timestep go through the transformer, whose blocks are passed by."""
 
@@ -82,7 +86,7 @@ class CachedTransformer:
         return (sample,) if kind is tuple else kind(sample=sample)
 
     def step(self, run: Run, step: int) -> Tensor:
-        """The output of the call at hand, as a step of its run."""
+        """The output of the call at hand, as a step of its run; NotFiniteError where a first one has nothing else."""
         needs_gates = run.engine.needs_gates
         caches = step == 0 and needs_gates and run.plan.least_full < run.plan.num_steps
         self.gates = run.table.gates([step])[0] if caches else None
@@ -92,7 +96,13 @@ class CachedTransformer:
                 run.table.gates([step])  # which it would else ask for within the pass
             return self.forecast_step(advance, needs_gates)
 
-        return run.at(step)(run.tokens, self.full_step, forecast, self.parts())
+        output = run.at(step)(run.tokens, self.full_step, forecast, self.parts())
+        if step == 0 and not bool(output.isfinite().flatten(1).all(dim=1).any()):
+            raise NotFiniteError(
+                f"every sample that {self.name} was called with came out of the first step with NaN or infinity; take "
+                "torch.float32 or a lower guidance scale"
+            )
+        return output
 
     def enter(self) -> Streams:
         """The state before block 0."""
@@ -306,7 +316,8 @@ def as_rows(gates: Sequence[Tensor | None], name: str) -> Tensor:
     for gate in gates:
         row = torch.ones_like(like) if gate is None else gate
         if row.ndim == 3:
-            if not torch.equal(row, row[:, :1].expand_as(row)):
+            numbers = row.nan_to_num()  # NaN differs from itself
+            if not torch.equal(numbers, numbers[:, :1].expand_as(numbers)):
                 raise UserError(
                     f"each token of {name} has a time of its own here, so gates differ by token; take engine='stack'"
                 )

@@ -14,11 +14,13 @@ from flux.config import REPOS, USAGE, flux_config, latent_shape, patch_side
 from flux.latents import pack
 from flux.weights import find_flux, licence_hint
 from seerkit.devices.dtypes import torch_dtype
+from seerkit.io.media import finite_rows
 from seerkit.sampling.seeds import SampleGenerators
 from seerkit.text.minilm import TEXT_TABLE
 from seerkit.text.prompts import Batch
 from taylorseers_diffusers.embedded import NAME, embedded_flux
 from taylorseers_diffusers.front import disable, enable
+from taylorseers_diffusers.model import NotFiniteError
 
 INDEX = "model_index.json"
 
@@ -112,10 +114,15 @@ class Pipeline:
     def sample(
         self, cache: Cache, batch: Batch, callback: Callable[[int, Tensor], None] = lambda *_: None
     ) -> tuple[Tensor, Ran]:
-        """Images (B, 3, H, W) in [-1, 1] and what was done: a call of the pipeline, from prompts to pixels."""
+        """Images (B, 3, H, W) in [-1, 1] and what was done: a call of the pipeline, from prompts to pixels.
+
+        NaN where the last latents are not finite: of infinity pipelines make white or black.
+        """
         args = self.args
+        last: dict[str, Tensor] = {}
 
         def after_step(_: Any, step: int, __: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            last.update(tensors)
             callback(step, tensors["latents"])
             return tensors
 
@@ -124,15 +131,21 @@ class Pipeline:
         else:
             enable(self.pipe, cache)
         guidance = {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
-        result = self.pipe(
-            prompt=list(batch.prompts), height=args.height, width=args.width, num_inference_steps=args.num_steps,
-            output_type="pt", callback_on_step_end=after_step, **guidance, **self._noise(batch),
-        )  # fmt: skip
+        try:
+            result = self.pipe(
+                prompt=list(batch.prompts), height=args.height, width=args.width, num_inference_steps=args.num_steps,
+                output_type="pt", callback_on_step_end=after_step, **guidance, **self._noise(batch),
+            )  # fmt: skip
+        except NotFiniteError:
+            self.pipe.maybe_free_model_hooks()
+            return torch.full((len(batch.indices), 3, args.height, args.width), torch.nan), Ran(self._record(cache))
         if not hasattr(result, "images"):
             raise UserError(
                 f"{type(self.pipe).__name__} makes no images, which this command is for; call enable(pipe) in a script of yours"
             )
-        return result.images.float() * 2 - 1, Ran(self._record(cache))
+        images = result.images.float() * 2 - 1
+        images[[not finite for finite in finite_rows(last["latents"])]] = torch.nan
+        return images, Ran(self._record(cache))
 
     def _noise(self, batch: Batch) -> dict[str, Any]:
         generators = SampleGenerators(self.args.seed, batch.indices)
