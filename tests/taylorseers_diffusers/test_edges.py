@@ -1,6 +1,7 @@
 """Uses at the edges of what a cache on a pipeline is for: each is right, or refused by name."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,9 @@ def test_blocks_that_are_always_computed_go_with_every_engine(method: str, engin
     assert (found - before).norm() < 0.05 * before.norm()
     hook = model.transformer._diffusers_hook.get_hook("taylorseers_cache")
     form = next(iter(hook.passes.forms.values()))
-    gates = form.gates
-    object.__setattr__(form, "gates", lambda *given: [None if g is None else 1.2 * g for g in gates(*given)])
-    for other in hook.passes.forms:
-        hook.passes.forms[other] = form
+    wrong = replace(form, gates=lambda *given: [None if g is None else 1.2 * g for g in form.gates(*given)])
+    for other in hook.passes.forms:  # the forms themselves are shared by all models
+        hook.passes.forms[other] = wrong
     with pytest.raises(UserError, match="added something else than its gates times its features"):
         model(8)
 
