@@ -65,7 +65,6 @@ def main(argv: list[str] | None = None) -> None:
             args,
             cycled(shown, args.samples_per_class),
             chosen,
-            classes=classes,
             record_name=args.name or "record",
             grid_name=args.name or "grid",
             columns=shown,

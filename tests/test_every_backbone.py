@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,9 @@ BACKBONES = {"dit": of_dit, "flux": of_flux, "hidream": of_hidream, "hunyuan": o
 
 # --------------------------------------------------------------------------------------------------------- order of sums
 
+CPUINFO = Path("/proc/cpuinfo")
+ON_INTEL = CPUINFO.exists() and "GenuineIntel" in CPUINFO.read_text()
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -104,8 +108,8 @@ BACKBONES = {"dit": of_dit, "flux": of_flux, "hidream": of_hidream, "hunyuan": o
 def test_a_sample_depends_on_neither_batch_size_nor_threads(backbone, settings, method):
     """To the bit, in float32 on CPUs, in the environment of `seerkit.command.cli`, where widths are multiples of 32.
 
-    For texts that are padded alike: those of HunyuanVideo are to the longest of a batch, and attention sums over another
-    number of keys then.
+    On other processors than Intel's MKL keeps one order of sums with one thread or two. For texts that are padded alike: those
+    of HunyuanVideo are to the longest of a batch, and attention sums over another number of keys then.
     """
     cached = make_cache(
         interval=2, max_order=1, warmup_steps=1, engine="layerwise" if method == "layerwise" else "folded"
@@ -114,7 +118,7 @@ def test_a_sample_depends_on_neither_batch_size_nor_threads(backbone, settings, 
     cache = make_cache("uncached") if method == "uncached" else cached
     before, expected = torch.get_num_threads(), None
     try:
-        for threads, size in ((1, 1), (1, 2), (2, 7), (3, 3), (5, 8)):
+        for threads, size in ((1, 1), (1, 2), (2, 7), *(((3, 3), (5, 8)) if ON_INTEL else ())):
             torch.set_num_threads(threads)
             batches = torch.arange(NUM_SAMPLES).split(size)
             latents = torch.cat([sample(batch, cache=cache, **settings) for batch in batches])

@@ -18,6 +18,7 @@ from flux.config import FluxConfig
 from seerkit.layers.activations import TanhGELU, gelu, silu
 from seerkit.layers.attention import attention_backend
 from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
+from seerkit.layers.few_rows import among_rows
 from seerkit.layers.modulation import (
     FinalLayer,
     ModulationLayer,
@@ -246,9 +247,11 @@ class Flux(nn.Module):
         if (guidance is None) == self.config.guidance_embed:
             has = "needs" if self.config.guidance_embed else "takes no"
             raise UserError(f"this model {has} guidance (FluxConfig.guidance_embed = {self.config.guidance_embed})")
-        c = self.time_in(timestep_embedding(TIME_FACTOR * timesteps.float(), FREQUENCY_DIM)) + self.vector_in(y)
+        times = timestep_embedding(TIME_FACTOR * timesteps.float(), FREQUENCY_DIM)
+        c = among_rows(self.time_in, times) + among_rows(self.vector_in, y)
         if guidance is not None:
-            c = c + self.guidance_in(timestep_embedding(TIME_FACTOR * guidance.float(), FREQUENCY_DIM))
+            weights = timestep_embedding(TIME_FACTOR * guidance.float(), FREQUENCY_DIM)
+            c = c + among_rows(self.guidance_in, weights)
         return silu(c)
 
     def modulation(self, c: Tensor) -> TwoStreamModulation:

@@ -22,6 +22,7 @@ from seerkit.layers.activations import SiLU, silu
 from seerkit.layers.attention import attention_backend
 from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
 from seerkit.layers.experts import Experts, rows_in_order
+from seerkit.layers.few_rows import among_rows
 from seerkit.layers.modulation import (
     FinalLayer,
     ModulationTable,
@@ -355,7 +356,8 @@ class HiDream(nn.Module):
 
         timesteps: (B,) or (S, 1), from 1000, noise, to 0; pooled (B, text_emb_dim). Returns (B, D) or (S, B, D).
         """
-        return silu(self.t_embedder(timestep_embedding(timesteps, FREQUENCY_DIM)) + self.p_embedder(pooled))
+        time = among_rows(self.t_embedder, timestep_embedding(timesteps, FREQUENCY_DIM))
+        return silu(time + among_rows(self.p_embedder, pooled))
 
     def modulation(self, c: Tensor) -> TwoStreamModulation:
         """Modulation of one step for conditions c (B, D)."""

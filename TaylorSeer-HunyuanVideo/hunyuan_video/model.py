@@ -21,6 +21,7 @@ from seerkit.devices.parallel import WHOLE, Shard
 from seerkit.layers.activations import SiLU, TanhGELU, gelu, silu
 from seerkit.layers.attention import AttentionFn, attention_backend
 from seerkit.layers.embeddings import apply_rope, rope_frequencies, timestep_embedding
+from seerkit.layers.few_rows import among_rows
 from seerkit.layers.modulation import (
     FinalLayer,
     ModulationLayer,
@@ -93,7 +94,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, dim), SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(t, FREQUENCY_DIM).to(self.mlp[0].weight.dtype))
+        return among_rows(self.mlp, timestep_embedding(t, FREQUENCY_DIM).to(self.mlp[0].weight.dtype))
 
 
 class MLPEmbedder(nn.Module):
@@ -143,7 +144,7 @@ class RefinerBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, mask: Tensor | None) -> Tensor:
         """Text tokens x (B, L, D), conditions c (B, D), mask (B, L) of the tokens that count -> (B, L, D)."""
-        gate_attn, gate_mlp = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=-1)  # (B, 1, D)
+        gate_attn, gate_mlp = among_rows(self.adaLN_modulation, c).unsqueeze(1).chunk(2, dim=-1)  # (B, 1, D)
         q, k, v = split_heads(self.self_attn_qkv(self.norm1(x)), self.heads)
         x = residual(x, gate_attn, self.self_attn_proj(join_heads(self.attend(q, k, v, mask))))
         return residual(x, gate_mlp, self.mlp(self.norm2(x)))
@@ -172,7 +173,7 @@ class TokenRefiner(nn.Module):
             text = text.masked_fill(~mask.unsqueeze(-1), 0)  # whatever stands in the padding, NaN too, stays out
         count = text.shape[1] if mask is None else mask.sum(dim=1, keepdim=True)
         mean = text.sum(dim=1, dtype=torch.promote_types(text.dtype, torch.float32)) / count
-        c = self.t_embedder(t) + self.c_embedder(mean.to(text.dtype))  # (B, D)
+        c = self.t_embedder(t) + among_rows(self.c_embedder, mean.to(text.dtype))  # (B, D)
         x = self.input_embedder(text)
         for block in self.individual_token_refiner["blocks"]:
             x = block(x, c, mask)
@@ -372,7 +373,7 @@ class HunyuanVideo(nn.Module):
             raise UserError(
                 f"this model {has} guidance (HunyuanVideoConfig.guidance_embed = {self.config.guidance_embed})"
             )
-        c = self.time_in(t) + self.vector_in(text_states_2)
+        c = self.time_in(t) + among_rows(self.vector_in, text_states_2)
         if guidance is not None:
             c = c + self.guidance_in(guidance)
         return silu(c)

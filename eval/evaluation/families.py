@@ -40,10 +40,8 @@ def pipeline_of(package: str) -> ModuleType:
 # Each loads torch, and takes flags whose defaults are filled in. command: the script that is run. prompts: one per sample.
 
 
-def dit_job(
-    command: str, args: argparse.Namespace, prompts: list[str], caches: Caches, *, classes: Sequence[int], **more: Any
-) -> "ImageJob":
-    """Prompts are names of classes, each standing --samples-per-class times among them."""
+def dit_job(command: str, args: argparse.Namespace, prompts: list[str], caches: Caches, **more: Any) -> "ImageJob":
+    """Prompts are names of classes."""
     from evaluation.images import ImageJob
     from evaluation.jobs import output_folder
 
@@ -52,8 +50,7 @@ def dit_job(
     height, width, channels = config.image_shape
     settings = {
         **pipeline.settings_of(args, config),
-        "classes": list(classes),
-        "per_class": len(prompts) // len(classes),
+        "prompts": list(prompts),
         "height": height,
         "width": width,
         "batch_size": args.batch_size,
@@ -244,7 +241,7 @@ class Family:
     """What a command that samples any model asks a family for.
 
     folder: of its records in results/. makes: image or video. num_samples: of the embedded model, where a command makes its own
-    choice. make_job(command, args, prompts, caches), with what `more` has besides.
+    choice. make_job(command, args, prompts, caches), of videos with their names besides.
     """
 
     package: str
@@ -287,11 +284,8 @@ class Family:
         names: Sequence[str] | None = None,
     ) -> "Job":
         """names: of the files of videos, without suffix (default: their numbers)."""
-        return self.make_job(command, args, prompts, caches, **self.more(args, prompts, names))
-
-    def more(self, args: argparse.Namespace, prompts: Sequence[str], names: Sequence[str] | None) -> dict[str, Any]:
-        """What else a job of the family takes."""
-        return {} if self.makes == "image" else {"names": names or [f"{i:06d}" for i in range(len(prompts))]}
+        more = {} if self.makes == "image" else {"names": names or [f"{i:06d}" for i in range(len(prompts))]}
+        return self.make_job(command, args, prompts, caches, **more)
 
 
 class _DiT(Family):
@@ -312,9 +306,6 @@ class _DiT(Family):
     def prompts(self, args: argparse.Namespace) -> list[str]:
         names = self.flags.class_names(self.flags.config_of(args))
         return [names[number] for number in self._classes(args)]
-
-    def more(self, args: argparse.Namespace, prompts: Sequence[str], names: Sequence[str] | None) -> dict[str, Any]:
-        return {"classes": self._classes(args)}
 
 
 class _HiDream(Family):

@@ -21,11 +21,16 @@ from seerkit.command.cli import show_log
 from seerkit.devices.distributed import World, gather, on_main, start_world
 from seerkit.devices.dtypes import float32_products, torch_dtype
 from seerkit.io.claims import Claim, claim_samples, renew_claim
-from seerkit.io.files import check_space, clear_partial, read_json, writable_or_gone, write_json, written_whole
+from seerkit.io.files import check_space, clear_partial, writable_or_gone, write_json, written_whole
 from seerkit.io.images import image_path, read_image
-from seerkit.io.records import conditions
+from seerkit.io.records import Form, conditions, read_record
 from seerkit.sampling.seeds import derive_seed
 from seerkit.text.prompts import Batch, check_number
+
+RUN: Form = {"num_samples": int, "num_made": int, "npz": (None, str), "run": (None, dict)}
+RECORD: Form = ({"settings": dict, "runs": [RUN]}, {"settings": dict, **RUN})
+"""What is read of an earlier record: a run by number of samples or, as they once were, the last run alone."""
+SHARED = ("command", "settings", "units")  # of a record, by all its runs
 
 CLASS_KEY = 1  # beside seed and index, so that a sample's class and noise are drawn apart
 
@@ -90,12 +95,31 @@ def record_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 
-def earlier_run(folder: Path) -> dict[str, Any] | None:
-    """What an earlier run of the command recorded of its last sampling run."""
+def earlier_runs(folder: Path, claim: Claim) -> dict[int, dict[str, Any]]:
+    """By number of samples, what the record of a folder holds of runs with the same claim."""
     try:
-        return read_json(record_path(folder), "record")["run"]
-    except (UserError, KeyError, TypeError):
-        return None
+        record = read_record(record_path(folder), RECORD, "TaylorSeer-DiT/sample_ddp.py")
+    except UserError:  # none, or one that nothing can be taken from
+        return {}
+    if record["settings"] != json.loads(json.dumps(claim)):
+        return {}
+    runs = record.get("runs") or [{name: value for name, value in record.items() if name not in SHARED}]
+    return {run["num_samples"]: run for run in runs}
+
+
+def with_run(runs: Mapping[int, dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """All runs of a record, by number of samples; of one number that which made the most of them, the last one among equals.
+
+    An .npz that the new run has written is of its number alone.
+    """
+    count, npz = new["num_samples"], new["npz"]
+    kept = max(new, runs.get(count, new), key=lambda run: run["num_made"])
+    others = [
+        run | {"npz": None} if run.get("npz") and Path(run["npz"]).name == Path(npz).name else run
+        for number, run in runs.items()
+        if number != count
+    ]
+    return sorted([*others, kept | {"npz": npz}], key=lambda run: run["num_samples"])
 
 
 def write_npz(path: Path, images: Iterable[np.ndarray], shape: tuple[int, int, int, int]) -> None:
@@ -157,7 +181,7 @@ def make_samples(
 
 
 def make(job: FidJob, world: World) -> dict[str, Any] | None:
-    """Make the images that are missing, the .npz and the record, which the first process returns.
+    """Make the images that are missing, the .npz and the record, of which the first process returns this run's part.
 
     UserError where they cannot be made.
     """
@@ -199,22 +223,26 @@ def make(job: FidJob, world: World) -> dict[str, Any] | None:
     seconds = time.perf_counter() - began
     npz, npz_shape = npz_path(folder, count), (count, *shape[:2], 3)
     write_npz(npz, kept_images(folder, count, shape), npz_shape)
-    record = {
+    earlier = earlier_runs(folder, claim)
+    shared = {
         "command": job.command,
         "settings": claim,
-        "units": "seconds: from the first model call to the last file, of the samples made by this run of the command",
+        "units": "seconds: from the first model call to the last file, of the num_made samples that a run of the command made, "
+        "null where it made none",
+    }
+    own = {
         "num_samples": count,
         "num_made": len(missing),
-        "seconds": seconds,
+        "seconds": seconds if missing else None,
         "num_processes": world.size,
         "ckpt": str(args.ckpt) if args.ckpt else None,
         "npz": str(npz),
         "npz_shape": npz_shape,
-        "run": run or earlier_run(folder),
+        "run": run or next(filter(None, (other.get("run") for other in earlier.values())), None),
         "conditions": conditions(world.device, torch_dtype(args.precision)),
     }
-    write_json(record_path(folder), record)
-    return record
+    write_json(record_path(folder), shared | {"runs": with_run(earlier, own)})
+    return shared | own
 
 
 def run(job: FidJob) -> None:
@@ -238,5 +266,6 @@ def run(job: FidJob) -> None:
         print(json.dumps(record))
         return
     made, seconds, size = record["num_made"], record["seconds"], record["num_processes"]
-    print(f"{count} images, {made} made now in {seconds:.1f} s by {size} process(es)")
+    now = f"{made} made now in {seconds:.1f} s by {size} process(es)" if made else "none made now"
+    print(f"{count} images, {now}")
     print(f"images: {folder}\nnpz: {record['npz']}\nrecord: {record_path(folder)}")

@@ -185,6 +185,30 @@ def test_a_run_goes_on_and_weights_on_the_host_change_no_byte(command, capsys, c
 
 
 @pytest.mark.slow
+def test_more_images_go_on_in_a_folder_and_others_at_their_numbers_do_not(command, capsys, checkpoint, tmp_path):
+    flags = ["--model", "debug", "--ckpt", checkpoint, "--num-steps", 6, "--interval", 3, "--batch-size", 2]
+
+    def sampled(folder: str, classes: str, per_class: int) -> tuple[int, str]:
+        more = ["--output-dir", tmp_path / folder, "--classes", classes, "--samples-per-class", per_class, "--resume"]
+        code, _, err = run(command, capsys, *flags, *more)
+        return code, err
+
+    def images(folder: str, classes: str, per_class: int) -> dict[str, bytes]:
+        code, err = sampled(folder, classes, per_class)
+        assert code == 0, err
+        return images_in(tmp_path / folder)
+
+    two, four = images("samples", "0,1", 1), images("samples", "0,1", 2)
+    assert (len(two), len(four)) == (2, 4)
+    assert two.items() <= four.items()
+    code, err = sampled("samples", "0,1,2", 1)
+    assert code == 2
+    assert "prompt 2 is '0' there and '2' here; choose another --output-dir" in err
+    assert images_in(tmp_path / "samples") == four
+    assert images("classes", "0,1", 1).items() <= images("classes", "0,1,2", 1).items()
+
+
+@pytest.mark.slow
 def test_compiled_steps_make_the_same_images(command, capsys, checkpoint, monkeypatch, num_graphs, tmp_path):
     """By graphs of full and of forecast steps; the others of the folder are then not taken for theirs."""
     monkeypatch.setattr(dit.pipeline, "compile_steps", partial(compile_steps, backend="eager"))

@@ -122,10 +122,11 @@ def test_the_folder_holds_images_alone_and_the_record_lies_beside(whole):
     claim = json.loads((state_folder(whole, FOLDER) / "claim.json").read_text())
     record = json.loads((whole / f"{FOLDER}.json").read_text())
     assert record["settings"] == claim
-    assert (record["num_samples"], record["num_made"], record["num_processes"]) == (NUM_SAMPLES, NUM_SAMPLES, 1)
-    assert record["run"]["full_steps"] == [0, 1, *range(5, 50, 4)]
-    assert record["conditions"]["device"]
-    assert record["seconds"] > 0
+    (made,) = record["runs"]
+    assert (made["num_samples"], made["num_made"], made["num_processes"]) == (NUM_SAMPLES, NUM_SAMPLES, 1)
+    assert made["run"]["full_steps"] == [0, 1, *range(5, 50, 4)]
+    assert made["conditions"]["device"]
+    assert made["seconds"] > 0
 
 
 @pytest.mark.slow
@@ -242,6 +243,49 @@ def test_a_smaller_number_leaves_the_larger_npz(whole, run, checkpoint, tmp_path
     assert after.pop(smaller.name)
     assert after == before
     assert np.array_equal(np.load(smaller)["arr_0"], np.load(whole / f"{FOLDER}.npz")["arr_0"][:5])
+
+
+def test_a_record_holds_a_run_of_every_number_of_samples(command, checkpoint, tmp_path, capsys):
+    def recorded(count: int, *more: object) -> dict[int, tuple[int, float | None, str | None]]:
+        command.main(arguments(checkpoint, tmp_path, "--num-steps", 4, "--num-fid-samples", count, *more))
+        (path,) = tmp_path.glob("*.json")
+        runs = json.loads(path.read_text())["runs"]
+        assert all(run["run"] and run["conditions"] for run in runs)
+        return {
+            run["num_samples"]: (run["num_made"], run["seconds"], run["npz"] and Path(run["npz"]).name) for run in runs
+        }
+
+    def name(more: str = "") -> str:
+        return FOLDER.replace("steps-50", "steps-4") + f"{more}.npz"
+
+    first = recorded(6)
+    assert (list(first), first[6][0], first[6][2]) == ([6], 6, name())
+    capsys.readouterr()
+    assert recorded(2) == {2: (0, None, name("-2")), **first}
+    assert "2 images, none made now\n" in capsys.readouterr().out
+    third = recorded(8)
+    assert third == {2: (0, None, name("-2")), 6: (*first[6][:2], None), 8: (2, third[8][1], name())}
+    assert recorded(6) == third | {6: (*first[6][:2], name("-6"))}
+    next(tmp_path.glob("*/000007.png")).unlink()
+    assert recorded(8)[8] == third[8], "the time of more samples stands"
+    again = recorded(8, "--no-resume")
+    assert again[8][0] == 8
+    assert again[6] == (*first[6][:2], name("-6"))
+
+
+def test_what_an_earlier_version_recorded_is_added_to(command, checkpoint, tmp_path):
+    flags = arguments(checkpoint, tmp_path, "--num-steps", 4)
+    command.main([*flags, "--num-fid-samples", "4"])
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    (made,) = record.pop("runs")
+    path.write_text(json.dumps(record | made))
+    command.main([*flags, "--num-fid-samples", "3"])
+    smaller, larger = json.loads(path.read_text())["runs"]
+    assert (smaller["num_samples"], larger) == (3, made)
+    path.write_text(json.dumps({"settings": {}, "runs": [made]}))
+    command.main([*flags, "--num-fid-samples", "3"])
+    assert [run["num_samples"] for run in json.loads(path.read_text())["runs"]] == [3], "of other samples"
 
 
 def test_all_are_made_again_where_none_is_to_be_kept(whole, command, checkpoint, tmp_path, capsys):

@@ -3,7 +3,8 @@
 On CPUs PyTorch divides the elements evenly among threads. Each takes its share in steps of 32 or fewer, with vector
 instructions, and what is left at the end of it one by one, with functions of the C library that round otherwise. So that
 nothing is left, work is given here in runs whose shares are whole rows; what is promised holds for widths that are
-multiples of 32, as those of all models are. Of the operations of the backbones these two alone need such care.
+multiples of 32, as those of all models are. Of the operations of the backbones these two and products of few rows
+(`seerkit.layers.few_rows`) alone need such care.
 """
 
 from collections.abc import Callable

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cache_dic import GateFactors
 from seerkit.layers.activations import SiLU
+from seerkit.layers.few_rows import among_rows
 
 SLICE_BYTES = 256 * 2**20  # held at most by each kind of row
 
@@ -38,12 +39,13 @@ def project(linear: nn.Linear, c: Tensor, count: int, rows: slice = slice(None))
     that is more than its weights, as one with hooks or an adapter around it, is called.
     """
     if not _is_plain(linear):
-        return linear(c).unflatten(-1, (count, -1))[..., rows, :]
+        return among_rows(linear, c).unflatten(-1, (count, -1))[..., rows, :]
     weight, bias = (
         part.unflatten(0, (count, -1))[rows].flatten(0, 1).to(c.device, non_blocking=True)
         for part in (linear.weight, linear.bias)
     )
-    return F.linear(c, weight, bias).unflatten(-1, (len(range(count)[rows]), -1))
+    product = among_rows(lambda c: F.linear(c, weight, bias), c)
+    return product.unflatten(-1, (len(range(count)[rows]), -1))
 
 
 def last_outputs(layer: nn.Module, x: Tensor, width: int) -> Tensor:

@@ -71,7 +71,7 @@ class _Made:
         self.args.num_steps = row.num_steps
         self.shard = SHARD[family.makes]
         self.job = family.job("eval/validate_measures.py", self.args, list(prompts[: self.shard]), {})
-        self.settings = {name: value for name, value in self.job.settings.items() if name not in (PROMPTS, "per_class")}
+        self.settings = {name: value for name, value in self.job.settings.items() if name != PROMPTS}
         contents = digests(self.job.find(world))
         claim = make_claim(self.settings, contents, row.cache, row.num_steps, None, self.job.dtype, world.device)
         self.claim = json.loads(json.dumps({**claim, "shard": self.shard}))
