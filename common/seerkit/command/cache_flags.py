@@ -26,6 +26,7 @@ from cache_dic.schedule import SEARCHED
 from cache_dic.searched import is_schedule_file
 from seerkit.command.cli import Parser, non_negative_int, positive_float, positive_int
 from seerkit.devices.dtypes import DTYPES, torch_dtype
+from seerkit.io.files import read_text
 
 if TYPE_CHECKING:
     from cache_dic import Cache
@@ -313,8 +314,8 @@ def load_plugin(path: Path) -> set[str]:
     module.__file__, module.__package__ = str(path), ""
     try:
         with run_of_user_code("--plugin", str(path)):
-            text = path.read_bytes()
-            vars(module)["__digest__"] = hashlib.sha256(text).hexdigest()[:16]
+            text = read_text(path)
+            vars(module)["__digest__"] = hashlib.sha256(text.encode()).hexdigest()[:16]
             exec(compile(text, path, "exec", dont_inherit=True), vars(module))
             if set(METHODS) == others[0]:
                 raise UserError("registered no method; decorate a class with cache_dic.register(name)")
