@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cache_dic import Cache
 from evaluation.steps import most_sources, take_step, touch_table
+from seerkit.layers.few_rows import unfilled
 from seerkit.sampling.workload import Case
 
 # Besides views, which their schema tells: memory that is taken and not written, and views that are not marked as such.
@@ -58,7 +59,7 @@ def count_operations(function: Callable[[], Any]) -> int:
     of dtype and a value brought to the host are. The count is the same on every device, the meta device too, wherever they
     take composite operations apart alike; each is at least one kernel on an accelerator that runs eagerly.
     """
-    with Operations() as operations:
+    with unfilled(), Operations() as operations:
         function()
     return operations.count
 

@@ -20,6 +20,7 @@ from cache_dic.partial_run import OBSERVERS, PartialRun, Work
 from cache_dic.plan import OpenPlan
 from cache_dic.run import numbers_of
 from cache_dic.site import Addition
+from seerkit.layers.few_rows import unfilled
 from seerkit.sampling.branches import Branches
 from seerkit.sampling.outline import CallShapes, outline, outlined_runs
 from seerkit.sampling.published import PartialCounts
@@ -39,7 +40,7 @@ Shapes = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 
 def count_flops(function: Callable[[], Any]) -> int:
     """Operations of the matrix products, convolutions and attention calls that `function` performs."""
-    with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter, torch.no_grad():
+    with unfilled(), FlopCounterMode(display=False, custom_mapping=COUNTED) as counter, torch.no_grad():
         function()
     return counter.get_total_flops()
 
