@@ -9,8 +9,8 @@
    well of the moves, while samples come nearer to the uncached ones. Lists race: one is sampled on further samples only while
    it may still be the best.
 4. Corrections of the weights are fitted: in the model of a run; or, with a run for each of them, to the final latents of
-   sampled runs, by a Gauss-Newton step whose derivatives are differences of runs. How far that goes, and whether it is taken, is
-   decided on samples that it was not fitted to.
+   sampled runs, by a Gauss-Newton step whose derivatives are differences of runs. How far that goes, and whether it is taken,
+   is decided on samples that it was not fitted to.
 
 What was sampled is kept in a folder beside the output; a killed calibration goes through it again and goes on where it ended.
 """
