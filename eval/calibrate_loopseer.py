@@ -24,6 +24,7 @@ python eval/calibrate_loopseer.py --model wan-tiny --full-steps 7 --samples 4 --
 python eval/calibrate_loopseer.py --model flux-dev --full-steps 10 --calibration-prompts prompts.txt --offload --dry-run
 """
 ALL_FORMS, FITS = ("folded", "hidden", "output"), ("none", "teacher", "model", "closed")
+DEFAULT_FIT = "closed"
 BASES = {"taylor": (1, 2, 3, 4), "newton": (1, 2, 3), "foca": (2,)}
 USUAL = {"taylor": (1, 2, 3, 4), "newton": (2,), "foca": (2,)}
 """Tried where neither basis nor order is asked for; every one costs a sampled run or more."""
@@ -52,7 +53,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], P
     caching.add_argument(
         "--fit",
         choices=FITS,
-        help="of corrections: none, to uncached runs, to the model of a run, or to sampled runs (default: model, none of too "
+        help="of corrections: none, to uncached runs, to the model of a run, or to sampled runs (default: closed, none of too "
         "few samples)",
     )
     caching.add_argument(
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         dampings=loopseer.DAMPINGS if asked.damping is None else (asked.damping,),
         full_steps=given,
         limit=asked.lists,
-        fit=asked.fit or "model",
+        fit=asked.fit or DEFAULT_FIT,
         seed=asked.seed,
         out=out,
         command_line=shlex.join(["python", "eval/calibrate_loopseer.py", *asked.command_line]),

@@ -35,6 +35,7 @@ CALIBRATION = {
         ],
     ),
     "made_with": (None, {"prompts": (None, [str])}),
+    "searched_for": (None, {"fit": (None, str)}),
 }
 """What is read here of a file, which `cache_dic.methods.loopseer` reads for itself."""
 
@@ -63,6 +64,11 @@ class Calibration:
         """Of its forecasts, 1 for none."""
         found = self.data.get("damping")
         return 1.0 if found is None else found
+
+    @property
+    def fit(self) -> str:
+        """Of its corrections."""
+        return (self.data.get("searched_for") or {}).get("fit") or "model"
 
     @property
     def is_published(self) -> bool:

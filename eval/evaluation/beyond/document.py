@@ -188,15 +188,15 @@ def search(_: Path) -> str:
         weights += f", damping {one.damping:g}" if one.damping != 1 else ""
         gain = one.gain_of_corrections()
         unseen = "–" if gain is None else f"{gain:+.2f}"
-        cells.append([data["model"], str(one.count), str(len(one.seen)), *found, unseen, weights])
-    header = ["model", "full steps", "samples", *STAGES.values(), "by corrections, unseen", "form and weights"]
+        cells.append([data["model"], str(one.count), str(len(one.seen)), *found, unseen, one.fit, weights])
+    header = ["model", "full steps", "samples", *STAGES.values(), "by corrections, unseen", "fit", "form and weights"]
     told = (
         "energy of the uncached final latents over that of the difference, in dB, the mean over the calibration samples, of "
         "the best after each stage, and of the two lists that every search begins with, at the published order; –: there was "
         "no such stage, as where the list was given, or no such list; by corrections, unseen: the most that samples gained by "
         "corrections that were fitted to others"
     )
-    return "\n\n".join([markdown_table(header, cells, left=(0, len(header) - 1)), noted(told)])
+    return "\n\n".join([markdown_table(header, cells, left=(0, len(header) - 2, len(header) - 1)), noted(told)])
 
 
 def number_by_sample(results: Path) -> str:

@@ -62,7 +62,7 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
     """The whole method, and calibrations for as many full steps with one part changed each. flags: of model and sampling."""
     listed = ("--list", _written(one.full_steps))
     form, basis, order = (str(one.data[name]) for name in ("engine", "basis", "max_order"))
-    damping, own_fit = f"{one.damping:g}", one.data.get("searched_for", {}).get("fit", "model")
+    damping = f"{one.damping:g}"
     undamped = (*listed, "--form", form, "--basis", basis)
     fixed = (*undamped, "--damping", damping)
     lists = {
@@ -75,7 +75,7 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
         *[
             ("weights", what, (*fixed, "--max-order", order, "--fit", fit))
             for fit, what in FITS.items()
-            if fit != own_fit
+            if fit != one.fit
         ],
         *[("form", other, (*listed, "--form", other)) for other in FORMS if other != form],
         *[("order", other, (*fixed, "--max-order", other)) for other in ORDERS[basis] if other != order],
@@ -96,7 +96,7 @@ def ablations(one: Calibration, model: str, setup: Setup, folder: Path, flags: S
         if one.seen and "--samples" not in own:
             own = (*own, "--samples", str(len(one.seen)))
         if "--fit" not in own:
-            own = (*own, "--fit", own_fit)
+            own = (*own, "--fit", one.fit)
         name = f"{model}-{one.count}-{group}-{label}".replace("/", "-").replace(" ", "-").replace("'", "")
         cases.append(Case(group=group, label=label, calibration=folder / f"{name}.json", make=(*own, *flags)))
     return cases
