@@ -1,6 +1,7 @@
 """Whether measures mean something: estimates against closed forms, ladders, rules, and the command from end to end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from evaluation.validation.estimates import (
     needed,
     spearman,
 )
+from evaluation.validation.study import Study
 from seerkit.io.records import misfit
 
 
@@ -308,6 +310,20 @@ def test_records_of_the_repository_are_of_the_form_and_their_verdicts_follow_fro
 
 def test_psnr_passes_on_every_embedded_model_so_that_its_column_need_not_ask():
     assert all(rules.is_shown(model, "psnr", 2) for model in CANDIDATES)
+
+
+@pytest.mark.parametrize(("values", "passes"), [((42.0, 32.0, 31.8), True), ((42.0, 39.0, 42.2), False)])
+def test_a_distance_to_a_sample_may_level_off_but_must_fall_in_all(values, passes):
+    """Every frame for two, four and eight frames: of eight, the last two differ from the sample by nearly as much."""
+    draw = np.random.default_rng(0).normal(0, 1, 50)
+    noise = draw - draw.mean()
+    candidate = replace(next(one for one in CANDIDATES["wan-tiny"] if one.name == "psnr"), sees=("frames repeated",))
+    study = object.__new__(Study)
+    rungs = dict(zip(("frames repeated 2", "frames repeated 4", "frames repeated 8"), values, strict=True))
+    study.estimates = {"psnr": {name: mean_estimate(value + noise) for name, value in rungs.items()}}
+    study._worse = lambda _, rung, than: mean_estimate(rungs[than] - rungs[rung] + noise)
+    (ladder,) = study._ladders(candidate)
+    assert ladder["passes"] == passes
 
 
 def test_candidates_are_told_apart_and_see_ladders_that_there_are():

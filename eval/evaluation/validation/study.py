@@ -218,7 +218,8 @@ class Study:
                 figure(self._worse(candidate, rung, than)) if than else None
                 for rung, than in zip(rungs, before, strict=True)
             ]
-            real = steps if candidate.kind == PAIRED else [figure(self._worse(candidate, rungs[-1], REAL))]
+            # A real sample has no distance from itself, so that the last rung is held against the first.
+            whole = figure(self._worse(candidate, rungs[-1], rungs[0] if candidate.kind == PAIRED else REAL))
             estimates = self.estimates[candidate.name]
             found.append(
                 {
@@ -231,7 +232,7 @@ class Study:
                     "spearman": _known(
                         spearman(strengths, [-candidate.best * estimates[rung].value for rung in rungs])
                     ),
-                    "passes": rules.climbs([step for step in steps if step], real[-1]),
+                    "passes": rules.climbs([step for step in steps if step], whole),
                 }
             )
         return found
