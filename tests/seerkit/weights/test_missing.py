@@ -16,6 +16,7 @@ import flux.pipeline
 import hidream.pipeline
 import hunyuan_video.pipeline
 import wan.pipeline
+from evaluation.jobs import digests
 from seerkit.command.cli import run_command
 from seerkit.weights.checkpoints import NotFoundError, Published
 from seerkit.weights.missing import MissingError, Part, find_parts
@@ -251,3 +252,12 @@ def test_the_commands_put_everything_where_it_is_looked_for(model, tmp_path):
     found = find()
     assert len([key for key in found if key != "first frame"]) == number
     assert all(path.is_file() for paths in found.values() for path in paths)
+
+    before = digests(found)
+    for part, (*_, path) in found.items():
+        if part == "first frame":
+            continue
+        path.write_bytes(path.read_bytes() + b" ")
+        after = digests(find())
+        assert [name for name in before if before[name] != after[name]] == [part], "claims tell contents part by part"
+        before = after
