@@ -34,7 +34,8 @@ def runs(run_script, tmp_path: Path, script: str, *flags: object) -> tuple[Path,
 
 
 def test_videos_of_wan(run_script, tmp_path):
-    flags = ("--prompt", "bag", "red star moving left on black", "--batch-size", 1, "--keep-latents")
+    captions = ("blue cross growing on grey", "red star moving left on black")
+    flags = ("--prompt", *captions, "--batch-size", 1, "--keep-latents", "--set", "by_branch=false")
     one, two = runs(run_script, tmp_path, "TaylorSeer-Wan2.1/generate.py", *flags)
     files = sorted(one.rglob("*.safetensors"))
     assert len(files) == 2
