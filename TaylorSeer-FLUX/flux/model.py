@@ -47,7 +47,7 @@ class MLPEmbedder(nn.Module):
         self.out_layer = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_layer(silu(self.in_layer(x.to(self.in_layer.weight.dtype))))
+        return among_rows(lambda x: self.out_layer(silu(self.in_layer(x))), x.to(self.in_layer.weight.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -247,11 +247,9 @@ class Flux(nn.Module):
         if (guidance is None) == self.config.guidance_embed:
             has = "needs" if self.config.guidance_embed else "takes no"
             raise UserError(f"this model {has} guidance (FluxConfig.guidance_embed = {self.config.guidance_embed})")
-        times = timestep_embedding(TIME_FACTOR * timesteps.float(), FREQUENCY_DIM)
-        c = among_rows(self.time_in, times) + among_rows(self.vector_in, y)
+        c = self.time_in(timestep_embedding(TIME_FACTOR * timesteps.float(), FREQUENCY_DIM)) + self.vector_in(y)
         if guidance is not None:
-            weights = timestep_embedding(TIME_FACTOR * guidance.float(), FREQUENCY_DIM)
-            c = c + among_rows(self.guidance_in, weights)
+            c = c + self.guidance_in(timestep_embedding(TIME_FACTOR * guidance.float(), FREQUENCY_DIM))
         return silu(c)
 
     def modulation(self, c: Tensor) -> TwoStreamModulation:

@@ -58,7 +58,7 @@ class Embedder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layers = self.get_submodule(self.name)
         first, second = layers["linear_1"], layers["linear_2"]
-        return second(silu(first(x.to(first.weight.dtype))))
+        return among_rows(lambda x: second(silu(first(x))), x.to(first.weight.dtype))
 
 
 class FeedForward(nn.Module):
@@ -356,8 +356,7 @@ class HiDream(nn.Module):
 
         timesteps: (B,) or (S, 1), from 1000, noise, to 0; pooled (B, text_emb_dim). Returns (B, D) or (S, B, D).
         """
-        time = among_rows(self.t_embedder, timestep_embedding(timesteps, FREQUENCY_DIM))
-        return silu(time + among_rows(self.p_embedder, pooled))
+        return silu(self.t_embedder(timestep_embedding(timesteps, FREQUENCY_DIM)) + self.p_embedder(pooled))
 
     def modulation(self, c: Tensor) -> TwoStreamModulation:
         """Modulation of one step for conditions c (B, D)."""

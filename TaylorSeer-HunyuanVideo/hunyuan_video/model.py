@@ -104,7 +104,7 @@ class MLPEmbedder(nn.Module):
         self.out_layer = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_layer(silu(self.in_layer(x.to(self.in_layer.weight.dtype))))
+        return among_rows(lambda x: self.out_layer(silu(self.in_layer(x))), x.to(self.in_layer.weight.dtype))
 
 
 class TextProjection(nn.Module):
@@ -114,7 +114,7 @@ class TextProjection(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(silu(self.linear_1(x)))
+        return among_rows(lambda x: self.linear_2(silu(self.linear_1(x))), x)
 
 
 class Mlp(nn.Module):
@@ -173,7 +173,7 @@ class TokenRefiner(nn.Module):
             text = text.masked_fill(~mask.unsqueeze(-1), 0)  # whatever stands in the padding, NaN too, stays out
         count = text.shape[1] if mask is None else mask.sum(dim=1, keepdim=True)
         mean = text.sum(dim=1, dtype=torch.promote_types(text.dtype, torch.float32)) / count
-        c = self.t_embedder(t) + among_rows(self.c_embedder, mean.to(text.dtype))  # (B, D)
+        c = self.t_embedder(t) + self.c_embedder(mean.to(text.dtype))  # (B, D)
         x = self.input_embedder(text)
         for block in self.individual_token_refiner["blocks"]:
             x = block(x, c, mask)
@@ -373,7 +373,7 @@ class HunyuanVideo(nn.Module):
             raise UserError(
                 f"this model {has} guidance (HunyuanVideoConfig.guidance_embed = {self.config.guidance_embed})"
             )
-        c = self.time_in(t) + among_rows(self.vector_in, text_states_2)
+        c = self.time_in(t) + self.vector_in(text_states_2)
         if guidance is not None:
             c = c + self.guidance_in(guidance)
         return silu(c)
